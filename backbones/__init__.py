@@ -1,0 +1,1 @@
+"""The built-in backbones with their codecs and text encoders."""

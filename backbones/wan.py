@@ -1,0 +1,200 @@
+"""Wan as a backbone: diffusers' own model that reads memory in its self-attention."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from ..core.backbone import Backbone, target_positions
+from ..core.calls import Cache, Call, Context, ContextCall, RememberCall, VelocityCall
+from ..core.fit import Fit, pad_to
+from ..core.grid import Geometry
+from ..core.lora import LoRA
+from ..core.memory import Part
+from ..core.text import Text
+from . import wan_ends as ends
+from . import wan_files, wan_lora
+from .wan_block import Keys, Masks, MemoryBlock, Stream
+from .wan_rotary import Rotary, rotary
+
+
+class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
+    """Wan 2.x with memory. Without memory it is diffusers' model to the bit.
+
+    Memory and targets are two streams through the same blocks, each with its own time; memory is
+    dropped before the head. `full`: both see both, and both read the prompt, as the frames of one
+    longer video would. `isolated`: memory sees memory only and no prompt, at a constant time, so
+    that its keys and values serve every step, both guidance branches and every prompt.
+
+    Subclasses say in `load` what their spec means; `setup` must be set before the first call.
+    """
+
+    _no_split_modules = ["MemoryBlock"]
+    _repeated_blocks = ["MemoryBlock"]
+    # diffusers' plan names arguments of its own forward: refuse instead of splitting wrongly.
+    _cp_plan = None
+    setup: ends.Setup
+
+    if TYPE_CHECKING:  # what diffusers gives is not typed
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    # `wraps` keeps diffusers' signature, which its config loader reads.
+    @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.blocks = nn.ModuleList(
+            MemoryBlock.of(self.config) for _ in range(self.config.num_layers)
+        )
+
+    @property
+    def geometry(self) -> Geometry:
+        """Shapes as built."""
+        return self.setup.geometry
+
+    def fit(self) -> Fit:
+        """Give what compressors may know: shapes and a detached copy of the first projection."""
+        weight, bias = (x.detach().clone() for x in self.fitted())
+        return Fit(geometry=self.geometry, patch_weight=weight, patch_bias=bias)
+
+    def fitted(self) -> list[Parameter]:
+        """Give the parameters that `fit` copies."""
+        return list(self.patch_embedding.parameters())
+
+    def blank_text(self, batch: int, length: int) -> Text:
+        """Give empty embeddings `[batch, length, E]` of the width that `context` reads."""
+        shape = (batch, length, self.config.text_dim)
+        empty = torch.zeros(shape, device=self.device, dtype=self.dtype)
+        return Text(embeddings=empty, mask=empty.new_ones(shape[:2], dtype=torch.bool))
+
+    def add_lora(self, lora: LoRA) -> None:
+        """Freeze the model and add trainable adapters; at the start outputs do not change."""
+        wan_lora.add(self, lora)
+
+    def adapters(self) -> dict[str, Parameter]:
+        """Give the LoRA parameters by name, such as `blocks.0.attn1.to_q.lora_A.weight`."""
+        return wan_lora.adapters(self)
+
+    def save_adapters(self, path: Path) -> None:
+        """Write the LoRA as one safetensors file with diffusers' keys and metadata."""
+        wan_lora.save(self, path)
+
+    def load_adapters(self, path: Path) -> None:
+        """Read a LoRA in diffusers' keys, into the adapters here or as new ones."""
+        wan_lora.load(self, path)
+
+    def save_weights(self, folder: Path) -> None:
+        """Write a diffusers checkpoint of `WanTransformer3DModel`."""
+        wan_files.save(self, folder)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Turn gradient checkpointing on or off."""
+        self.enable_gradient_checkpointing() if on else self.disable_gradient_checkpointing()
+
+    def forward(self, call: Call) -> Cache | Context | Tensor:
+        """Answer one of the three calls."""
+        if isinstance(call, RememberCall):
+            return self._remember(call)
+        if isinstance(call, ContextCall):
+            return self._context(call)
+        return self._velocity(call)
+
+    def _remember(self, call: RememberCall) -> Cache:
+        if self.setup.attention != "isolated":
+            raise ValueError("full attention has no cache: memory sees targets at every step")
+        if call.cache is not None:
+            raise ValueError("isolated attention cannot append: that needs isolated-causal")
+        part = call.memory.joined()
+        if part is None:
+            return ends.empty_cache(self.device)
+        stream, masks = self._memory_stream(part, None), ends.masks_of(part.valid, 0, self.device)
+        _, kept = self._run(None, stream, None, None, masks)
+        return Cache(
+            keys=tuple(keys.key for keys in kept),
+            values=tuple(keys.value for keys in kept),
+            positions=part.positions,
+            valid=part.valid,
+        )
+
+    def _context(self, call: ContextCall) -> Context:
+        embeddings = call.text.embeddings.to(self.device, self.dtype)
+        projected = self.condition_embedder.text_embedder(embeddings)
+        text = attrs.evolve(call.text, embeddings=projected)
+        if not isinstance(call.memory, Cache):
+            return Context(text=text, memory=call.memory.joined())
+        if self.setup.attention != "isolated":
+            raise ValueError("full attention reads memory, not a cache")
+        return Context(text=text, cache=call.memory if call.memory.length else None)
+
+    def _velocity(self, call: VelocityCall) -> Tensor:
+        ends.check_call(call, self.setup.time)
+        patch, (height, width) = self.geometry.patch, call.noisy.shape[-2:]
+        noisy = pad_to(call.noisy, patch.height, patch.width).to(self.device, self.dtype)
+        hidden = self.patch_embedding(noisy)
+        grid = hidden.shape[2:]
+        hidden = hidden.flatten(2).transpose(1, 2).contiguous()  # [B, N, D]
+        by_token = self.setup.time == "token"
+        t = ends.each_token(call.t, grid[0], grid[1] * grid[2]) if by_token else call.t
+        temb, modulation = ends.embed_time(self.condition_embedder, t, noisy)
+        turns = self._rotary(target_positions(call.frames, grid[1], grid[2]))
+        out = self._read(Stream(hidden, modulation, turns), call)
+        out = ends.modulate_out(out, temb, self.scale_shift_table, self.norm_out)
+        latents = ends.unpatchify(self.proj_out(out), grid, self.config.patch_size)
+        return latents[..., :height, :width]
+
+    def _read(self, target: Stream, call: VelocityCall) -> Tensor:
+        context, memory, masks = call.context, None, None
+        held = context.cache or context.memory
+        if held is not None:
+            masks = ends.masks_of(held.valid, target.hidden.shape[1], self.device)
+        if context.memory is not None:
+            memory = self._memory_stream(context.memory, call.t)
+        past = None if context.cache is None else ends.pairs(context.cache)
+        return cast(Tensor, self._run(target, memory, context.text.embeddings, past, masks)[0])
+
+    def _run(
+        self,
+        target: Stream | None,
+        memory: Stream | None,
+        text: Tensor | None,
+        past: Sequence[Keys] | None,
+        masks: Masks | None,
+    ) -> tuple[Tensor | None, list[Keys]]:
+        # One call a block, so that whatever hooks blocks (offload, FSDP) moves weights once.
+        joint, kept = self.setup.attention == "full", []
+        for i, block in enumerate(self.blocks):
+            cached, last = past[i] if past else None, i == len(self.blocks) - 1
+            out, own, keys = ends.through(
+                self, block, target, memory, text, cached, masks, joint, last
+            )
+            if target is None:
+                kept.append(keys)
+            else:
+                target = target._replace(hidden=out)
+            memory = memory._replace(hidden=own) if memory and not last else None
+        return target.hidden if target else None, kept
+
+    def _memory_stream(self, part: Part, t: Tensor | None) -> Stream:
+        tokens = part.tokens.to(self.device, self.dtype)
+        if not bool(part.valid.all()):  # padding may hold anything, and 0 · NaN is NaN
+            tokens = tokens.masked_fill(~part.valid.to(tokens.device)[..., None], 0.0)
+        if self.setup.memory_time is not None:
+            t = torch.full((1,), self.setup.memory_time, device=tokens.device)
+        if t is None or t.ndim > 1:
+            raise ValueError("t differs by frame, so memory cannot share it: set memory_time")
+        # All memory of a sample has one time, so [B, 6, D] serves where targets have [B, N, 6, D].
+        _, modulation = ends.embed_time(self.condition_embedder, t, tokens)
+        return Stream(tokens, modulation, self._rotary(part.positions))
+
+    def _rotary(self, positions: Tensor) -> Rotary:
+        return Rotary(
+            *(x.to(self.device) for x in rotary(positions, self.config.attention_head_dim))
+        )

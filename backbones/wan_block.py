@@ -1,0 +1,170 @@
+"""The transformer block of Wan with a second stream for memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch import Tensor
+
+from .wan_rotary import Rotary, rotate
+
+# Tuples, not attrs: offload hooks move the tensors of tuples to the block's device.
+
+
+class Stream(NamedTuple):
+    """Tokens on their way through the blocks.
+
+    Attributes:
+        hidden: `[B, N, D]`.
+        modulation: of their time, `[B or 1, 6, D]` or, for each token, `[B, N, 6, D]`.
+        rotary: of their positions.
+    """
+
+    hidden: Tensor
+    modulation: Tensor
+    rotary: Rotary
+
+
+class Keys(NamedTuple):
+    """Keys (turned) and values of tokens, `[B, N, heads, head width]` each."""
+
+    key: Tensor
+    value: Tensor
+
+
+class Masks(NamedTuple):
+    """Which keys are real, bool; only where a batch of memories is ragged.
+
+    Attributes:
+        memory: of memory alone, `[B, M]`, never empty in a row (softmax over nothing is NaN).
+        all: of memory and targets, `[B, M + N]`.
+    """
+
+    memory: Tensor
+    all: Tensor
+
+
+class Entered(NamedTuple):
+    """A stream at the door of attention; `gates` are the six modulation values."""
+
+    query: Tensor | None
+    keys: Keys
+    gates: tuple[Tensor, ...]
+
+
+class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
+    """Wan's block for two streams; same parameters, and without memory the same bits.
+
+    Each stream has its own modulation and meets the other in self-attention only, as keys.
+    """
+
+    @classmethod
+    def of(cls, config: Any) -> MemoryBlock:
+        """Give a block of the model that a diffusers config describes."""
+        return cls(
+            config.num_attention_heads * config.attention_head_dim,
+            config.ffn_dim,
+            config.num_attention_heads,
+            config.qk_norm,
+            config.cross_attn_norm,
+            config.eps,
+            config.added_kv_proj_dim,
+        )
+
+    def forward(
+        self,
+        target: Stream | None,
+        memory: Stream | None = None,
+        text: Tensor | None = None,
+        past: Keys | None = None,
+        masks: Masks | None = None,
+        joint: bool = False,
+        last: bool = False,
+    ) -> tuple[Tensor | None, Tensor | None, Keys | None]:
+        """Give the hidden tokens of targets and memory, and the memory's keys.
+
+        Args:
+            target: the noisy tokens; None to run memory alone.
+            memory: its tokens; None where there is none, or where `past` stands for them.
+            text: projected prompts `[B, L, D]`, for targets (and memory, if joint).
+            past: keys and values of memory in this block, from a cache.
+            masks: of keys, or None where all are real.
+            joint: memory sees targets and text too (`full`); else memory alone (`isolated`).
+            last: no block follows, so memory's hidden tokens are not made (None).
+        """
+        own = None if memory is None else self._enter(memory, ask=not last)
+        new = None if target is None else self._enter(target)
+        kept = past if own is None else own.keys
+        seen = _beside(kept, None if new is None else new.keys)
+        every = None if masks is None else masks.all
+        out = None if new is None or target is None else self._leave(target, new, seen, every, text)
+        if own is None or memory is None or last:
+            return out, None, kept
+        if joint:
+            return out, self._leave(memory, own, seen, every, text), kept
+        alone = None if masks is None else masks.memory
+        return out, self._leave(memory, own, own.keys, alone, None), kept
+
+    def _enter(self, stream: Stream, ask: bool = True) -> Entered:
+        hidden = stream.hidden
+        gates = self._gates(stream.modulation)
+        shift, scale = gates[:2]
+        x = (self.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        heads = (self.attn1.heads, -1)
+        query = None
+        if ask:
+            query = self.attn1.norm_q(self.attn1.to_q(x)).unflatten(2, heads)
+            query = rotate(query, stream.rotary)
+        key = self.attn1.norm_k(self.attn1.to_k(x)).unflatten(2, heads)
+        value = self.attn1.to_v(x).unflatten(2, heads)
+        return Entered(query, Keys(rotate(key, stream.rotary), value), gates)
+
+    def _gates(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        # One time a sample: [B, 6, D]; one a token: [B, N, 6, D] (the 5B's pipeline).
+        if modulation.ndim == 3:
+            return (self.scale_shift_table + modulation.float()).chunk(6, dim=1)  # type: ignore[no-any-return]
+        parts = (self.scale_shift_table.unsqueeze(0) + modulation.float()).chunk(6, dim=2)
+        return tuple(part.squeeze(2) for part in parts)
+
+    def _leave(
+        self, stream: Stream, entered: Entered, seen: Keys, mask: Tensor | None, text: Tensor | None
+    ) -> Tensor:
+        hidden = stream.hidden
+        _, _, gate, c_shift, c_scale, c_gate = entered.gates
+        hidden = (hidden.float() + self._attend(entered, seen, mask) * gate).type_as(hidden)
+        if text is not None:
+            x = self.norm2(hidden.float()).type_as(hidden)
+            hidden = hidden + self.attn2(x, text, None, None)
+        x = (self.norm3(hidden.float()) * (1 + c_scale) + c_shift).type_as(hidden)
+        out: Tensor = hidden.float() + self.ffn(x).float() * c_gate
+        return out.type_as(hidden)
+
+    def _attend(self, entered: Entered, seen: Keys, mask: Tensor | None) -> Tensor:
+        # The processor only tells which backend the user chose; nothing is ever kept on it.
+        processor = self.attn1.processor
+        out = dispatch_attention_fn(
+            entered.query,
+            seen.key,
+            seen.value,
+            attn_mask=mask,
+            dropout_p=0.0,
+            is_causal=False,
+            backend=processor._attention_backend,
+            parallel_config=processor._parallel_config,
+        )
+        out = out.flatten(2, 3).type_as(entered.query)
+        project, dropout = self.attn1.to_out
+        return dropout(project(out))  # type: ignore[no-any-return]
+
+
+def _beside(first: Keys | None, second: Keys | None) -> Keys:
+    if first is None or second is None:
+        given = first or second
+        assert given is not None, "a block needs targets or memory"
+        return given
+    return Keys(
+        torch.cat([first.key, second.key], dim=1), torch.cat([first.value, second.value], dim=1)
+    )

@@ -1,0 +1,107 @@
+"""Wan's weights: random from a seed, or from and to a diffusers folder."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors import SafetensorError
+
+from ..core.errors import UserError
+from ..core.files import read_json, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from .wan import Wan
+
+W = TypeVar("W", bound="Wan")
+CLASS = "WanTransformer3DModel"
+CHECKPOINT = "diffusers checkpoint (config.json and safetensors files)"
+
+
+def random_model(cls: type[W], config: Mapping[str, Any], seed: int) -> W:
+    """Give a model with diffusers' own initialisation; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: W = cls(**config)
+    model.eval()
+    return model
+
+
+def pretrained_model(
+    cls: type[W], config: Mapping[str, Any], folder: Path, dtype: torch.dtype
+) -> W:
+    """Give the model that a diffusers folder holds; pickles are never read.
+
+    Args:
+        cls: to build.
+        config: what the folder's config must say; other keys are free.
+        folder: with config.json and safetensors files.
+        dtype: of the parameters.
+
+    Raises:
+        UserError: no such folder, no diffusers checkpoint, another class, another shape, or
+            weights that are damaged or do not fit their config.
+    """
+    check_folder(folder, config)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model, info = cls.from_pretrained(
+                str(folder),
+                torch_dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"weights {folder} cannot be read: {first_line(error)}") from error
+    missing = info["missing_keys"]
+    if missing:
+        raise UserError(f"weights {folder} lack {len(missing)} tensors, such as {min(missing)}")
+    return model  # type: ignore[no-any-return]
+
+
+def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder that is no diffusers checkpoint of a Wan of this shape, with a UserError."""
+    if not folder.is_dir():
+        raise UserError(f"weights {folder}: no such folder; name one with a {CHECKPOINT}")
+    found = read_json(folder / "config.json", CHECKPOINT)
+    if not isinstance(found, dict) or not any(folder.glob("*.safetensors")):
+        raise UserError(f"weights {folder} hold no safetensors files: this is no {CHECKPOINT}")
+    if found.get("_class_name") != CLASS:
+        raise UserError(f"weights {folder} are of {found.get('_class_name')}, not of {CLASS}")
+    found = _defaults() | found
+    wrong = [key for key, value in config.items() if _plain(found[key]) != _plain(value)]
+    if wrong:
+        lines = ", ".join(f"{key} is {found[key]}, not {_plain(config[key])}" for key in wrong)
+        raise UserError(f"weights {folder} do not fit the spec: {lines}")
+
+
+def _defaults() -> dict[str, Any]:
+    parameters = inspect.signature(WanTransformer3DModel.__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def save(model: Wan, folder: Path) -> None:
+    """Write config.json and safetensors as diffusers does, under the name of its own class."""
+    if model.adapters():
+        raise ValueError("a model with adapters has no plain weights: save the base before adding")
+    with whole_folder(folder) as part:
+        model.save_pretrained(part, safe_serialization=True)
+        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)  # where it was loaded from is no one's business
+        write_json(part / "config.json", config | {"_class_name": CLASS})
+
+
+def first_line(error: Exception) -> str:
+    """Give what an error says, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

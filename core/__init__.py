@@ -1,0 +1,1 @@
+"""Interfaces of longtake, and what is written only against them."""

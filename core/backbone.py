@@ -1,0 +1,149 @@
+"""Backbone G: a video diffusion transformer that reads memory beside text (design §3)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from .calls import Cache as Cache
+from .calls import Call as Call
+from .calls import Context as Context
+from .calls import ContextCall as ContextCall
+from .calls import RememberCall as RememberCall
+from .calls import VelocityCall as VelocityCall
+from .fit import Fit
+from .grid import Geometry
+from .lora import LoRA as LoRA
+from .memory import Memory
+from .shapes import Frames, Targets
+from .spec import BackboneSpec
+from .text import Text
+
+
+class Backbone(nn.Module, ABC):
+    """G: predicts the velocity ε − X₀ of noisy latents at given frames, given text and memory.
+
+    A plugin subclasses diffusers' own model and this class, and answers `forward(call)` for the
+    three calls. Everything that touches weights runs inside the root's call because group
+    offload, layerwise casting, FSDP and context parallelism hook it; the public methods below
+    only wrap it. Per-call values travel through arguments, never on attention processors.
+
+    The loop of generation, as these methods carry it (memory `isolated`; w = guidance weight):
+
+        cache = None
+        state, settled = encoder.step(None, first_chunk)            # φ, only what is new
+        memory = merge([*all_settled, encoder.pending(state)])      # what may still change, too
+        cache = backbone.remember(memory)                           # once a segment, text-free
+        prompt, empty = (backbone.context(t, cache) for t in (text, null_text))
+        for t, next_t in schedule:                                  # one cache, both branches
+            v0, v1 = (backbone.velocity(x, t, frames, c) for c in (empty, prompt))
+            x = scheduler.step(v0 + w * (v1 - v0), t, x)
+        state, settled = encoder.step(state, History(x))            # append, go on
+
+    With `full` attention there is no cache: `context(text, memory)` carries the tokens.
+    """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, spec: BackboneSpec, *, seed: int = 0) -> Self:
+        """Give the model of the spec: its weights where it names some, else random from `seed`.
+
+        Raises:
+            UserError: weights are named but missing, or are of another model.
+        """
+
+    @property
+    @abstractmethod
+    def geometry(self) -> Geometry:
+        """Shapes as built."""
+
+    @abstractmethod
+    def fit(self) -> Fit:
+        """Give what compressors may know: shapes and a detached copy of the first projection."""
+
+    @abstractmethod
+    def fitted(self) -> list[Parameter]:
+        """Give the parameters that `fit` copies; a run that trains all of G leaves them as are."""
+
+    @abstractmethod
+    def blank_text(self, batch: int, length: int) -> Text:
+        """Give prompts of the right widths, all zero: all that a check must know of text."""
+
+    @abstractmethod
+    def add_lora(self, lora: LoRA) -> None:
+        """Freeze the model and add trainable adapters; at the start outputs do not change."""
+
+    @abstractmethod
+    def adapters(self) -> dict[str, Parameter]:
+        """Give the parameters that live beside the base's: LoRA, zero-initialised attention."""
+
+    @abstractmethod
+    def save_adapters(self, path: Path) -> None:
+        """Write `adapters()` to one safetensors file, whole or not at all.
+
+        Keys are diffusers' (`transformer.blocks.0.attn1.to_q.lora_A.weight`), with its metadata
+        (rank, alpha), so that its loaders read the file to the same outputs.
+        """
+
+    @abstractmethod
+    def load_adapters(self, path: Path) -> None:
+        """Read such a file into the adapters here, or as new ones on a frozen base.
+
+        Raises:
+            UserError: no such file, other keys, another width, or another rank or alpha than here.
+        """
+
+    @abstractmethod
+    def save_weights(self, folder: Path) -> None:
+        """Write a diffusers checkpoint (config.json, safetensors), whole or not at all.
+
+        Raises:
+            ValueError: there are adapters; save them and the base apart.
+        """
+
+    @abstractmethod
+    def set_checkpointing(self, on: bool) -> None:
+        """Turn gradient checkpointing on or off; gradients stay the same to the bit on CPU."""
+
+    @abstractmethod
+    def forward(self, call: Call) -> Cache | Context | Tensor:
+        """Answer one of the three calls."""
+
+    def remember(self, memory: Memory, cache: Cache | None = None) -> Cache:
+        """Give the keys and values of an `isolated` memory, after those of `cache` if given.
+
+        Raises:
+            ValueError: the spec's attention is `full`, or it cannot append and `cache` is given.
+        """
+        return cast(Cache, self(RememberCall(memory=memory, cache=cache)))
+
+    def context(self, text: Text, memory: Memory | Cache | None = None) -> Context:
+        """Give what `velocity` reads for these prompts and this memory (None: no memory)."""
+        return cast(Context, self(ContextCall(text=text, memory=memory or Memory())))
+
+    def velocity(self, noisy: Targets, t: Tensor, frames: Frames, context: Context) -> Tensor:
+        """Give the predicted velocity `[B, C, K, H, W]` (Eq. 2).
+
+        Args:
+            noisy: X_t, `[B, C, K, H, W]`.
+            t: time in (0, 1], `[B]`, or `[B, K]` where the backbone knows time per frame.
+            frames: absolute latent frames of the K targets, int64 `[B, K]`; gaps are legal.
+            context: of `context(...)`.
+        """
+        call = VelocityCall(noisy=noisy, t=t, frames=frames, context=context)
+        return cast(Tensor, self(call))
+
+
+def target_positions(frames: Frames, rows: int, columns: int) -> Tensor:
+    """Give the positions `[B, K·rows·columns, 3]` of target tokens, float64."""
+    batch, count = frames.shape
+    shape = (batch, count, rows, columns)
+    time = frames.to(torch.float64)[:, :, None, None].expand(shape)
+    row = torch.arange(rows, dtype=torch.float64, device=frames.device)[:, None].expand(shape)
+    column = torch.arange(columns, dtype=torch.float64, device=frames.device).expand(shape)
+    return torch.stack([time, row, column], dim=-1).flatten(1, 3)

@@ -1,0 +1,110 @@
+"""Compressor φ: history in, memory out; and the encoder that holds several of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeAlias, TypeVar
+
+from torch import Tensor, nn
+
+from .fit import Fit, Length, Needs
+from .grid import Geometry, Size3
+from .history import History
+from .memory import Memory, merge
+from .spec import CompressorSpec
+
+S = TypeVar("S", bound=CompressorSpec)
+State: TypeAlias = dict[str, Tensor]
+
+
+class Compressor(nn.Module, ABC, Generic[S]):
+    """φ: turns the latents of a video's past into memory tokens of the DiT's width.
+
+    A plugin is this class with five methods, built as `cls(spec, fit)`; every parameter it makes
+    is trained and saved. What holds for all (the law of compressors, checked by
+    `longtake.core.contract.check_compressor`): for any way of cutting a history into chunks,
+
+        merge([*settled, compressor.pending(state)])  equals  compressor(history)
+
+    where `state, memory = compressor.step(state, chunk)` gave each `settled` memory. What `step`
+    gave never changes; what may still change (a block of latents that is not complete) comes from
+    `pending`. The state is a dict of tensors of a size that does not grow with the history, unless
+    the compressor must retract (`settles = False`): then `step` gives empty memories and the state
+    keeps what it needs.
+
+    `history.start` makes positions absolute, `history.offset` says how much of the window came
+    before a chunk, `history.length` marks shorter samples of a batch: each sample's tokens must be
+    those it would get alone, with `valid` False behind them. Histories may be of any size.
+    """
+
+    settles: bool = True
+
+    def __init__(self, spec: S, fit: Fit) -> None:
+        super().__init__()
+        self.spec = spec
+        self.geometry = fit.geometry
+
+    @classmethod
+    @abstractmethod
+    def needs(cls, spec: S) -> Needs:
+        """Give the LR rates (and pixels) that must be in the history."""
+
+    @classmethod
+    @abstractmethod
+    def context_length(cls, spec: S, geometry: Geometry, size: Size3) -> Length:
+        """Give the tokens that a history of `size` latents costs, without building anything."""
+
+    @abstractmethod
+    def forward(self, history: History) -> Memory:
+        """Give the memory of a whole window; its batch may hold different lengths."""
+
+    @abstractmethod
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        """Take the next chunk (state None: the first); give the new state and what has settled.
+
+        Chunks of one or more latents, all samples of a chunk equally long.
+        """
+
+    @abstractmethod
+    def pending(self, state: State) -> Memory:
+        """Give the tokens that may still change, from the state alone; leaves the state as is."""
+
+
+class MemoryEncoder(nn.Module):
+    """All compressors of an experiment side by side: their parts stand in one memory.
+
+    Raises:
+        ValueError: when two compressors name their parts alike (seen at the first call).
+    """
+
+    def __init__(self, compressors: Sequence[Compressor[CompressorSpec]]) -> None:
+        super().__init__()
+        self.compressors = nn.ModuleList(compressors)
+
+    @property
+    def members(self) -> list[Compressor[CompressorSpec]]:
+        """The compressors in the order of the spec."""
+        return [c for c in self.compressors if isinstance(c, Compressor)]
+
+    def forward(self, history: History) -> Memory:
+        """Give the parts of every compressor on the same history."""
+        return side_by_side([compressor(history) for compressor in self.members])
+
+    def step(self, state: list[State] | None, chunk: History) -> tuple[list[State], Memory]:
+        """Take the next chunk; give each compressor's state, and all that has settled."""
+        before: Sequence[State | None] = state or [None] * len(self.members)
+        results = [c.step(s, chunk) for c, s in zip(self.members, before, strict=True)]
+        return [s for s, _ in results], side_by_side([memory for _, memory in results])
+
+    def pending(self, state: list[State]) -> Memory:
+        """Give all that may still change."""
+        pairs = zip(self.members, state, strict=True)
+        return side_by_side([compressor.pending(s) for compressor, s in pairs])
+
+
+def side_by_side(memories: Sequence[Memory]) -> Memory:
+    """Give memories of different compressors as one; their part names must differ."""
+    parts = [part for memory in memories for part in memory.parts]
+    size = merge([Memory(size=memory.size) for memory in memories]).size
+    return Memory(parts=tuple(parts), size=size)

@@ -1,0 +1,125 @@
+"""What every masker must hold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..grid import Rate
+from ..history import History
+from ..masker import Masker
+from ..query import Query
+from ..spec import MaskerSpec
+from ..text import Text
+from .expect import copied, require, require_close, require_unchanged
+
+RATES = (Rate(height=2, width=2, time=2), Rate(height=4, width=4, time=4))
+SEEDS = range(8)
+LENGTHS = (9, 5, 7)
+
+
+def check_masker(masker: Masker[MaskerSpec]) -> None:
+    """Make sure that a masker keeps its word, on a ragged batch with two LR rates and pixels.
+
+    Ω is ascending and inside each length; Ω stays clean and gives the targets; levels say what was
+    masked, in both branches; one seed gives one query; the input is left as it is.
+
+    Raises:
+        AssertionError: it does not; one line says what.
+    """
+    history, text = _batch()
+    before = copied(_tensors(history))
+    for seed in SEEDS:
+        query = masker(history, text, torch.Generator().manual_seed(seed))
+        require_unchanged(_tensors(history), before, "the history that was given")
+        _check_omega(query, history)
+        _check_hr(query, history)
+        for rate in RATES:
+            _check_lr(query, history, rate)
+        again = masker(history, text, torch.Generator().manual_seed(seed))
+        require_unchanged(_answers(again), _answers(query), f"one seed ({seed}): the query")
+
+
+def _batch() -> tuple[History, Text]:
+    generator = torch.Generator().manual_seed(1)
+    batch, time = len(LENGTHS), max(LENGTHS)
+    history = History(
+        latents=torch.randn(batch, 4, time, 4, 4, generator=generator),
+        lr={
+            rate: torch.randn(
+                batch, 4, rate.settled_tokens(time), 4 // rate.height, 4 // rate.width,
+                generator=generator,
+            )
+            for rate in RATES
+        },
+        start=torch.arange(batch) * 8,
+        length=torch.tensor(LENGTHS),
+        pixels=torch.randint(
+            256, (batch, 3, 4 * time - 3, 8, 8), generator=generator, dtype=torch.uint8
+        ),
+    )  # fmt: skip
+    mask = torch.ones(batch, 2, dtype=torch.bool)
+    return history, Text(embeddings=torch.randn(batch, 2, 6, generator=generator), mask=mask)
+
+
+def _tensors(history: History) -> dict[str, Tensor]:
+    found = {"latents": history.latents, "start": history.start, "length": history.length}
+    lr = {f"lr {rate}": x for rate, x in history.lr.items()}
+    pixels = {} if history.pixels is None else {"pixels": history.pixels}
+    return found | lr | pixels
+
+
+def _answers(query: Query) -> dict[str, Tensor]:
+    found = {"omega": query.omega, "targets": query.targets, "levels": query.levels}
+    levels = {f"levels {rate}": x for rate, x in query.lr_levels.items()}
+    return found | levels | _tensors(query.history)
+
+
+def _check_omega(query: Query, history: History) -> None:
+    omega = query.omega
+    fits = omega.dtype == torch.int64 and omega.dim() == 2 and len(omega) == history.batch
+    require(fits, f"omega is {omega.dtype} {tuple(omega.shape)}, must be int64 [B, K]")
+    require(omega.shape[1] > 0, "omega is empty: nothing is asked")
+    require(bool((omega.diff(dim=1) > 0).all()), "omega is not ascending without repetition")
+    inside = (omega >= 0) & (omega < history.length[:, None])
+    require(bool(inside.all()), "omega is not inside each sample's length")
+    kept = torch.equal(query.history.start, history.start)
+    kept = kept and torch.equal(query.history.length, history.length)
+    require(kept, "start or length of the history was changed")
+
+
+def _check_hr(query: Query, history: History) -> None:
+    index = query.omega[:, None, :, None, None].expand(-1, 4, -1, 4, 4)
+    clean = history.latents.gather(2, index)
+    require_close(query.targets, clean, 0.0, "targets are not the clean latents of omega")
+    seen = query.history.latents.gather(2, index)
+    require_close(seen, clean, 0.0, "omega is not clean in the masked history")
+    require(
+        tuple(query.levels.shape) == (history.batch, history.size.time),
+        f"levels are {tuple(query.levels.shape)}, must be [B, T]",
+    )
+    require(not bool(query.levels.gather(1, query.omega).any()), "omega has a level above 0")
+    _check_told(query.history.latents, history.latents, query.levels, "HR")
+    if query.history.pixels is not None and history.pixels is not None and query.levels.any():
+        shown = torch.equal(query.history.pixels, history.pixels)
+        require(not shown, "latents are masked, but the pixels still show the video")
+
+
+def _check_lr(query: Query, history: History, rate: Rate) -> None:
+    levels, count = query.lr_levels[rate], history.lr[rate].shape[2]
+    require(levels.shape[1] == count, f"LR levels at {rate} are {levels.shape[1]}, not {count}")
+    _check_told(query.history.lr[rate], history.lr[rate], levels, f"LR {rate}")
+    for j in range(count):
+        covered = query.levels[:, max(0, rate.time * (j - 1) + 1) : rate.time * j + 1]
+        low, high = covered.amin(dim=1) - 1e-6, covered.amax(dim=1) + 1e-6
+        fits = (levels[:, j] >= low) & (levels[:, j] <= high)
+        line = f"LR latent {j} at {rate} has a level outside those of the HR latents it covers"
+        require(bool(fits.all()), line)
+
+
+def _check_told(masked: Tensor, clean: Tensor, levels: Tensor, branch: str) -> None:
+    require(bool(((levels >= 0) & (levels <= 1)).all()), f"{branch} levels are not in [0, 1]")
+    changed = (masked != clean).flatten(3).any(dim=3).any(dim=1)
+    told = levels > 0
+    require(not bool((changed & ~told).any()), f"{branch} latents of level 0 are not clean")
+    require(not bool((told & ~changed).any()), f"{branch} latents of a level above 0 are clean")

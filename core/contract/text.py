@@ -1,0 +1,51 @@
+"""What every text encoder must hold."""
+
+from __future__ import annotations
+
+import torch
+
+from ..spec import TextEncoderSpec
+from ..text import Text, TextEncoder
+from .expect import require, require_close, require_shape
+
+PROMPTS = ("", "a cat", "ein Kätzchen schläft 猫", "long " * 4000)
+
+
+@torch.no_grad()
+def check_text_encoder(encoder: TextEncoder[TextEncoderSpec], *, tolerance: float = 1e-4) -> None:
+    """Make sure that a text encoder keeps its word: shapes, masks, empty and long prompts.
+
+    Args:
+        encoder: the encoder, ready to run.
+        tolerance: of the greatest value, for a prompt alone against the same one in a batch.
+
+    Raises:
+        AssertionError: it does not; one line says what.
+    """
+    require(bool(encoder.identity), "identity is empty: stores could not tell encoders apart")
+    text = encoder.encode(PROMPTS)
+    _check_shapes(text)
+    beyond = text.embeddings.masked_fill(text.mask[..., None], 0)
+    require(not bool(beyond.any()), "embeddings are not zero where the mask is False")
+    for row, prompt in enumerate(PROMPTS):
+        _check_alone(encoder.encode([prompt]), text.select([row]), tolerance)
+    gap = (text.embeddings[1] - text.embeddings[2]).abs().max()
+    require(float(gap) > 0, "two different prompts have equal embeddings")
+
+
+def _check_shapes(text: Text) -> None:
+    batch, length, width = len(PROMPTS), *text.embeddings.shape[-2:]
+    require_shape(text.embeddings, (batch, length, width), "embeddings")
+    require_shape(text.mask, (batch, length), "mask")
+    require(text.mask.dtype == torch.bool, f"mask is {text.mask.dtype}, must be bool")
+    if text.pooled is not None:
+        require_shape(text.pooled, (batch, text.pooled.shape[-1]), "pooled")
+
+
+def _check_alone(alone: Text, batched: Text, tolerance: float) -> None:
+    what = "a prompt alone and the same one in a batch"
+    require_close(alone.embeddings, batched.embeddings, tolerance, f"{what}, embeddings")
+    require(torch.equal(alone.mask, batched.mask), f"{what}: masks differ")
+    require((alone.pooled is None) == (batched.pooled is None), f"{what}: pooled comes and goes")
+    if alone.pooled is not None and batched.pooled is not None:
+        require_close(alone.pooled, batched.pooled, tolerance, f"{what}, pooled")

@@ -1,0 +1,1 @@
+"""Videos into latent stores, and windows out of them."""

@@ -1,0 +1,161 @@
+"""One video into latents: read, fitted into its bucket, encoded in chunks at every rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+from ..codec import Codec, from_bytes
+from ..compressor import State
+from ..errors import UserError
+from ..experiment import CacheSpec
+from ..grid import Geometry, Rate
+from ..history import History
+from ..spec import CodecSpec
+from .bucket import Placement, place
+from .lowres import LowResEncoder
+from .video import iter_frames, probe
+
+
+@frozen(eq=False, kw_only=True)
+class Encoded:
+    """A video as latents, one sample.
+
+    Attributes:
+        latents: `[1, C, T, H, W]` float32; `lr` the same by rate.
+        pixels: uint8 `[1, 3, F, P, Q]`, or None where they are not kept.
+        frames: F = 1 + stride·(T − 1).
+        placement: how frames were fitted into their bucket.
+    """
+
+    latents: Tensor
+    lr: dict[Rate, Tensor]
+    pixels: Tensor | None
+    frames: int
+    fps: float
+    placement: Placement
+
+    def history(self) -> History:
+        """Give it as a history that starts at latent 0."""
+        return History(latents=self.latents, lr=self.lr, pixels=self.pixels)
+
+    def mirrored(self, codec: Codec[CodecSpec], rates: frozenset[Rate]) -> Encoded:
+        """Give the same video mirrored left to right, encoded afresh from its pixels."""
+        assert self.pixels is not None
+        return encode_pixels(
+            codec, iter([self.pixels.flip(-1)]), rates, True, self.fps, self.placement
+        )
+
+
+def encode_file(
+    path: Path,
+    codec: Codec[CodecSpec],
+    geometry: Geometry,
+    spec: CacheSpec,
+    *,
+    fps: float,
+    rates: frozenset[Rate],
+    keep_pixels: bool,
+    seconds: float | None = None,
+) -> Encoded:
+    """Give a video file as latents, with one chunk of frames in memory at a time.
+
+    Args:
+        path: the video.
+        codec: of the experiment; `geometry` of its backbone, `spec` of its cache.
+        geometry: shapes of the backbone.
+        spec: bucket area, shortest length and chunk.
+        fps: frames a second to read at.
+        rates: LR rates to encode.
+        keep_pixels: whether the frames are kept.
+        seconds: read no more than so much; None reads all.
+
+    Raises:
+        UserError: the file is no video, or shorter than the spec allows (one line, with reason).
+    """
+    info = probe(path)
+    placement = place(info.width, info.height, spec.area, geometry.multiple, spec.max_aspect)
+    count = None if seconds is None else geometry.frames(seconds, fps)
+    least = geometry.frames(spec.min_seconds, fps)
+    chunks = iter_frames(path, fps=fps, size=placement, count=count, chunk=spec.chunk)
+    pixels = (torch.from_numpy(chunk).movedim(-1, 0)[None] for chunk in chunks)
+    encoded = encode_pixels(codec, pixels, rates, keep_pixels, fps, placement)
+    if encoded.frames < least:
+        raise UserError(
+            f"{path.name}: too short: {encoded.frames} frames at {fps:g} fps, "
+            f"{least} ({spec.min_seconds:g} s) are needed (cache.min_seconds)"
+        )
+    return encoded
+
+
+def encode_pixels(
+    codec: Codec[CodecSpec],
+    chunks: Iterator[Tensor],
+    rates: frozenset[Rate],
+    keep_pixels: bool,
+    fps: float,
+    placement: Placement,
+) -> Encoded:
+    """Give uint8 chunks `[1, 3, n, P, Q]` of a video as latents; n may vary as it likes.
+
+    Raises:
+        UserError: the chunks hold no frame.
+    """
+    state: State | None = None
+    device, kept, latents = _device(codec), [], []
+    lowres = [LowStream(rate, LowResEncoder(codec, rate)) for rate in sorted(rates)]
+    for chunk in regroup(chunks, codec.stride.time):
+        frames = from_bytes(chunk.to(device))
+        out, state = codec.encode(frames, state)
+        latents.append(out.cpu())
+        for stream in lowres:
+            stream.push(frames)
+        kept += [chunk] if keep_pixels else []
+    if not latents:
+        raise UserError("the video has no frame")
+    joined = torch.cat(latents, dim=2)
+    return Encoded(
+        latents=joined,
+        lr={stream.rate: torch.cat(stream.latents, dim=2) for stream in lowres},
+        pixels=torch.cat(kept, dim=2) if keep_pixels else None,
+        frames=1 + codec.stride.time * (joined.shape[2] - 1),
+        fps=fps,
+        placement=placement,
+    )
+
+
+@define
+class LowStream:
+    """LR latents of one rate, gathered chunk by chunk."""
+
+    rate: Rate
+    encoder: LowResEncoder
+    state: State | None = None
+    latents: list[Tensor] = field(factory=list)
+
+    def push(self, frames: Tensor) -> None:
+        """Take the next frames in [−1, 1]."""
+        out, self.state = self.encoder.push(frames, self.state)
+        self.latents.append(out.cpu())
+
+
+def regroup(chunks: Iterator[Tensor], stride: int) -> Iterator[Tensor]:
+    """Give chunks of 1 + k·stride frames, then of k·stride; a rest that fills no latent is cut."""
+    rest: Tensor | None = None
+    first = True
+    for chunk in chunks:
+        rest = chunk if rest is None else torch.cat([rest, chunk], dim=2)
+        head = 1 if first else 0
+        usable = head + (rest.shape[2] - head) // stride * stride
+        if usable > 0:
+            yield rest[:, :, :usable]
+            rest, first = rest[:, :, usable:], False
+
+
+def _device(codec: Codec[CodecSpec]) -> torch.device:
+    tensors = [*codec.parameters(), *codec.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")

@@ -1,0 +1,28 @@
+"""Which device and number type a run uses."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+
+def pick_device() -> torch.device:
+    """Give the best device of this machine: CUDA, Apple's, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Say whether `precision` (fp32, bf16, auto) means bf16 autocast on `device`."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Give the autocast context of a precision: bf16 or nothing."""
+    if not uses_bf16(precision, device):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

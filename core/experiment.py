@@ -1,0 +1,55 @@
+"""Experiment: everything that a run depends on, as one value (design §4)."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from .spec import (
+    BackboneSpec,
+    CompressorSpec,
+    MaskerSpec,
+    MetricSpec,
+    RetrieverSpec,
+    doc,
+    each,
+    instance_of,
+)
+from .stages import CacheSpec as CacheSpec
+from .stages import MeasureSpec as MeasureSpec
+from .stages import TrainSpec as TrainSpec
+
+
+@frozen(kw_only=True)
+class Experiment:
+    """A backbone, its memory, and how they are cached, trained and measured."""
+
+    name: str = field(
+        validator=instance_of(str), metadata=doc("what runs and reports call the experiment")
+    )
+    backbone: BackboneSpec = field(
+        validator=instance_of(BackboneSpec),
+        metadata=doc("the video DiT; implies codec, text encoder and fps"),
+    )
+    compressors: tuple[CompressorSpec, ...] = field(
+        validator=each(instance_of(CompressorSpec), at_least=1),
+        metadata=doc("the encoders whose tokens stand side by side in one memory"),
+    )
+    masker: MaskerSpec = field(
+        validator=instance_of(MaskerSpec), metadata=doc("how Stage I hides all frames but Ω")
+    )
+    retrievers: tuple[RetrieverSpec, ...] = field(
+        validator=each(instance_of(RetrieverSpec), at_least=1),
+        metadata=doc("what `measure` compares; the first that reads memory is what others use"),
+    )
+    metrics: tuple[MetricSpec, ...] = field(
+        validator=each(instance_of(MetricSpec), at_least=1), metadata=doc("figures of a frame")
+    )
+    cache: CacheSpec = field(
+        default=CacheSpec(), validator=instance_of(CacheSpec), metadata=doc("the latent store")
+    )
+    train: TrainSpec = field(
+        default=TrainSpec(), validator=instance_of(TrainSpec), metadata=doc("Stage I")
+    )
+    measure: MeasureSpec = field(
+        default=MeasureSpec(), validator=instance_of(MeasureSpec), metadata=doc("measuring")
+    )

@@ -1,0 +1,156 @@
+"""Files that are written whole or not at all, and disks that are full."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .errors import UserError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk refuses (full, read-only, no permission) into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; it becomes `path` at the end, and is removed on any failure."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            _sync(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; it becomes `path` at the end, and is removed on any failure."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with disk_errors(path):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            yield part
+            for file in part.rglob("*"):
+                _sync(file)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(part, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some systems cannot sync a folder; a real write error came before
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Give what a JSON file holds.
+
+    Raises:
+        UserError: it is missing, unreadable or no JSON; the message says it should be `what`.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: this is no {what}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as the JSON of a {what}: {error}") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
+    """Write a safetensors file with a JSON header, whole or not at all."""
+    from safetensors.torch import save_file
+
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as part:
+        save_file(flat, part, metadata={"longtake": json.dumps(header, ensure_ascii=False)})
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Give the open safetensors file, to read tensors or slices of it.
+
+    Raises:
+        UserError: it is missing or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no safetensors file that can be read: {error}") from None
+    with file as opened:
+        yield opened
+
+
+def read_header(opened: Any, path: Path) -> Any:
+    """Give the JSON header that `write_tensors` wrote.
+
+    Raises:
+        UserError: the file has none.
+    """
+    text = (opened.metadata() or {}).get("longtake")
+    if text is None:
+        raise UserError(f"{path} was not written by longtake: its header is missing")
+    return json.loads(text)
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a log; a crash can only cut the last line."""
+    with disk_errors(path), path.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line, ensure_ascii=False) + "\n")
+        log.flush()
+        os.fsync(log.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Give the lines of a JSON log, without a last one that a crash cut; none where it is missing.
+
+    Raises:
+        UserError: a line before the last is no JSON.
+    """
+    if not path.exists():
+        return []
+    rows = path.read_text(encoding="utf-8").split("\n")
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        if not row.strip():
+            continue
+        try:
+            lines.append(json.loads(row))
+        except ValueError:
+            if number == len(rows):
+                break
+            raise UserError(f"{path}, line {number}: no JSON; restore or delete the file") from None
+    return lines

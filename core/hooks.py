@@ -1,0 +1,116 @@
+"""The door for plugins: one pluggy hook a kind, each returning light records.
+
+A third party ships an importable module with `@longtake.core.hooks.impl` functions and names it
+under the entry-point group `longtake`:
+
+    [project.entry-points.longtake]
+    mine = "my_package.hooks"
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pluggy
+from attrs import frozen
+
+from .grid import Geometry
+from .spec import PluginSpec
+
+GROUP = "longtake"
+KINDS = (
+    "compressor", "backbone", "codec", "text_encoder", "masker", "retriever", "metric",
+)  # fmt: skip
+
+spec = pluggy.HookspecMarker(GROUP)
+impl = pluggy.HookimplMarker(GROUP)
+
+
+@frozen(kw_only=True)
+class Plugin:
+    """A light record: listing plugins reads these and imports nothing heavy.
+
+    Attributes:
+        name: what users write in specs.
+        summary: one line.
+        spec: the attrs class of its spec; the kind follows from its base.
+        target: where the class is, as `package.module:Class`, imported when first used.
+    """
+
+    name: str
+    summary: str
+    spec: type[PluginSpec]
+    target: str
+
+    @property
+    def kind(self) -> str:
+        """The kind that the spec's base says: `compressor`, `backbone`, ..."""
+        return self.spec.kind
+
+    def load(self) -> Any:
+        """Import and give the class."""
+        module, _, name = self.target.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+@spec
+def longtake_compressors() -> list[Plugin]:
+    """Compressors φ (`core.compressor.Compressor`)."""
+    raise NotImplementedError
+
+
+@spec
+def longtake_backbones() -> list[Plugin]:
+    """Backbones G (`core.backbone.Backbone`)."""
+    raise NotImplementedError
+
+
+@spec
+def longtake_codecs() -> list[Plugin]:
+    """Video codecs (`core.codec.Codec`)."""
+    raise NotImplementedError
+
+
+@spec
+def longtake_text_encoders() -> list[Plugin]:
+    """Text encoders (`core.text.TextEncoder`)."""
+    raise NotImplementedError
+
+
+@spec
+def longtake_maskers() -> list[Plugin]:
+    """Maskers (`core.masker.Masker`)."""
+    raise NotImplementedError
+
+
+@spec
+def longtake_retrievers() -> list[Plugin]:
+    """Retrievers and floors (`core.retriever.Retriever`)."""
+    raise NotImplementedError
+
+
+@spec
+def longtake_metrics() -> list[Plugin]:
+    """Metrics (`core.metric.Metric`)."""
+    raise NotImplementedError
+
+
+@spec
+def longtake_experiments() -> Mapping[str, str]:
+    """Shipped experiments by name, each `package.module:attribute` of an Experiment."""
+    raise NotImplementedError
+
+
+@spec
+def longtake_weights() -> Mapping[str, Path]:
+    """Folders of shipped weights by experiment name; `retrieve` and `measure` take the name."""
+    raise NotImplementedError
+
+
+@spec
+def longtake_geometries() -> Mapping[str, Geometry]:
+    """Published backbones by name, for tables of context lengths without any weights."""
+    raise NotImplementedError

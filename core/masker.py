@@ -1,0 +1,38 @@
+"""Masker: chooses Ω and hides the rest of a history (Stage I, Eq. 3)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+import torch
+
+from .history import History
+from .query import Query
+from .spec import MaskerSpec
+from .text import Text
+
+S = TypeVar("S", bound=MaskerSpec)
+
+
+class Masker(ABC, Generic[S]):
+    """Makes a Query of a clean history; built as `cls(spec)`.
+
+    The frames Ω stay clean, all others are masked in both branches; the targets are clean copies
+    of Ω. All randomness comes from `generator` (a CPU generator, so that a run is the same on
+    every device); Ω lies inside each sample's length and is ascending without repetition.
+    """
+
+    def __init__(self, spec: S) -> None:
+        self.spec = spec
+
+    @abstractmethod
+    def __call__(self, history: History, text: Text, generator: torch.Generator) -> Query:
+        """Give the query; the history given is left as it is."""
+
+    def masked(self, history: History, text: Text, generator: torch.Generator) -> Query:
+        """Give a query whose other frames are masked for certain: what `measure` calls masked.
+
+        Maskers that leave some histories clean override this.
+        """
+        return self(history, text, generator)

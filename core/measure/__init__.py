@@ -1,0 +1,1 @@
+"""Quality of what a memory gives back, and the report that shows it."""

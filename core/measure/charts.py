@@ -1,0 +1,139 @@
+"""Charts as inline SVG whose colours follow the page, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+from markupsafe import Markup
+
+from .result import MeasureResult, MetricInfo, Retrieval
+
+LEARNED = tuple(f"--s{i}" for i in range(6))
+DASHES = ((6.0, 2.5), (6.0, 2.0, 1.2, 2.0), (3.0, 1.5))  # of floors, in turn
+DOTS = (1.2, 1.8)  # of guides
+
+
+@frozen(kw_only=True)
+class Series:
+    """How one retriever is drawn: a CSS variable for its colour, a width, and dashes or none."""
+
+    retrieval: Retrieval
+    colour: str
+    width: float
+    dashes: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """Its name; floors say how many numbers they keep of a clip, since that is their point."""
+        found = self.retrieval
+        if found.kind not in ("floor", "guide") or found.numbers is None:
+            return found.name
+        return f"{found.name} ({found.numbers:,} numbers)"
+
+    @property
+    def dasharray(self) -> str:
+        """The dashes as SVG wants them."""
+        return " ".join(f"{x * self.width:g}" for x in self.dashes)
+
+
+def series_of(result: MeasureResult) -> list[Series]:
+    """Give every retriever with a style of its own: learned solid, floors dashed, guides dotted."""
+    learned = [r for r in result.retrievals if r.kind == "learned"]
+    floors = [r for r in result.retrievals if r.kind == "floor"]
+    return [_styled(found, learned, floors) for found in result.retrievals]
+
+
+def _styled(found: Retrieval, learned: Sequence[Retrieval], floors: Sequence[Retrieval]) -> Series:
+    if found.kind == "learned":
+        colour = LEARNED[learned.index(found) % len(LEARNED)]
+        return Series(retrieval=found, colour=colour, width=2.0, dashes=())
+    if found.kind == "ceiling":
+        return Series(retrieval=found, colour="--ink", width=0.9, dashes=())
+    if found.kind == "guide":
+        return Series(retrieval=found, colour="--muted", width=1.6, dashes=DOTS)
+    dashes = DASHES[floors.index(found) % len(DASHES)]
+    return Series(retrieval=found, colour="--muted", width=1.2, dashes=dashes)
+
+
+def age_chart(result: MeasureResult, metric: MetricInfo) -> Markup:
+    """Give quality by age under unmasked retrieval, with the intervals of learned ones."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    paint = _Paint()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": metric.name, "font.size": 11}):
+        figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+        axes = figure.add_subplot()
+        for series in series_of(result):
+            _draw(axes, series, metric, paint)
+        _calm(axes, paint)
+        stream = io.StringIO()
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    title = f"{metric.title} by seconds before the end of the history"
+    return inline(stream.getvalue(), title, paint.found)
+
+
+class _Paint:
+    """Gives each CSS variable a colour that nothing else has, to be replaced in the SVG."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def __call__(self, variable: str) -> str:
+        return self.found.setdefault(variable, f"#0a0b{len(self.found):02x}")
+
+
+def _draw(axes: Any, series: Series, metric: MetricInfo, paint: _Paint) -> None:
+    bins = series.retrieval.unmasked.ages
+    middles = [(b.start + b.end) / 2 for b in bins]
+    found = [b.figures[metric.name] for b in bins]
+    style = (0, series.dashes) if series.dashes else "-"
+    colour = paint(series.colour)
+    line = {"color": colour, "linewidth": series.width, "linestyle": style}
+    marker = "o" if len(bins) == 1 or series.retrieval.kind == "learned" else None
+    axes.plot(middles, [x.mean for x in found], marker=marker, markersize=3.5, **line)
+    known = [x.low is not None for x in found]
+    if series.retrieval.kind == "learned" and all(known):
+        lows, highs = [x.low for x in found], [x.high for x in found]
+        axes.fill_between(middles, lows, highs, color=colour, alpha=0.13, linewidth=0)
+
+
+def _calm(axes: Any, paint: _Paint) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(paint("--rule"))
+    axes.grid(axis="y", color=paint("--rule"), linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=paint("--muted"))
+    axes.set_xlabel("seconds before the end of the history", color=paint("--muted"))
+
+
+def inline(svg: str, title: str, colours: Mapping[str, str]) -> Markup:
+    """Give an SVG file as an element of a page: size and font from CSS, no outside names."""
+    body = svg[svg.index("<svg") + len("<svg") :]
+    for variable, colour in colours.items():
+        body = body.replace(colour, f"var({variable})")
+    for pattern, new in _CLEAN:
+        body = re.sub(pattern, new, body, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w-]+)", body))
+    body = re.sub(r'\sid="([^"]*)"', lambda m: m[0] if m[1] in used else "", body)
+    # An attribute's value is escaped by Markup.format; the body is matplotlib's own.
+    return Markup('<svg role="img" aria-label="{}"').format(title) + Markup(body)
+
+
+_CLEAN = (
+    (r"<metadata>.*?</metadata>", ""),
+    (r"<style.*?</style>", ""),
+    (r'\sxmlns(:\w+)?="[^"]*"', ""),
+    (r"xlink:href", "href"),
+    (r"font-family: [^;\"]*;?", ""),
+    (r"font: ([\d.]+px)[^;\"]*", r"font-size: \1"),
+    (r'^([^>]*?)\swidth="[^"]*"', r"\1"),
+    (r'^([^>]*?)\sheight="[^"]*"', r"\1"),
+    (r'^([^>]*?)\sversion="[^"]*"', r"\1"),
+)

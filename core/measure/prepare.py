@@ -1,0 +1,163 @@
+"""What measuring needs at hand: the parts of the experiment, built, and clips as windows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Self, TypeVar
+
+import attrs
+import torch
+from attrs import frozen
+from torch import nn
+
+from ..codec import Codec
+from ..data.record import Record
+from ..data.store import Store, made_with
+from ..data.windows import step_generator
+from ..errors import UserError
+from ..grid import Size3
+from ..history import History
+from ..masker import Masker
+from ..metric import Metric
+from ..model import Model, all_needs, build_retriever, compressor_needs
+from ..registry import build, registry
+from ..retriever import Retriever
+from ..spec import CodecSpec, MaskerSpec, MetricSpec, PluginSpec, RetrieverSpec
+from ..text import Text
+
+QUERIES = 6  # masked queries for each clip
+
+
+@frozen(eq=False, kw_only=True)
+class Prepared:
+    """A model, a store, and what the experiment measures with, on the model's device."""
+
+    model: Model
+    store: Store
+    codec: Codec[CodecSpec]
+    masker: Masker[MaskerSpec]
+    retrievers: Mapping[str, Retriever[RetrieverSpec]]
+    metrics: Mapping[str, Metric[MetricSpec]]
+    null_text: Text
+    device: torch.device
+    seed: int
+    length: int  # latents asked for
+
+    @classmethod
+    def of(cls, model: Model, store: Store, seed: int | None = None) -> Self:
+        """Build all parts.
+
+        Raises:
+            UserError: the store was made for something else, or keeps no frames.
+        """
+        experiment, device = model.experiment, device_of(model)
+        geometry = experiment.backbone.geometry
+        codec: Codec[CodecSpec] = build(experiment.backbone.codec).to(device).eval()
+        _check(model, store, codec)
+        return cls(
+            model=model,
+            store=store,
+            codec=codec,
+            masker=build(experiment.masker),
+            retrievers={n: build_retriever(s) for n, s in named(experiment.retrievers).items()},
+            metrics={name: build(spec) for name, spec in named(experiment.metrics).items()},
+            null_text=store.null_text().to(device),
+            device=device,
+            seed=experiment.measure.seed if seed is None else seed,
+            length=geometry.latents(geometry.frames(experiment.measure.seconds, store.fps)),
+        )
+
+    @property
+    def learned(self) -> dict[str, Retriever[RetrieverSpec]]:
+        """The retrievers that read memory, by name."""
+        return {name: r for name, r in self.retrievers.items() if r.learned}
+
+    def records(self) -> list[Record]:
+        """Give the clips to measure: all that are no mirror image of another."""
+        return [record for record in self.store.records if not record.mirror]
+
+    def size(self, record: Record) -> Size3:
+        """Give the latent size of the window of a clip."""
+        time = min(record.latents, self.length)
+        return Size3(time=time, height=record.height, width=record.width)
+
+    def history(self, record: Record, *, pixels: bool) -> History:
+        """Give the window of a clip from its beginning: all of it, or as long as was asked."""
+        rates = sorted(all_needs(self.model.experiment).rates)
+        length = self.size(record).time
+        return self.store.window(record, 0, length, rates, pixels).to(self.device)
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether a compressor reads pixels; where none does, masking them would be waste."""
+        return compressor_needs(self.model.experiment).pixels
+
+    def text(self, record: Record) -> Text:
+        """Give the caption of a clip."""
+        return self.store.text(record).to(self.device)
+
+    def generator(self, record: Record, purpose: str) -> torch.Generator:
+        """Give the random numbers of a clip for a purpose, the same in every run of a seed."""
+        return step_generator(self.seed, 0, 0, f"measure {purpose} {record.id}")
+
+    def partners(self) -> dict[str, Record]:
+        """Give for each clip, by id, the next one of its size; clips alone have none."""
+        groups: dict[Size3, list[Record]] = defaultdict(list)
+        for record in self.records():
+            groups[self.size(record)].append(record)
+        full = [group for group in groups.values() if len(group) > 1]
+        return {
+            mine.id: other
+            for group in full
+            for mine, other in zip(group, [*group[1:], group[0]], strict=True)
+        }
+
+
+def device_of(model: Model) -> torch.device:
+    """Give where a model is."""
+    return next(model.backbone.parameters()).device
+
+
+def _check(model: Model, store: Store, codec: Codec[CodecSpec]) -> None:
+    experiment = model.experiment
+    geometry = experiment.backbone.geometry
+    text = build(experiment.backbone.text_encoder)
+    identity = made_with(geometry, codec=codec.identity, text=text.identity, fps=geometry.fps)
+    store.check(made_with=identity, rates=all_needs(experiment).rates)
+    if all(record.mirror for record in store.records):
+        raise UserError(f"{store.root} holds mirrored clips only: there is nothing to measure")
+
+
+S = TypeVar("S", bound=PluginSpec)
+
+
+def named(specs: Sequence[S]) -> dict[str, S]:
+    """Give specs by a name each: the plugin's, and the fields that tell it from its like."""
+    kept = list(dict.fromkeys(specs))
+    return {_name(spec, [s for s in kept if type(s) is type(spec)]): spec for spec in kept}
+
+
+def _name(spec: PluginSpec, alike: Sequence[PluginSpec]) -> str:
+    odd = [
+        f"{a.name}={getattr(spec, a.name)}"
+        for a in attrs.fields(type(spec))
+        if len({getattr(s, a.name) for s in alike}) > 1
+    ]
+    return " ".join([registry().find(spec).name, *odd])
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Switch a model to evaluation without gradients, and back afterwards."""
+    parts: tuple[nn.Module, ...] = (model.backbone, model.encoder)
+    before = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in zip(parts, before, strict=True):
+            part.train(training)

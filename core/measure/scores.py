@@ -1,0 +1,74 @@
+"""Figures of single frames, and their means over frames, ages and clips."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from .figures import Interval, interval
+from .result import AgeBin, Quality
+
+
+@frozen(eq=False, kw_only=True)
+class Scores:
+    """Figures of video frames of one clip.
+
+    Attributes:
+        frames: which frames, counted in the window, int64 `[F]`; some may stand twice.
+        total: frames of the window.
+        values: by metric, `[F]`.
+    """
+
+    frames: Tensor
+    total: int
+    values: Mapping[str, Tensor]
+
+    def means(self) -> dict[str, float]:
+        """Give the mean over the frames by metric."""
+        return {name: float(value.mean()) for name, value in self.values.items()}
+
+
+def join(parts: Sequence[Scores]) -> Scores:
+    """Give the scores of several questions about one clip as one."""
+    return Scores(
+        frames=torch.cat([part.frames for part in parts]),
+        total=parts[0].total,
+        values={m: torch.cat([part.values[m] for part in parts]) for m in parts[0].values},
+    )
+
+
+def over_clips(clips: Sequence[Scores], *, fps: float, width: float) -> Quality:
+    """Give the quality over clips: each clip's mean counts once, by age bins of `width` seconds."""
+    means = [clip.means() for clip in clips]
+    bins: dict[int, list[dict[str, float]]] = defaultdict(list)
+    for clip in clips:
+        for number, found in _by_age(clip, fps, width).items():
+            bins[number].append(found)
+    ages = tuple(
+        AgeBin(start=number * width, end=(number + 1) * width, figures=_intervals(bins[number]))
+        for number in sorted(bins)
+    )
+    return Quality(figures=_intervals(means), ages=ages)
+
+
+def _by_age(clip: Scores, fps: float, width: float) -> dict[int, dict[str, float]]:
+    ages = (clip.total - 1 - clip.frames) / fps
+    which = (ages / width + 1e-9).floor().long()
+    return {
+        number: {m: float(value[which == number].mean()) for m, value in clip.values.items()}
+        for number in which.unique().tolist()
+    }
+
+
+def _intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
+    return {name: interval([row[name] for row in rows]) for name in rows[0]}
+
+
+def age_width(seconds: float) -> float:
+    """Give the width of age bins: whole seconds, so that there are ten at most."""
+    return float(max(1, math.ceil(seconds / 10)))

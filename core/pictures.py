@@ -1,0 +1,38 @@
+"""Pictures: uint8 tensors `[3, P, Q]` to PNG files and strips."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .files import whole_file
+
+
+def side_by_side(images: Sequence[Tensor]) -> Tensor:
+    """Give images of one height next to each other."""
+    return torch.cat(list(images), dim=2)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Give a uint8 tensor `[3, P, Q]` as a PIL image."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """Give the PNG file of an image."""
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_png(path: Path, image: Tensor) -> Path:
+    """Write an image, whole or not at all, and give its path."""
+    data = png_bytes(image)
+    with whole_file(path) as part:
+        part.write_bytes(data)
+    return path

@@ -1,0 +1,197 @@
+"""Discovery: built-in and third-party plugins through one door (design §3)."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import os
+from collections.abc import Iterable
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import pluggy
+from attrs import define, field
+
+from . import hooks
+from .errors import UserError
+from .grid import Geometry
+from .hooks import GROUP, KINDS, Plugin
+from .spec import PluginSpec
+
+_SHIPPED: list[str] = []
+_NAMED = ("experiments", "weights", "geometries")  # hooks that map names to values
+
+
+def ship(*modules: str) -> None:
+    """Name the hook modules of the package itself; the face calls this once."""
+    _SHIPPED.extend(module for module in modules if module not in _SHIPPED)
+    registry.cache_clear()
+
+
+@define
+class Registry:
+    """All plugins that were found.
+
+    Attributes:
+        plugins: by kind and name.
+        origins: distribution of each plugin (experiment, ...), by kind and name.
+        experiments: `module:attribute` by shipped name.
+        weights: folders of shipped weights by experiment name.
+        geometries: of published backbones by name.
+        broken: one line for each distribution whose plugin failed to import.
+    """
+
+    plugins: dict[tuple[str, str], Plugin] = field(factory=dict)
+    origins: dict[tuple[str, str], str] = field(factory=dict)
+    experiments: dict[str, str] = field(factory=dict)
+    weights: dict[str, Path] = field(factory=dict)
+    geometries: dict[str, Geometry] = field(factory=dict)
+    broken: list[str] = field(factory=list)
+
+    def of(self, kind: str) -> list[Plugin]:
+        """Give the plugins of a kind by name."""
+        return [p for (k, _), p in sorted(self.plugins.items()) if k == kind]
+
+    def get(self, kind: str, name: str) -> Plugin:
+        """Give the plugin of that name.
+
+        Raises:
+            UserError: there is none; the message lists the known ones, nearest first.
+        """
+        found = self.plugins.get((kind, name))
+        if found is None:
+            known = [plugin.name for plugin in self.of(kind)]
+            raise UserError(f"unknown {kind} {name!r}; known: {', '.join(nearest(name, known))}")
+        return found
+
+    def find(self, spec: PluginSpec | type[PluginSpec]) -> Plugin:
+        """Give the plugin that a spec (or spec class) belongs to.
+
+        Raises:
+            UserError: no plugin registers that class.
+        """
+        cls = spec if isinstance(spec, type) else type(spec)
+        for plugin in self.of(cls.kind):
+            if plugin.spec is cls:
+                return plugin
+        raise UserError(f"no {cls.kind} plugin has the spec class {cls.__qualname__}")
+
+    def load(self, spec: PluginSpec) -> Any:
+        """Import and give the class that a spec belongs to."""
+        return self.find(spec).load()
+
+
+def build(spec: PluginSpec, *args: Any) -> Any:
+    """Give the plugin of a spec, built as `cls(spec, *args)` (backbones: `load_backbone`)."""
+    return registry().load(spec)(spec, *args)
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Give the known names, those most like `name` first."""
+
+    def distance(other: str) -> float:
+        return -difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+
+    return sorted(known, key=distance)
+
+
+@functools.cache
+def registry() -> Registry:
+    """Give the registry, built at the first call: what ships, then third parties.
+
+    `LONGTAKE_PLUGINS` (distribution names, separated by commas) names the only third parties to
+    load; empty: none. A third party that fails to import is reported in `broken` and skipped.
+
+    Raises:
+        UserError: two plugins have one name; the message names both distributions.
+    """
+    found = Registry()
+    for module in _SHIPPED:
+        _collect(found, importlib.import_module(module), "longtake")
+    for origin, module in _third_parties():
+        try:
+            loaded = importlib.import_module(module)
+        except Exception as error:  # a stranger's import may raise anything
+            found.broken.append(f"{origin}: {module} failed to import: {_line(error)}")
+            continue
+        _collect(found, loaded, origin)
+    return found
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+
+
+def _third_parties() -> list[tuple[str, str]]:
+    """Give distribution and module of every third party, by name; the first on the path counts."""
+    wanted = os.environ.get("LONGTAKE_PLUGINS")
+    names = None if wanted is None else {_normal(n) for n in wanted.split(",") if n.strip()}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for dist in distributions():
+        points = [p.value for p in dist.entry_points if p.group == GROUP]
+        name = str(dist.metadata["Name"]) if points else ""
+        if points and (names is None or _normal(name) in names):
+            found.setdefault(_normal(name), [(name, value) for value in points])
+    return [pair for _, pairs in sorted(found.items()) for pair in pairs]
+
+
+def _normal(name: str) -> str:
+    return name.strip().lower().replace("_", "-").replace(".", "-")
+
+
+def _collect(found: Registry, module: Any, origin: str) -> None:
+    try:
+        records, named = _offered(module)
+    except Exception as error:  # a stranger's hooks may raise anything
+        if origin == "longtake":
+            raise
+        found.broken.append(f"{origin}: its hooks failed: {_line(error)}")
+        return
+    for record in records:
+        _add(found, record, origin)
+    for kind, entries in named:
+        for name, value in entries.items():
+            _add_name(found, kind, name, value, origin)
+
+
+def _offered(module: Any) -> tuple[list[Plugin], list[tuple[str, dict[str, Any]]]]:
+    """Give the records and the named values of a module; a misspelt hook is an error."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hooks)
+    manager.register(module)
+    manager.check_pending()
+    records = [(kind, p) for kind in KINDS for ps in _call(manager, kind + "s") for p in ps]
+    for kind, record in records:
+        if not isinstance(record, Plugin):
+            raise TypeError(f"{GROUP}_{kind}s gives Plugin records, not {record!r}")
+    named = [(kind, dict(entries)) for kind in _NAMED for entries in _call(manager, kind)]
+    return [record for _, record in records], named
+
+
+def _call(manager: pluggy.PluginManager, suffix: str) -> list[Any]:
+    return list(getattr(manager.hook, f"{GROUP}_{suffix}")())
+
+
+def _add_name(found: Registry, kind: str, name: str, value: Any, origin: str) -> None:
+    if (kind, name) in found.origins:
+        raise UserError(
+            f"two plugins name {kind} {name!r}: {found.origins[kind, name]} and {origin}; "
+            "uninstall one, or leave it out with LONGTAKE_PLUGINS"
+        )
+    getattr(found, kind)[name] = value
+    found.origins[kind, name] = origin
+
+
+def _add(found: Registry, plugin: Plugin, origin: str) -> None:
+    key = (plugin.kind, plugin.name)
+    if key in found.plugins:
+        raise UserError(
+            f"two plugins name a {plugin.kind} {plugin.name!r}: {found.origins[key]} "
+            f"({found.plugins[key].target}) and {origin} ({plugin.target}); "
+            "uninstall one, or leave it out with LONGTAKE_PLUGINS"
+        )
+    found.plugins[key] = plugin
+    found.origins[key] = origin

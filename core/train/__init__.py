@@ -1,0 +1,1 @@
+"""Stage I training: the loss, the loop, checkpoints and liveness."""

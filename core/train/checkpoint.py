@@ -1,0 +1,177 @@
+"""Checkpoints of a run: written whole or not at all, never pickled (conventions A).
+
+RUN/spec.json, metrics.jsonl
+RUN/checkpoint-<step>/memory.safetensors
+                      backbone/ (a trained DiT) or lora.safetensors
+                      training_state/{optimizer.pt, state.json}
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import edge
+from ..compressor import MemoryEncoder
+from ..errors import UserError
+from ..experiment import Experiment
+from ..files import open_tensors, read_header, read_json, whole_folder, write_json, write_tensors
+from ..model import Model, build_model
+
+PREFIX = "memory."
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Give the whole checkpoints of a run, oldest first."""
+    found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Give the number of steps that a checkpoint has trained."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def save_checkpoint(
+    run: Path, step: int, model: Model, optimizer: torch.optim.Optimizer, *, keep: int
+) -> Path:
+    """Write checkpoint-<step>, then delete all but the newest `keep`."""
+    path = run / f"checkpoint-{step}"
+    with whole_folder(path) as part:
+        save_model(part, model)
+        state = part / "training_state"
+        state.mkdir()
+        torch.save(optimizer.state_dict(), state / "optimizer.pt")
+        write_json(state / "state.json", {"step": step})
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Write the encoder, and the backbone or its adapters as the experiment trains them."""
+    save_encoder(folder / "memory.safetensors", model)
+    if model.experiment.train.trains == "all":
+        model.backbone.save_weights(folder / "backbone")
+    if model.backbone.adapters():
+        model.backbone.save_adapters(folder / "lora.safetensors")
+
+
+def save_encoder(path: Path, model: Model) -> None:
+    """Write φ under the prefix `memory.`, with a header that says what it fits.
+
+    Raises:
+        RuntimeError: φ has parameters but none of them is in its state (a dead save).
+    """
+    state = {PREFIX + name: tensor for name, tensor in model.encoder.state_dict().items()}
+    expected = {PREFIX + name for name, _ in model.encoder.named_parameters()}
+    if not expected <= set(state):
+        raise RuntimeError(f"refusing to save without memory keys: {sorted(expected - set(state))}")
+    write_tensors(path, state, encoder_header(model))
+
+
+def encoder_header(model: Model) -> dict[str, Any]:
+    """Give what an encoder file says of itself."""
+    fit = model.backbone.fit()
+    return {
+        "format": 1,
+        "stage": "pretrain",
+        "compressors": edge.to_json(model.experiment)["compressors"],
+        "backbone": edge.to_json(model.experiment)["backbone"]["type"],
+        "codec": edge.to_json(model.experiment.backbone.codec),
+        "width": fit.geometry.width,
+        "fit": fit.digest,
+    }
+
+
+def load_encoder(path: Path, encoder: MemoryEncoder, *, width: int, digest: str) -> None:
+    """Load φ from its file.
+
+    Raises:
+        UserError: the file is no encoder, fits a DiT of another width or first projection, or
+            its tensors are not those of this encoder.
+    """
+    with open_tensors(path) as file:
+        header = read_header(file, path)
+        state = {name: file.get_tensor(name) for name in file.keys()}
+    if header.get("width") != width:
+        raise UserError(f"{path} fits a DiT of width {header.get('width')}, this one has {width}")
+    if header.get("fit") != digest:
+        raise UserError(f"{path} was trained with another first projection of the DiT")
+    _assign(path, encoder, {name.removeprefix(PREFIX): tensor for name, tensor in state.items()})
+
+
+def _assign(path: Path, encoder: MemoryEncoder, state: dict[str, torch.Tensor]) -> None:
+    wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in state.items()}
+    if wanted != found:
+        odd = sorted(n for n in wanted | found if wanted.get(n) != found.get(n))
+        raise UserError(f"{path} is of another encoder: {odd[0]} differs ({len(odd)} tensors do)")
+    encoder.load_state_dict(state)
+
+
+def load_model(folder: Path, experiment: Experiment) -> Model:
+    """Give the model of a checkpoint folder.
+
+    Raises:
+        UserError: something is missing, damaged, or of another model.
+    """
+    weights = folder / "backbone"
+    if weights.is_dir():
+        experiment = with_weights(experiment, weights)
+    elif experiment.train.trains == "all":
+        raise UserError(f"{folder} has no backbone/, but its experiment trains all of the DiT")
+    model = build_model(experiment, adapters=True)
+    if model.backbone.adapters():
+        model.backbone.load_adapters(folder / "lora.safetensors")
+    fit = model.backbone.fit()
+    load_encoder(
+        folder / "memory.safetensors", model.encoder, width=fit.geometry.width, digest=fit.digest
+    )
+    return model
+
+
+def with_weights(experiment: Experiment, folder: Path) -> Experiment:
+    """Give the experiment with its backbone's weights taken from `folder`."""
+    return edge.apply_sets(experiment, [f"backbone.weights={folder}"])
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's state of a checkpoint."""
+    path = folder / "training_state" / "optimizer.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read, resume an older checkpoint: {error}") from None
+    optimizer.load_state_dict(state)
+
+
+def read_run(place: Path) -> tuple[Experiment, Path]:
+    """Give the experiment and the newest checkpoint folder of a run.
+
+    `place` may also be one checkpoint, or a folder of shipped weights with its own spec.json.
+
+    Raises:
+        UserError: there is no run, or it has no checkpoint yet.
+    """
+    if not place.is_dir():
+        raise UserError(f"{place}: no such run")
+    shipped = (place / "memory.safetensors").exists()
+    spec = place if (place / "spec.json").exists() or not shipped else place.parent
+    data = read_json(spec / "spec.json", "run (make one with `longtake pretrain`)")
+    experiment = edge.from_json(data["experiment"], Experiment)
+    if shipped:
+        return experiment, place
+    if not checkpoints(place):
+        raise UserError(f"{place} has no checkpoint yet: let `longtake pretrain` reach one")
+    return experiment, checkpoints(place)[-1]
+
+
+def load_run(place: Path) -> Model:
+    """Give the newest model of a run, for reading."""
+    experiment, folder = read_run(place)
+    return load_model(folder, experiment).eval()

@@ -1,0 +1,68 @@
+"""Liveness: every memory parameter has a gradient and moves (method.md §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from attrs import define, field
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..errors import LongtakeError
+from .stage import StageOne
+
+STEPS = 2  # a zero-initialised output lets gradients through from the second step on
+
+
+class DeadMemory(LongtakeError):
+    """Some parameters of the memory get no gradient or do not move."""
+
+
+@define
+class Liveness:
+    """Watches the parameters of φ and the adapters of G over the first steps with memory."""
+
+    before: dict[str, Tensor] = field(repr=False)
+    seen: int = 0
+    alive: set[str] = field(factory=set)
+
+    @classmethod
+    def of(cls, stage: StageOne) -> Liveness:
+        """Give a watch on a stage that has not trained yet."""
+        named = memory_parameters(stage)
+        return cls({name: p.detach().cpu().clone() for name, p in named.items()})
+
+    def after_backward(self, parameters: Mapping[str, Parameter]) -> None:
+        """Note which parameters have a gradient that is not all zero."""
+        if self.seen < STEPS:
+            self.alive |= {n for n, p in parameters.items() if p.grad is not None and _any(p.grad)}
+
+    def after_step(self, parameters: Mapping[str, Parameter]) -> None:
+        """Count a step with memory; at the second one, refuse parameters that are dead.
+
+        Raises:
+            DeadMemory: some had no gradient in any of the steps, or did not change.
+        """
+        self.seen += 1
+        if self.seen != STEPS:
+            return
+        still = {n for n, p in parameters.items() if torch.equal(p.detach().cpu(), self.before[n])}
+        dead = sorted((set(parameters) - self.alive) | still)
+        self.before.clear()
+        if dead:
+            raise DeadMemory(
+                f"{len(dead)} of {len(parameters)} memory parameters are dead after {STEPS} "
+                f"steps: {', '.join(dead[:5])}{' ...' if len(dead) > 5 else ''}"
+            )
+
+
+def memory_parameters(stage: StageOne) -> dict[str, Parameter]:
+    """Give the trainable parameters that make and read memory: φ's, and the adapters of G."""
+    encoder = {f"memory.{n}": p for n, p in stage.encoder.named_parameters()}
+    adapters = {f"backbone.{n}": p for n, p in stage.backbone.adapters().items()}
+    return {n: p for n, p in {**encoder, **adapters}.items() if p.requires_grad}
+
+
+def _any(gradient: Tensor) -> bool:
+    return bool((gradient != 0).any())

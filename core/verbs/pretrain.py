@@ -1,0 +1,46 @@
+"""`longtake pretrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import edge
+from ..errors import UserError
+from ..progress import progress_bar
+from ..train.checkpoint import read_run
+from ..train.pretrain import pretrain as train
+from .common import emit, find_run
+
+
+def pretrain(
+    experiment: str,
+    sets: list[str],
+    data: Path,
+    out: Path,
+    *,
+    resume: str | None,
+    start: Path | None,
+    as_json: bool,
+) -> None:
+    """Train Stage I of an experiment on a store."""
+    if resume not in (None, "latest"):
+        raise UserError(f"--resume {resume}: only `latest` can be resumed")
+    _, found = edge.load_experiment(experiment)
+    found = edge.apply_sets(found, sets)
+    origin = None if start is None else read_run(find_run(str(start)))[1]
+    with progress_bar("pretrain") as report:
+        result = train(found, data, out, resume=resume is not None, start=origin, progress=report)
+    summary = {
+        "run": str(result.run),
+        "step": result.step,
+        "loss": result.loss,
+        "memory_gain": result.gain,
+        "stopped": result.stopped,
+    }
+    ended = "stopped and saved" if result.stopped else "done"
+    gain = "" if result.gain is None else f", memory_gain {result.gain:+.4f}"
+    emit(
+        summary,
+        [f"{result.run}: {ended} at step {result.step}, loss {result.loss:.4f}{gain}"],
+        as_json=as_json,
+    )

@@ -1,0 +1,152 @@
+"""`longtake retrieve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from ..codec import Codec, frame_to_latent, to_bytes
+from ..data.batch import Batch
+from ..data.encode import Encoded, encode_file
+from ..device import pick_device
+from ..errors import UserError
+from ..grid import Rate
+from ..model import Model, all_needs, build_retriever
+from ..pictures import save_png, side_by_side
+from ..registry import build
+from ..scene import frames_by_latent, learned_retriever, make_scene
+from ..spec import CodecSpec, RetrieverSpec
+from ..train.checkpoint import load_run
+from .common import emit, find_run
+
+
+def retrieve(
+    run: str, video: Path, at: str, out: Path, *, steps: int | None, seed: int, as_json: bool
+) -> None:
+    """Give frames at given times out of a video's memory."""
+    times = parse_times(at)
+    model = load_run(find_run(run)).to(pick_device())
+    codec: Codec[CodecSpec] = build(model.experiment.backbone.codec).to(pick_device())
+    encoded = encode_video_file(model, codec, video)
+    seconds = encoded.frames / encoded.fps
+    late = [t for t in times if t >= seconds]
+    if late:
+        raise UserError(f"--at {late[0]:g}: {video.name} has {seconds:.2f} s (0 ≤ time < that)")
+    frames = [int(round(t * encoded.fps, 6)) for t in times]
+    shown, tokens, before = frames_from_memory(model, codec, encoded, video, frames, steps, seed)
+    files = _save(out, times, frames, encoded, shown)
+    summary = {
+        "files": [str(path) for path in files],
+        "context_tokens": tokens,
+        "uncompressed_tokens": before,
+        "seconds": seconds,
+    }
+    lines = [
+        f"{seconds:.1f} s of video: {before:,} tokens compressed to {tokens:,}",
+        *map(str, files),
+    ]
+    emit(summary, lines, as_json=as_json)
+
+
+def parse_times(at: str) -> list[float]:
+    """Give the seconds in a list such as `3.2,7.5`.
+
+    Raises:
+        UserError: one of them is no number or below 0.
+    """
+    times = []
+    for text in at.split(","):
+        try:
+            times.append(float(text))
+        except ValueError:
+            raise UserError(f"--at {text.strip()!r}: seconds are wanted, such as 3.2,7.5") from None
+        if not 0 <= times[-1] < float("inf"):
+            raise UserError(f"--at {text.strip()}: a time in the video is wanted, 0 or more")
+    return times
+
+
+def encode_video_file(model: Model, codec: Codec[CodecSpec], video: Path) -> Encoded:
+    """Give a video as the experiment of a model would cache it, frames kept."""
+    experiment = model.experiment
+    rates: frozenset[Rate] = all_needs(experiment).rates
+    with torch.no_grad():
+        return encode_file(
+            video,
+            codec,
+            experiment.backbone.geometry,
+            attrs.evolve(experiment.cache, min_seconds=1e-6),
+            fps=experiment.backbone.geometry.fps,
+            rates=rates,
+            keep_pixels=True,
+        )
+
+
+@torch.no_grad()
+def frames_from_memory(
+    model: Model,
+    codec: Codec[CodecSpec],
+    encoded: Encoded,
+    video: Path,
+    frames: list[int],
+    steps: int | None,
+    seed: int,
+) -> tuple[list[Tensor], int, int]:
+    """Give the frames `[3, P, Q]` uint8 out of memory, its tokens, and the tokens uncompressed."""
+    device = next(iter(model.backbone.parameters())).device
+    text = build(model.experiment.backbone.text_encoder)
+    batch = Batch(
+        history=encoded.history(), text=text.encode([_caption(video)]), names=(video.name,)
+    ).to(device)
+    scene = make_scene(model, codec, batch, text.encode([""]))
+    stride = codec.stride.time
+    wanted = sorted({frame_to_latent(frame, stride) for frame in frames})
+    generator = torch.Generator().manual_seed(seed)
+    retriever = build_retriever(_retriever(model, steps))
+    omega = torch.tensor([wanted])
+    result = retriever(scene, omega, generator)
+    pixels = frames_by_latent(codec, scene.history.latents, omega, result)
+    by_latent = dict(zip(wanted, pixels, strict=True))
+    shown = [_frame(by_latent[frame_to_latent(f, stride)], f, stride) for f in frames]
+    geometry = model.backbone.geometry
+    rows, columns = geometry.patch.height, geometry.patch.width
+    size = scene.size
+    before = size.time * -(-size.height // rows) * -(-size.width // columns)
+    return shown, scene.memory.length, before
+
+
+def _frame(pixels: Tensor, frame: int, stride: int) -> Tensor:
+    index = 0 if frame == 0 else (frame - 1) % stride
+    return to_bytes(pixels[0, :, index]).cpu()
+
+
+def _retriever(model: Model, steps: int | None) -> RetrieverSpec:
+    spec = learned_retriever(model.experiment)
+    if steps is None:
+        return spec
+    if "steps" not in attrs.fields_dict(type(spec)):
+        raise UserError("--steps: the retriever of this experiment has no steps")
+    if steps < 1:
+        raise UserError(f"--steps {steps}: 1 or more")
+    changes: dict[str, Any] = {"steps": steps}
+    return attrs.evolve(spec, **changes)
+
+
+def _caption(video: Path) -> str:
+    return video.stem.replace("-", " ").replace("_", " ")
+
+
+def _save(
+    out: Path, times: list[float], frames: list[int], encoded: Encoded, shown: list[Tensor]
+) -> list[Path]:
+    assert encoded.pixels is not None
+    originals = [encoded.pixels[0, :, frame] for frame in frames]
+    files = []
+    for time, original, retrieved in zip(times, originals, shown, strict=True):
+        files.append(save_png(out / f"{time:07.2f}s-retrieved.png", retrieved))
+        files.append(save_png(out / f"{time:07.2f}s-original.png", original))
+    strip = torch.cat([side_by_side(originals), side_by_side(shown)], dim=1)
+    return [save_png(out / "strip.png", strip), *files]

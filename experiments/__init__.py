@@ -1,0 +1,1 @@
+"""Shipped experiments: specs in Python, one module a family."""

@@ -1,0 +1,27 @@
+"""The experiments that ship, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..core.hooks import impl
+
+
+@impl
+def longtake_experiments() -> Mapping[str, str]:
+    """Name the shipped experiments."""
+    module = "longtake.experiments.tiny_wan"
+    return {
+        "tiny-wan-2x2x2": f"{module}:TINY_WAN_2X2X2",
+        "tiny-wan-4x4x2": f"{module}:TINY_WAN_4X4X2",
+        "tiny-wan-2x2x2-only-lr": f"{module}:TINY_WAN_ONLY_LR",
+        "tiny-wan-2x2x2-without-lr": f"{module}:TINY_WAN_WITHOUT_LR",
+    }
+
+
+@impl
+def longtake_weights() -> Mapping[str, Path]:
+    """Name the folders of weights that ship, each with its command, data and curve."""
+    root = Path(__file__).parent / "weights"
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/memory.safetensors"))}

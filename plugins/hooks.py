@@ -1,0 +1,87 @@
+"""The built-in plugins at the door that third parties use, too."""
+
+from __future__ import annotations
+
+from ..core.hooks import Plugin, impl
+from ..core.spec import PluginSpec
+from . import specs
+
+
+@impl
+def longtake_compressors() -> list[Plugin]:
+    """Give the built-in compressors."""
+    return [
+        _record(
+            "conv",
+            "the paper's encoder: LR tokens plus HR convs with attention",
+            specs.Conv,
+            "compressors.conv:ConvCompressor",
+        ),
+    ]
+
+
+@impl
+def longtake_maskers() -> list[Plugin]:
+    """Give the built-in maskers."""
+    return [
+        _record(
+            "noise",
+            "noise of a random level on every frame outside Ω",
+            specs.Noise,
+            "maskers.noise:NoiseMasker",
+        ),
+    ]
+
+
+@impl
+def longtake_retrievers() -> list[Plugin]:
+    """Give the built-in retrievers and floors."""
+    return [
+        _record(
+            "flow",
+            "the DiT denoises the frames from memory, in one step or many",
+            specs.Flow,
+            "retrievers.flow:FlowRetriever",
+        ),
+        _record(
+            "upsample",
+            "floor, the bar: LR latents decoded and upsampled",
+            specs.Upsample,
+            "retrievers.upsample:UpsampleRetriever",
+        ),
+        _record(
+            "thumbnail",
+            "floor, a guide: raw pixels of the same rate, upsampled",
+            specs.Thumbnail,
+            "retrievers.thumbnail:ThumbnailRetriever",
+        ),
+        _record(
+            "mean-frame",
+            "floor: the mean of all frames",
+            specs.MeanFrame,
+            "retrievers.mean_frame:MeanFrameRetriever",
+        ),
+    ]
+
+
+@impl
+def longtake_metrics() -> list[Plugin]:
+    """Give the built-in metrics."""
+    return [
+        _record(
+            "psnr",
+            "peak signal-to-noise ratio of each frame, dB",
+            specs.Psnr,
+            "metrics.psnr:PsnrMetric",
+        ),
+        _record(
+            "ssim",
+            "structural similarity of each frame, −1 to 1",
+            specs.Ssim,
+            "metrics.ssim:SsimMetric",
+        ),
+    ]
+
+
+def _record(name: str, summary: str, spec: type[PluginSpec], target: str) -> Plugin:
+    return Plugin(name=name, summary=summary, spec=spec, target=f"{__package__}.{target}")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longtake.backbones.byte_text import BEGIN, ByteEncoder, byte_vectors
+from longtake.backbones.specs import Bytes
+from longtake.core.contract.text import check_text_encoder
+from longtake.core.text import Text
+
+
+@pytest.mark.parametrize("spec", [Bytes(), Bytes(width=7, length=5), Bytes(width=2, length=9)])
+def test_keeps_the_contract(spec: Bytes) -> None:
+    check_text_encoder(ByteEncoder(spec))
+
+
+def test_contract_catches_embeddings_behind_the_mask() -> None:
+    class Leaking(ByteEncoder):
+        def encode(self, prompts) -> Text:  # type: ignore[no-untyped-def]
+            text = super().encode(prompts)
+            return Text(embeddings=text.embeddings + 1, mask=text.mask)
+
+    with pytest.raises(AssertionError, match="zero where the mask is False"):
+        check_text_encoder(Leaking(Bytes()))
+
+
+def test_empty_prompt_is_one_real_token() -> None:
+    text = ByteEncoder(Bytes(length=4)).encode(["", "ab"])
+    assert text.mask.tolist() == [[True] + [False] * 4, [True] * 3 + [False] * 2]
+    assert torch.equal(text.embeddings[0, 0], text.embeddings[1, 0])
+
+
+def test_length_counts_bytes_and_the_rest_is_cut() -> None:
+    encoder = ByteEncoder(Bytes(length=4))
+    text = encoder.encode(["abcd", "abcdef", "猫猫"])
+    assert bool(text.mask.all())
+    assert torch.equal(text.embeddings[0], text.embeddings[1])
+
+
+def test_codes_are_far_from_parallel_and_of_unit_variance() -> None:
+    vectors = byte_vectors(64)
+    assert vectors.shape == (BEGIN + 1, 64)
+    likeness = vectors @ vectors.T / 64
+    assert torch.allclose(likeness.diagonal(), torch.ones(BEGIN + 1).double())
+    assert float((likeness - likeness.diagonal().diag()).abs().max()) < 0.43
+    variance = ByteEncoder(Bytes(length=200)).encode(["the quick brown fox " * 10]).embeddings
+    assert 0.8 < float(variance.square().mean()) < 1.2
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_two_prompts_differ_unless_their_bytes_are_the_same(one: str, two: str) -> None:
+    both = ByteEncoder(Bytes()).encode([one, two])
+    read = [prompt.encode("utf-8", "surrogatepass")[:64] for prompt in (one, two)]
+    assert torch.equal(both.embeddings[0], both.embeddings[1]) == (read[0] == read[1])
+
+
+def test_lone_surrogates_are_legal() -> None:
+    assert int(ByteEncoder(Bytes()).encode(["\ud800"]).mask.sum()) == 4
+
+
+def test_identity_says_the_fields() -> None:
+    names = {ByteEncoder(s).identity for s in (Bytes(), Bytes(width=32), Bytes(length=32))}
+    assert len(names) == 3

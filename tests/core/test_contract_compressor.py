@@ -1,0 +1,172 @@
+"""The contract of compressors passes a sound one and catches each kind of broken one."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+from longtake.core.compressor import Compressor, State
+from longtake.core.contract.compressor import check_compressor
+from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
+from longtake.core.fit import Fit, Length, Needs
+from longtake.core.grid import Geometry, Rate, Size3
+from longtake.core.history import History
+from longtake.core.memory import Memory
+from longtake.plugins.compressors.conv import ConvCompressor
+from longtake.plugins.specs import Conv
+
+SPEC = Conv(rate=Rate(height=2, width=2, time=2), channels=(4, 6), heads=2, head_width=4, window=2)
+
+
+def scaled(memory: Memory, factor: float) -> Memory:
+    parts = [attrs.evolve(part, tokens=part.tokens * factor) for part in memory.parts]
+    return attrs.evolve(memory, parts=tuple(parts))
+
+
+class DependsOnChunks(ConvCompressor):
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        return new, scaled(memory, 1 + 1e-9 * chunk.size.time)
+
+
+class ForgetsTheProvisional(ConvCompressor):
+    def pending(self, state: State) -> Memory:
+        return attrs.evolve(super().pending(state), parts=())
+
+
+class GrowsItsState(ConvCompressor):
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        past = [state["all"]] if state else []
+        return {**new, "all": torch.cat([*past, chunk.latents], dim=2)}, memory
+
+
+class HasADeadParameter(ConvCompressor):
+    def __init__(self, spec: Conv, fit: Fit) -> None:
+        super().__init__(spec, fit)
+        self.dead = nn.Parameter(torch.ones(3))
+
+
+class HasAnUntrainedParameter(ConvCompressor):
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(history)
+        tokens = [attrs.evolve(part, tokens=part.tokens.detach()) for part in memory.parts]
+        return attrs.evolve(memory, parts=tuple(tokens))
+
+
+class PendingEatsTheState(ConvCompressor):
+    def pending(self, state: State) -> Memory:
+        memory = super().pending(state)
+        state["seen"] += 1
+        return memory
+
+
+class MixesSamples(ConvCompressor):
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(history)
+        parts = [attrs.evolve(p, tokens=p.tokens + p.tokens.mean(0)) for p in memory.parts]
+        return attrs.evolve(memory, parts=tuple(parts))
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        parts = [attrs.evolve(p, tokens=p.tokens + p.tokens.mean(0)) for p in memory.parts]
+        return new, attrs.evolve(memory, parts=tuple(parts))
+
+    def pending(self, state: State) -> Memory:
+        memory = super().pending(state)
+        parts = [attrs.evolve(p, tokens=p.tokens + p.tokens.mean(0)) for p in memory.parts]
+        return attrs.evolve(memory, parts=tuple(parts))
+
+
+class ReadsPadding(ConvCompressor):
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(
+            attrs.evolve(history, length=torch.full_like(history.length, history.size.time))
+        )
+        valid = super().forward(history)
+        parts = [
+            attrs.evolve(p, valid=q.valid, positions=q.positions, extents=q.extents)
+            for p, q in zip(memory.parts, valid.parts, strict=True)
+        ]
+        return attrs.evolve(memory, parts=tuple(parts))  # fmt: skip
+
+
+class CountsWrong(ConvCompressor):
+    @classmethod
+    def context_length(cls, spec: Conv, geometry: Geometry, size: Size3) -> Length:
+        return Length(tokens=super().context_length(spec, geometry, size).tokens + 1)
+
+
+class ForgetsTheStart(ConvCompressor):
+    def forward(self, history: History) -> Memory:
+        return super().forward(attrs.evolve(history, start=torch.zeros_like(history.start)))
+
+
+class KeepsSlices(ConvCompressor):
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        return {**new, "cut": chunk.latents[..., :1]}, memory
+
+
+class SettlesWhatItMustRetract(ConvCompressor):
+    def __init__(self, spec: Conv, fit: Fit) -> None:
+        super().__init__(attrs.evolve(spec, attention="full"), fit)
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, _ = super().step(state, chunk)
+        return new, self.pending(new)
+
+
+BROKEN: list[tuple[type[Compressor[Conv]], str]] = [
+    (DependsOnChunks, "law: step over chunks"),
+    (ForgetsTheProvisional, "law: step over chunks"),
+    (GrowsItsState, "state: .* numbers after 65 latents"),
+    (HasADeadParameter, "liveness: no gradient after 2 steps: dead"),
+    (HasAnUntrainedParameter, "liveness: the memory does not depend"),
+    (PendingEatsTheState, "pending: it changed the state"),
+    (MixesSamples, "ragged: a sample"),
+    (ReadsPadding, "ragged: a sample of 6 latents"),
+    (CountsWrong, "context_length: "),
+    (ForgetsTheStart, "places: "),
+    (KeepsSlices, "file: safetensors cannot write"),
+    (SettlesWhatItMustRetract, "settles: "),
+]
+
+
+@pytest.mark.parametrize(("broken", "line"), BROKEN, ids=lambda x: getattr(x, "__name__", ""))
+def test_each_broken_compressor_is_caught(broken: type[Compressor[Conv]], line: str) -> None:
+    with pytest.raises(AssertionError, match=line) as caught:
+        check_compressor(broken, SPEC)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_sound_compressor_passes(dtype: torch.dtype) -> None:
+    check_compressor(ConvCompressor, SPEC, dtype=dtype)
+
+
+def test_samples_have_the_sizes_that_the_design_asks_for() -> None:
+    rate = Rate(height=4, width=2, time=4)
+    needs = Needs(rates=frozenset({rate}), pixels=True)
+    history = sample_history(Size3(time=7, height=5, width=9), needs, 3, start=8)
+    assert history.latents.shape == (3, SMALL.channels, 7, 5, 9)
+    assert history.lr[rate].shape == (3, SMALL.channels, 2, 2, 5)
+    assert history.pixels is not None and history.pixels.shape == (3, 3, 25, 40, 72)
+    assert history.start.tolist() == [8, 8, 8]
+    tokens = sample_fit().tokens(history.lr[rate])
+    assert tokens.shape == (3, 2, 1, 3, SMALL.width)
+
+
+def test_shortened_spoils_only_what_lies_behind_and_alone_leaves_it_out() -> None:
+    rate = Rate(height=1, width=1, time=2)
+    history = sample_history(Size3(time=6, height=2, width=2), Needs(rates=frozenset({rate})))
+    ragged = shortened(history, [6, 3])
+    assert torch.equal(ragged.latents[0], history.latents[0])
+    assert ragged.latents[1, :, 3:].abs().mean() > 100
+    assert ragged.lr[rate][1, :, 2:].abs().mean() > 100
+    one = alone(ragged, 1)
+    assert torch.equal(one.latents, history.latents[1:, :, :3])
+    assert torch.equal(one.lr[rate], history.lr[rate][1:, :, :2])
+    assert not one.ragged

@@ -1,0 +1,83 @@
+"""The plain operations against sums written out, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longtake.kernels.reference import EPS, conv3d_act, out_tokens, rms_norm
+
+
+def naive_conv(
+    frames: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int, int]
+) -> Tensor:
+    """The conv as a sum over taps, each a slice of the zero-padded frames."""
+    padded = F.pad(frames, (1, 1, 1, 1))
+    counts = [
+        (n - k) // s + 1 for n, k, s in zip(padded.shape[2:], weight.shape[2:], stride, strict=True)
+    ]
+    out = bias[None, :, None, None, None].repeat(frames.shape[0], 1, *counts)
+    for t, h, w in torch.cartesian_prod(*[torch.arange(k) for k in weight.shape[2:]]).tolist():
+        cut = [
+            slice(a, a + (n - 1) * s + 1, s)
+            for a, n, s in zip((t, h, w), counts, stride, strict=True)
+        ]
+        out = out + torch.einsum(
+            "bcthw,oc->bothw", padded[:, :, cut[0], cut[1], cut[2]], weight[:, :, t, h, w]
+        )
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride"),
+    [((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (2, 1, 1)), ((3, 3, 3), (1, 2, 2)),
+     ((3, 4, 4), (1, 2, 2)), ((3, 4, 3), (1, 2, 1))],
+)  # fmt: skip
+@pytest.mark.parametrize("normed", [False, True])
+def test_conv3d_act_is_a_sum_over_taps(
+    kernel: tuple[int, int, int], stride: tuple[int, int, int], normed: bool
+) -> None:
+    torch.manual_seed(0)
+    x, tail = torch.randn(2, 3, 4, 6, 8).double(), torch.randn(2, 3, 3 - stride[0], 6, 8).double()
+    weight, bias = torch.randn(5, 3, *kernel).double(), torch.randn(5).double()
+    norm = torch.rand(5).double() if normed else None
+    y = naive_conv(torch.cat([tail, x], 2), weight, bias, stride)
+    if norm is not None:
+        y = y / (y.square().mean(1, keepdim=True) + EPS).sqrt() * norm[:, None, None, None]
+    plain = conv3d_act(x, weight, bias, stride=stride, tail=tail, norm=norm, activation=False)
+    assert plain.shape == (2, 5, 4 // stride[0], 6 // stride[1], 8 // stride[2])
+    torch.testing.assert_close(plain, y, rtol=0, atol=1e-12)
+    active = conv3d_act(x, weight, bias, stride=stride, tail=tail, norm=norm)
+    torch.testing.assert_close(active, y * y.sigmoid(), rtol=0, atol=1e-12)
+
+
+def test_conv3d_act_never_reads_later_frames() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 2, 6, 4, 4).double(), torch.randn(2, 2, 3, 3, 3).double()
+    tail, bias = torch.zeros(1, 2, 2, 4, 4).double(), torch.zeros(2).double()
+    other = x.clone()
+    other[:, :, 3:] = 7.0
+    a, b = (conv3d_act(v, weight, bias, stride=(1, 1, 1), tail=tail) for v in (x, other))
+    assert torch.equal(a[:, :, :3], b[:, :, :3])
+    assert not torch.equal(a[:, :, 3], b[:, :, 3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rms_norm_of_large_halves_does_not_overflow(dtype: torch.dtype) -> None:
+    x = torch.full((1, 8, 1, 1, 1), 3e4, dtype=dtype)
+    y = rms_norm(x, torch.ones(8, dtype=dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), torch.ones_like(y).float(), rtol=0, atol=1e-2)
+
+
+def test_out_tokens_is_a_1x1_conv_plus_lr_tokens() -> None:
+    torch.manual_seed(0)
+    hidden, lr = torch.randn(2, 3, 4, 5).double(), torch.randn(2, 3, 4, 7).double()
+    weight, bias = torch.randn(7, 5).double(), torch.randn(7).double()
+    want = torch.einsum("btsc,dc->btsd", hidden, weight) + bias
+    torch.testing.assert_close(out_tokens(hidden, weight, bias), want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(out_tokens(hidden, weight, bias, lr), want + lr, rtol=0, atol=1e-12)
+    nothing = out_tokens(hidden, torch.zeros_like(weight), torch.zeros_like(bias), lr)
+    assert torch.equal(nothing, lr)

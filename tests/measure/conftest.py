@@ -1,0 +1,136 @@
+"""A tiny store made by the real cache, and a result measured on it with oracles beside Flow."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from attrs import frozen
+
+from longtake.backbones.specs import TinyWan
+from longtake.core.data.cache import cache
+from longtake.core.data.store import Store
+from longtake.core.data.video import write_video
+from longtake.core.experiment import CacheSpec, Experiment, MeasureSpec
+from longtake.core.grid import Rate
+from longtake.core.hooks import Plugin
+from longtake.core.measure.measure import measure
+from longtake.core.measure.strips import make_strips
+from longtake.core.model import all_needs, build_model
+from longtake.core.registry import registry
+from longtake.core.retriever import LatentFrames, PixelFrames, Retriever
+from longtake.core.spec import RetrieverSpec
+from longtake.plugins.specs import Conv, Flow, MeanFrame, Noise, Psnr, Ssim, Thumbnail, Upsample
+
+HOSTILE = '<script>alert("x")</script> & <img src=http://x.test/a.png>'
+RATE = Rate(height=2, width=2, time=2)
+
+
+@frozen(kw_only=True)
+class Oracle(RetrieverSpec):
+    """Knows the true latents."""
+
+
+@frozen(kw_only=True)
+class Snow(RetrieverSpec):
+    """Gives noise for frames."""
+
+
+@frozen(kw_only=True)
+class Broken(RetrieverSpec):
+    """Gives no numbers."""
+
+
+class OracleRetriever(Retriever[Oracle]):
+    def __call__(self, scene, omega, generator):
+        return LatentFrames(latents=scene.history.latents[:, :, omega[0]])
+
+
+class SnowRetriever(Retriever[Snow]):
+    learned = False
+
+    def __call__(self, scene, omega, generator):
+        count = sum(1 if i == 0 else 4 for i in omega[0].tolist())
+        size = scene.history.pixels.shape[-2:]
+        return PixelFrames(pixels=torch.rand((1, 3, count, *size), generator=generator) * 2 - 1)
+
+
+class BrokenRetriever(Retriever[Broken]):
+    def __call__(self, scene, omega, generator):
+        return LatentFrames(latents=scene.history.latents[:, :, omega[0]] * float("nan"))
+
+
+@pytest.fixture(scope="session")
+def oracles():
+    """The retrievers above, findable like any plugin."""
+    module = ModuleType("longtake_test_oracles")
+    made = {Oracle: OracleRetriever, Snow: SnowRetriever, Broken: BrokenRetriever}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        for spec, cls in made.items():
+            setattr(module, cls.__name__, cls)
+            name, target = spec.__name__.lower(), f"{module.__name__}:{cls.__name__}"
+            record = Plugin(name=name, summary="", spec=spec, target=target)
+            patch.setitem(registry().plugins, ("retriever", name), record)
+        yield
+
+
+@pytest.fixture(scope="session")
+def experiment(oracles):
+    return Experiment(
+        name="tiny-test",
+        backbone=TinyWan(heads=2, head_width=12, layers=1, ffn=32),
+        compressors=(Conv(rate=RATE, channels=(4, 4, 8, 8), heads=1, head_width=8),),
+        masker=Noise(),
+        retrievers=(
+            Oracle(), Flow(), Upsample(rate=RATE), Thumbnail(rate=RATE), MeanFrame(), Snow(),
+        ),
+        metrics=(Psnr(), Ssim()),
+        cache=CacheSpec(area=64 * 96, min_seconds=1.0, mirror=True),
+        measure=MeasureSpec(seconds=2.0, draws=2),
+    )  # fmt: skip
+
+
+def frames(seed, count):
+    """A square that moves over a gradient of its own colour."""
+    rng = np.random.default_rng(seed)
+    ground = np.linspace(20, 200, 96)[None, :, None] * rng.uniform(0.3, 1.0, 3)
+    for number in range(count):
+        picture = np.repeat(ground, 64, axis=0)
+        picture[10:34, 3 * number : 3 * number + 20] = 240
+        yield picture.astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory, experiment):
+    """Clips a, b and c of one length, c like a; d is short; each mirrored, too."""
+    root = tmp_path_factory.mktemp("measure")
+    for name, seed, count in (("a", 1, 24), ("b", 2, 24), ("c", 1, 24), ("d", 3, 10)):
+        write_video(root / "videos" / f"{name}.mp4", frames(seed, count), fps=8)
+    (root / "videos" / "b.txt").write_text(HOSTILE)
+    (root / "videos" / "c.txt").write_text("a")
+    (root / "videos" / "a.txt").write_text("a")
+    needs = all_needs(experiment)
+    cache(
+        experiment, root / "videos", root / "store", rates=needs.rates, pixels=True,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    return Store.open(root / "store")
+
+
+@pytest.fixture(scope="session")
+def model(experiment):
+    return build_model(experiment)
+
+
+@pytest.fixture(scope="session")
+def result(model, store):
+    return measure(model, store, run="runs/x", step=12)
+
+
+@pytest.fixture(scope="session")
+def strips(model, store, result):
+    return make_strips(model, store, result, clips=3, frames=3)

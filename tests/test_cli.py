@@ -1,0 +1,219 @@
+"""The program as a user meets it: verbs end to end, and bad input in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from longtake import __main__ as door
+from longtake.core.data.video import write_video
+
+from .small import moving, write_clips
+
+SPEC = """
+from tests.small import small
+EXPERIMENT = small(steps=3, save_every=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with videos, an experiment file, a store and a run, made by the program."""
+    root = tmp_path_factory.mktemp("cli")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    write_clips(root / "videos")
+    (root / "videos" / "clip-1.txt").write_text("a square walks right")
+    (root / "mine.py").write_text(SPEC)
+    experiment = str(root / "mine.py")
+    assert run("cache", experiment, "--videos", root / "videos", "--out", root / "store")[0] == 0
+    assert run("pretrain", experiment, "--data", root / "store", "--out", root / "run")[0] == 0
+    return root
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `longtake WORDS`, in this process."""
+    import contextlib
+    import io
+
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["longtake", *map(str, words)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            door.main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    finally:
+        sys.argv = before
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_every_verb_has_help_with_an_example() -> None:
+    for verb in ("demo", "list", "show", "cache", "pretrain", "retrieve", "measure", "bench"):
+        code, out, _ = run(verb, "--help")
+        assert code == 0 and f"longtake {verb}" in out, verb
+
+
+def test_verbs_that_do_not_exist_yet_are_refused() -> None:
+    for verb in ("generate", "finetune", "export", "plan"):
+        assert run(verb)[0] == 2
+
+
+def test_list_names_every_kind() -> None:
+    code, out, _ = run("list", "--json")
+    assert code == 0
+    for name in ("conv", "tiny-wan", "dct", "bytes", "noise", "flow", "psnr", "tiny-wan-2x2x2"):
+        assert f'"{name}"' in out
+
+
+def test_show_gives_the_resolved_spec_with_changes() -> None:
+    code, out, _ = run("show", "tiny-wan-2x2x2", "--set", "compressor.rate=4x4x2", "--json")
+    assert code == 0 and '"4x4x2"' in out
+
+
+def test_the_store_is_resumed_and_takes_only_what_is_new(place: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (place / "store" / "clips").iterdir()}
+    write_video(place / "videos" / "late.mp4", moving(9), 8)
+    code, out, _ = run(
+        "cache", place / "mine.py", "--videos", place / "videos", "--out", place / "store", "--json"
+    )
+    told = json.loads(out)
+    assert code == 0 and (told["cached"], told["kept"], told["bad"]) == (1, 3, 0)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_changed_caption_is_cached_again(place: Path) -> None:
+    (place / "videos" / "clip-1.txt").write_text("a square walks on")
+    words = ("cache", place / "mine.py", "--videos", place / "videos", "--out", place / "store")
+    assert json.loads(run(*words, "--json")[1])["cached"] >= 1
+    assert json.loads(run(*words, "--json")[1])["cached"] == 0
+
+
+def test_retrieve_writes_frames_and_a_strip(place: Path) -> None:
+    out = place / "frames"
+    code, told, _ = run(
+        "retrieve", place / "run", place / "videos" / "clip-2.mp4", "--at", "0,1.5", "--out", out
+    )
+    assert code == 0 and "tokens compressed to" in told
+    assert len(list(out.glob("*-retrieved.png"))) == 2 and (out / "strip.png").exists()
+
+
+def test_measure_writes_a_report_and_json(place: Path) -> None:
+    code, out, _ = run("measure", place / "run", "--data", place / "store", "--json")
+    assert code == 0, out
+    assert json.loads(out)
+    page = (place / "run" / "measure" / "report.html").read_text()
+    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+
+
+BAD_VIDEOS = {
+    "empty.mp4": b"",
+    "words.mp4": b"this is no video at all\n" * 50,
+    "cut.mp4": None,
+}
+
+
+def test_bad_videos_are_listed_and_do_not_stop_the_rest(tmp_path: Path) -> None:
+    write_clips(tmp_path / "v", seeds=(1,))
+    good = (tmp_path / "v" / "clip-1.mp4").read_bytes()
+    for name, data in BAD_VIDEOS.items():
+        (tmp_path / "v" / name).write_bytes(good[: len(good) // 3] if data is None else data)
+    write_video(tmp_path / "v" / "short.mp4", moving(5, seconds=0.5), 8)
+    (tmp_path / "mine.py").write_text(SPEC)
+    words = ("cache", tmp_path / "mine.py", "--videos", tmp_path / "v", "--out", tmp_path / "s")
+    code, out, _ = run(*words, "--json")
+    told = json.loads(out)
+    assert code == 0 and told["cached"] == 1 and told["bad"] == 4
+    reasons = {row["source"]: row["detail"] for row in told["videos"] if row["status"] == "bad"}
+    assert set(reasons) == {*BAD_VIDEOS, "short.mp4"}
+    assert all(reason and "\n" not in reason for reason in reasons.values())
+    assert "too short" in reasons["short.mp4"]
+
+
+def test_no_usable_video_is_exit_2(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "empty.mp4").write_bytes(b"")
+    (tmp_path / "mine.py").write_text(SPEC)
+    words = ("cache", tmp_path / "mine.py", "--videos", tmp_path / "v", "--out", tmp_path / "s")
+    code, _, err = run(*words)
+    assert code == 2 and "none of the 1 videos" in err
+
+
+CASES = [
+    (("show", "tiny-wan-2x2x3"), "tiny-wan-2x2x2"),
+    (("show", "nowhere.py"), "nowhere.py"),
+    (("show", "{root}/mine.py", "--set", "train.stepz=3"), "did you mean steps"),
+    (("show", "{root}/mine.py", "--set", "compressor.rate=5x5x5"), "1, 2, 4 or 8"),
+    (("show", "{root}/mine.py", "--set", "backbone=tiny-wam"), "tiny-wan"),
+    (("cache", "{root}/mine.py", "--videos", "{root}/none", "--out", "{root}/s2"), "no such"),
+    (
+        ("cache", "{root}/mine.py", "--videos", "{root}/videos", "--out", "{root}/run"),
+        "other files",
+    ),
+    (("pretrain", "{root}/mine.py", "--data", "{root}/none", "--out", "{root}/r2"), "latent store"),
+    (("pretrain", "{root}/mine.py", "--data", "{root}/store", "--out", "{root}/run"), "--resume"),
+    (
+        ("pretrain", "{root}/mine.py", "--data", "{root}/store", "--out", "{root}/r2")
+        + ("--resume", "soon"),
+        "latest",
+    ),
+    (("retrieve", "{root}/none", "{root}/videos/clip-1.mp4", "--at", "1"), "no such run"),
+    (("retrieve", "{root}/run", "{root}/videos/clip-1.mp4", "--at", "soon"), "seconds"),
+    (("retrieve", "{root}/run", "{root}/videos/clip-1.mp4", "--at", "99"), "has 2"),
+    (("retrieve", "{root}/run", "{root}/videos/none.mp4", "--at", "1"), "none.mp4"),
+    (("measure", "{root}/run", "--data", "{root}/run"), "store"),
+    (("demo", "--video", "{root}/none.mp4"), "no such file"),
+]
+
+
+@pytest.mark.parametrize("words,said", CASES)
+def test_bad_input_is_one_clear_line(place: Path, words: tuple[str, ...], said: str) -> None:
+    code, out, err = run(*(word.format(root=place) for word in words))
+    lines = [line for line in err.splitlines() if line.startswith("longtake: ")]
+    assert code == 2 and said in err, (code, err)
+    assert len(lines) == 1 and "Traceback" not in err + out
+    assert not (place / "r2").exists() and not (place / "s2").exists()
+
+
+def test_all_faults_of_a_spec_come_at_once(place: Path) -> None:
+    sets = ("train.stepz=3", "train.batch=0", "compressor.rate=2x2", "cache.area=small")
+    words = [w for s in sets for w in ("--set", s)]
+    code, _, err = run("show", place / "mine.py", *words)
+    assert code == 2
+    for part in ("stepz", "batch", "rate", "area"):
+        assert part in err, part
+
+
+def test_a_half_written_store_is_refused_or_healed(place: Path, tmp_path: Path) -> None:
+    words = ("cache", place / "mine.py", "--videos", place / "videos", "--out", tmp_path / "s")
+    assert run(*words)[0] == 0
+    clip = sorted((tmp_path / "s" / "clips").iterdir())[0]
+    clip.write_bytes(clip.read_bytes()[:100])
+    code, _, err = run(
+        "pretrain", place / "mine.py", "--data", tmp_path / "s", "--out", tmp_path / "r",
+        "--set", "train.steps=20", "--set", "train.gain_every=100",
+    )  # fmt: skip
+    assert code == 2 and clip.name in err and "Traceback" not in err
+    clip.unlink()
+    assert json.loads(run(*words, "--json")[1])["cached"] == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    import safetensors.torch
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    words = ("cache", place / "mine.py", "--videos", place / "videos", "--out", tmp_path / "s")
+    code, _, err = run(*words)
+    assert code == 2 and "No space left" in err
+    assert not [
+        p for p in tmp_path.rglob("*") if p.name.endswith(".part") or p.suffix == ".safetensors"
+    ]

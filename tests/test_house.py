@@ -1,0 +1,186 @@
+"""The house rules of design §1: floors, links, sizes, doors that stay light."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import longtake
+from longtake.core import hooks
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("core", "plugins", "backbones", "kernels", "experiments")
+BELOW = {
+    "core": set(),
+    "kernels": set(),
+    "plugins": {"core", "kernels"},
+    "backbones": {"core", "kernels"},
+    "experiments": {"core", "plugins", "backbones"},
+    "__init__": {"core", "plugins", "backbones"},
+    "__main__": {"core", "plugins", "backbones", "kernels", "experiments", "__init__"},
+}
+HEAVY = ("torch", "diffusers", "transformers", "torchmetrics", "triton")
+FILES = [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
+DOORS = [ROOT / "__init__.py", ROOT / "__main__.py"]
+SOURCES = [p for p in (*DOORS, *FILES) if p.exists()]
+HOOKS = [name for name in vars(hooks) if name.startswith("longtake_")]
+by_file = pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Give line and absolute name of everything that a file imports, as `longtake.…` if ours."""
+    package = ("longtake", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+@by_file
+def test_imports_run_down(path: Path) -> None:
+    room = room_of(path)
+    for line, name in imports(path):
+        first, *rest = name.split(".")
+        if first == "longtake" and rest:
+            target = rest[0] if rest[0] in ROOMS else "__init__"
+            where = f"{path.name}:{line} imports {name}"
+            assert target in BELOW[room] | {room}, f"{where}: {room} must not see {target}"
+
+
+@by_file
+def test_imports_of_the_house_are_relative(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        absolute = isinstance(node, ast.ImportFrom) and not node.level and node.module or ""
+        plain = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in [absolute, *plain]:
+            assert name.split(".")[0] not in ("longtake", *ROOMS), f"{path}:{node.lineno}: {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_lower_floors_name_no_upper_module(path: Path) -> None:
+    room = room_of(path)
+    above = {other for other in ROOMS if other not in BELOW[room] | {room}}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = re.match(r"longtake\.(\w+)[\w.]*(:\w+)?$", node.value)
+            named = found[1] if found else ""
+            assert named not in above, f"{path.name}:{node.lineno}: {node.value}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SOURCES if room_of(p) != "kernels"],
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
+)
+def test_files_stay_short(path: Path) -> None:
+    count = len(path.read_text(encoding="utf-8").splitlines())
+    assert count <= 200, f"{path.relative_to(ROOT)} has {count} lines: split it"
+
+
+def test_kernels_hides_no_package() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would hide Hugging Face's kernels"
+
+
+def test_every_other_room_is_a_package() -> None:
+    for path in FILES:
+        if room_of(path) != "kernels":
+            assert (path.parent / "__init__.py").exists(), path.parent
+
+
+def test_src_holds_only_relative_links() -> None:
+    if not (ROOT / "src").exists():
+        pytest.skip("an sdist has no links")
+    assert [p.name for p in (ROOT / "src").iterdir()] == ["longtake"]
+    for link in (ROOT / "src" / "longtake").iterdir():
+        if link.name == "__pycache__":
+            continue
+        assert link.is_symlink(), f"{link.name} is no link"
+        assert os.readlink(link) == f"../../{link.name}"
+        assert link.exists(), f"{link.name} leads nowhere"
+
+
+def test_links_and_wheel_hold_the_same() -> None:
+    if not (ROOT / "src").exists():
+        pytest.skip("an sdist has no links")
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = config["tool"]["hatch"]["build"]["targets"]["wheel"]
+    links = {p.name for p in (ROOT / "src" / "longtake").iterdir()} - {"__pycache__"}
+    assert set(wheel["only-include"]) == links
+    assert {*ROOMS, "__init__.py", "__main__.py", "py.typed"} <= links
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_is_documented(name: str) -> None:
+    assert inspect.getdoc(getattr(hooks, name)), f"{name} has no docstring"
+    page = ROOT / "CONTRIBUTING.md"
+    assert page.exists(), "CONTRIBUTING.md is missing"
+    assert name in page.read_text(encoding="utf-8"), f"CONTRIBUTING.md has no line on {name}"
+
+
+def test_hooks_are_the_kinds_and_the_names() -> None:
+    named = {"experiments", "weights", "geometries"}
+    assert {n.removeprefix("longtake_") for n in HOOKS} == {k + "s" for k in hooks.KINDS} | named
+
+
+def run(*arguments: str, after: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own, then the statement `after`."""
+    code = (
+        "import sys\n"
+        f"sys.argv = ['longtake', *{list(arguments)!r}]\n"
+        "from longtake.__main__ import main\n"
+        "try:\n    main()\n"
+        f"finally:\n    {after or 'pass'}\n"
+    )
+    place = str(Path(longtake.__file__).parent.parent)
+    path = os.pathsep.join([place, os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": path, "LONGTAKE_PLUGINS": ""}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--json"], ["cache", "-h"]])
+def test_the_door_stays_light(arguments: list[str]) -> None:
+    done = run(*arguments, after=f"print([m for m in {HEAVY!r} if m in sys.modules])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]", "heavy imports"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "no-such-experiment"], "longtake: unknown experiment 'no-such-experiment'; "),
+        (["show", "no.py:x"], "longtake: no.py: there is no such file"),
+        (["show", "tiny-wan-2x2x2", "--set", "train.stepz=1"],
+         "longtake: train.stepz: unknown field; did you mean steps?"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_2(arguments: list[str], said: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_every_verb_shows_an_example() -> None:
+    from longtake.__main__ import app
+
+    for command in app.registered_commands:
+        text = inspect.getdoc(command.callback) if command.callback else ""
+        assert text and "Example: longtake " in text, command.name
