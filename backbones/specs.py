@@ -91,6 +91,11 @@ class TinyWan(WanSpec):
         validator=in_(("sample", "token")),
         metadata=doc("how time enters: sample ([B], Wan 2.1 and 14B) or token ([B, N], the 5B)"),
     )
+    begin: str = field(
+        default="local",
+        validator=in_(("local", "diffusers")),
+        metadata=doc("random weights: local (a copier of nearby memory, nearly) or diffusers' own"),
+    )
     fps: float = field(default=8.0, validator=gt(0.0), metadata=doc("frames a second, > 0"))
     codec: Dct = field(
         default=Dct(), validator=instance_of(Dct), metadata=doc("the codec of its latents")

@@ -10,6 +10,7 @@ import torch
 from ..core.errors import UserError
 from ..core.spec import BackboneSpec
 from . import specs
+from .tiny_init import begin_local
 from .wan import Wan
 from .wan_ends import Setup
 from .wan_files import pretrained_model, random_model
@@ -30,6 +31,8 @@ class TinyWan(Wan):
         config = tiny_config(spec)
         if spec.weights is None:
             model = random_model(cls, config, seed)
+            if spec.begin == "local":
+                begin_local(model)
         else:
             model = pretrained_model(cls, config, Path(spec.weights), torch.float32)
         model.setup = Setup(

@@ -84,6 +84,11 @@ class TrainSpec:
     adapter: LoRA = field(
         default=LoRA(), validator=instance_of(LoRA), metadata=doc("the adapters of `trains: lora`")
     )
+    optimizer: str = field(
+        default="adamw",
+        validator=in_(("adamw", "muon")),
+        metadata=doc("adamw, or muon for the matrices of the blocks and adamw for the rest"),
+    )
     rate: float = field(
         default=1e-4, validator=gt(0.0), metadata=doc("learning rate after the warm-up, > 0")
     )

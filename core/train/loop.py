@@ -105,7 +105,7 @@ class Trainer:
     def _check(self, loss: Tensor, batch: Batch) -> None:
         if not torch.isfinite(loss):
             raise LongtakeError(
-                f"the loss is {float(loss)} at step {self.step}, on clips "
+                f"the loss is {float(loss.detach())} at step {self.step}, on clips "
                 f"{', '.join(batch.names)}; the last checkpoint is whole: lower train.rate, "
                 "or leave those clips out, and --resume latest"
             )

@@ -44,8 +44,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     for path in sorted(newest.rglob("*.safetensors")):
         found |= {f"{path.name}/{name}": x for name, x in load_file(path).items()}
     state = torch.load(newest / "training_state" / "optimizer.pt", weights_only=True)
-    for index, moments in state["state"].items():
-        found |= {f"optimizer/{index}/{name}": torch.as_tensor(x) for name, x in moments.items()}
+    parts = {"": state} if "state" in state else state
+    for part, inner in parts.items():
+        for index, moments in inner["state"].items():
+            named = {name: torch.as_tensor(x) for name, x in moments.items()}
+            found |= {f"optimizer{part}/{index}/{name}": x for name, x in named.items()}
     return found
 
 
@@ -60,11 +63,16 @@ def same(a: Path, b: Path) -> None:
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
-@pytest.mark.parametrize("trains", ["all", "lora", "encoder"])
-def test_resume_equals_never_stopped(store: Path, tmp_path: Path, trains: str) -> None:
+@pytest.mark.parametrize(
+    "trains,optimizer",
+    [("all", "adamw"), ("lora", "adamw"), ("encoder", "adamw"), ("all", "muon"), ("lora", "muon")],
+)
+def test_resume_equals_never_stopped(
+    store: Path, tmp_path: Path, trains: str, optimizer: str
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    # one gain and no decay inside: what is logged must not depend on where the run was cut
-    experiment = small(trains=trains, steps=6, gain_every=3)
+    # no decay: what is logged must not depend on where the run was cut
+    experiment = small(trains=trains, optimizer=optimizer, steps=6, gain_every=3)
     pretrain(experiment, store, whole)
     pretrain(evolve(experiment, train=evolve(experiment.train, steps=2)), store, parts)
     pretrain(experiment, store, parts, resume=True)
@@ -98,7 +106,6 @@ def test_a_killed_run_resumes_to_the_same_weights(store: Path, tmp_path: Path) -
     pretrain(experiment, store, whole)
     same(whole, killed)
     assert logged(whole) == logged(killed)
-    assert not list(killed.glob(".*part")) or True
 
 
 def test_checkpoints_are_kept_few_and_load_to_the_same_outputs(store: Path, tmp_path: Path) -> None:
