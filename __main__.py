@@ -10,9 +10,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .core.errors import LongtakeError
+from .core.verbs.door import Door, stopped
 
 app = typer.Typer(
     name="longtake",
+    cls=Door,
     help="The past of a video as a short memory that a video diffusion transformer reads.",
     no_args_is_help=True,
     add_completion=False,
@@ -30,6 +32,7 @@ Sets = Annotated[
     typer.Option("--set", help="change one field, such as compressor.rate=2x2x2; may be repeated"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Seed = typer.Option(help="same as --set train.seed=", min=0, max=2**62)
 Data = Annotated[Path, typer.Option("--data", help="a latent store, made by `longtake cache`")]
 
 
@@ -94,13 +97,11 @@ def pretrain(
     experiment: ExperimentArg,
     data: Data,
     out: Annotated[Path, _out("the run's folder")],
-    resume: Annotated[
-        str | None, typer.Option(help="latest: go on from the run's newest checkpoint")
-    ] = None,
+    resume: Annotated[str | None, typer.Option(help="latest: go on where the run is")] = None,
     start: Annotated[
         Path | None, typer.Option(help="begin with the weights of another run or checkpoint")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="same as --set train.seed=")] = None,
+    seed: Annotated[int | None, Seed] = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -121,7 +122,7 @@ def retrieve(
     at: Annotated[str, typer.Option(help="times in seconds, such as 3.2,7.5")],
     out: Annotated[Path, _out("folder for the images")] = Path("retrieved"),
     steps: Annotated[int | None, typer.Option(help="sampling steps; 1 is the mean")] = None,
-    seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the noise", min=0, max=2**63 - 1)] = 0,
     as_json: Json = False,
 ) -> None:
     """Give frames at given times out of a video's memory, as images and as a strip.
@@ -188,8 +189,7 @@ def main() -> NoReturn:
         print(f"longtake: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("longtake: stopped", file=sys.stderr)
-        sys.exit(130)
+        stopped()
     except BrokenPipeError:
         sys.exit(1)
     sys.exit(0)

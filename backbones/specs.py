@@ -61,7 +61,7 @@ class WanSpec(BackboneSpec):
     @memory_time.validator
     def _in_range(self, attribute: object, value: float | None) -> None:
         if value is not None and not 0.0 <= value <= 1.0:
-            raise ValueError(f"must be between 0 and 1, or null, not {value:g}")
+            raise ValueError(f"must be between 0 and 1, or null for shared, not {value:g}")
 
     @weights.validator
     def _is_text(self, attribute: object, value: str | None) -> None:

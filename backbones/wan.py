@@ -122,6 +122,7 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
             values=tuple(keys.value for keys in kept),
             positions=part.positions,
             valid=part.valid,
+            features=call.memory.features,
         )
 
     def _context(self, call: ContextCall) -> Context:
@@ -129,10 +130,10 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
         projected = self.condition_embedder.text_embedder(embeddings)
         text = attrs.evolve(call.text, embeddings=projected)
         if not isinstance(call.memory, Cache):
-            return Context(text=text, memory=call.memory.joined())
+            return Context(text=text, memory=call.memory.joined(), features=call.memory.features)
         if self.setup.attention != "isolated":
             raise ValueError("full attention reads memory, not a cache")
-        return Context(text=text, cache=call.memory if call.memory.length else None)
+        return Context(text=text, cache=call.memory, features=call.memory.features)
 
     def _velocity(self, call: VelocityCall) -> Tensor:
         ends.check_call(call, self.setup.time)
@@ -151,10 +152,9 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
         return latents[..., :height, :width]
 
     def _read(self, target: Stream, call: VelocityCall) -> Tensor:
-        context, memory, masks = call.context, None, None
+        context, memory, count = call.context, None, target.hidden.shape[1]
         held = context.cache or context.memory
-        if held is not None:
-            masks = ends.masks_of(held.valid, target.hidden.shape[1], self.device)
+        masks = ends.masks_of(held.valid, count, self.device) if held else None
         if context.memory is not None:
             memory = self._memory_stream(context.memory, call.t)
         past = None if context.cache is None else ends.pairs(context.cache)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from .memory import Memory, Part
@@ -20,12 +21,14 @@ class Cache:
         keys, values: one `[B, N, heads, head width]` a block, rotary already applied to keys.
         positions: of the cached tokens, `[B, N, 3]`.
         valid: `[B, N]`.
+        features: of the memory, by `part.name`, for cross-attention in the blocks.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     positions: Coordinates
     valid: Valid
+    features: Mapping[str, Tensor] = field(factory=dict)
 
     @property
     def length(self) -> int:
@@ -44,11 +47,13 @@ class Context:
             scale is a field of its spec.
         memory: tokens for `full` attention, or for `isolated` without a cache; None where empty.
         cache: keys and values for `isolated`.
+        features: of the memory, by `part.name`, `[B, N, F]`, for cross-attention in the blocks.
     """
 
     text: Text
     memory: Part | None = None
     cache: Cache | None = None
+    features: Mapping[str, Tensor] = field(factory=dict)
 
 
 @frozen(eq=False, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from .compressor import State
 from .grid import Size3
-from .shapes import Latents, Pixels
+from .shapes import Latents, Pixels, Targets
 from .spec import CodecSpec
 
 S = TypeVar("S", bound=CodecSpec)
@@ -50,6 +49,11 @@ class Codec(nn.Module, ABC, Generic[S]):
         """Latents before a slice that a fresh decode of it must see to give the same pixels."""
 
     @property
+    def margin_after(self) -> int:
+        """Latents behind a slice that its decode must see too; 0 for a causal codec."""
+        return 0
+
+    @property
     def channel_reach(self) -> Tensor:
         """How far a unit of each channel reaches into pixels, `[C]`, mean 1; default: alike."""
         return torch.ones(self.channels)
@@ -67,18 +71,20 @@ class Codec(nn.Module, ABC, Generic[S]):
     def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
         """Give the pixels of the next latents (not clamped), and the state after them."""
 
+    def encode_rest(self, state: State) -> Latents | None:
+        """Give the provisional latents of frames held back (a last tile that is not full), or None.
 
-def encode_video(codec: Codec[CodecSpec], chunks: Iterator[Pixels]) -> Latents:
-    """Give the latents of a video that comes in chunks, with one chunk of pixels in memory."""
-    state: State | None = None
-    latents = []
-    for chunk in chunks:
-        out, state = codec.encode(chunk, state)
-        latents.append(out)
-    return torch.cat(latents, dim=2)
+        A codec that is exact at tile boundaries only (HunyuanVideo's) answers here what `encode`
+        would still change; the state stays as it is. A causal codec holds nothing back.
+        """
+        return None
+
+    def decode_rest(self, state: State) -> Pixels | None:
+        """Give the provisional pixels of latents held back by `decode`, or None."""
+        return None
 
 
-def decode_among(codec: Codec[CodecSpec], latents: Latents, index: int, latent: Latents) -> Pixels:
+def decode_among(codec: Codec[CodecSpec], latents: Latents, index: int, latent: Targets) -> Pixels:
     """Give the frames of one retrieved latent, decoded among its true predecessors.
 
     A latent decoded alone gives one frame and other pixels (design §7.9), so the codec first sees
@@ -93,11 +99,14 @@ def decode_among(codec: Codec[CodecSpec], latents: Latents, index: int, latent: 
     Returns:
         `[B, 3, f, P, Q]` in [−1, 1]; f is 1 at index 0, else the time stride.
     """
-    first = max(0, index - max(codec.margin, 1))
-    together = torch.cat([latents[:, :, first:index], latent], dim=2)
-    pixels, _ = codec.decode(together)
-    frames = codec.stride.time if index else 1
-    return pixels[:, :, -frames:].clamp(-1, 1)
+    first, last = max(0, index - max(codec.margin, 1)), index + 1 + codec.margin_after
+    around = [latents[:, :, first:index], latent, latents[:, :, index + 1 : last]]
+    pixels, state = codec.decode(torch.cat(around, dim=2))
+    rest = codec.decode_rest(state)
+    pixels = pixels if rest is None else torch.cat([pixels, rest], dim=2)
+    # the slice decodes as a video of its own: its first latent gives one frame
+    shown = frames_of(index - first, codec.stride.time)
+    return pixels[:, :, shown.start : shown.stop].clamp(-1, 1)
 
 
 def frames_of(latent: int, stride: int) -> range:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeAlias, TypeVar
 
+import attrs
 from torch import Tensor, nn
 
 from .fit import Fit, Length, Needs
@@ -74,8 +75,8 @@ class Compressor(nn.Module, ABC, Generic[S]):
 class MemoryEncoder(nn.Module):
     """All compressors of an experiment side by side: their parts stand in one memory.
 
-    Raises:
-        ValueError: when two compressors name their parts alike (seen at the first call).
+    Where there are several, the part names begin with the place of their compressor (`0.conv-...`),
+    so that two of one kind and rate stay apart.
     """
 
     def __init__(self, compressors: Sequence[Compressor[CompressorSpec]]) -> None:
@@ -104,7 +105,13 @@ class MemoryEncoder(nn.Module):
 
 
 def side_by_side(memories: Sequence[Memory]) -> Memory:
-    """Give memories of different compressors as one; their part names must differ."""
-    parts = [part for memory in memories for part in memory.parts]
+    """Give the memories of several compressors as one; of one alone as it is."""
+    if len(memories) == 1:
+        return memories[0]
+    parts = [
+        attrs.evolve(part, name=f"{place}.{part.name}")
+        for place, memory in enumerate(memories)
+        for part in memory.parts
+    ]
     size = merge([Memory(size=memory.size) for memory in memories]).size
     return Memory(parts=tuple(parts), size=size)

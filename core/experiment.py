@@ -53,3 +53,7 @@ class Experiment:
     measure: MeasureSpec = field(
         default=MeasureSpec(), validator=instance_of(MeasureSpec), metadata=doc("measuring")
     )
+
+    def __attrs_post_init__(self) -> None:
+        if len(set(self.compressors)) < len(self.compressors):
+            raise ValueError("two compressors are the same: the second would remember nothing new")

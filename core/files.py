@@ -8,20 +8,18 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from .disk import disk_errors, only_parts, remove_parts
 from .errors import UserError
 
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses (full, read-only, no permission) into one line that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+__all__ = [
+    "append_line", "disk_errors", "is_tensors", "only_parts", "open_tensors", "read_header",
+    "read_json", "read_lines", "read_object", "remove_parts", "whole_file", "whole_folder",
+    "write_json", "write_tensors",
+]  # fmt: skip
 
 
 @contextmanager
@@ -88,6 +86,21 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path} cannot be read as the JSON of a {what}: {error}") from None
 
 
+def read_object(path: Path, what: str, *keys: str) -> dict[str, Any]:
+    """Give the object that a JSON file holds, with all of `keys`.
+
+    Raises:
+        UserError: as `read_json`; or it holds no object, or lacks a key.
+    """
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no {what}: it holds no object")
+    for key in keys:
+        if key not in found:
+            raise UserError(f"{path} is no {what}: it lacks {key}")
+    return found
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
     """Write a safetensors file with a JSON header, whole or not at all."""
     from safetensors.torch import save_file
@@ -114,6 +127,15 @@ def open_tensors(path: Path) -> Iterator[Any]:
         yield opened
 
 
+def is_tensors(path: Path) -> bool:
+    """Whether a safetensors file is there and can be opened; a cut one cannot."""
+    try:
+        with open_tensors(path):
+            return True
+    except UserError:
+        return False
+
+
 def read_header(opened: Any, path: Path) -> Any:
     """Give the JSON header that `write_tensors` wrote.
 
@@ -127,30 +149,47 @@ def read_header(opened: Any, path: Path) -> Any:
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a log; a crash can only cut the last line."""
-    with disk_errors(path), path.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(line, ensure_ascii=False) + "\n")
-        log.flush()
-        os.fsync(log.fileno())
+    """Add one line of JSON to a log; a last line that a crash or a full disk cut is dropped."""
+    data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        with path.open("r+b", buffering=0) as log:
+            whole = _whole_lines(log)
+            try:
+                log.truncate(whole)
+                log.seek(whole)
+                while data:
+                    data = data[log.write(data) :]
+                os.fsync(log.fileno())
+            except OSError:
+                log.truncate(whole)
+                raise
+
+
+def _whole_lines(log: BinaryIO) -> int:
+    """Give the size of a log without a last line that was cut."""
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(0, size - 1))
+    if log.read(1) in (b"\n", b""):
+        return size
+    log.seek(0)
+    return log.read().rfind(b"\n") + 1
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Give the lines of a JSON log, without a last one that a crash cut; none where it is missing.
 
     Raises:
-        UserError: a line before the last is no JSON.
+        UserError: a line is no JSON.
     """
     if not path.exists():
         return []
-    rows = path.read_text(encoding="utf-8").split("\n")
+    *rows, _cut = path.read_bytes().split(b"\n")
     lines = []
     for number, row in enumerate(rows, start=1):
-        if not row.strip():
-            continue
         try:
-            lines.append(json.loads(row))
+            lines += [json.loads(row)] if row.strip() else []
         except ValueError:
-            if number == len(rows):
-                break
             raise UserError(f"{path}, line {number}: no JSON; restore or delete the file") from None
     return lines

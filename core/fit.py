@@ -14,7 +14,13 @@ from .shapes import Latents
 
 @frozen(kw_only=True)
 class Needs:
-    """What must be cached for a plugin."""
+    """What must be cached for a plugin.
+
+    Attributes:
+        rates: of LR latents.
+        pixels: the frames themselves.
+        hr: whether the values of the full-size latents are read, not only their shape.
+    """
 
     rates: frozenset[Rate] = frozenset()
     pixels: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from .spec import doc, each, ge, gt, in_, instance_of
+from .spec import between, doc, each, ge, gt, in_
 
 
 @frozen(kw_only=True)
@@ -21,5 +21,7 @@ class LoRA:
         metadata=doc("which linears: attention (self), cross-attention, feed-forward"),
     )
     seed: int = field(
-        default=0, validator=instance_of(int), metadata=doc("seed of the A matrices; B is zero")
+        default=0,
+        validator=between(0, 2**62),
+        metadata=doc("seed of the A matrices, 0 to 2^62; B is zero"),
     )

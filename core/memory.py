@@ -98,6 +98,11 @@ class Memory:
         """Whether every token of every sample is real, so that no mask is needed."""
         return all(bool(part.valid.all()) for part in self.parts)
 
+    @property
+    def features(self) -> dict[str, Tensor]:
+        """The features of all parts, by `part.name`."""
+        return {f"{p.name}.{name}": x for p in self.parts for name, x in p.features.items()}
+
     def joined(self) -> Part | None:
         """Give all parts side by side as one part named `memory` (without features), or None."""
         if self.length == 0:

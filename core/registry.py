@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import os
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .hooks import GROUP, KINDS, Plugin
 from .spec import PluginSpec
 
 _SHIPPED: list[str] = []
-_NAMED = ("experiments", "weights", "geometries")  # hooks that map names to values
+_NAMED = {"experiments": str, "weights": Path, "geometries": Geometry}  # name: such a value
 
 
 def ship(*modules: str) -> None:
@@ -90,11 +90,7 @@ def build(spec: PluginSpec, *args: Any) -> Any:
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Give the known names, those most like `name` first."""
-
-    def distance(other: str) -> float:
-        return -difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
-
-    return sorted(known, key=distance)
+    return sorted(known, key=lambda k: -SequenceMatcher(None, name.lower(), k.lower()).ratio())
 
 
 @functools.cache
@@ -113,16 +109,16 @@ def registry() -> Registry:
     for origin, module in _third_parties():
         try:
             loaded = importlib.import_module(module)
-        except Exception as error:  # a stranger's import may raise anything
+        except (Exception, SystemExit) as error:  # a stranger's import may raise anything
             found.broken.append(f"{origin}: {module} failed to import: {_line(error)}")
             continue
         _collect(found, loaded, origin)
     return found
 
 
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+def _line(error: BaseException) -> str:
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {text.splitlines()[0]}"
 
 
 def _third_parties() -> list[tuple[str, str]]:
@@ -145,34 +141,38 @@ def _normal(name: str) -> str:
 def _collect(found: Registry, module: Any, origin: str) -> None:
     try:
         records, named = _offered(module)
-    except Exception as error:  # a stranger's hooks may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's hooks may raise anything
         if origin == "longtake":
             raise
         found.broken.append(f"{origin}: its hooks failed: {_line(error)}")
         return
     for record in records:
         _add(found, record, origin)
-    for kind, entries in named:
-        for name, value in entries.items():
-            _add_name(found, kind, name, value, origin)
+    for kind, name, value in named:
+        _add_name(found, kind, name, value, origin)
 
 
-def _offered(module: Any) -> tuple[list[Plugin], list[tuple[str, dict[str, Any]]]]:
+def _offered(module: Any) -> tuple[list[Plugin], list[tuple[str, str, Any]]]:
     """Give the records and the named values of a module; a misspelt hook is an error."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hooks)
     manager.register(module)
     manager.check_pending()
-    records = [(kind, p) for kind in KINDS for ps in _call(manager, kind + "s") for p in ps]
+    hook = functools.partial(getattr, manager.hook)
+    records = [(k, record) for k in KINDS for ps in hook(f"{GROUP}_{k}s")() for record in ps]
     for kind, record in records:
-        if not isinstance(record, Plugin):
-            raise TypeError(f"{GROUP}_{kind}s gives Plugin records, not {record!r}")
-    named = [(kind, dict(entries)) for kind in _NAMED for entries in _call(manager, kind)]
+        _held(record, Plugin, f"{GROUP}_{kind}s gives Plugin records")
+    offers = [(kind, dict(offer)) for kind in _NAMED for offer in hook(f"{GROUP}_{kind}")()]
+    named = [(kind, name, value) for kind, offer in offers for name, value in offer.items()]
+    for kind, name, value in named:
+        _held(name, str, f"{GROUP}_{kind} gives names")
+        _held(value, _NAMED[kind], f"{GROUP}_{kind} gives a {_NAMED[kind].__name__} by name")
     return [record for _, record in records], named
 
 
-def _call(manager: pluggy.PluginManager, suffix: str) -> list[Any]:
-    return list(getattr(manager.hook, f"{GROUP}_{suffix}")())
+def _held(value: Any, wanted: type[Any], promise: str) -> None:
+    if not isinstance(value, wanted):
+        raise TypeError(f"{promise}, not {value!r}")
 
 
 def _add_name(found: Registry, kind: str, name: str, value: Any, origin: str) -> None:

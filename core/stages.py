@@ -102,7 +102,9 @@ class TrainSpec:
         default=0.01, validator=ge(0.0), metadata=doc("AdamW weight decay of matrices, ≥ 0")
     )
     betas: tuple[float, float] = field(
-        default=(0.9, 0.99), validator=each(unit), metadata=doc("AdamW betas, 0 to 1")
+        default=(0.9, 0.99),
+        validator=each(between(0.0, 0.99999)),
+        metadata=doc("AdamW betas, 0 to 0.99999"),
     )
     clip: float = field(
         default=1.0, validator=gt(0.0), metadata=doc("largest norm of the gradient, > 0")
@@ -139,7 +141,9 @@ class TrainSpec:
     checkpointing: bool = field(
         default=False, validator=instance_of(bool), metadata=doc("gradient checkpointing in G")
     )
-    seed: int = field(default=0, validator=instance_of(int), metadata=doc("seed of everything"))
+    seed: int = field(
+        default=0, validator=between(0, 2**62), metadata=doc("seed of everything, 0 to 2^62")
+    )
     save_every: int = field(
         default=500, validator=ge(1), metadata=doc("steps between checkpoints, ≥ 1")
     )
@@ -161,7 +165,9 @@ class MeasureSpec:
     seconds: float = field(
         default=10.0, validator=gt(0.0), metadata=doc("length of the history, seconds, > 0")
     )
-    seed: int = field(default=0, validator=instance_of(int), metadata=doc("seed of noise and Ω"))
+    seed: int = field(
+        default=0, validator=between(0, 2**62), metadata=doc("seed of noise and Ω, 0 to 2^62")
+    )
     draws: int = field(
         default=8,
         validator=ge(1),

@@ -1,6 +1,6 @@
 """Turn a run into weights that ship: bf16, with spec, command, data and curve beside them.
 
-    python -m longtake.experiments.ship runs/tiny --data stores/train
+    python -m longtake.experiments.ship runs/full --data stores/full --after runs/small
 
 writes `experiments/weights/<experiment>/`; a folder there is found by its name from then on.
 """
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ..core.data.store import Store
+from ..core.edge import to_json
 from ..core.files import (
     open_tensors,
     read_header,
@@ -28,8 +30,15 @@ from ..core.train.checkpoint import read_run, step_of
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def ship(run: Path, data: Path, out: Path = WEIGHTS) -> Path:
-    """Write the newest checkpoint of a run as shipped weights and give their folder."""
+def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ()) -> Path:
+    """Write the newest checkpoint of a run as shipped weights and give their folder.
+
+    Args:
+        run: the last run.
+        data: the store it was trained on.
+        out: where weights ship from.
+        after: the runs that it went on from, first to last.
+    """
     experiment, checkpoint = read_run(run)
     target = out / experiment.name
     with whole_folder(target) as part:
@@ -38,28 +47,28 @@ def ship(run: Path, data: Path, out: Path = WEIGHTS) -> Path:
             halve_backbone(checkpoint / "backbone", part / "backbone")
         if (checkpoint / "lora.safetensors").exists():
             shutil.copyfile(checkpoint / "lora.safetensors", part / "lora.safetensors")
-        spec = read_json(run / "spec.json", "run")
-        write_json(part / "spec.json", {**spec, "step": step_of(checkpoint)})
-        write_json(part / "training.json", provenance(run, Store.open(data), step_of(checkpoint)))
+        write_json(part / "spec.json", read_json(run / "spec.json", "run"))
+        clips = [
+            {"source": r.source, "fingerprint": r.fingerprint, "mirror": r.mirror}
+            for r in Store.open(data).records
+        ]
+        parts = [provenance(each) for each in (*after, run)]
+        write_json(part / "training.json", {"parts": parts, "clips": clips})
     return target
 
 
-def provenance(run: Path, store: Store, step: int) -> dict[str, object]:
-    """Give the command, the clips and the curve that weights come from."""
+def provenance(run: Path) -> dict[str, object]:
+    """Give what a run was: spec, steps, seconds and curve."""
+    experiment, checkpoint = read_run(run)
     lines = read_lines(run / "metrics.jsonl")
-    clips = [
-        {"source": r.source, "fingerprint": r.fingerprint, "mirror": r.mirror}
-        for r in store.records
-    ]
-    seconds = sum(line.get("seconds_a_step", 0.0) for line in lines) / max(
-        1, sum("seconds_a_step" in line for line in lines)
-    )
+    paces = [line["seconds_a_step"] for line in lines if "seconds_a_step" in line]
     return {
-        "command": "longtake pretrain, with the spec of spec.json",
-        "steps": step,
-        "mean_seconds_a_step": seconds,
-        "clips": clips,
-        "curve": [line for line in lines if "loss" in line or "memory_gain" in line],
+        "verb": "longtake pretrain",
+        "train": to_json(experiment)["train"],
+        "area": experiment.cache.area,
+        "steps": step_of(checkpoint),
+        "minutes": round(sum(paces) / max(1, len(paces)) * step_of(checkpoint) / 60, 1),
+        "curve": lines,
     }
 
 
@@ -95,8 +104,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="the store it was trained on")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--after", type=Path, nargs="*", default=(), help="runs it went on from")
     args = parser.parse_args()
-    print(ship(args.run, args.data, args.out))
+    print(ship(args.run, args.data, args.out, args.after))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
+from jaxtyping import install_import_hook
+
+INTERFACES = (
+    "calls", "codec", "compressor", "fit", "history", "memory", "positions", "query", "retriever",
+    "scene", "text",
+)  # fmt: skip
+# shapes of the interfaces are checked in tests only (conventions C.2); before their first import
+install_import_hook([f"longtake.core.{name}" for name in INTERFACES], "beartype.beartype")
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

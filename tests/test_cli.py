@@ -159,6 +159,12 @@ CASES = [
         + ("--resume", "soon"),
         "latest",
     ),
+    (
+        ("pretrain", "{root}/mine.py", "--data", "{root}/store", "--out", "{root}/r2")
+        + ("--resume", "latest", "--start", "{root}/run"),
+        "leave out --start",
+    ),
+    (("bench", "--out", "{root}"), "is a folder"),
     (("retrieve", "{root}/none", "{root}/videos/clip-1.mp4", "--at", "1"), "no such run"),
     (("retrieve", "{root}/run", "{root}/videos/clip-1.mp4", "--at", "soon"), "seconds"),
     (("retrieve", "{root}/run", "{root}/videos/clip-1.mp4", "--at", "99"), "has 2"),
@@ -217,3 +223,65 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert not [
         p for p in tmp_path.rglob("*") if p.name.endswith(".part") or p.suffix == ".safetensors"
     ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("retrieve", "run", "x.mp4", "--at", "1", "--seed", "-1"),
+        ("retrieve", "run", "x.mp4", "--at", "1", "--seed", str(2**63)),
+        ("pretrain", "x", "--data", "s", "--out", "r", "--seed", "-1"),
+        ("pretrain", "x", "--data", "s", "--out", "r", "--seed", str(2**62 + 1)),
+        ("retrieve", "--nonsense"),
+    ],
+)
+def test_misuse_is_exit_2_with_the_usage(words: tuple[str, ...]) -> None:
+    code, out, err = run(*words)
+    assert code == 2 and "Usage: " in err and "Traceback" not in err + out
+
+
+def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    from longtake.core import describe
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(describe, "list_plugins", stop)
+    assert run("list") == (130, "", "longtake: stopped\n")
+
+
+def test_training_that_was_stopped_is_saved_and_130(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+    from collections.abc import Callable, Iterator
+    from contextlib import contextmanager
+
+    from longtake.core.verbs import pretrain as verb
+
+    @contextmanager
+    def interrupted(_: str) -> Iterator[Callable[[int, int, str], None]]:
+        yield lambda done, total, note: signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(verb, "progress_bar", interrupted)
+    words = ("pretrain", place / "mine.py", "--data", place / "store", "--out", tmp_path / "r")
+    code, out, _ = run(*words)
+    assert code == 130 and "stopped and saved at step 1" in out
+    assert (tmp_path / "r" / "checkpoint-1").is_dir()
+
+
+def test_retrieve_takes_a_moment_once_and_the_caption_of_the_store(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longtake.backbones.byte_text import ByteEncoder
+
+    asked: list[str] = []
+    real = ByteEncoder.encode
+    monkeypatch.setattr(
+        ByteEncoder, "encode", lambda self, prompts: (asked.extend(prompts), real(self, prompts))[1]
+    )
+    words = ("retrieve", place / "run", place / "videos" / "clip-1.mp4", "--out", tmp_path)
+    assert run(*words, "--at", "1.0,1.001,1.0001,1")[0] == 0
+    names = {path.name for path in tmp_path.glob("*-retrieved.png")}
+    assert (place / "videos" / "clip-1.txt").read_text() in asked
+    assert names == {"0001.000s-retrieved.png", "0001.001s-retrieved.png"}

@@ -82,7 +82,7 @@ def test_its_context_lengths_are_shown(run: Longtake) -> None:
     shown = json.loads(done.stdout)
     assert shown["experiment"]["compressors"] == [{"type": "mean-pool", "rate": "4x4x2"}]
     row = shown["context"]["rows"][1]
-    assert (row["latents"], row["tokens"]) == (40, 21 * 2 * 3)
+    assert (row["latents"], row["tokens"]) == (40, 21 * 3 * 4)
 
 
 def test_it_keeps_the_law_of_compressors(place: Path) -> None:

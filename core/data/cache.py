@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 
 from ..errors import UserError
 from ..experiment import Experiment
-from ..files import append_line, write_tensors
+from ..files import append_line, is_tensors, write_tensors
 from ..grid import Rate
 from .claim import Job, claim_store, make_job
 from .encode import Encoded, encode_file
@@ -110,7 +110,7 @@ def _is_done(job: Job, source: Source, mark: str, done: Mapping[str, Record]) ->
     return all(
         i in done
         and (done[i].fingerprint, done[i].caption) == (mark, source.caption)
-        and clip_path(job.root, i).exists()
+        and is_tensors(clip_path(job.root, i))
         for i in ids
     )
 
@@ -139,7 +139,6 @@ def _write(job: Job, source: Source, mark: str, encoded: Encoded, *, mirror: boo
         tensors["pixels"] = encoded.pixels[0]
     header = {**attrs.asdict(record), "codec": job.codec.identity, "margin": job.codec.margin}
     write_tensors(clip_path(job.root, record.id), tensors, header)
-    (job.root / "index").mkdir(exist_ok=True)
     append_line(job.root / "index" / "00000.jsonl", attrs.asdict(record))
 
 

@@ -13,14 +13,22 @@ from attrs import define
 from ..codec import Codec
 from ..errors import UserError
 from ..experiment import CacheSpec, Experiment
-from ..files import read_json, write_json, write_tensors
+from ..files import (
+    is_tensors,
+    only_parts,
+    read_object,
+    remove_parts,
+    write_json,
+    write_tensors,
+)
 from ..grid import Rate
 from ..registry import build
 from ..spec import CodecSpec, TextEncoderSpec
 from ..text import TextEncoder
-from .store import made_with, text_tensors
+from .record import read_index
+from .store import WHAT, made_with, text_tensors
 
-LAYOUT = ("area", "max_aspect", "min_seconds", "pixels", "mirror", "dtype")
+LAYOUT = ("area", "max_aspect", "pixels", "mirror", "dtype")
 
 
 @define
@@ -48,18 +56,33 @@ def make_job(
 def claim_store(job: Job) -> None:
     """Make the store's header, or hold the one that is there to this run.
 
+    The header of a store without any clip binds nobody. What killed runs left half written goes.
+
     Raises:
         UserError: the folder holds other files, or a store that was made with something else.
     """
     header = store_header(job.experiment, job.codec, job.text, job.spec, job.rates)
-    path = job.root / "store.json"
-    if path.exists():
+    path, null = job.root / "store.json", job.root / "null.safetensors"
+    _refuse_others(job.root)
+    for folder in (job.root, job.root / "clips"):
+        remove_parts(folder)
+    fresh = not path.exists() or not read_index(job.root)
+    if not fresh:
         _same_store(path, header)
-        return
-    if job.root.is_dir() and any(job.root.iterdir()):
-        raise UserError(f"--out {job.root} is a folder with other files in it, and no store")
-    write_json(path, header)
-    write_tensors(job.root / "null.safetensors", text_tensors(job.text.encode([""])), {})
+    if fresh or not is_tensors(null):
+        write_tensors(null, text_tensors(job.text.encode([""])), {})
+    if fresh:  # last: a store with a header is whole
+        write_json(path, header)
+
+
+def _refuse_others(root: Path) -> None:
+    """Refuse a folder that is no store; one that was killed before its header has only `null`."""
+    if (root / "store.json").exists():
+        read_object(root / "store.json", WHAT, "format")
+    elif root.is_dir() and not only_parts(root, "null.safetensors"):
+        raise UserError(f"--out {root} is a folder with other files in it, and no store")
+    elif root.exists() and not root.is_dir():
+        raise UserError(f"--out {root} is a file; a folder is wanted")
 
 
 def store_header(
@@ -73,11 +96,12 @@ def store_header(
     geometry = experiment.backbone.geometry
     identity = made_with(geometry, codec=codec.identity, text=text.identity, fps=geometry.fps)
     layout = {name: getattr(spec, name) for name in LAYOUT}
-    return {**identity, **layout, "rates": sorted(map(str, rates)), "margin": codec.margin}
+    made = {"rates": sorted(map(str, rates)), "margin": codec.margin, "causal": codec.causal}
+    return {**identity, **layout, **made}
 
 
 def _same_store(path: Path, header: Mapping[str, Any]) -> None:
-    found = read_json(path, "latent store")
+    found = read_object(path, WHAT, *header)
     for key, wanted in header.items():
         if found.get(key) != wanted:
             raise UserError(

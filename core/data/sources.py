@@ -56,10 +56,11 @@ def _source(path: Path, root: Path) -> Source:
     name = path.relative_to(root).as_posix()
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem)[:80]
-    return Source(path=path, id=f"{stem}-{digest}", name=name, caption=_caption(path))
+    return Source(path=path, id=f"{stem}-{digest}", name=name, caption=caption_of(path))
 
 
-def _caption(path: Path) -> str:
+def caption_of(path: Path) -> str:
+    """Give the caption of a video: the text of `x.txt` beside `x.mp4`, else the name in words."""
     beside = path.with_suffix(".txt")
     try:
         text = beside.read_text(encoding="utf-8", errors="replace").strip()

@@ -7,6 +7,7 @@ clips/<id>.safetensors  latents, lr/<rate>, text.*, pixels
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,13 +17,15 @@ from attrs import define, field
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import open_tensors, read_json
+from ..files import open_tensors, read_object
 from ..grid import Geometry, Rate, shared_period
 from ..history import History, lr_between
 from ..text import Text
 from .record import Record, clip_path, read_index
 
 FORMAT = 1
+WHAT = "latent store (make one with `longtake cache`)"
+IDENTITY = ("codec", "text", "channels", "fps")
 
 
 @define
@@ -40,9 +43,9 @@ class Store:
         Raises:
             UserError: there is none, it is of another format, or it holds no clip.
         """
-        header = read_json(root / "store.json", "latent store (make one with `longtake cache`)")
-        if header.get("format") != FORMAT:
-            found = header.get("format")
+        header = read_object(root / "store.json", WHAT, "format", *IDENTITY, "stride", "rates")
+        if header["format"] != FORMAT:
+            found = header["format"]
             raise UserError(f"{root} is a store of format {found}; this version reads {FORMAT}")
         records = read_index(root)
         present = [r for r in records if clip_path(root, r.id).exists()]
@@ -74,9 +77,10 @@ class Store:
                 )
         missing = sorted(str(rate) for rate in set(rates) - self.rates)
         if missing:
+            every = json.dumps(sorted(map(str, self.rates)) + missing)
             raise UserError(
                 f"{self.root} has no LR latents at {', '.join(missing)}: cache again into another "
-                f"folder, or with --set cache.rates='{list(map(str, self.rates)) + missing}'"
+                f"folder with --set cache.rates='{every}'"
             )
 
     def window(
@@ -111,9 +115,6 @@ class Store:
     def null_text(self) -> Text:
         """Give the embedding of the empty prompt."""
         return read_text(self.root / "null.safetensors")
-
-
-IDENTITY = ("codec", "text", "channels", "fps")
 
 
 def _lr_slice(file: Any, rate: Rate, start: int, length: int) -> Tensor:

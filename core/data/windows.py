@@ -58,6 +58,8 @@ class Windows:
         low, high = (geometry.latents(geometry.frames(s, store.fps)) for s in spec.seconds)
         lengths = [n for n in range(1, high + 1) if (n - 1) % period == 0]
         lengths = [n for n in lengths if n >= low - period + 1] or lengths[-1:]
+        if not lengths:
+            raise UserError(f"train.seconds {spec.seconds}: shorter than one latent frame")
         buckets: dict[tuple[int, int], list[Record]] = defaultdict(list)
         for record in store.records:
             if record.latents >= lengths[0]:

@@ -84,11 +84,11 @@ def tell(
     Raises:
         UserError: the video cannot be used, or the folder not be written.
     """
-    experiment = demo_experiment(read_run(weights)[0])
+    experiment = quick(demo_experiment(read_run(weights)[0]))
     clip = video or built_in(out, say)
     store = cached(experiment, clip, out / "store")
     say(f"1. cached {clip.name}: {described(store)}")
-    model = under(load_run(weights), quick(experiment))
+    model = under(load_run(weights), experiment)
     say("2. asking the memory that ships, which never saw this clip, for all of its frames ...")
     before = measure(model, store, run=str(weights), progress=progress)
     after = None

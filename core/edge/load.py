@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..experiment import Experiment
 from ..registry import nearest, registry
 from .faults import message
-from .source import experiments_in, import_file
+from .source import CHIEF, experiments_in, import_file, needed_by
 from .text import loads
 
 
@@ -22,8 +22,8 @@ def load_experiment(text: str) -> tuple[str, Experiment]:
     """Give the short name and the value of an experiment.
 
     `text` is a shipped name, `module:name`, `path/file.py:name` (`file.py` alone where it defines
-    exactly one) or the path of a resolved spec (`.json`). The name is that of a module-level
-    Experiment or of a function without arguments that returns one.
+    EXPERIMENT, or exactly one) or the path of a resolved spec (`.json`). The name is that of a
+    module-level Experiment or of a function without arguments that returns one.
 
     Raises:
         UserError: in one line, whatever is wrong; failures in a user's file with file and line.
@@ -73,8 +73,8 @@ def _from_target(target: str) -> tuple[str, Experiment]:
 
 
 def _only(where: str, known: list[str]) -> str:
-    if len(known) == 1:
-        return known[0]
+    if len(known) == 1 or CHIEF in known:
+        return CHIEF if CHIEF in known else known[0]
     if not known:
         raise UserError(f"{where} defines no experiment")
     raise UserError(f"{where} defines {len(known)} experiments: write {where}:{known[0]}, or "
@@ -92,12 +92,7 @@ def _value(module: ModuleType, name: str, where: str) -> Experiment:
 
 
 def _called(function: Any, module: ModuleType, where: str) -> Any:
-    needed = [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if needed:
+    if needed := needed_by(function):
         raise UserError(f"{where} takes arguments ({', '.join(needed)}): it must take none")
     try:
         return function()

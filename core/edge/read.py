@@ -10,6 +10,7 @@ from attrs import Attribute, frozen
 from cattrs import Converter
 from cattrs.errors import BaseValidationError, ClassValidationError, IterableValidationError
 
+from ..grid import Rate
 from ..registry import nearest, registry
 from ..spec import PluginSpec
 from .faults import at, not_among, shown, unknown_field, wanted_type
@@ -102,12 +103,20 @@ class _Reader:
             raise IterableValidationError("list", wrong, tuple)
         return tuple(read)
 
+    def _only(self, value: Any, bare: Any, nullable: bool) -> Any:
+        try:
+            return self.structure(value, bare)
+        except ValueError as error:
+            if not nullable or bare not in PRIMITIVES or bare is Rate:
+                raise
+            raise ValueError(str(error).replace(", not ", " or null, not ", 1)) from error
+
     def union(self, value: Any, hint: Any) -> Any:
         bare, nullable = optional(hint)
         if value is None and nullable:
             return None
         if not is_union(bare):
-            return self.structure(value, bare)
+            return self._only(value, bare, nullable)
         for member in get_args(bare):
             try:
                 return self.structure(value, member)

@@ -13,6 +13,8 @@ from typing import Any
 
 from ..experiment import Experiment
 
+CHIEF = "EXPERIMENT"  # a module's own value of this name is what the module alone stands for
+
 
 def import_file(path: Path) -> ModuleType:
     """Give the module of a Python file, run with its folder importable, as Python itself does.
@@ -41,22 +43,30 @@ def import_file(path: Path) -> ModuleType:
 def experiments_in(module: ModuleType) -> list[str]:
     """Give the names of the experiments that a module defines itself, in their order.
 
-    Those are public values that are an Experiment, and functions of no needed argument that are
-    annotated to return one; what the module only imported does not count.
+    Those are public values that are an Experiment, functions of no needed argument that are
+    annotated to return one, and whatever is called EXPERIMENT; what the module only imported does
+    not count.
     """
     imported = _imported(module)
     names = (n for n in vars(module) if not n.startswith("_") and n not in imported)
-    return [name for name in names if _is_one(vars(module)[name])]
+    return [name for name in names if name == CHIEF or _is_one(vars(module)[name])]
 
 
 def _is_one(value: Any) -> bool:
     if not inspect.isfunction(value):
         return isinstance(value, Experiment)
-    signature = inspect.signature(value)
-    said = signature.return_annotation
-    needed = [p for p in signature.parameters.values() if p.default is p.empty]
+    said = inspect.signature(value).return_annotation
     named = said.rpartition(".")[2] == Experiment.__name__ if isinstance(said, str) else False
-    return not needed and (said is Experiment or named)
+    return not needed_by(value) and (said is Experiment or named)
+
+
+def needed_by(function: Any) -> list[str]:
+    """Give the arguments that a call of a function must name."""
+    return [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
 
 
 def _imported(module: ModuleType) -> set[str]:

@@ -56,6 +56,9 @@ class Prepared:
         geometry = experiment.backbone.geometry
         codec: Codec[CodecSpec] = build(experiment.backbone.codec).to(device).eval()
         _check(model, store, codec)
+        length = geometry.latents(geometry.frames(experiment.measure.seconds, store.fps))
+        if length < 1:
+            raise UserError(f"measure.seconds {experiment.measure.seconds:g}: less than a frame")
         return cls(
             model=model,
             store=store,
@@ -66,7 +69,7 @@ class Prepared:
             null_text=store.null_text().to(device),
             device=device,
             seed=experiment.measure.seed if seed is None else seed,
-            length=geometry.latents(geometry.frames(experiment.measure.seconds, store.fps)),
+            length=length,
         )
 
     @property

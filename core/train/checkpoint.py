@@ -19,7 +19,7 @@ from .. import edge
 from ..compressor import MemoryEncoder
 from ..errors import UserError
 from ..experiment import Experiment
-from ..files import open_tensors, read_header, read_json, whole_folder, write_json, write_tensors
+from ..files import open_tensors, read_header, read_object, whole_folder, write_json, write_tensors
 from ..model import Model, build_model
 
 PREFIX = "memory."
@@ -126,8 +126,14 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
     elif experiment.train.trains == "all":
         raise UserError(f"{folder} has no backbone/, but its experiment trains all of the DiT")
     model = build_model(experiment, adapters=True)
+    lora = folder / "lora.safetensors"
+    if model.backbone.adapters() and weights.is_dir() and not lora.exists():
+        raise UserError(
+            f"{folder} holds a DiT trained whole, without LoRA: to train LoRA on it, leave it out "
+            f"and --set backbone.weights={weights}"
+        )
     if model.backbone.adapters():
-        model.backbone.load_adapters(folder / "lora.safetensors")
+        model.backbone.load_adapters(lora)
     fit = model.backbone.fit()
     load_encoder(
         folder / "memory.safetensors", model.encoder, width=fit.geometry.width, digest=fit.digest
@@ -145,7 +151,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     path = folder / "training_state" / "optimizer.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a damaged file makes torch raise almost anything
         raise UserError(f"{path} cannot be read, resume an older checkpoint: {error}") from None
     optimizer.load_state_dict(state)
 
@@ -162,7 +168,7 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
         raise UserError(f"{place}: no such run")
     shipped = (place / "memory.safetensors").exists()
     spec = place if (place / "spec.json").exists() or not shipped else place.parent
-    data = read_json(spec / "spec.json", "run (make one with `longtake pretrain`)")
+    data = read_object(spec / "spec.json", "run (make one with `longtake pretrain`)", "experiment")
     experiment = edge.from_json(data["experiment"], Experiment)
     if shipped:
         return experiment, place

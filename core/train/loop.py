@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..data.batch import Batch
 from ..data.windows import WindowBatches, step_generator
-from ..errors import LongtakeError
+from ..errors import LongtakeError, UserError
 from ..experiment import Experiment, TrainSpec
 from ..model import Model
 from .checkpoint import save_checkpoint
@@ -37,7 +38,7 @@ class TrainResult:
 
     run: Path
     step: int
-    loss: float
+    loss: float | None
     gain: float | None
     stopped: bool
 
@@ -58,6 +59,7 @@ class Trainer:
     liveness: Liveness | None
     step: int
     losses: list[float] = field(factory=list)
+    loss: float | None = None
     gain: float | None = None
     clock: float = 0.0
     stop: bool = False
@@ -71,7 +73,7 @@ class Trainer:
         """Train to the end, or to the next Ctrl-C, which saves first."""
         self.clock = time.monotonic()
         with _graceful(self):
-            for batch in self._loader():
+            for batch in self._batches():
                 loss = self._train_step(batch.to(self.accelerator.device))
                 self.step += 1
                 self._after(batch, loss)
@@ -85,6 +87,14 @@ class Trainer:
         rest = range(self.step, self.spec.steps)
         return DataLoader(self.batches, batch_size=None, sampler=list(rest), collate_fn=_same)
 
+    def _batches(self) -> Iterator[Batch]:
+        try:
+            yield from self._loader()
+        except UserError:  # the store is gone or damaged: keep what is done, then say so
+            if self.loss is not None:
+                self._save()
+            raise
+
     def _train_step(self, batch: Batch) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec, self.step)
@@ -92,14 +102,15 @@ class Trainer:
         self._check(loss, batch)
         self.accelerator.backward(loss)
         named = memory_parameters(self.stage)
-        if self.liveness:
-            self.liveness.after_backward(named)
+        watch = None if self.stage.drops_memory(self.step) else self.liveness
+        if watch:
+            watch.after_backward(named)
         trained = [p for p in self.stage.parameters() if p.requires_grad]
         self.accelerator.clip_grad_norm_(trained, self.spec.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.liveness:
-            self.liveness.after_step(named)
+        if watch:
+            watch.after_step(named)
         return float(self.accelerator.gather(loss.detach()[None]).mean())
 
     def _check(self, loss: Tensor, batch: Batch) -> None:
@@ -112,6 +123,7 @@ class Trainer:
 
     def _after(self, batch: Batch, loss: float) -> None:
         self.losses.append(loss)
+        self.loss = loss
         last = self.step >= self.spec.steps
         if self.step % self.spec.gain_every == 0 or last:
             self._measure_gain(batch.to(self.accelerator.device))
@@ -124,13 +136,13 @@ class Trainer:
         now = time.monotonic()
         seconds = (now - self.clock) / max(1, len(self.losses))
         values = {
-            "loss": sum(self.losses) / len(self.losses),
+            "loss": sum(self.losses) / max(1, len(self.losses)),
             "learning_rate": learning_rate(self.spec, self.step - 1),
             "seconds_a_step": seconds,
         }
         if self.log:
             self.log.scalars(self.step, values)
-        self.losses, self.clock = self.losses[-1:] if self.step >= self.spec.steps else [], now
+        self.losses, self.clock = [], now
 
     @torch.no_grad()
     def _measure_gain(self, batch: Batch) -> None:
@@ -161,8 +173,7 @@ class Trainer:
         self._save()
         if self.log:
             self.log.close()
-        loss = self.losses[-1] if self.losses else float("nan")
-        return TrainResult(self.run, self.step, loss, self.gain, self.stop)
+        return TrainResult(self.run, self.step, self.loss, self.gain, self.stop)
 
 
 def _same(batch: Any) -> Any:  # the batch is collated already
@@ -171,19 +182,19 @@ def _same(batch: Any) -> Any:  # the batch is collated already
 
 @contextmanager
 def _graceful(trainer: Trainer) -> Iterator[None]:
-    """Let the first Ctrl-C end the run after the step under way; a second one ends it at once."""
+    """Let the first Ctrl-C or SIGTERM end the run after its step; a second one ends it at once."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         if trainer.stop:
             raise KeyboardInterrupt
         trainer.stop = True
 
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

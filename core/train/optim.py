@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
+from ..errors import UserError
 from ..experiment import TrainSpec
 from ..model import Model
 from .stage import StageOne
@@ -25,8 +26,16 @@ def learning_rate(spec: TrainSpec, step: int) -> float:
 
 
 def make_optimizer(stage: StageOne, spec: TrainSpec) -> torch.optim.Optimizer:
-    """Give the optimizer over all that trains; weight decay on matrices and kernels only."""
+    """Give the optimizer over all that trains; weight decay on matrices and kernels only.
+
+    Raises:
+        UserError: nothing trains (an Only-LR encoder under `trains: encoder`, say).
+    """
     named = {n: p for n, p in stage.named_parameters() if p.requires_grad}
+    if not named:
+        raise UserError(
+            f"train.trains={spec.trains}, but nothing of that has parameters: nothing would train"
+        )
     if spec.optimizer == "adamw":
         return _adamw(list(named.values()), spec)
     inner = [p for n, p in named.items() if p.dim() == 2 and BLOCK.search(n)]

@@ -16,7 +16,7 @@ from .liveness import Liveness
 from .log import RunLog
 from .loop import Progress, Trainer, TrainResult
 from .optim import freeze, make_optimizer
-from .run import check_run
+from .run import check_run, claim_run
 from .stage import StageOne
 
 
@@ -47,7 +47,7 @@ def pretrain(
     """
     trainer = _prepare(experiment, Store.open(data), out, resume=resume, start=start)
     if trainer.step >= experiment.train.steps:
-        return TrainResult(out, trainer.step, float("nan"), None, False)
+        return TrainResult(out, trainer.step, None, None, False)
     return trainer.go(progress)
 
 
@@ -57,7 +57,6 @@ def _prepare(
     needs = compressor_needs(experiment)
     check_store(experiment, store)
     newest = check_run(experiment, out, resume=resume)
-    accelerator = _accelerator(experiment.train)
     windows = Windows.of(store, experiment.backbone.geometry, experiment.train, needs)
     origin = newest or start
     model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
@@ -68,7 +67,9 @@ def _prepare(
     step = step_of(newest) if newest else 0
     if newest:
         load_optimizer(newest, optimizer)
+    accelerator = _accelerator(experiment.train)
     wrapped, prepared = accelerator.prepare(stage, optimizer)
+    claim_run(experiment, out)
     world = (accelerator.process_index, accelerator.num_processes)
     return Trainer(
         experiment=experiment,
@@ -95,7 +96,9 @@ def check_store(experiment: Experiment, store: Store) -> None:
 
 def _accelerator(spec: TrainSpec) -> Any:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # a second run in one process may use another precision
     device = pick_device()
     precision = "bf16" if uses_bf16(spec.precision, device) else "no"
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")

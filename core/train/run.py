@@ -12,7 +12,7 @@ import attrs
 from .. import edge
 from ..errors import UserError
 from ..experiment import Experiment
-from ..files import read_json, write_json
+from ..files import only_parts, read_object, remove_parts, write_json
 from .checkpoint import checkpoints
 
 PACKAGES = ("longtake", "torch", "diffusers", "accelerate", "peft", "transformers")
@@ -20,7 +20,7 @@ FREE = ("steps", "save_every", "keep", "log_every", "gain_every")  # may change 
 
 
 def check_run(experiment: Experiment, run: Path, *, resume: bool) -> Path | None:
-    """Claim a run's folder and give the checkpoint to go on from, or None to begin.
+    """Give the checkpoint to go on from, or None to begin; writes nothing.
 
     Raises:
         UserError: the folder holds a run and `resume` is not set, or a run of another spec, or
@@ -28,16 +28,22 @@ def check_run(experiment: Experiment, run: Path, *, resume: bool) -> Path | None
     """
     spec = run / "spec.json"
     if not spec.exists():
-        if run.is_dir() and any(run.iterdir()):
+        if run.is_dir() and not only_parts(run):
             raise UserError(f"--out {run} is a folder with other files in it, and no run")
-        write_json(spec, resolved(experiment))
         return None
     newest = checkpoints(run)[-1] if checkpoints(run) else None
-    if newest and not resume:
+    if newest is None:  # nothing was trained yet, so nothing can be lost
+        return None
+    if not resume:
         raise UserError(f"{run} holds a run: go on with --resume latest, or name another --out")
-    _same_experiment(experiment, read_json(spec, "run")["experiment"], run)
-    write_json(spec, resolved(experiment))
+    _same_experiment(experiment, read_object(spec, "run", "experiment")["experiment"], run)
     return newest
+
+
+def claim_run(experiment: Experiment, run: Path) -> None:
+    """Write the resolved spec into the run's folder, and clear what a kill left half-written."""
+    write_json(run / "spec.json", resolved(experiment))
+    remove_parts(run)
 
 
 def _same_experiment(experiment: Experiment, found: Any, run: Path) -> None:

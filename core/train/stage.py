@@ -66,12 +66,15 @@ class StageOne(nn.Module):
         generator = step_generator(self.spec.seed, step, rank, "loss")
         query = self.masker(batch.history, self._drop_text(batch.text, generator), generator)
         draw = self.draw(query, generator)
-        # drawn from the step alone: all ranks drop the memory of the same batches
-        shared = step_generator(self.spec.seed, step, 0, "dropout")
-        dropped = bool(torch.rand((), generator=shared) < self.spec.memory_dropout)
         memory = self.encoder(query.history)
+        dropped = self.drops_memory(step)
         loss = self.loss(query, Memory() if dropped else memory, draw).mean()
         return loss + memory.anchor() if dropped else loss
+
+    def drops_memory(self, step: int) -> bool:
+        """Say whether the batch of a step reads no memory: drawn from the step, on all ranks."""
+        generator = step_generator(self.spec.seed, step, 0, "dropout")
+        return bool(torch.rand((), generator=generator) < self.spec.memory_dropout)
 
     def loss(self, query: Query, memory: Memory, draw: Draw) -> Tensor:
         """Give the flow-matching loss of each sample `[B]` under a memory."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from .. import bench as figures
 from .. import edge
-from ..files import write_json
+from ..errors import UserError
+from ..files import disk_errors, write_json
 from .common import emit
 
 DEFAULT = "tiny-wan-2x2x2"
@@ -14,8 +16,19 @@ DEFAULT = "tiny-wan-2x2x2"
 
 def bench(out: Path | None, *, as_json: bool, experiment: str = DEFAULT) -> None:
     """Measure this machine on the embedded default."""
+    if out is not None:
+        _writable(out)
     _, found = edge.load_experiment(experiment)
     result = figures.bench(found)
     if out is not None:
         write_json(out, result)
     emit(result, figures.lines(result), as_json=as_json)
+
+
+def _writable(out: Path) -> None:
+    """Refuse, before minutes of measuring, a path that cannot be written."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; the name of a file is wanted")
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()

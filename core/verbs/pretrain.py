@@ -22,9 +22,11 @@ def pretrain(
     start: Path | None,
     as_json: bool,
 ) -> None:
-    """Train Stage I of an experiment on a store."""
+    """Train Stage I of an experiment on a store; exit 130 where it was stopped, and saved."""
     if resume not in (None, "latest"):
         raise UserError(f"--resume {resume}: only `latest` can be resumed")
+    if resume is not None and start is not None:
+        raise UserError("--resume goes on from the run's own weights: leave out --start")
     _, found = edge.load_experiment(experiment)
     found = edge.apply_sets(found, sets)
     origin = None if start is None else read_run(find_run(str(start)))[1]
@@ -38,9 +40,12 @@ def pretrain(
         "stopped": result.stopped,
     }
     ended = "stopped and saved" if result.stopped else "done"
+    loss = "" if result.loss is None else f", loss {result.loss:.4f}"
     gain = "" if result.gain is None else f", memory_gain {result.gain:+.4f}"
     emit(
         summary,
-        [f"{result.run}: {ended} at step {result.step}, loss {result.loss:.4f}{gain}"],
+        [f"{result.run}: {ended} at step {result.step}{loss}{gain}"],
         as_json=as_json,
     )
+    if result.stopped:
+        raise SystemExit(130)

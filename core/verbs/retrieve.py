@@ -12,6 +12,7 @@ from torch import Tensor
 from ..codec import Codec, frame_to_latent, to_bytes
 from ..data.batch import Batch
 from ..data.encode import Encoded, encode_file
+from ..data.sources import caption_of
 from ..device import pick_device
 from ..errors import UserError
 from ..grid import Rate
@@ -53,7 +54,7 @@ def retrieve(
 
 
 def parse_times(at: str) -> list[float]:
-    """Give the seconds in a list such as `3.2,7.5`.
+    """Give the seconds in a list such as `3.2,7.5`, each millisecond once, in their order.
 
     Raises:
         UserError: one of them is no number or below 0.
@@ -66,7 +67,10 @@ def parse_times(at: str) -> list[float]:
             raise UserError(f"--at {text.strip()!r}: seconds are wanted, such as 3.2,7.5") from None
         if not 0 <= times[-1] < float("inf"):
             raise UserError(f"--at {text.strip()}: a time in the video is wanted, 0 or more")
-    return times
+    by_name: dict[str, float] = {}
+    for time in times:
+        by_name.setdefault(f"{time:.3f}", time)
+    return list(by_name.values())
 
 
 def encode_video_file(model: Model, codec: Codec[CodecSpec], video: Path) -> Encoded:
@@ -99,7 +103,7 @@ def frames_from_memory(
     device = next(iter(model.backbone.parameters())).device
     text = build(model.experiment.backbone.text_encoder)
     batch = Batch(
-        history=encoded.history(), text=text.encode([_caption(video)]), names=(video.name,)
+        history=encoded.history(), text=text.encode([caption_of(video)]), names=(video.name,)
     ).to(device)
     scene = make_scene(model, codec, batch, text.encode([""]))
     stride = codec.stride.time
@@ -135,10 +139,6 @@ def _retriever(model: Model, steps: int | None) -> RetrieverSpec:
     return attrs.evolve(spec, **changes)
 
 
-def _caption(video: Path) -> str:
-    return video.stem.replace("-", " ").replace("_", " ")
-
-
 def _save(
     out: Path, times: list[float], frames: list[int], encoded: Encoded, shown: list[Tensor]
 ) -> list[Path]:
@@ -146,7 +146,7 @@ def _save(
     originals = [encoded.pixels[0, :, frame] for frame in frames]
     files = []
     for time, original, retrieved in zip(times, originals, shown, strict=True):
-        files.append(save_png(out / f"{time:07.2f}s-retrieved.png", retrieved))
-        files.append(save_png(out / f"{time:07.2f}s-original.png", original))
+        files.append(save_png(out / f"{time:08.3f}s-retrieved.png", retrieved))
+        files.append(save_png(out / f"{time:08.3f}s-original.png", original))
     strip = torch.cat([side_by_side(originals), side_by_side(shown)], dim=1)
     return [save_png(out / "strip.png", strip), *files]

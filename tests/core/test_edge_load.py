@@ -74,6 +74,17 @@ def test_a_file_alone_holds_exactly_one(folder: Path) -> None:
     assert refused(str(none)) == f"{none} defines no experiment"
 
 
+def test_experiment_is_what_a_file_alone_stands_for(folder: Path) -> None:
+    body = "def EXPERIMENT(width=3, *rest):\n    return attrs.evolve(base, name='chief')\n"
+    name, found = load_experiment(str(write(folder, "mine.py", HEAD + body)))
+    assert (name, found.name) == ("EXPERIMENT", "chief")
+    path = write(folder, "more.py", HEAD + "EXPERIMENT = attrs.evolve(base, name='x')\n")
+    assert load_experiment(str(path))[1].name == "x"
+    assert load_experiment(f"{path}:base")[0] == "base"
+    text = "import attrs\nfrom more import EXPERIMENT\nv = attrs.evolve(EXPERIMENT, name='v')\n"
+    assert load_experiment(str(write(folder, "variant.py", text)))[0] == "v"
+
+
 def test_a_file_may_import_its_neighbours(folder: Path) -> None:
     inner = folder / "deep"
     inner.mkdir()

@@ -85,6 +85,7 @@ def test_changes_are_made_in_order_and_judged_together() -> None:
         ("train.steps.x=3", "train.steps: is 2000, which has no field or member 'x'; set it whole"),
         ("train.steps=ten", "train.steps: must be a whole number, not 'ten'"),
         ("train.checkpointing=True", "train.checkpointing: must be true or false, not 'True'"),
+        ("backbone.memory_time=shared", "backbone.memory_time: must be a number or null, not"),
         ("train.rate=NaN", "train.rate: must be a number, not 'NaN'"),
         ("metrics=psnr", "metrics: must be a list, not 'psnr'"),
         ("backbone=tiny-wam", "backbone.type: unknown backbone 'tiny-wam'; known: tiny-wan"),
@@ -106,3 +107,20 @@ def test_all_faults_are_said_at_once() -> None:
         changed("train.stepz=3", "backbone=nothing", "backbone.heads=3", "train.batch=0")
     places = [line.partition(": ")[0] for line in caught.value.faults]
     assert places == ["train.stepz", "backbone.type", "train.batch"]
+
+
+@pytest.mark.parametrize("path", ["train.stepz=3", "train.steps", "metrics.9.x=1", "x={}"])
+@pytest.mark.parametrize(
+    "value", ["train.batch=0", "train=3", "compressor.rate=9x9x9", "compressors=[]", "masker=no"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_faults_of_paths_and_of_values_come_together(path: str, value: str, first: bool) -> None:
+    with pytest.raises(SpecError) as caught:
+        changed(*((path, value) if first else (value, path)))
+    alone = []
+    for text in (path, value):
+        with pytest.raises(SpecError) as one:
+            changed(text)
+        alone.append(one.value.faults[0].partition(": ")[0])
+    said = [line.partition(": ")[0] for line in caught.value.faults]
+    assert len(said) == 2 and (set(said) == set(alone) or "train" in said)

@@ -30,6 +30,12 @@ def longtake_metrics():
     return [Plugin(name="{name}", summary="one line", spec=Own, target="{package}:Own")]
 """
 IMPL = "from longtake.core.hooks import impl\n@impl\ndef longtake_"
+NAMED = {
+    "experiments": "'x:y'",
+    "weights": "__import__('pathlib').Path('x')",
+    "geometries": "__import__('longtake.core.grid').core.grid.Geometry(\n"
+    "        channels=1, vae_stride=None, patch=None, width=1, blocks=1, fps=1.0)",
+}
 Install = Callable[..., None]
 
 
@@ -126,10 +132,22 @@ def test_a_built_in_cannot_be_taken_over(install: Install) -> None:
          "bad: its hooks failed: ZeroDivisionError: division by zero"),
         (IMPL + "metrics():\n    return ['psnr']",
          "bad: its hooks failed: TypeError: longtake_metrics gives Plugin records, not 'psnr'"),
+        ("import sys\nsys.exit(3)", "bad: bad failed to import: SystemExit: 3"),
+        (IMPL + "metrics():\n    raise SystemExit('no')",
+         "bad: its hooks failed: SystemExit: no"),
+        (IMPL + "experiments():\n    return {'x': 3}",
+         "bad: its hooks failed: TypeError: longtake_experiments gives a str by name, not 3"),
+        (IMPL + "experiments():\n    return {3: 'x'}",
+         "bad: its hooks failed: TypeError: longtake_experiments gives names, not 3"),
+        (IMPL + "weights():\n    return {'x': 'y'}",
+         "bad: its hooks failed: TypeError: longtake_weights gives a Path by name, not 'y'"),
+        (IMPL + "geometries():\n    return {'x': None}",
+         "bad: its hooks failed: TypeError: longtake_geometries gives a Geometry by name, not "),
         (IMPL + "metrisc():\n    return []",
          "bad: its hooks failed: PluginValidationError: "),
     ],
-    ids=["import", "missing", "syntax", "hook", "experiments", "record", "misspelt"],
+    ids=["import", "missing", "syntax", "hook", "experiments", "record", "exits", "hook-exits",
+         "target", "name", "weights", "geometry", "misspelt"],
 )  # fmt: skip
 def test_a_broken_third_party_is_reported_and_skipped(
     install: Install, code: str, said: str
@@ -174,9 +192,9 @@ def test_a_plugin_left_out_is_never_imported(
 
 @pytest.mark.parametrize("hook", ["experiments", "weights", "geometries"])
 def test_names_of_other_hooks_must_differ_too(install: Install, hook: str) -> None:
-    code = IMPL + f"{hook}():\n    return "
-    install("one", code=code + "{'same': 'x:y'}")
-    install("two", code=code + "{'same': 'x:z'}")
+    code = f"{IMPL}{hook}():\n    return {{'same': {NAMED[hook]}}}"
+    install("one", code=code)
+    install("two", code=code)
     with pytest.raises(UserError, match=r"two plugins name .*'same': one and two"):
         registry()
 

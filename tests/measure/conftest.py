@@ -75,6 +75,7 @@ def oracles():
             name, target = spec.__name__.lower(), f"{module.__name__}:{cls.__name__}"
             record = Plugin(name=name, summary="", spec=spec, target=target)
             patch.setitem(registry().plugins, ("retriever", name), record)
+            patch.setitem(registry().origins, ("retriever", name), "tests")
         yield
 
 

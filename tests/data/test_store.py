@@ -1,0 +1,200 @@
+"""A store survives full disks, killed runs and damaged files; its header binds only its clips."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from attrs import evolve
+
+from longtake.core.data.cache import CacheResult, cache
+from longtake.core.data.record import clip_path, read_index
+from longtake.core.data.store import Store
+from longtake.core.errors import UserError
+from longtake.core.experiment import Experiment
+from longtake.core.files import (
+    append_line,
+    disk_errors,
+    only_parts,
+    read_lines,
+    read_object,
+    remove_parts,
+    write_tensors,
+)
+from longtake.core.grid import Rate
+from longtake.core.model import all_needs
+
+from ..small import small, write_clips
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("videos"), seeds=(1,))
+
+
+@pytest.fixture(scope="module")
+def dead() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def cached(videos: Path, out: Path, experiment: Experiment | None = None) -> CacheResult:
+    experiment = experiment or small()
+    rates = all_needs(experiment).rates
+    return cache(experiment, videos, out, rates=rates, pixels=False, device=torch.device("cpu"))
+
+
+def changed(**changes: object) -> Experiment:
+    experiment = small()
+    return evolve(experiment, cache=evolve(experiment.cache, **changes))
+
+
+FILL = """
+import resource, signal, sys, torch
+from pathlib import Path
+from longtake.core.errors import UserError
+from longtake.core.files import whole_file, write_tensors
+import safetensors.torch
+
+path, large = Path(sys.argv[1]), {"x": torch.zeros(10**6)}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    if path.name == "tensors":
+        write_tensors(path, large, {})
+    with whole_file(path) as part:
+        torch.save(large, part)
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as POSIX does")
+@pytest.mark.parametrize("name", ["tensors", "torch"])
+def test_a_disk_that_fills_is_one_line_that_names_the_file(tmp_path: Path, name: str) -> None:
+    words = [sys.executable, "-c", FILL, str(tmp_path / name)]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert told.startswith(f"cannot write {tmp_path / name}: ") and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_is_not_of_the_disk_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="refusing to save"), disk_errors(tmp_path):
+        raise RuntimeError("refusing to save without memory keys")
+
+
+@pytest.mark.parametrize("torn", [b'{"a', b'{"n": 9}', '{"é'.encode()[:-1], b"\xff" * 9000])
+def test_a_torn_last_line_is_dropped_and_cut(tmp_path: Path, torn: bytes) -> None:
+    log = tmp_path / "log.jsonl"
+    append_line(log, {"n": 1})
+    log.write_bytes(log.read_bytes() + torn)
+    assert read_lines(log) == [{"n": 1}]
+    append_line(log, {"n": 2})
+    assert log.read_bytes() == b'{"n": 1}\n{"n": 2}\n'
+    log.write_bytes(b"no json\n")
+    with pytest.raises(UserError, match="line 1: no JSON"):
+        read_lines(log)
+
+
+def test_a_line_that_cannot_be_written_leaves_the_log_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_line(tmp_path / "log", {"n": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        append_line(tmp_path / "log", {"n": 2})
+    assert (tmp_path / "log").read_bytes() == b'{"n": 1}\n'
+
+
+def test_only_parts_of_dead_processes_are_removed(tmp_path: Path, dead: int) -> None:
+    mine, theirs = f".x.{os.getpid()}.part", f".x.json.{dead}.part"
+    for name in (mine, theirs, "kept.part", ".odd.part"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / f".folder.{dead}.part").mkdir()
+    remove_parts(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {mine, "kept.part", ".odd.part"}
+    assert not only_parts(tmp_path)
+    assert only_parts(tmp_path, "kept.part")
+
+
+def test_read_object_says_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text("[1]")
+    with pytest.raises(UserError, match=r"spec.json is no run: it holds no object"):
+        read_object(path, "run")
+    path.write_text('{"a": 1}')
+    assert read_object(path, "run", "a") == {"a": 1}
+    with pytest.raises(UserError, match=r"spec.json is no run: it lacks b"):
+        read_object(path, "run", "a", "b")
+
+
+@pytest.mark.parametrize("text", ["3", "[]", "{}", '{"format": 1}', "null"])
+def test_a_header_that_is_none_is_refused(videos: Path, tmp_path: Path, text: str) -> None:
+    cached(videos, tmp_path / "s")
+    (tmp_path / "s" / "store.json").write_text(text)
+    for use in (lambda: Store.open(tmp_path / "s"), lambda: cached(videos, tmp_path / "s")):
+        with pytest.raises(UserError, match="store.json is no latent store"):
+            use()
+
+
+def test_a_run_that_was_killed_while_it_claimed_is_healed(
+    videos: Path, tmp_path: Path, dead: int
+) -> None:
+    out = tmp_path / "s"
+    write_tensors(out / "null.safetensors", {"odd": torch.zeros(1)}, {})
+    (out / f".store.json.{dead}.part").write_text("{")
+    assert cached(videos, out).count("cached") == 1
+    assert Store.open(out).null_text().embeddings.shape[0] == 1
+    (out / "null.safetensors").unlink()
+    (out / "clips" / f".x.safetensors.{dead}.part").write_bytes(b"half")
+    assert cached(videos, out).count("kept") == 1
+    assert Store.open(out).null_text().embeddings.shape[0] == 1
+    assert not list(out.rglob(".*.part"))
+
+
+def test_other_files_are_refused(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("mine")
+    with pytest.raises(UserError, match="other files"):
+        cached(videos, tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        cached(videos, tmp_path / "a.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_only_a_store_with_clips_binds_the_next_run(videos: Path, tmp_path: Path) -> None:
+    cached(videos, tmp_path / "s")
+    assert cached(videos, tmp_path / "s", changed(min_seconds=0.5)).count("kept") == 1
+    with pytest.raises(UserError, match="was cached with area"):
+        cached(videos, tmp_path / "s", changed(area=48 * 64))
+    (tmp_path / "s" / "index" / "00000.jsonl").unlink()
+    assert cached(videos, tmp_path / "s", changed(area=48 * 64)).count("cached") == 1
+    assert json.loads((tmp_path / "s" / "store.json").read_text())["area"] == 48 * 64
+
+
+def test_a_damaged_clip_is_cached_again(videos: Path, tmp_path: Path) -> None:
+    cached(videos, tmp_path / "s")
+    clip = clip_path(tmp_path / "s", read_index(tmp_path / "s")[0].id)
+    whole = clip.read_bytes()
+    clip.write_bytes(whole[:100])
+    assert cached(videos, tmp_path / "s").count("cached") == 1
+    assert clip.stat().st_size == len(whole)
+
+
+def test_missing_rates_can_be_pasted(videos: Path, tmp_path: Path) -> None:
+    cached(videos, tmp_path / "s")
+    with pytest.raises(UserError) as caught:
+        Store.open(tmp_path / "s").check(made_with={}, rates=[Rate(height=4, width=4, time=4)])
+    pasted = str(caught.value).partition("cache.rates=")[2]
+    assert json.loads(pasted.strip("'")) == ["2x2x2", "4x4x4"]
