@@ -25,7 +25,7 @@ SMALL = {
         "--set", "train.gain_every=100",
     ],
     "measure": ["--set", "measure.draws=1", "--set", "measure.seconds=1",
-                "--set", 'retrievers=["flow","upsample","mean-frame"]'],
+                "--set", 'retrievers=["flow","mean-frame"]'],
 }  # fmt: skip
 
 

@@ -55,7 +55,8 @@ def test_context_lengths_are_those_of_the_compressors() -> None:
     assert (rows[5]["latents"], rows[20]["latents"], rows[60]["latents"]) == (10, 40, 120)
     assert rows[20]["tokens"] == 21 * 3 * 6 and rows[20]["exact"]
     assert rows[20]["uncompressed"] == 40 * 6 * 11
-    two = attrs.evolve(EXPERIMENT, compressors=EXPERIMENT.compressors * 2)
+    (one,) = EXPERIMENT.compressors
+    two = attrs.evolve(EXPERIMENT, compressors=(one, attrs.evolve(one, hr=False)))
     assert describe.context_lengths(two)["rows"][1]["tokens"] == 2 * rows[20]["tokens"]
 
 
