@@ -93,8 +93,8 @@ def test_text_is_stable() -> None:
         (["backbone", "codec", "channels"], 17, "backbone.codec.channels: must be one of 16, 48, "
          "not 17"),
         (["backbone", "attention"], "isolated", "backbone: memory_time is shared (null), but "),
-        (["backbone", "memory_time"], 2, "backbone.memory_time: must be between 0 and 1, or null, "
-         "not 2"),
+        (["backbone", "memory_time"], 2, "backbone.memory_time: must be between 0 and 1, or null "
+         "for shared, not 2"),
         (["backbone", "weights"], "", "backbone.weights: must name a folder, or be null"),
     ],
 )  # fmt: skip
