@@ -136,7 +136,7 @@ class Trainer:
         now = time.monotonic()
         seconds = (now - self.clock) / max(1, len(self.losses))
         values = {
-            "loss": sum(self.losses) / max(1, len(self.losses)),
+            "loss": sum(self.losses) / len(self.losses),
             "learning_rate": learning_rate(self.spec, self.step - 1),
             "seconds_a_step": seconds,
         }
