@@ -16,7 +16,7 @@ from .spec import (
 )
 from .stages import CacheSpec as CacheSpec
 from .stages import MeasureSpec as MeasureSpec
-from .stages import TrainSpec as TrainSpec
+from .training import TrainSpec as TrainSpec
 
 
 @frozen(kw_only=True)
@@ -31,8 +31,10 @@ class Experiment:
         metadata=doc("the video DiT; implies codec, text encoder and fps"),
     )
     compressors: tuple[CompressorSpec, ...] = field(
-        validator=each(instance_of(CompressorSpec), at_least=1),
-        metadata=doc("the encoders whose tokens stand side by side in one memory"),
+        validator=each(instance_of(CompressorSpec)),
+        metadata=doc(
+            "encoders whose tokens stand side by side in one memory; none: Stage 0, a video model"
+        ),
     )
     masker: MaskerSpec = field(
         validator=instance_of(MaskerSpec), metadata=doc("how Stage I hides all frames but Ω")
