@@ -55,7 +55,7 @@ class WanSpec(BackboneSpec):
     )
     weights: str | None = field(
         default=None,
-        metadata=doc("folder of a diffusers checkpoint; null: random weights"),
+        metadata=doc("diffusers checkpoint: a folder, or weights that ship; null: random weights"),
     )
 
     @memory_time.validator

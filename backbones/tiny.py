@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -13,7 +12,7 @@ from . import specs
 from .tiny_init import begin_local
 from .wan import Wan
 from .wan_ends import Setup
-from .wan_files import pretrained_model, random_model
+from .wan_files import pretrained_model, random_model, weights_folder
 
 
 class TinyWan(Wan):
@@ -34,7 +33,7 @@ class TinyWan(Wan):
             if spec.begin == "local":
                 begin_local(model)
         else:
-            model = pretrained_model(cls, config, Path(spec.weights), torch.float32)
+            model = pretrained_model(cls, config, weights_folder(spec.weights), torch.float32)
         model.setup = Setup(
             geometry=spec.geometry,
             attention=spec.attention,

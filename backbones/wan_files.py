@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from ..core.errors import UserError
 from ..core.files import read_json, whole_folder, write_json
+from ..core.registry import registry
 
 if TYPE_CHECKING:
     from .wan import Wan
@@ -63,6 +64,12 @@ def pretrained_model(
     if missing:
         raise UserError(f"weights {folder} lack {len(missing)} tensors, such as {min(missing)}")
     return model  # type: ignore[no-any-return]
+
+
+def weights_folder(text: str) -> Path:
+    """Give the folder that `weights` names: one on disk, or the backbone of weights that ship."""
+    shipped = registry().weights.get(text)
+    return shipped / "backbone" if shipped and not Path(text).is_dir() else Path(text)
 
 
 def check_folder(folder: Path, config: Mapping[str, Any]) -> None:

@@ -105,7 +105,7 @@ class MemoryEncoder(nn.Module):
 
 
 def side_by_side(memories: Sequence[Memory]) -> Memory:
-    """Give the memories of several compressors as one; of one alone as it is."""
+    """Give the memories of several compressors as one; of one alone as it is; of none, empty."""
     if len(memories) == 1:
         return memories[0]
     parts = [

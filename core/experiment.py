@@ -50,11 +50,18 @@ class Experiment:
         default=CacheSpec(), validator=instance_of(CacheSpec), metadata=doc("the latent store")
     )
     train: TrainSpec = field(
-        default=TrainSpec(), validator=instance_of(TrainSpec), metadata=doc("Stage I")
+        default=TrainSpec(),
+        validator=instance_of(TrainSpec),
+        metadata=doc("Stage I, or Stage 0 where no compressor is named"),
     )
     measure: MeasureSpec = field(
         default=MeasureSpec(), validator=instance_of(MeasureSpec), metadata=doc("measuring")
     )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a memory; without one, training is Stage 0."""
+        return bool(self.compressors)
 
     def __attrs_post_init__(self) -> None:
         if len(set(self.compressors)) < len(self.compressors):

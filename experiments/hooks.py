@@ -11,8 +11,10 @@ from ..core.hooks import impl
 @impl
 def longtake_experiments() -> Mapping[str, str]:
     """Name the shipped experiments."""
-    module = "longtake.experiments.tiny_wan"
+    module, base = "longtake.experiments.tiny_wan", "longtake.experiments.tiny_base"
     return {
+        "tiny-base": f"{base}:TINY_BASE",
+        "tiny-base-small": f"{base}:TINY_BASE_SMALL",
         "tiny-wan-2x2x2": f"{module}:TINY_WAN_2X2X2",
         "tiny-wan-2x2x2-small": f"{module}:TINY_WAN_2X2X2_SMALL",
         "tiny-wan-4x4x2": f"{module}:TINY_WAN_4X4X2",
@@ -24,6 +26,6 @@ def longtake_experiments() -> Mapping[str, str]:
 
 @impl
 def longtake_weights() -> Mapping[str, Path]:
-    """Name the folders of weights that ship, each with its command, data and curve."""
+    """Name the folders of weights that ship, each with its spec, data and curve."""
     root = Path(__file__).parent / "weights"
-    return {path.parent.name: path.parent for path in sorted(root.glob("*/memory.safetensors"))}
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/spec.json"))}

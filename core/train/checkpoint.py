@@ -54,7 +54,8 @@ def save_checkpoint(
 
 def save_model(folder: Path, model: Model) -> None:
     """Write the encoder, and the backbone or its adapters as the experiment trains them."""
-    save_encoder(folder / "memory.safetensors", model)
+    if model.experiment.remembers:
+        save_encoder(folder / "memory.safetensors", model)
     if model.experiment.train.trains == "all":
         model.backbone.save_weights(folder / "backbone")
     if model.backbone.adapters():
@@ -134,11 +135,14 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
         )
     if model.backbone.adapters():
         model.backbone.load_adapters(lora)
-    fit = model.backbone.fit()
-    load_encoder(
-        folder / "memory.safetensors", model.encoder, width=fit.geometry.width, digest=fit.digest
-    )
+    if experiment.remembers:
+        _load_memory(folder / "memory.safetensors", model)
     return model
+
+
+def _load_memory(path: Path, model: Model) -> None:
+    fit = model.backbone.fit()
+    load_encoder(path, model.encoder, width=fit.geometry.width, digest=fit.digest)
 
 
 def with_weights(experiment: Experiment, folder: Path) -> Experiment:
@@ -166,7 +170,7 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
     """
     if not place.is_dir():
         raise UserError(f"{place}: no such run")
-    shipped = (place / "memory.safetensors").exists()
+    shipped = any((place / part).exists() for part in ("memory.safetensors", "backbone"))
     spec = place if (place / "spec.json").exists() or not shipped else place.parent
     data = read_object(spec / "spec.json", "run (make one with `longtake pretrain`)", "experiment")
     experiment = edge.from_json(data["experiment"], Experiment)

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.batch import Batch
-from ..data.windows import WindowBatches, step_generator
+from ..data.windows import WindowBatches
+from ..draws import Draws
 from ..errors import LongtakeError, UserError
 from ..experiment import Experiment, TrainSpec
 from ..model import Model
@@ -98,7 +99,7 @@ class Trainer:
     def _train_step(self, batch: Batch) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec, self.step)
-        loss = self.wrapped(batch, self.step, self.accelerator.process_index)
+        loss = self.wrapped(batch, self.step)
         self._check(loss, batch)
         self.accelerator.backward(loss)
         named = memory_parameters(self.stage)
@@ -146,12 +147,12 @@ class Trainer:
 
     @torch.no_grad()
     def _measure_gain(self, batch: Batch) -> None:
-        if batch.history.batch < 2 or not self.log:
+        if batch.history.batch < 2 or not self.log or not self.experiment.remembers:
             return
-        generator = step_generator(self.spec.seed, self.step, 0, "gain")
-        query = self.stage.masker(batch.history, batch.text, generator)
+        draws = Draws.of(self.spec.seed, self.step, batch.places, "gain")
+        query = self.stage.masker(batch.history, batch.text, draws)
         with self.accelerator.autocast():
-            gain = memory_gain(self.stage, query, self.stage.draw(query, generator))
+            gain = memory_gain(self.stage, query, self.stage.draw(query, draws))
         self.gain = float(gain.gain.mean())
         values = {"memory_gain": self.gain, "memory_specific": float(gain.specific.mean())}
         self.log.scalars(self.step, values)

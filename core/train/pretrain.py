@@ -1,4 +1,4 @@
-"""The `pretrain` verb: Stage I over a store, resumable to the bit."""
+"""The `pretrain` verb: Stage 0 or Stage I over a store, resumable to the bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def pretrain(
     start: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train Stage I on a store and give how it ended; checkpoints and logs go to `out`.
+    """Train on a store and give how it ended; checkpoints and logs go to `out`.
+
+    Stage I trains memory and what reads it. An experiment without compressors is Stage 0: its
+    backbone is trained as a plain video model, on the frames that the masker picks as targets.
 
     Args:
         experiment: what to train and how.
@@ -81,7 +84,7 @@ def _prepare(
         accelerator=accelerator,
         batches=WindowBatches(store, windows, needs, experiment.train.steps, *world),
         log=RunLog(out, step=step) if accelerator.is_main_process else None,
-        liveness=None if origin else Liveness.of(stage),
+        liveness=Liveness.of(stage) if experiment.remembers and not origin else None,
         step=step,
     )
 
