@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .core.errors import LongtakeError
+from .core.verbs import options as o
 from .core.verbs.door import Door, stopped
 
 app = typer.Typer(
@@ -23,29 +24,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ExperimentArg = Annotated[
-    str, typer.Argument(help="a shipped name, module:name, or file.py:name", metavar="EXPERIMENT")
-]
-RunArg = Annotated[str, typer.Argument(help="a run's folder, or a shipped name", metavar="RUN")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="change one field, such as compressor.rate=2x2x2; may be repeated"),
-]
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-Seed = typer.Option(help="same as --set train.seed=", min=0, max=2**62)
-Data = Annotated[Path, typer.Option("--data", help="a latent store, made by `longtake cache`")]
-
-
-def _out(help_text: str) -> Any:
-    return typer.Option("--out", "--output_dir", help=help_text)
-
 
 def _print(data: Any) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 @app.command("list")
-def list_(as_json: Json = False) -> None:
+def list_(as_json: o.Json = False) -> None:
     """List what plugs in: compressors, backbones, maskers, retrievers, metrics, experiments.
 
     Example: longtake list
@@ -58,10 +43,10 @@ def list_(as_json: Json = False) -> None:
 
 @app.command()
 def show(
-    experiment: ExperimentArg,
-    sets: Sets = None,
+    experiment: o.ExperimentArg,
+    sets: o.Sets = None,
     fields: Annotated[bool, typer.Option(help="print what every field means")] = False,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Show an experiment resolved, and the context lengths of its memory.
 
@@ -77,35 +62,43 @@ def show(
 
 @app.command()
 def cache(
-    experiment: ExperimentArg,
-    videos: Annotated[Path, typer.Option(help="a folder of videos, or one video")],
-    out: Annotated[Path, _out("the store's folder")],
-    sets: Sets = None,
-    as_json: Json = False,
+    experiment: o.ExperimentArg,
+    videos: Annotated[Path, typer.Option(help="a folder of videos, a list of them, or one video")],
+    out: Annotated[Path, o.out("the store's folder")],
+    workers: Annotated[int, typer.Option(help="processes on this machine", min=1)] = 1,
+    rank: Annotated[
+        int | None, typer.Option(help="this process's share; default: its launcher's", min=0)
+    ] = None,
+    world: Annotated[int | None, typer.Option(help="number of shares", min=1)] = None,
+    sets: o.Sets = None,
+    as_json: o.Json = False,
 ) -> None:
-    """Turn videos (x.mp4 with its caption in x.txt) into a latent store; resumes where it stopped.
+    """Turn videos and captions into a latent store; resumes where it stopped.
 
     Example: longtake cache tiny-wan-2x2x2 --videos clips/ --out stores/clips
     """
     from .core.verbs import cache as verb
 
-    verb.cache(experiment, sets or [], videos, out, as_json=as_json)
+    verb.cache(
+        experiment, sets or [], videos, out,
+        workers=workers, rank=rank, world=world, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()
 def pretrain(
-    experiment: ExperimentArg,
-    data: Data,
-    out: Annotated[Path, _out("the run's folder")],
+    experiment: o.ExperimentArg,
+    data: o.Data,
+    out: Annotated[Path, o.out("the run's folder")],
     resume: Annotated[str | None, typer.Option(help="latest: go on where the run is")] = None,
-    start: Annotated[
-        Path | None, typer.Option(help="begin with the weights of another run or checkpoint")
-    ] = None,
-    seed: Annotated[int | None, Seed] = None,
-    sets: Sets = None,
-    as_json: Json = False,
+    start: o.Start = None,
+    seed: Annotated[int | None, o.Seed] = None,
+    sets: o.Sets = None,
+    as_json: o.Json = False,
 ) -> None:
     """Stage I: train the encoder (and LoRA) to give back any frame of the past.
+
+    An experiment without compressors, such as tiny-base, is Stage 0: a plain video model.
 
     Example: longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/first
     """
@@ -117,13 +110,13 @@ def pretrain(
 
 @app.command()
 def retrieve(
-    run: RunArg,
+    run: o.RunArg,
     video: Annotated[Path, typer.Argument(help="the video to remember")],
     at: Annotated[str, typer.Option(help="times in seconds, such as 3.2,7.5")],
-    out: Annotated[Path, _out("folder for the images")] = Path("retrieved"),
+    out: Annotated[Path, o.out("folder for the images")] = Path("retrieved"),
     steps: Annotated[int | None, typer.Option(help="sampling steps; 1 is the mean")] = None,
     seed: Annotated[int, typer.Option(help="seed of the noise", min=0, max=2**63 - 1)] = 0,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Give frames at given times out of a video's memory, as images and as a strip.
 
@@ -136,25 +129,31 @@ def retrieve(
 
 @app.command()
 def measure(
-    run: RunArg,
-    data: Data,
-    out: Annotated[Path | None, _out("folder for report.html; default RUN/measure")] = None,
-    sets: Sets = None,
-    as_json: Json = False,
+    run: o.RunArg,
+    data: o.Data,
+    out: Annotated[Path | None, o.out("folder for report.html; default RUN/measure")] = None,
+    beside: o.Beside = None,
+    picture: o.PictureOut = None,
+    clips: o.ClipNames = "",
+    credit: o.Credit = "",
+    sets: o.Sets = None,
+    as_json: o.Json = False,
 ) -> None:
     """Measure what the memory gives back, masked and unmasked, against floors and the ceiling.
 
-    Example: longtake measure runs/first --data stores/val
+    Example: longtake measure runs/first --data stores/val --beside runs/other
     """
     from .core.verbs import measure as verb
 
-    verb.measure(run, data, out, sets or [], as_json=as_json)
+    shown = verb.PictureOptions.of(picture, clips, credit)
+    verb.measure(run, data, out, sets or [], beside=beside or [], picture=shown, as_json=as_json)
 
 
 @app.command()
 def bench(
-    out: Annotated[Path | None, _out("also write the result here, as JSON")] = None,
-    as_json: Json = False,
+    out: Annotated[Path | None, o.out("also write the result here, as JSON")] = None,
+    data: o.BenchData = None,
+    as_json: o.Json = False,
 ) -> None:
     """Measure start-up, loader, encoder and append on this machine, each beside its yardstick.
 
@@ -162,15 +161,15 @@ def bench(
     """
     from .core.verbs import bench as verb
 
-    verb.bench(out, as_json=as_json)
+    verb.bench(out, data, as_json=as_json)
 
 
 @app.command()
 def demo(
     video: Annotated[Path | None, typer.Option(help="a video; default: a built-in clip")] = None,
-    out: Annotated[Path, _out("folder for the report")] = Path("longtake-demo"),
+    out: Annotated[Path, o.out("folder for the report")] = Path("longtake-demo"),
     steps: Annotated[int, typer.Option(help="training steps on the clip", min=0)] = 20,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """The whole story on a CPU in minutes: video, cache, memory, retrieved frames, report.
 

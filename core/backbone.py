@@ -48,6 +48,9 @@ class Backbone(nn.Module, ABC):
     With `full` attention there is no cache: `context(text, memory)` carries the tokens.
     """
 
+    # Names of the block classes, as diffusers' models have them: FSDP shards block by block.
+    _no_split_modules: list[str] | None = None
+
     @classmethod
     @abstractmethod
     def load(cls, spec: BackboneSpec, *, seed: int = 0) -> Self:

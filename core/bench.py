@@ -9,29 +9,41 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbone import Context
+from .bench_loader import loader, loader_line
+from .data.store import Store
 from .device import pick_device
 from .experiment import Experiment
 from .grid import Geometry, Size3
 from .history import History
 from .model import Model, build_model, compressor_needs
 from .registry import build
+from .train.pretrain import check_store
 
 REPEATS = 5
 
 
-def bench(experiment: Experiment, *, seconds: float = 20.0) -> dict[str, Any]:
-    """Give all figures of an experiment on this machine, with untrained weights.
+def bench(
+    experiment: Experiment, *, seconds: float = 20.0, data: Path | None = None
+) -> dict[str, Any]:
+    """Give all figures of an experiment on this machine, with weights as training begins.
 
     Args:
         experiment: what to time.
         seconds: length of the history.
+        data: a latent store for the loader to read; None: one is written for it.
+
+    Raises:
+        UserError: the store is none, or was made for something else.
     """
+    if data is not None:
+        check_store(experiment, Store.open(data))
     model = build_model(experiment).eval().to(pick_device())
     history = random_history(experiment, seconds)
     return {
@@ -41,6 +53,7 @@ def bench(experiment: Experiment, *, seconds: float = 20.0) -> dict[str, Any]:
         "startup": startup(),
         "encoder": encoder(model, history, limits["matmul_flop_per_second"]),
         "denoising_step": denoising_step(model, history),
+        "loader": loader(experiment, history.size, data),
     }
 
 
@@ -178,4 +191,5 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"{code['append_one_second_seconds'] * 1e3:.1f} ms: {code['encode_over_append']:.0f}× less",
         f"one step   {step['without_memory_seconds'] * 1e3:.0f} ms without memory, "
         f"{step['with_memory_seconds'] * 1e3:.0f} ms with it: {step['price_of_memory']:.2f}×",
+        loader_line(result["loader"]),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
 
@@ -14,6 +15,11 @@ def pick_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def is_main_process() -> bool:
+    """Whether this is the process of a run that speaks to the user: rank 0, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +16,7 @@ from pathlib import Path
 from .errors import UserError
 
 # torch.save reports a full disk as a RuntimeError, which only these words tell from any other
+DAY = 24 * 3600.0
 _TORCH_WRITES = ("inline_container", "basic_ios", "unexpected pos", "PytorchStreamWriter")
 
 
@@ -40,15 +45,70 @@ def _refusal(error: Exception) -> str | None:
     return f"is the disk full? ({said})" if torch_wrote else None
 
 
+def part_path(path: Path) -> Path:
+    """Give where this process writes what becomes `path`: `.NAME.HOST-PID.part` beside it."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
+
+
+@functools.cache
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def create_file(path: Path, text: str) -> bool:
+    """Write a file, whole, where nothing is yet; of several processes only one does.
+
+    Returns:
+        Whether it was this one: False where `path` exists, which stays as it is.
+    """
+    part = part_path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            return _link(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _link(part: Path, path: Path) -> bool:
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links: nearly as good
+        if path.exists():
+            return False
+        os.replace(part, path)
+    return True
+
+
+def is_live(part: Path) -> bool:
+    """Whether the process that owns a part may still be at work on it.
+
+    Processes of other machines cannot be asked: theirs count as alive for a day. A name that
+    `part_path` does not give is nobody's to remove, and so alive.
+    """
+    found = re.fullmatch(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)\.part", part.name)
+    if not found or found[1] in (None, _host()):
+        return not found or _alive(int(found[2]))
+    try:
+        return time.time() - part.stat().st_mtime < DAY
+    except FileNotFoundError:
+        return False
+
+
 def remove_parts(folder: Path) -> None:
-    """Remove the `.NAME.PID.part` that killed processes left in a folder; living ones keep theirs.
+    """Remove the parts that killed processes left in a folder; living ones keep theirs.
 
     Raises:
         UserError: the disk refuses.
     """
     for path in folder.glob(".*.part"):
-        found = re.fullmatch(r"\..+\.(\d+)\.part", path.name)
-        if not found or _alive(int(found[1])):
+        if is_live(path):
             continue
         with disk_errors(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -12,20 +12,20 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from .disk import disk_errors, only_parts, remove_parts
+from .disk import create_file, disk_errors, is_live, only_parts, part_path, remove_parts
 from .errors import UserError
 
 __all__ = [
-    "append_line", "disk_errors", "is_tensors", "only_parts", "open_tensors", "read_header",
-    "read_json", "read_lines", "read_object", "remove_parts", "whole_file", "whole_folder",
-    "write_json", "write_tensors",
+    "append_line", "create_file", "disk_errors", "is_live", "is_tensors", "only_parts",
+    "open_tensors", "part_path", "read_header", "read_json", "read_lines", "read_object",
+    "remove_parts", "whole_file", "whole_folder", "write_json", "write_tensors",
 ]  # fmt: skip
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path to write to; it becomes `path` at the end, and is removed on any failure."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -39,7 +39,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes `path` at the end, and is removed on any failure."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_path(path)
     with disk_errors(path):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -107,7 +107,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> Non
 
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as part:
-        save_file(flat, part, metadata={"longtake": json.dumps(header, ensure_ascii=False)})
+        save_file(flat, part, metadata={"longtake": json.dumps(header)})
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def read_header(opened: Any, path: Path) -> Any:
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Add one line of JSON to a log; a last line that a crash or a full disk cut is dropped."""
-    data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+    data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -37,29 +36,17 @@ def shift_time(t: Time, shift: float) -> Time:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def logit_normal(
-    shape: Sequence[int], *, mean: float, std: float, shift: float, generator: torch.Generator
-) -> Tensor:
-    """Give times t ~ L(0, 1), the shifted logit-normal of SD3: float32 in (0, 1], on CPU.
+def logit_normal(normal: Tensor, *, mean: float, std: float, shift: float) -> Tensor:
+    """Give times t ~ L(0, 1), the shifted logit-normal of SD3, in (0, 1].
 
-    t is the shifted sigmoid of a normal of this mean and standard deviation, drawn from
-    `generator` (a CPU generator, so that a run is the same on every device).
+    t is the shifted sigmoid of a normal of this mean and standard deviation, made of standard
+    normal numbers, float32 of any shape.
     """
-    normal = torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
     t = shift_time(torch.sigmoid(mean + std * normal), shift)
     # Far in the tail the sigmoid is 0 in float32, and no noise at all is no time of the flow.
     return t.clamp_min(torch.finfo(torch.float32).eps)
 
 
-def levels(
-    low: float,
-    shape: Sequence[int],
-    *,
-    mean: float,
-    std: float,
-    shift: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Give noise levels ~ L(low, 1) = low + (1 − low)·u, u ~ L(0, 1): float32 in (0, 1], on CPU."""
-    drawn = logit_normal(shape, mean=mean, std=std, shift=shift, generator=generator)
-    return low + (1 - low) * drawn
+def levels(low: float, normal: Tensor, *, mean: float, std: float, shift: float) -> Tensor:
+    """Give noise levels ~ L(low, 1) = low + (1 − low)·u, u ~ L(0, 1) of `normal`, in (0, 1]."""
+    return low + (1 - low) * logit_normal(normal, mean=mean, std=std, shift=shift)

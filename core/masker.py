@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-import torch
-
+from .draws import Draws
 from .history import History
 from .query import Query
 from .spec import MaskerSpec
@@ -19,20 +18,24 @@ class Masker(ABC, Generic[S]):
     """Makes a Query of a clean history; built as `cls(spec)`.
 
     The frames Ω stay clean, all others are masked in both branches; the targets are clean copies
-    of Ω. All randomness comes from `generator` (a CPU generator, so that a run is the same on
-    every device); Ω lies inside each sample's length and is ascending without repetition.
+    of Ω, which lies inside each sample's length and is ascending without repetition.
+
+    All randomness comes from `draws`: what the samples share (K, the number of targets) from
+    `draws.shared`, what is one sample's own (Ω, levels, noise) from its generator in `draws.each`.
+    A sample of a batch of equal lengths is then masked alike whoever its neighbours are, and a
+    batch dealt over processes is the batch of one process.
     """
 
     def __init__(self, spec: S) -> None:
         self.spec = spec
 
     @abstractmethod
-    def __call__(self, history: History, text: Text, generator: torch.Generator) -> Query:
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
         """Give the query; the history given is left as it is."""
 
-    def masked(self, history: History, text: Text, generator: torch.Generator) -> Query:
+    def masked(self, history: History, text: Text, draws: Draws) -> Query:
         """Give a query whose other frames are masked for certain: what `measure` calls masked.
 
         Maskers that leave some histories clean override this.
         """
-        return self(history, text, generator)
+        return self(history, text, draws)

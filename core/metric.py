@@ -3,30 +3,74 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar, overload
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .spec import MetricSpec
 
 S = TypeVar("S", bound=MetricSpec)
+Goal: TypeAlias = Literal["higher", "lower"] | float
 
 
 class Metric(ABC, Generic[S]):
     """One figure a frame; built as `cls(spec)`.
 
-    `unit` is printed behind the figure ("dB" or ""), `higher` says which way is better.
+    `unit` is printed behind the figure ("dB" or ""). `goal` says what is good: "higher", "lower",
+    or a number, which frames equal to the original have: the nearer to it the better.
+
+    The figure of several frames is the mean of theirs, each counted by its `weight`. A ratio gives
+    as weight what it divides by: its mean is then the ratio of the sums, and frames in which there
+    is little to compare do not drown the rest.
     """
 
     unit: ClassVar[str] = ""
-    higher: ClassVar[bool] = True
+    goal: ClassVar[Goal] = "higher"
 
     def __init__(self, spec: S) -> None:
         self.spec = spec
+
+    @property
+    def title(self) -> str:
+        """What reports call it; "": the plugin's name in capitals."""
+        return ""
+
+    @property
+    def least(self) -> int:
+        """The fewest rows and columns of pixels that a frame may have."""
+        return 1
+
+    def lacks(self) -> str:
+        """Give what this machine lacks to run it, in words; "": nothing.
+
+        A metric that lacks something is reported as "not measured" and never called.
+        """
+        return ""
+
+    def weight(self, reference: Float[Tensor, "F 3 P Q"]) -> Float[Tensor, " F"]:
+        """Give how much each frame counts, finite and above 0; all alike unless overridden."""
+        return torch.ones(len(reference), device=reference.device)
 
     @abstractmethod
     def __call__(
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
     ) -> Float[Tensor, " F"]:
         """Give one finite value a frame; both are RGB in [0, 1], as float32."""
+
+
+@overload
+def merit(goal: Goal, value: float) -> float: ...
+@overload
+def merit(goal: Goal, value: Tensor) -> Tensor: ...
+
+
+def merit(goal: Goal, value: float | Tensor) -> float | Tensor:
+    """Give a figure so that more is better: as it is, negated, or minus its distance to a goal."""
+    if goal == "higher":
+        return value
+    if goal == "lower":
+        return -value
+    gap = value - float(goal)
+    return -gap.abs() if isinstance(gap, Tensor) else -abs(gap)

@@ -89,6 +89,11 @@ class Retriever(ABC, Generic[S]):
             return None
         return sum(part.tokens[0].numel() for part in scene.memory.parts)
 
+    @property
+    def samples(self) -> bool:
+        """Whether it gives a sample, of which detail is asked, instead of a mean, which blurs."""
+        return False
+
     @abstractmethod
     def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> Retrieved:
         """Give the frames Ω `[B, K]`, in the window; alike over the batch for pixels."""

@@ -51,6 +51,14 @@ class CacheSpec:
         validator=in_(("float32", "float16", "bfloat16")),
         metadata=doc("number type of cached latents: float32, float16 or bfloat16"),
     )
+    cuts: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc(
+            "look for hard cuts, for captions by shot (the extra longtake[cuts]); false keeps "
+            "those found before"
+        ),
+    )
     chunk: int = field(
         default=32, validator=ge(4), metadata=doc("frames decoded at a time, ≥ 4: bounds memory")
     )
@@ -62,6 +70,11 @@ class MeasureSpec:
 
     seconds: float = field(
         default=10.0, validator=gt(0.0), metadata=doc("length of the history, seconds, > 0")
+    )
+    long_seconds: float = field(
+        default=20.0,
+        validator=ge(0.0),
+        metadata=doc("clips of this length are measured at it, too, seconds; 0 or ≤ seconds: off"),
     )
     seed: int = field(
         default=0, validator=between(0, 2**62), metadata=doc("seed of noise and Ω, 0 to 2^62")

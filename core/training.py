@@ -13,18 +13,38 @@ def _span(instance: object, attribute: object, value: tuple[float, float]) -> No
         raise ValueError(f"needs two numbers of seconds, 0 < first <= second, not {value}")
 
 
+def _decay(instance: object, attribute: object, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"must be 0 (off) or a decay above 0 and below 1, not {value:g}")
+
+
+def _crop(instance: object, attribute: object, value: tuple[int, int]) -> None:
+    if min(value) < 0 or (min(value) == 0) != (max(value) == 0):
+        raise ValueError(f"needs two numbers of latents, both ≥ 1, or 0 and 0 for none: {value}")
+
+
 @frozen(kw_only=True)
 class TrainSpec:
-    """How Stage I trains (Eq. 3)."""
+    """How Stage 0 and Stage I train (Eq. 3)."""
 
     steps: int = field(default=2000, validator=ge(1), metadata=doc("optimizer steps, ≥ 1"))
     batch: int = field(
         default=6, validator=ge(1), metadata=doc("samples in a batch over all processes, ≥ 1")
     )
+    accumulate: int = field(
+        default=1,
+        validator=ge(1),
+        metadata=doc("micro-batches a step's batch is dealt into, ≥ 1: less memory, same step"),
+    )
     seconds: tuple[float, float] = field(
         default=(4.0, 20.0),
         validator=_span,
         metadata=doc("shortest and longest training window, seconds"),
+    )
+    crop: tuple[int, int] = field(
+        default=(0, 0),
+        validator=_crop,
+        metadata=doc("train on random crops of so many latent rows and columns; 0, 0 whole frames"),
     )
     trains: str = field(
         default="lora",
@@ -58,6 +78,11 @@ class TrainSpec:
     )
     clip: float = field(
         default=1.0, validator=gt(0.0), metadata=doc("largest norm of the gradient, > 0")
+    )
+    ema: float = field(
+        default=0.0,
+        validator=_decay,
+        metadata=doc("decay a step of the average of the weights that users read; 0 off, below 1"),
     )
     memory_dropout: float = field(
         default=0.1, validator=unit, metadata=doc("chance that a batch trains without memory")
@@ -97,6 +122,11 @@ class TrainSpec:
     save_every: int = field(
         default=500, validator=ge(1), metadata=doc("steps between checkpoints, ≥ 1")
     )
+    save_minutes: float = field(
+        default=0.0,
+        validator=ge(0.0),
+        metadata=doc("minutes after which a checkpoint is due besides save_every, ≥ 0; 0 off"),
+    )
     keep: int = field(
         default=2, validator=ge(1), metadata=doc("checkpoints kept, the newest ones, ≥ 1")
     )
@@ -106,3 +136,9 @@ class TrainSpec:
         validator=ge(1),
         metadata=doc("steps between measuring memory_gain and drawing retrieved frames, ≥ 1"),
     )
+
+    def __attrs_post_init__(self) -> None:
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"batch {self.batch} cannot be dealt into accumulate {self.accumulate} equal parts"
+            )

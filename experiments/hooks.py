@@ -14,11 +14,10 @@ def longtake_experiments() -> Mapping[str, str]:
     module, base = "longtake.experiments.tiny_wan", "longtake.experiments.tiny_base"
     return {
         "tiny-base": f"{base}:TINY_BASE",
-        "tiny-base-small": f"{base}:TINY_BASE_SMALL",
         "tiny-wan-2x2x2": f"{module}:TINY_WAN_2X2X2",
-        "tiny-wan-2x2x2-small": f"{module}:TINY_WAN_2X2X2_SMALL",
+        "tiny-wan-2x2x2-crops": f"{module}:TINY_WAN_2X2X2_CROPS",
         "tiny-wan-4x4x2": f"{module}:TINY_WAN_4X4X2",
-        "tiny-wan-4x4x2-small": f"{module}:TINY_WAN_4X4X2_SMALL",
+        "tiny-wan-4x4x2-crops": f"{module}:TINY_WAN_4X4X2_CROPS",
         "tiny-wan-2x2x2-only-lr": f"{module}:TINY_WAN_ONLY_LR",
         "tiny-wan-2x2x2-without-lr": f"{module}:TINY_WAN_WITHOUT_LR",
     }

@@ -13,17 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from ..core.data.store import Store
 from ..core.edge import to_json
 from ..core.files import (
     open_tensors,
-    read_header,
     read_json,
     read_lines,
     whole_folder,
     write_json,
-    write_tensors,
 )
 from ..core.train.checkpoint import read_run, step_of
 
@@ -42,11 +41,11 @@ def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ())
     experiment, checkpoint = read_run(run)
     target = out / experiment.name
     with whole_folder(target) as part:
-        halve_encoder(checkpoint / "memory.safetensors", part / "memory.safetensors")
+        for name in ("memory.safetensors", "lora.safetensors"):
+            if (checkpoint / name).exists():
+                halve(checkpoint / name, part / name)
         if (checkpoint / "backbone").is_dir():
             halve_backbone(checkpoint / "backbone", part / "backbone")
-        if (checkpoint / "lora.safetensors").exists():
-            shutil.copyfile(checkpoint / "lora.safetensors", part / "lora.safetensors")
         write_json(part / "spec.json", read_json(run / "spec.json", "run"))
         clips = [
             {"source": r.source, "fingerprint": r.fingerprint, "mirror": r.mirror}
@@ -61,7 +60,8 @@ def provenance(run: Path) -> dict[str, object]:
     """Give what a run was: spec, steps, seconds and curve."""
     experiment, checkpoint = read_run(run)
     lines = read_lines(run / "metrics.jsonl")
-    paces = [line["seconds_a_step"] for line in lines if "seconds_a_step" in line]
+    paced = [*lines, *read_lines(run / "pace.jsonl")]  # older runs had both in one file
+    paces = [line["seconds_a_step"] for line in paced if "seconds_a_step" in line]
     return {
         "verb": "longtake pretrain",
         "train": to_json(experiment)["train"],
@@ -72,23 +72,20 @@ def provenance(run: Path) -> dict[str, object]:
     }
 
 
-def halve_encoder(source: Path, target: Path) -> None:
-    """Write an encoder file in bf16, its header kept."""
+def halve(source: Path, target: Path) -> None:
+    """Write a safetensors file in bf16, its metadata kept."""
     with open_tensors(source) as file:
-        header = read_header(file, source)
+        metadata = file.metadata()
         tensors = {name: halved(file.get_tensor(name)) for name in file.keys()}
-    write_tensors(target, tensors, header)
+    save_file(tensors, target, metadata=metadata)
 
 
 def halve_backbone(source: Path, target: Path) -> None:
     """Write a diffusers folder in bf16."""
-    from safetensors.torch import load_file, save_file
-
     target.mkdir()
     for path in sorted(source.iterdir()):
         if path.suffix == ".safetensors":
-            tensors = {name: halved(x) for name, x in load_file(path).items()}
-            save_file(tensors, target / path.name, metadata={"format": "pt"})
+            halve(path, target / path.name)
         else:
             shutil.copyfile(path, target / path.name)
 

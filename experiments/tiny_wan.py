@@ -1,11 +1,11 @@
 """`tiny-wan`: the paper's Stage I on the embedded default, small enough for two CPU cores.
 
-The DiT is trained from scratch together with the encoder (a tiny backbone has seen no video
-before), so `trains` is `all`; on a pretrained backbone it would be `lora`. Training goes in two
-parts: first on small frames, where a step is cheap, then on full ones:
+The base is `tiny-base`, trained as a plain video model in Stage 0; here the encoder and LoRA of
+rank 128 train on it, as on the real backbones. Training goes in two parts over one store: first on
+random crops, where a batch holds many clips, then on whole frames:
 
-    longtake pretrain tiny-wan-2x2x2-small --data stores/small --out runs/small
-    longtake pretrain tiny-wan-2x2x2 --data stores/full --out runs/full --start runs/small
+    longtake pretrain tiny-wan-2x2x2-crops --data stores/clips --out runs/crops
+    longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/whole --start runs/crops
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from attrs import evolve
 from ..backbones.specs import TinyWan
 from ..core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
 from ..core.grid import Rate
+from ..core.lora import LoRA
 from ..plugins.specs import Conv, Flow, MeanFrame, Noise, Psnr, Ssim, Thumbnail, Upsample
 
-SMALL, FULL = 72 * 128, 144 * 256  # pixels of a frame
+FULL = 128 * 224  # pixels of a frame
 R222 = Rate(height=2, width=2, time=2)
 R442 = Rate(height=4, width=4, time=2)
 
@@ -28,10 +29,10 @@ def encoder(rate: Rate) -> Conv:
 
 
 def tiny(rate: Rate) -> Experiment:
-    """Give the tiny experiment on full frames at a compression rate."""
+    """Give the tiny experiment on whole frames at a compression rate."""
     return Experiment(
         name=f"tiny-wan-{rate}",
-        backbone=TinyWan(heads=8, head_width=32),
+        backbone=TinyWan(heads=8, head_width=32, weights="tiny-base"),
         compressors=(encoder(rate),),
         masker=Noise(counts=(4,), clean=0.75),
         retrievers=(
@@ -44,14 +45,16 @@ def tiny(rate: Rate) -> Experiment:
         metrics=(Psnr(), Ssim()),
         cache=CacheSpec(area=FULL),
         train=TrainSpec(
-            steps=700,
+            steps=1000,
             batch=4,
             seconds=(4.0, 20.0),
-            trains="all",
+            trains="lora",
+            adapter=LoRA(rank=128, alpha=384.0),
             optimizer="muon",
-            rate=1e-3,
+            rate=2e-3,
             warmup=30,
-            decay=0.7,
+            decay=1.0,
+            memory_dropout=0.05,
             pure=0.5,
             weigh=1.0,
             precision="bf16",
@@ -61,20 +64,16 @@ def tiny(rate: Rate) -> Experiment:
     )
 
 
-def small(full: Experiment) -> Experiment:
-    """Give the first part of an experiment's training: small frames, each also mirrored."""
-    return evolve(
-        full,
-        name=f"{full.name}-small",
-        cache=evolve(full.cache, area=SMALL, mirror=True, pixels=False),
-        train=evolve(full.train, steps=1500, batch=8, decay=0.0, warmup=100, save_every=250),
-    )
+def crops(whole: Experiment) -> Experiment:
+    """Give the first part of an experiment's training: many small crops at a steady rate."""
+    train = evolve(whole.train, steps=1250, batch=16, crop=(8, 16), rate=3e-3, decay=0.0, warmup=50)
+    return evolve(whole, name=f"{whole.name}-crops", train=train)
 
 
 TINY_WAN_2X2X2 = tiny(R222)
 TINY_WAN_4X4X2 = tiny(R442)
-TINY_WAN_2X2X2_SMALL = small(TINY_WAN_2X2X2)
-TINY_WAN_4X4X2_SMALL = small(TINY_WAN_4X4X2)
+TINY_WAN_2X2X2_CROPS = crops(TINY_WAN_2X2X2)
+TINY_WAN_4X4X2_CROPS = crops(TINY_WAN_4X4X2)
 TINY_WAN_ONLY_LR = evolve(
     TINY_WAN_2X2X2,
     name="tiny-wan-2x2x2-only-lr",

@@ -80,6 +80,24 @@ def longtake_metrics() -> list[Plugin]:
             specs.Ssim,
             "metrics.ssim:SsimMetric",
         ),
+        _record(
+            "ms-ssim",
+            "structural similarity over several scales, 0 to 1",
+            specs.MsSsim,
+            "metrics.ms_ssim:MsSsimMetric",
+        ),
+        _record(
+            "high-band",
+            "energy of fine detail over the original's; 1 is as much",
+            specs.HighBand,
+            "metrics.high_band:HighBandMetric",
+        ),
+        _record(
+            "lpips",
+            "learned perceptual distance, lower is better; needs torchvision and its weights",
+            specs.Lpips,
+            "metrics.lpips:LpipsMetric",
+        ),
     ]
 
 

@@ -8,7 +8,6 @@ from ..core.grid import Rate
 from ..core.spec import (
     CompressorSpec,
     MaskerSpec,
-    MetricSpec,
     RetrieverSpec,
     between,
     doc,
@@ -19,6 +18,11 @@ from ..core.spec import (
     instance_of,
     unit,
 )
+from .metric_specs import HighBand as HighBand
+from .metric_specs import Lpips as Lpips
+from .metric_specs import MsSsim as MsSsim
+from .metric_specs import Psnr as Psnr
+from .metric_specs import Ssim as Ssim
 
 
 @frozen(kw_only=True)
@@ -177,19 +181,3 @@ class Thumbnail(RetrieverSpec):
 @frozen(kw_only=True)
 class MeanFrame(RetrieverSpec):
     """Floor: the mean of all frames, whatever is asked."""
-
-
-@frozen(kw_only=True)
-class Psnr(MetricSpec):
-    """Peak signal-to-noise ratio of a frame, dB."""
-
-    ceiling: float = field(
-        default=60.0,
-        validator=gt(0.0),
-        metadata=doc("value given to frames that are equal, dB, > 0"),
-    )
-
-
-@frozen(kw_only=True)
-class Ssim(MetricSpec):
-    """Structural similarity of a frame, −1 to 1."""

@@ -84,11 +84,11 @@ def test_the_store_is_resumed_and_takes_only_what_is_new(place: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_a_changed_caption_is_cached_again(place: Path) -> None:
+def test_a_changed_caption_is_updated(place: Path) -> None:
     (place / "videos" / "clip-1.txt").write_text("a square walks on")
     words = ("cache", place / "mine.py", "--videos", place / "videos", "--out", place / "store")
-    assert json.loads(run(*words, "--json")[1])["cached"] >= 1
-    assert json.loads(run(*words, "--json")[1])["cached"] == 0
+    assert json.loads(run(*words, "--json")[1])["updated"] == 1
+    assert json.loads(run(*words, "--json")[1])["updated"] == 0
 
 
 def test_retrieve_writes_frames_and_a_strip(place: Path) -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from longtake.core.data.store import Store
 from longtake.core.data.video import write_video
-from longtake.core.demo.story import demo_experiment, tell
+from longtake.core.demo.lesson import gentle, lesson
+from longtake.core.demo.story import Story, demo_experiment, tell
+from longtake.core.demo.words import change, trend
 from longtake.core.errors import UserError
+from longtake.core.lora import LoRA
 from longtake.core.registry import registry
 from longtake.core.train.checkpoint import checkpoints, load_run
 from longtake.core.train.pretrain import pretrain
@@ -26,7 +30,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def told(
     weights: Path, out: Path, steps: int, video: Path | None = None
-) -> tuple[object, list[str]]:
+) -> tuple[Story, list[str]]:
     said: list[str] = []
     story = tell(video, out, weights, steps=steps, say=said.append, progress=lambda *_: None)
     return story, said + story.lines()
@@ -42,6 +46,9 @@ def test_it_says_where_it_trained_on_the_clip(weights: Path, tmp_path: Path) -> 
     page = story.report.read_text(encoding="utf-8")
     assert "trained for 2 steps on this very clip" in page
     assert story.after is not None and story.to_json()["training_steps_on_the_clip"] == 2
+    assert len(story.losses) == 2 == len(story.to_json()["losses"])
+    assert "loss by training step on this clip" in page and page.count("<svg") > 1
+    assert "training helped" in text or "so few steps did not help" in text
 
 
 def test_without_steps_nothing_is_trained(weights: Path, tmp_path: Path) -> None:
@@ -56,6 +63,27 @@ def test_a_video_that_is_none_is_one_line(weights: Path, tmp_path: Path) -> None
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match="bad.mp4"):
         told(weights, tmp_path / "out", 0, tmp_path / "bad.mp4")
+
+
+def test_what_training_did_is_told_honestly(weights: Path, tmp_path: Path) -> None:
+    video = tmp_path / "mine.mp4"
+    write_video(video, moving(8, seconds=5), 8)
+    before = told(weights, tmp_path / "out", 0, video)[0].before
+    assert "(+0.00)" in change(before, before, [2.0, 1.0])
+    assert change(before, before, [2.0, 1.0]).endswith("so few steps did not help on this clip")
+    assert trend([4.0, 3.0, 2.0, 1.0]) == "4.000 → 1.000"
+
+
+def test_the_lesson_trains_what_is_measured(weights: Path, tmp_path: Path) -> None:
+    experiment = demo_experiment(small(memory_dropout=0.5, ema=0.9, pure=0.1))
+    store = Store.open(make_store(tmp_path, experiment, seeds=(3,)))
+    train = lesson(experiment, store, 7).train
+    assert (train.steps, train.pure, train.memory_dropout, train.ema) == (7, 1.0, 0.0, 0.0)
+    assert train.seconds[0] == train.seconds[1] <= 20.0
+    assert gentle(evolve(train, trains="lora", adapter=LoRA(rank=4, alpha=12.0))) == pytest.approx(
+        1e-4
+    )
+    assert gentle(evolve(train, trains="all")) == 1e-4
 
 
 @pytest.mark.slow

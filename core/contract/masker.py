@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import attrs
 import torch
 from torch import Tensor
 
+from ..draws import Draws
 from ..grid import Rate
 from ..history import History
 from ..masker import Masker
@@ -22,7 +26,8 @@ def check_masker(masker: Masker[MaskerSpec]) -> None:
     """Make sure that a masker keeps its word, on a ragged batch with two LR rates and pixels.
 
     Ω is ascending and inside each length; Ω stays clean and gives the targets; levels say what was
-    masked, in both branches; one seed gives one query; the input is left as it is.
+    masked, in both branches; one seed gives one query; the input is left as it is; in a batch of
+    equal lengths a sample's query does not depend on its neighbours.
 
     Raises:
         AssertionError: it does not; one line says what.
@@ -30,14 +35,29 @@ def check_masker(masker: Masker[MaskerSpec]) -> None:
     history, text = _batch()
     before = copied(_tensors(history))
     for seed in SEEDS:
-        query = masker(history, text, torch.Generator().manual_seed(seed))
+        query = masker(history, text, _draws(seed))
         require_unchanged(_tensors(history), before, "the history that was given")
         _check_omega(query, history)
         _check_hr(query, history)
         for rate in RATES:
             _check_lr(query, history, rate)
-        again = masker(history, text, torch.Generator().manual_seed(seed))
+        again = masker(history, text, _draws(seed))
         require_unchanged(_answers(again), _answers(query), f"one seed ({seed}): the query")
+        _check_alone(masker, attrs.evolve(history, length=torch.full((3,), 9)), text, seed)
+
+
+def _draws(seed: int, places: Sequence[int] = range(len(LENGTHS))) -> Draws:
+    return Draws.of(seed, 0, places, "contract")
+
+
+def _check_alone(masker: Masker[MaskerSpec], history: History, text: Text, seed: int) -> None:
+    together = _answers(masker(history, text, _draws(seed)))
+    for place in range(history.batch):
+        one, own = history.select([place]), text.select([place])
+        alone = _answers(masker(one, own, _draws(seed, [place])))
+        rows = {name: x[place : place + 1] for name, x in together.items()}
+        same = alone.keys() == rows.keys() and all(torch.equal(alone[k], rows[k]) for k in rows)
+        require(same, f"sample {place} is masked otherwise without its neighbours: use draws.each")
 
 
 def _batch() -> tuple[History, Text]:

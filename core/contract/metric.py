@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..metric import Metric
+from ..metric import Metric, merit
 from ..spec import MetricSpec
 from .expect import require, require_close, require_shape
 
@@ -19,25 +19,42 @@ def check_metric(metric: Metric[MetricSpec]) -> None:
     Raises:
         AssertionError: it does not; one line says what.
     """
+    lacking = metric.lacks()
+    require(not lacking, f"it cannot run here, it needs {lacking}")
     generator = torch.Generator().manual_seed(2)
+    side = max(SIDE, metric.least)
     coarse = torch.rand(FRAMES, 3, 8, 8, generator=generator)
-    frames = torch.nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear")
+    frames = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
     noise = torch.randn(frames.shape, generator=generator)
     before = frames.clone()
     results = [frames] + [(frames + x * noise).clamp(0, 1) for x in (0.02, 0.1, 0.4)]
     found = [_values(metric, frames, result) for result in results]
-    _values(metric, torch.zeros_like(frames), torch.zeros_like(frames))
-    _values(metric, torch.zeros_like(frames), torch.ones_like(frames))
+    _check_flat(metric, torch.zeros_like(frames), torch.ones_like(frames))
     require(torch.equal(frames, before), "the frames that were given were changed in place")
-    sign = 1 if metric.higher else -1
-    for name, better, worse in zip(("equal", "near"), found, found[1:], strict=False):
-        line = f"{name} frames are not better than noisier ones (higher is {metric.higher})"
-        require(bool((sign * better > sign * worse).all()), line)
+    _check_order(metric, found)
     alone = [_values(metric, frames[i : i + 1], results[2][i : i + 1]) for i in range(FRAMES)]
     require_close(torch.cat(alone), found[2], 1e-4, "a frame alone and the same one among others")
 
 
+def _check_flat(metric: Metric[MetricSpec], black: Tensor, white: Tensor) -> None:
+    """Make sure that frames without any detail have figures, too."""
+    for reference, result in ((black, black), (black, white), (white, black)):
+        _values(metric, reference, result)
+
+
+def _check_order(metric: Metric[MetricSpec], found: list[Tensor]) -> None:
+    """Make sure that nearer frames are better, and that equal ones reach a goal in numbers."""
+    merits = [merit(metric.goal, values) for values in found]
+    for name, better, worse in zip(("equal", "near"), merits, merits[1:], strict=False):
+        line = f"{name} frames are not better than noisier ones (its goal is {metric.goal})"
+        require(bool((better > worse).all()), line)
+    if not isinstance(metric.goal, str):
+        require_close(merits[0], torch.zeros_like(merits[0]), 1e-4, "its goal and equal frames")
+
+
 def _values(metric: Metric[MetricSpec], reference: Tensor, result: Tensor) -> Tensor:
-    found = metric(reference, result)
+    found, weight = metric(reference, result), metric.weight(reference)
     require_shape(found, (len(reference),), "what the metric gives (one value a frame)")
+    require_shape(weight, (len(reference),), "the weight of the frames (one value a frame)")
+    require(bool((weight > 0).all()), "the weight of a frame is not above 0")
     return found

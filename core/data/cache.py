@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import attrs
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..errors import UserError
 from ..experiment import Experiment
-from ..files import append_line, is_tensors, write_tensors
 from ..grid import Rate
-from .claim import Job, claim_store, make_job
-from .encode import Encoded, encode_file
-from .record import Record, clip_path, read_index
-from .sources import Source, find_sources
-from .store import text_tensors
-from .video import fingerprint
-
-Progress = Callable[[int, int, str], None]
-
-
-@frozen(kw_only=True)
-class Outcome:
-    """What became of one video: `cached`, `kept` (already done) or `bad` with its reason."""
-
-    source: str
-    status: str
-    detail: str = ""
+from ..registry import build
+from ..spec import TextEncoderSpec
+from ..text import TextEncoder
+from .cache_run import Progress, Run
+from .claim import Job, claimed
+from .share import Share
+from .sources import find_sources
+from .texts import Texts
+from .work import Outcome
 
 
 @define
 class CacheResult:
-    """What a run of `cache` did."""
+    """What a run of `cache` did.
+
+    Attributes:
+        store: its folder.
+        outcomes: one a video of this process's share.
+        share: which share that was.
+        gone: sources that the store has and that are no longer among the videos; they stay.
+        elapsed: seconds that reading and encoding took.
+    """
 
     store: Path
     outcomes: list[Outcome] = field(factory=list)
+    share: Share = Share()
+    gone: list[str] = field(factory=list)
+    elapsed: float = 0.0
 
     def count(self, status: str) -> int:
         """Give how many videos have that status."""
         return sum(outcome.status == status for outcome in self.outcomes)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of video that were cached."""
+        return sum(outcome.seconds for outcome in self.outcomes)
 
 
 def cache(
@@ -53,107 +58,48 @@ def cache(
     pixels: bool,
     device: torch.device,
     progress: Progress | None = None,
+    share: Share | None = None,
+    workers: int = 1,
 ) -> CacheResult:
     """Cache every video of a folder into a store and give what became of each.
 
-    What is already in the store, from an unchanged video and caption, is kept. A video that
-    cannot be used is listed with its reason; the store is whole after every clip.
+    What is already in the store, from an unchanged video, is kept; new captions, cuts or rates
+    are added to it without touching its latents. A video that cannot be used is listed with its
+    reason; the store is whole after every clip. Several processes may cache into one store.
 
     Args:
         experiment: its backbone implies codec, text encoder and frame rate.
-        videos: a folder or one file.
+        videos: a folder, a list or one file.
         out: the store's folder, made where missing.
-        rates: LR rates that plugins need; those of `cache.rates` are added.
+        rates: LR rates that plugins need; those of `cache.rates` and of the store are added.
         pixels: whether a plugin needs the frames themselves.
         device: where the codec runs.
-        progress: called with done, total and the name of the next video.
+        progress: called with done, total, and the pace and name of a video.
+        share: the part of the videos that this process takes; default: all.
+        workers: processes that this one spreads its share over.
 
     Raises:
         UserError: no video is usable, the store belongs to another spec, or the disk is full.
+        LongtakeError: a worker cannot start.
     """
-    sources = find_sources(videos)
-    job = make_job(experiment, out, rates | frozenset(experiment.cache.rates), pixels, device)
-    claim_store(job)
-    done = {record.id: record for record in read_index(out)}
-    result = CacheResult(out)
-    for number, source in enumerate(sources):
-        if progress:
-            progress(number, len(sources), source.name)
-        result.outcomes.append(_one(job, source, done))
-    if progress:
-        progress(len(sources), len(sources), "")
-    if result.count("bad") == len(sources):
-        first = result.outcomes[0]
-        raise UserError(
-            f"none of the {len(sources)} videos in {videos} could be used; the first: "
-            f"{first.detail}"
-        )
+    if workers < 1:
+        raise UserError(f"--workers {workers}: 1 or more")
+    sources, mine = find_sources(videos), share or Share()
+    job = Job.of(experiment, out, rates, pixels, device)
+    text: TextEncoder[TextEncoderSpec] = build(experiment.backbone.text_encoder)
+    with claimed(job, text, mine) as index:
+        run = Run.of(job, Texts(out, text), index, progress)
+        outcomes = run.every(mine.of(sources), workers)
+        gone = run.gone(sources)
+    result = CacheResult(out, outcomes, mine, gone, run.elapsed)
+    _refuse_none(result, videos, len(sources))
     return result
 
 
-def _one(job: Job, source: Source, done: Mapping[str, Record]) -> Outcome:
-    try:
-        mark = fingerprint(source.path)
-        if _is_done(job, source, mark, done):
-            return Outcome(source=source.name, status="kept")
-        encoded = _encode(job, source)
-    except UserError as error:
-        return Outcome(source=source.name, status="bad", detail=str(error))
-    _write(job, source, mark, encoded, mirror=False)
-    if job.spec.mirror:
-        _write(job, source, mark, encoded.mirrored(job.codec, job.rates), mirror=True)
-    return Outcome(source=source.name, status="cached", detail=str(encoded.placement))
-
-
-def _is_done(job: Job, source: Source, mark: str, done: Mapping[str, Record]) -> bool:
-    ids = [source.id, *([source.id + "-mirror"] if job.spec.mirror else [])]
-    return all(
-        i in done
-        and (done[i].fingerprint, done[i].caption) == (mark, source.caption)
-        and is_tensors(clip_path(job.root, i))
-        for i in ids
-    )
-
-
-def _encode(job: Job, source: Source) -> Encoded:
-    geometry = job.experiment.backbone.geometry
-    with torch.no_grad():
-        return encode_file(
-            source.path,
-            job.codec,
-            geometry,
-            job.spec,
-            fps=geometry.fps,
-            rates=job.rates,
-            keep_pixels=job.spec.pixels or job.spec.mirror,
+def _refuse_none(result: CacheResult, videos: Path, total: int) -> None:
+    """Refuse videos of which none is of use; a share may have bad luck."""
+    if result.share.world == 1 and result.count("bad") == total:
+        raise UserError(
+            f"none of the {total} videos in {videos} could be used; the first: "
+            f"{result.outcomes[0].detail}"
         )
-
-
-def _write(job: Job, source: Source, mark: str, encoded: Encoded, *, mirror: bool) -> None:
-    record = _record(source, mark, encoded, mirror)
-    dtype = getattr(torch, job.spec.dtype)
-    tensors = {"latents": encoded.latents[0].to(dtype)}
-    tensors |= {f"lr/{rate}": lr[0].to(dtype) for rate, lr in encoded.lr.items()}
-    tensors |= text_tensors(job.text.encode([source.caption]))
-    if job.spec.pixels and encoded.pixels is not None:
-        tensors["pixels"] = encoded.pixels[0]
-    header = {**attrs.asdict(record), "codec": job.codec.identity, "margin": job.codec.margin}
-    write_tensors(clip_path(job.root, record.id), tensors, header)
-    append_line(job.root / "index" / "00000.jsonl", attrs.asdict(record))
-
-
-def _record(source: Source, mark: str, encoded: Encoded, mirror: bool) -> Record:
-    _, _, latents, height, width = encoded.latents.shape
-    return Record(
-        id=source.id + ("-mirror" if mirror else ""),
-        source=source.name,
-        fingerprint=mark,
-        latents=latents,
-        height=height,
-        width=width,
-        frames=encoded.frames,
-        fps=encoded.fps,
-        caption=source.caption,
-        placement=str(encoded.placement),
-        mirror=mirror,
-    )

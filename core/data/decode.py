@@ -12,6 +12,7 @@ import av
 from attrs import define
 
 from ..errors import UserError
+from .names import printable
 from .timing import Clock, Shown
 
 SEEK_BEYOND = 4.0  # seconds; below it decoding from the start is as fast as seeking
@@ -23,7 +24,7 @@ class VideoError(UserError):
     """A video file that cannot be used: the message has the file's name and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path.name}: {reason}")
+        super().__init__(f"{printable(path.name)}: {reason}")
 
 
 def check_file(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -77,12 +77,9 @@ def encode_file(
     Raises:
         UserError: the file is no video, or shorter than the spec allows (one line, with reason).
     """
-    info = probe(path)
-    placement = place(info.width, info.height, spec.area, geometry.multiple, spec.max_aspect)
     count = None if seconds is None else geometry.frames(seconds, fps)
     least = geometry.frames(spec.min_seconds, fps)
-    chunks = iter_frames(path, fps=fps, size=placement, count=count, chunk=spec.chunk)
-    pixels = (torch.from_numpy(chunk).movedim(-1, 0)[None] for chunk in chunks)
+    placement, pixels = file_chunks(path, geometry, spec, fps=fps, count=count)
     encoded = encode_pixels(codec, pixels, rates, keep_pixels, fps, placement)
     if encoded.frames < least:
         raise UserError(
@@ -90,6 +87,20 @@ def encode_file(
             f"{least} ({spec.min_seconds:g} s) are needed (cache.min_seconds)"
         )
     return encoded
+
+
+def file_chunks(
+    path: Path, geometry: Geometry, spec: CacheSpec, *, fps: float, count: int | None = None
+) -> tuple[Placement, Iterator[Tensor]]:
+    """Give how a video is fitted into its bucket, and its frames so, uint8 `[1, 3, n, P, Q]`.
+
+    Raises:
+        UserError: the file is no video; while iterating, where it cannot be decoded.
+    """
+    info = probe(path)
+    placement = place(info.width, info.height, spec.area, geometry.multiple, spec.max_aspect)
+    chunks = iter_frames(path, fps=fps, size=placement, count=count, chunk=spec.chunk)
+    return placement, (torch.from_numpy(chunk).movedim(-1, 0)[None] for chunk in chunks)
 
 
 def encode_pixels(
@@ -107,20 +118,19 @@ def encode_pixels(
     """
     state: State | None = None
     device, kept, latents = _device(codec), [], []
-    lowres = [LowStream(rate, LowResEncoder(codec, rate)) for rate in sorted(rates)]
+    lowres = LowStreams.of(codec, rates)
     for chunk in regroup(chunks, codec.stride.time):
         frames = from_bytes(chunk.to(device))
         out, state = codec.encode(frames, state)
         latents.append(out.cpu())
-        for stream in lowres:
-            stream.push(frames)
+        lowres.push(frames)
         kept += [chunk] if keep_pixels else []
     if not latents:
         raise UserError("the video has no frame")
     joined = torch.cat(latents, dim=2)
     return Encoded(
         latents=joined,
-        lr={stream.rate: torch.cat(stream.latents, dim=2) for stream in lowres},
+        lr=lowres.joined(),
         pixels=torch.cat(kept, dim=2) if keep_pixels else None,
         frames=1 + codec.stride.time * (joined.shape[2] - 1),
         fps=fps,
@@ -128,19 +138,38 @@ def encode_pixels(
     )
 
 
-@define
-class LowStream:
-    """LR latents of one rate, gathered chunk by chunk."""
+def encode_rates(
+    codec: Codec[CodecSpec], chunks: Iterable[Tensor], rates: Iterable[Rate]
+) -> dict[Rate, Tensor]:
+    """Give the LR latents alone of uint8 chunks `[1, 3, n, P, Q]`, as `encode_pixels` does."""
+    device, lowres = _device(codec), LowStreams.of(codec, rates)
+    for chunk in regroup(iter(chunks), codec.stride.time):
+        lowres.push(from_bytes(chunk.to(device)))
+    return lowres.joined()
 
-    rate: Rate
-    encoder: LowResEncoder
-    state: State | None = None
-    latents: list[Tensor] = field(factory=list)
+
+@define
+class LowStreams:
+    """LR latents of several rates, gathered chunk by chunk."""
+
+    encoders: dict[Rate, LowResEncoder]
+    states: dict[Rate, State] = field(factory=dict)
+    latents: dict[Rate, list[Tensor]] = field(factory=dict)
+
+    @classmethod
+    def of(cls, codec: Codec[CodecSpec], rates: Iterable[Rate]) -> LowStreams:
+        """Begin with no frame."""
+        return cls({rate: LowResEncoder(codec, rate) for rate in sorted(rates)})
 
     def push(self, frames: Tensor) -> None:
         """Take the next frames in [−1, 1]."""
-        out, self.state = self.encoder.push(frames, self.state)
-        self.latents.append(out.cpu())
+        for rate, encoder in self.encoders.items():
+            out, self.states[rate] = encoder.push(frames, self.states.get(rate))
+            self.latents.setdefault(rate, []).append(out.cpu())
+
+    def joined(self) -> dict[Rate, Tensor]:
+        """Give the LR latents so far by rate; no rate where no frame came."""
+        return {rate: torch.cat(parts, dim=2) for rate, parts in self.latents.items()}
 
 
 def regroup(chunks: Iterator[Tensor], stride: int) -> Iterator[Tensor]:

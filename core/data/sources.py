@@ -3,67 +3,170 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from attrs import frozen
 
 from ..errors import UserError
+from .captions import Caption, name_in_words
+from .layouts.beside import captions_beside
+from .layouts.rows import SUFFIXES as LISTS
+from .layouts.rows import Row, read_rows
+from .names import printable
 
 SUFFIXES = frozenset(
     ".mp4 .mov .mkv .webm .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .gif .mxf".split()
+)
+# Lists that are found inside a folder, by the names that their makers give them.
+LISTS_INSIDE = (
+    "metadata.csv",
+    "metadata.tsv",
+    "metadata.jsonl",
+    "metadata.json",
+    "videos2caption.json",
 )
 
 
 @frozen(kw_only=True)
 class Source:
-    """A video to cache: where it is, what it is called in the store, and its caption."""
+    """A video to cache: where it is, what it is called in the store, and its captions.
+
+    Attributes:
+        path: may name a file that does not exist (a list may): reading it says so.
+        id: names its clip; the same whether a folder or a list inside it was given.
+        name: its path below the folder, as it can be printed.
+        captions: none where none was given.
+        fault: why its captions cannot be read, in one line; the video is not to be used then.
+    """
 
     path: Path
     id: str
     name: str
-    caption: str
+    captions: tuple[Caption, ...] = ()
+    fault: str = ""
 
 
 def find_sources(videos: Path) -> list[Source]:
-    """Give the videos of a folder (searched below, too) or the one file, by name.
+    """Give the videos of a folder (searched below, too), of a list, or the one file, by name.
 
-    Hidden files are passed over. A caption is the text of `x.txt` beside `x.mp4`; where there is
-    none, the file's name with its dashes as spaces.
+    - A folder: every video below it that is not hidden, with the captions beside each
+      (`captions_beside`). A list inside it under a usual name (`LISTS_INSIDE`) goes before: then
+      the videos are those of the list.
+    - A list (CSV, TSV, JSON, JSONL, see `read_rows`): paths are relative to the list's folder,
+      else to `videos` in it, else to the working directory. A blank caption leaves the word to the
+      files beside the video. A video that is not there is given nevertheless.
+    - Anything else is one video.
 
     Raises:
-        UserError: the path does not exist or no file below it has the suffix of a video.
+        UserError: nothing is there, no video is in the folder, a folder cannot be read, two lists
+            are in it, a list is faulty, or lists a video twice with other captions.
     """
-    if videos.is_file():
-        return [_source(videos, videos.parent)]
-    if not videos.is_dir():
-        raise UserError(f"--videos {videos}: no such file or folder")
-    found = [path for path in sorted(videos.rglob("*")) if _is_video(path, videos)]
+    try:
+        if videos.is_dir():
+            return _folder(videos)
+        if not videos.is_file():
+            raise UserError(f"--videos {videos}: no such file or folder")
+    except OSError as error:
+        place = printable(os.fsdecode(error.filename or videos))
+        raise UserError(f"--videos {place}: cannot be read ({error.strerror})") from None
+    if videos.suffix.lower() in LISTS:
+        return _listed(read_rows(videos), videos.parent)
+    return [_source(videos, videos.parent)]
+
+
+def _folder(root: Path) -> list[Source]:
+    lists = [root / name for name in LISTS_INSIDE if (root / name).is_file()]
+    if len(lists) > 1:
+        names = " and ".join(path.name for path in lists)
+        raise UserError(f"--videos {root}: {names} are both in it; name the one to use")
+    if lists:
+        return _listed(read_rows(lists[0]), root)
+    found = sorted(path for path in _walk(root) if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise UserError(f"--videos {videos}: no video in it (looked for {', '.join(_some())} ...)")
-    return [_source(path, videos) for path in found]
+        raise UserError(f"--videos {root}: no video in it (looked for {_some()} ...){_hint(root)}")
+    return [_source(path, root) for path in found]
 
 
-def _some() -> list[str]:
-    return sorted(SUFFIXES)[:6]
+def _some() -> str:
+    return ", ".join(sorted(SUFFIXES)[:6])
 
 
-def _is_video(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and not path.is_dir()
+def _hint(root: Path) -> str:
+    lists = sorted(path.name for path in root.iterdir() if path.suffix.lower() in LISTS)
+    return f"; to use {printable(lists[0])}, name it" if lists else ""
 
 
-def _source(path: Path, root: Path) -> Source:
-    name = path.relative_to(root).as_posix()
+def _walk(root: Path) -> Iterator[Path]:
+    """Give the files below a folder, through links to folders, each folder once, none hidden."""
+    seen = set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for here, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith("."))
+        if real not in seen:
+            yield from (Path(here, file) for file in files if not file.startswith("."))
+        seen.add(real)
+
+
+def _listed(rows: Iterable[Row], root: Path) -> list[Source]:
+    found: dict[str, tuple[Row, Source]] = {}
+    for row in rows:
+        path = _located(row.video, root)
+        source = _source(path, root, row)
+        earlier, _ = found.setdefault(os.path.realpath(path), (row, source))
+        if earlier.captions != row.captions:
+            raise UserError(
+                f"{row.where}: {source.name} stands there with another caption than in "
+                f"{earlier.where}; keep one"
+            )
+    return sorted((source for _, source in found.values()), key=lambda source: source.name)
+
+
+def _located(written: str, root: Path) -> Path:
+    """Give where a listed video is: the first place that has it, else where it should be."""
+    names = [written, written.replace("\\", "/")]
+    places = [root, root / "videos", Path()]
+    tried = [place / name for name in names for place in places]
+    return next((path for path in tried if _is_there(path)), tried[0])
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
+
+
+def _source(path: Path, root: Path, row: Row | None = None) -> Source:
+    captions, fault = row.captions if row else (), ""
+    try:
+        captions = captions or captions_beside(path)
+    except UserError as error:
+        fault = str(error)
+    name = _name(path, root)
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem)[:80]
-    return Source(path=path, id=f"{stem}-{digest}", name=name, caption=caption_of(path))
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem)
+    short = stem.encode()[:80].decode(errors="ignore")  # bytes: disks count a name's length in them
+    return Source(
+        path=path, id=f"{short}-{digest}", name=printable(name), captions=captions, fault=fault
+    )
+
+
+def _name(path: Path, root: Path) -> str:
+    path, root = Path(os.path.normpath(path)), Path(os.path.normpath(root))
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def caption_of(path: Path) -> str:
-    """Give the caption of a video: the text of `x.txt` beside `x.mp4`, else the name in words."""
-    beside = path.with_suffix(".txt")
-    try:
-        text = beside.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        text = ""
-    return text or path.stem.replace("-", " ").replace("_", " ")
+    """Give the first caption beside a video, else its name in words.
+
+    Raises:
+        UserError: the captions beside it cannot be read.
+    """
+    captions = captions_beside(path)
+    return captions[0].text if captions else name_in_words(path)

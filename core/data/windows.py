@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 
-import torch
 from attrs import define, frozen
 from torch.utils.data import Dataset
 
@@ -17,18 +16,21 @@ from ..errors import UserError
 from ..experiment import TrainSpec
 from ..fit import Needs
 from ..grid import Geometry, shared_period
+from ..history import History
 from .batch import Batch, collate
+from .crop import Area, Crops, crop
 from .record import Record
 from .store import Store
 
 
 @frozen(kw_only=True)
 class Window:
-    """A slice of a clip: latents start … start + length − 1."""
+    """A slice of a clip: latents start … start + length − 1, of all of the frame or an area."""
 
     record: Record
     start: int
     length: int
+    area: Area | None = None
 
 
 @define
@@ -38,7 +40,7 @@ class Windows:
     A batch has one size bucket and one length, so that nothing is padded. A bucket is drawn in
     proportion to its clips, a length evenly among those the bucket can fill, clips by the square
     root of their length (long ones more often, but not to the exclusion of the rest), each at most
-    once in a batch where there are enough.
+    once in a batch where there are enough. With `train.crop` the buckets are of crops' sizes.
     """
 
     buckets: list[list[Record]]
@@ -46,6 +48,7 @@ class Windows:
     period: int
     batch: int
     seed: int
+    crops: Crops | None = None
 
     @classmethod
     def of(cls, store: Store, geometry: Geometry, spec: TrainSpec, needs: Needs) -> Windows:
@@ -60,10 +63,12 @@ class Windows:
         lengths = [n for n in lengths if n >= low - period + 1] or lengths[-1:]
         if not lengths:
             raise UserError(f"train.seconds {spec.seconds}: shorter than one latent frame")
+        crops = Crops.of(spec.crop, geometry, needs.rates)
         buckets: dict[tuple[int, int], list[Record]] = defaultdict(list)
         for record in store.records:
             if record.latents >= lengths[0]:
-                buckets[record.height, record.width].append(record)
+                size = crops.size(record) if crops else (record.height, record.width)
+                buckets[size].append(record)
         if not buckets:
             longest = max(record.latents for record in store.records)
             raise UserError(
@@ -71,7 +76,7 @@ class Windows:
                 f"window {lengths[0]} (train.seconds)"
             )
         ordered = [buckets[key] for key in sorted(buckets)]
-        return cls(ordered, lengths, period, spec.batch, spec.seed)
+        return cls(ordered, lengths, period, spec.batch, spec.seed, crops)
 
     def plan(self, step: int) -> list[Window]:
         """Give the windows of a step, over all processes."""
@@ -92,7 +97,9 @@ class Windows:
 
     def _window(self, rng: random.Random, record: Record, length: int) -> Window:
         starts = (record.latents - length) // self.period
-        return Window(record=record, start=self.period * rng.randint(0, starts), length=length)
+        start = self.period * rng.randint(0, starts)
+        area = self.crops.draw(rng, record) if self.crops else None
+        return Window(record=record, start=start, length=length, area=area)
 
 
 @define
@@ -111,19 +118,17 @@ class WindowBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """Give this process's share of the batch of a step."""
-        mine = self.windows.plan(step)[self.rank :: self.world]
-        rates = sorted(self.needs.rates)
+        plan = self.windows.plan(step)
+        places = range(len(plan))[self.rank :: self.world]
+        mine = [plan[place] for place in places]
         return collate(
-            [
-                self.store.window(w.record, w.start, w.length, rates, self.needs.pixels)
-                for w in mine
-            ],
-            [self.store.text(w.record) for w in mine],
+            [self._history(window) for window in mine],
+            [self.store.text(w.record, w.start, w.length) for w in mine],
             [w.record.id for w in mine],
+            places,
         )
 
-
-def step_generator(seed: int, step: int, rank: int, salt: str) -> torch.Generator:
-    """Give the random numbers of one step of one process for one purpose, the same on resume."""
-    number = random.Random(f"{salt}-{seed}-{step}-{rank}").getrandbits(63)
-    return torch.Generator().manual_seed(number)
+    def _history(self, window: Window) -> History:
+        rates, pixels = sorted(self.needs.rates), self.needs.pixels
+        found = self.store.window(window.record, window.start, window.length, rates, pixels)
+        return crop(found, window.area) if window.area else found

@@ -13,6 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ..errors import UserError
+from ..files import part_path
 from .picture import SCALING, Pixels
 
 BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour space and range that are written and tagged
@@ -37,7 +38,7 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float, crf: int = 18)
     if not fps > 0:
         raise UserError(f"a video needs a positive frame rate, not {fps}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_path(path)
     try:
         _encode(part, iter(frames), Fraction(fps).limit_denominator(1001), crf)
         os.replace(part, path)

@@ -24,9 +24,9 @@ from ..model import Model, all_needs
 from ..registry import registry
 from ..scene import learned_retriever
 from ..train.checkpoint import load_run, read_run
-from ..train.pretrain import pretrain
 from .clip import write_builtin_clip
-from .words import context, figures, report_notes
+from .lesson import taught
+from .words import change, context, figures, report_notes
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int, str], None]
@@ -40,6 +40,7 @@ class Story:
         clip: the video; `steps` the training steps on it.
         before: measured with the weights it began from, which never saw the clip.
         after: measured after training on the clip itself; None without steps.
+        losses: of the training steps.
         report: the page.
     """
 
@@ -47,6 +48,7 @@ class Story:
     steps: int
     before: MeasureResult
     after: MeasureResult | None
+    losses: tuple[float, ...] = ()
     report: Path
 
     def to_json(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Story:
             "training_steps_on_the_clip": self.steps,
             "before_training_on_it": as_data(self.before),
             "after_training_on_it": None if self.after is None else as_data(self.after),
+            "losses": list(self.losses),
             "report": str(self.report),
         }
 
@@ -65,6 +68,7 @@ class Story:
         told += figures(self.before)
         if self.after is not None:
             told += [f"after {self.steps} training steps on this very clip:", *figures(self.after)]
+            told += [change(self.before, self.after, self.losses)]
         return [*told, f"report: {self.report}"]
 
 
@@ -91,36 +95,31 @@ def tell(
     model = under(load_run(weights), experiment)
     say("2. asking the memory that ships, which never saw this clip, for all of its frames ...")
     before = measure(model, store, run=str(weights), progress=progress)
-    after = None
+    after: MeasureResult | None = None
+    losses: tuple[float, ...] = ()
     if steps:
         say(f"3. training {steps} steps more on this very clip, to show training at work ...")
-        model = trained(experiment, store, out / "run", weights, steps, progress)
-        after = measure(model, store, run=str(out / "run"), progress=progress)
+        run, losses = taught(
+            experiment, store, out / "run", weights, steps=steps, progress=progress
+        )
+        model = under(load_run(run), experiment)
+        after = measure(model, store, run=str(run), progress=progress)
+    notes = report_notes(before, after, losses, own=video is not None)
     page = write_report(
         after or before,
         make_strips(model, store),
         out / "report.html",
-        **report_notes(steps, video),
+        title="longtake demo",
+        notes=notes,
     )
-    return Story(clip=clip, steps=steps, before=before, after=after, report=page)
+    return Story(clip=clip, steps=steps, before=before, after=after, losses=losses, report=page)
 
 
 def demo_experiment(experiment: Experiment) -> Experiment:
-    """Give the experiment as the demo runs it: short training at a gentle rate on one clip."""
-    train = attrs.evolve(
-        experiment.train,
-        batch=4,
-        seconds=(4.0, 10.0),
-        rate=experiment.train.rate / 5,
-        warmup=5,
-        decay=0.5,
-        log_every=5,
-        gain_every=10**6,
-        save_every=10**6,
-        keep=1,
-    )
+    """Give the experiment as the demo measures it: one clip, not mirrored, up to 20 s."""
     measured = attrs.evolve(experiment.measure, seconds=20.0, draws=2)
-    return attrs.evolve(experiment, train=train, measure=measured)
+    kept = attrs.evolve(experiment.cache, mirror=False)
+    return attrs.evolve(experiment, cache=kept, measure=measured)
 
 
 def built_in(out: Path, say: Say) -> Path:
@@ -161,13 +160,3 @@ def quick(experiment: Experiment) -> Experiment:
     retrievers = [s for s in experiment.retrievers if not registry().load(s).learned]
     first = learned_retriever(experiment)
     return attrs.evolve(experiment, retrievers=(first, *retrievers))
-
-
-def trained(
-    experiment: Experiment, store: Store, run: Path, weights: Path, steps: int, progress: Progress
-) -> Model:
-    """Train some steps on the clip, from the weights, and give the model."""
-    shutil.rmtree(run, ignore_errors=True)
-    spec = attrs.evolve(experiment, train=attrs.evolve(experiment.train, steps=steps))
-    pretrain(spec, store.root, run, start=read_run(weights)[1], progress=progress)
-    return under(load_run(run), experiment)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median, median_low
 
+import attrs
 from attrs import frozen
 
 from ..data.record import Record
-from ..grid import ceil_div
+from ..experiment import Experiment
+from ..grid import Rate, Size3, ceil_div
+from ..metric import Metric, merit
+from ..registry import registry
+from ..spec import MetricSpec
 from .figures import Interval, interval
 from .gain import ClipGain
 from .prepare import Prepared
 from .quality import CEILING, ClipQuality
-from .result import ClipRow, Distance, MetricInfo, Quality, Retrieval
+from .result import ClipRow, Distance, LongRow, MetricInfo, Quality, Retrieval
 from .scores import Scores, age_width, over_clips
 
 
@@ -27,14 +32,32 @@ class Seen:
 
 
 def metric_infos(at: Prepared) -> tuple[MetricInfo, ...]:
-    """Give what the metrics say of themselves."""
-    found = at.metrics.items()
-    return tuple(MetricInfo(name=name, unit=m.unit, higher=m.higher) for name, m in found)
+    """Give what the measured metrics say of themselves."""
+    return tuple(_info(at, name, metric) for name, metric in at.metrics.items())
+
+
+def missing_infos(at: Prepared) -> tuple[MetricInfo, ...]:
+    """Give the metrics that could not be measured here, with what they need."""
+    found = at.missing.items()
+    return tuple(attrs.evolve(_info(at, n, m), needs=m.lacks()) for n, m in found)
+
+
+def _info(at: Prepared, name: str, metric: Metric[MetricSpec]) -> MetricInfo:
+    plugin = registry().find(metric.spec).name
+    title = metric.title or name.upper()
+    return MetricInfo(name=name, plugin=plugin, title=title, unit=metric.unit, goal=metric.goal)
+
+
+def rates_of(experiment: Experiment) -> tuple[str, ...]:
+    """Give the compression rates that the compressors' specs name, in their order."""
+    values = [v for spec in experiment.compressors for v in attrs.astuple(spec, recurse=False)]
+    return tuple(dict.fromkeys(str(value) for value in values if isinstance(value, Rate)))
 
 
 def retrievals(at: Prepared, clips: Sequence[ClipQuality]) -> tuple[Retrieval, ...]:
-    """Give the ceiling and every retriever over clips."""
-    return tuple(_retrieval(at, name, clips) for name in (CEILING, *at.retrievers))
+    """Give the ceiling, every retriever, and the main one of each part alone, over clips."""
+    parts = [name for name in clips[0].unmasked if name not in (CEILING, *at.retrievers)]
+    return tuple(_retrieval(at, name, clips) for name in (CEILING, *at.retrievers, *parts))
 
 
 def _retrieval(at: Prepared, name: str, clips: Sequence[ClipQuality]) -> Retrieval:
@@ -48,12 +71,15 @@ def _retrieval(at: Prepared, name: str, clips: Sequence[ClipQuality]) -> Retriev
         masked=_over(at, masked) if masked else None,
         numbers=median_low(numbers) if numbers else None,
         seconds=median(seconds) if seconds else None,
+        samples=name in at.retrievers and at.retrievers[name].samples,
     )
 
 
 def _kind(at: Prepared, name: str) -> str:
     if name == CEILING:
         return CEILING
+    if name not in at.retrievers:
+        return "part"
     if at.retrievers[name].learned:
         return "learned"
     return "guide" if at.retrievers[name].guide else "floor"
@@ -77,37 +103,60 @@ def distances(
             },
         )
         for other in found
-        if other.name != main
+        if other.name != main and other.kind != "part"
     )
 
 
 def _distance(
     at: Prepared, metric: str, main: str, other: str, clips: Sequence[ClipQuality]
 ) -> Interval:
-    sign = 1.0 if at.metrics[metric].higher else -1.0
+    goal = at.metrics[metric].goal
     pairs = [(clip.unmasked[main].means(), clip.unmasked[other].means()) for clip in clips]
-    return interval([sign * (mine[metric] - theirs[metric]) for mine, theirs in pairs])
+    return interval([merit(goal, mine[metric]) - merit(goal, his[metric]) for mine, his in pairs])
 
 
 def clip_row(at: Prepared, seen: Seen) -> ClipRow:
     """Give the row of one clip."""
     record, quality, gain = seen.record, seen.quality, seen.gain
-    size, geometry = at.size(record), at.model.experiment.backbone.geometry
-    patch, stride = geometry.patch, at.codec.stride.time
-    across = ceil_div(size.height, patch.height) * ceil_div(size.width, patch.width)
+    size = at.size(record)
     return ClipRow(
         id=record.id,
         name=record.name,
         caption=record.caption,
         size=str(size),
-        seconds=(1 + stride * (size.time - 1)) / at.store.fps,
+        seconds=_seconds(at, size),
         cut=record.latents > size.time,
         short=size.time < at.length,
         tokens=quality.tokens,
-        uncompressed=ceil_div(size.time, patch.time) * across,
+        parts=quality.parts,
+        uncompressed=_uncompressed(at, size),
         unmasked={name: scores.means() for name, scores in quality.unmasked.items()},
         masked={name: scores.means() for name, scores in quality.masked.items()},
         gain=gain.gain,
         specific=gain.specific,
         foreign=gain.foreign,
     )
+
+
+def long_row(at: Prepared, record: Record, quality: ClipQuality) -> LongRow:
+    """Give the row of one clip at the greater length."""
+    size = at.size(record)
+    return LongRow(
+        id=record.id,
+        name=record.name,
+        size=str(size),
+        seconds=_seconds(at, size),
+        tokens=quality.tokens,
+        uncompressed=_uncompressed(at, size),
+        unmasked={name: scores.means() for name, scores in quality.unmasked.items()},
+    )
+
+
+def _seconds(at: Prepared, size: Size3) -> float:
+    return (1 + at.codec.stride.time * (size.time - 1)) / at.store.fps
+
+
+def _uncompressed(at: Prepared, size: Size3) -> int:
+    patch = at.model.experiment.backbone.geometry.patch
+    across = ceil_div(size.height, patch.height) * ceil_div(size.width, patch.width)
+    return ceil_div(size.time, patch.time) * across

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -42,13 +42,13 @@ class Series:
 
 def series_of(result: MeasureResult) -> list[Series]:
     """Give every retriever with a style of its own: learned solid, floors dashed, guides dotted."""
-    learned = [r for r in result.retrievals if r.kind == "learned"]
+    learned = [r for r in result.retrievals if r.kind in ("learned", "part")]
     floors = [r for r in result.retrievals if r.kind == "floor"]
     return [_styled(found, learned, floors) for found in result.retrievals]
 
 
 def _styled(found: Retrieval, learned: Sequence[Retrieval], floors: Sequence[Retrieval]) -> Series:
-    if found.kind == "learned":
+    if found.kind in ("learned", "part"):
         colour = LEARNED[learned.index(found) % len(LEARNED)]
         return Series(retrieval=found, colour=colour, width=2.0, dashes=())
     if found.kind == "ceiling":
@@ -61,41 +61,51 @@ def _styled(found: Retrieval, learned: Sequence[Retrieval], floors: Sequence[Ret
 
 def age_chart(result: MeasureResult, metric: MetricInfo) -> Markup:
     """Give quality by age under unmasked retrieval, with the intervals of learned ones."""
+
+    def draw(axes: Any, paint: Paint) -> None:
+        for series in series_of(result):
+            _draw(axes, series, metric, paint)
+
+    under = "seconds before the end of the history"
+    return chart(draw, f"{metric.title} by {under}", under)
+
+
+def chart(draw: Callable[[Any, Paint], None], title: str, under: str) -> Markup:
+    """Give what `draw` puts on axes as inline SVG; `under` is written under the axis."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    paint = _Paint()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": metric.name, "font.size": 11}):
+    paint = Paint()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11}):
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
         axes = figure.add_subplot()
-        for series in series_of(result):
-            _draw(axes, series, metric, paint)
-        _calm(axes, paint)
+        draw(axes, paint)
+        calm(axes, paint, under)
         stream = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    title = f"{metric.title} by seconds before the end of the history"
     return inline(stream.getvalue(), title, paint.found)
 
 
-class _Paint:
+class Paint:
     """Gives each CSS variable a colour that nothing else has, to be replaced in the SVG."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
 
     def __call__(self, variable: str) -> str:
+        """Give the colour that stands for a variable."""
         return self.found.setdefault(variable, f"#0a0b{len(self.found):02x}")
 
 
-def _draw(axes: Any, series: Series, metric: MetricInfo, paint: _Paint) -> None:
+def _draw(axes: Any, series: Series, metric: MetricInfo, paint: Paint) -> None:
     bins = series.retrieval.unmasked.ages
     middles = [(b.start + b.end) / 2 for b in bins]
     found = [b.figures[metric.name] for b in bins]
     style = (0, series.dashes) if series.dashes else "-"
     colour = paint(series.colour)
     line = {"color": colour, "linewidth": series.width, "linestyle": style}
-    marker = "o" if len(bins) == 1 or series.retrieval.kind == "learned" else None
+    marker = "o" if len(bins) == 1 or series.retrieval.kind in ("learned", "part") else None
     axes.plot(middles, [x.mean for x in found], marker=marker, markersize=3.5, **line)
     known = [x.low is not None for x in found]
     if series.retrieval.kind == "learned" and all(known):
@@ -103,14 +113,15 @@ def _draw(axes: Any, series: Series, metric: MetricInfo, paint: _Paint) -> None:
         axes.fill_between(middles, lows, highs, color=colour, alpha=0.13, linewidth=0)
 
 
-def _calm(axes: Any, paint: _Paint) -> None:
+def calm(axes: Any, paint: Paint, under: str) -> None:
+    """Leave of axes a base line, quiet grid lines and labels; `under` is the axis' label."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(paint("--rule"))
     axes.grid(axis="y", color=paint("--rule"), linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelcolor=paint("--muted"))
-    axes.set_xlabel("seconds before the end of the history", color=paint("--muted"))
+    axes.set_xlabel(under, color=paint("--muted"))
 
 
 def inline(svg: str, title: str, colours: Mapping[str, str]) -> Markup:

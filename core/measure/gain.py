@@ -10,6 +10,7 @@ from attrs import frozen
 
 from ..data.batch import collate
 from ..data.record import Record
+from ..draws import Draws
 from ..history import History
 from ..memory import Memory
 from ..query import Query
@@ -54,11 +55,11 @@ def clip_gain(at: Prepared, record: Record, partner: Record | None) -> ClipGain:
     stage = StageOne(at.model, at.masker, experiment.train, at.null_text)
     mine, text = at.history(record, pixels=at.reads_pixels), at.text(record)
     memories = _memories(at, mine, record, partner)
-    generator = at.generator(record, "gain")
+    draws = Draws.single(at.generator(record, "gain"))
     losses: list[list[float]] = []
     for _ in range(experiment.measure.draws):
-        query = clean_query(at, mine, text, generator)
-        draw = stage.draw(query, generator)
+        query = clean_query(at, mine, text, draws)
+        draw = stage.draw(query, draws)
         losses.append([float(stage.loss(query, memory, draw)) for memory in memories])
     true, none, *other = torch.tensor(losses, dtype=torch.float64).mean(dim=0).tolist()
     return ClipGain(true=true, none=none, shuffled=other[0] if other else None)
@@ -77,9 +78,9 @@ def _memories(
     return true, Memory(), shuffled(at.model.encoder(both.history)).select([0])
 
 
-def clean_query(at: Prepared, history: History, text: Text, generator: torch.Generator) -> Query:
+def clean_query(at: Prepared, history: History, text: Text, draws: Draws) -> Query:
     """Give a query at a random Ω whose history is clean, as in Stage II."""
-    query = at.masker.masked(history, text, generator)
+    query = at.masker.masked(history, text, draws)
     return attrs.evolve(
         query,
         history=history,

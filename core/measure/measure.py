@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import attrs
 from attrs import define
 
 from .. import edge
+from ..data.record import Record
 from ..data.store import Store
 from ..model import Model
-from ..scene import learned_retriever
 from ..train.run import versions
-from .assemble import Seen, clip_row, distances, metric_infos, retrievals
+from .assemble import (
+    Seen,
+    clip_row,
+    distances,
+    long_row,
+    metric_infos,
+    missing_infos,
+    rates_of,
+    retrievals,
+)
 from .gain import clip_gain, gain_over_clips
-from .prepare import QUERIES, Prepared, evaluating, named
-from .quality import clip_quality
-from .result import MeasureResult
+from .prepare import QUERIES, Prepared, evaluating
+from .quality import Kept, clip_quality
+from .result import LongRow, MeasureResult
 
 Progress = Callable[[int, int, str], None]
 
@@ -29,13 +39,15 @@ def measure(
     run: str = "",
     step: int | None = None,
     progress: Progress | None = None,
+    keep: Kept | None = None,
 ) -> MeasureResult:
     """Give the quality of retrieval and the gain of the memory over every clip of a store.
 
     Of each clip that is no mirror image, the first `measure.seconds` are the history, shorter
     clips whole. Every latent frame is asked of the memory of the clean history; learned
     retrievers also give back the Ω of 6 masked queries. Floors and the codec's reconstruction are
-    compared with the same original pixels. The same seed gives the same figures on one device.
+    compared with the same original pixels. Clips of `measure.long_seconds` are asked a second
+    time, unmasked, at that length. The same seed gives the same figures on one device.
 
     Args:
         model: what to measure, on its device.
@@ -44,38 +56,52 @@ def measure(
         run: where the model is from, to be reported.
         step: training steps it has seen, to be reported.
         progress: called with done, total and a note.
+        keep: filled with the latents that learned retrievers gave, so that `make_strips` and
+            `make_scrubs` need not ask again.
 
     Raises:
-        UserError: the store was made for something else or keeps no frames, or no retriever of
-            the experiment reads memory.
+        UserError: the experiment has no memory, the store was made for something else or keeps no
+            frames, a metric cannot compare its frames, or no retriever reads memory.
         LongtakeError: a figure is not finite; the message names retriever and clip.
     """
     began = time.perf_counter()
-    experiment = model.experiment
-    spec = learned_retriever(model.experiment)
-    main = next(n for n, found in named(experiment.retrievers).items() if found == spec)
     with evaluating(model):
         at = Prepared.of(model, store, seed)
-        seen = list(_clips(at, progress))
-    found = retrievals(at, [one.quality for one in seen])
+        ticks = _ticks(at, progress)
+        seen = list(_clips(at, ticks))
+        long = tuple(_long(at, ticks))
+    if keep is not None:
+        given = ((one.record.id, one.quality.latents) for one in seen)
+        keep.update({(clip, n): latents for clip, by in given for n, latents in by.items()})
+    result = _result(at, seen, long)
+    return attrs.evolve(result, run=run, step=step, took=time.perf_counter() - began)
+
+
+def _result(at: Prepared, seen: Sequence[Seen], long: tuple[LongRow, ...]) -> MeasureResult:
+    experiment, qualities = at.model.experiment, [one.quality for one in seen]
+    found = retrievals(at, qualities)
     return MeasureResult(
         experiment=experiment.name,
-        run=run,
-        step=step,
-        store=str(store.root),
+        run="",
+        step=None,
+        store=str(at.store.root),
         device=str(at.device),
-        main=main,
+        main=at.main,
         metrics=metric_infos(at),
+        missing=missing_infos(at),
+        rates=rates_of(experiment),
         retrievals=found,
-        distances=distances(at, main, found, [one.quality for one in seen]),
+        distances=distances(at, at.main, found, qualities),
         gain=gain_over_clips([one.gain for one in seen], experiment.measure.draws),
         clips=tuple(clip_row(at, one) for one in seen),
+        long=long,
         asked=experiment.measure.seconds,
-        fps=store.fps,
+        long_asked=experiment.measure.long_seconds,
+        fps=at.store.fps,
         queries=QUERIES,
         seed=at.seed,
-        mirrored=sum(record.mirror for record in store.records),
-        took=time.perf_counter() - began,
+        mirrored=sum(record.mirror for record in at.store.records),
+        took=0.0,
         spec=edge.to_json(experiment),
         versions=versions(),
     )
@@ -96,13 +122,31 @@ class _Ticks:
             self.progress(self.done, self.total, f"{self.clip}: {note}")
 
 
-def _clips(at: Prepared, progress: Progress | None) -> Iterator[Seen]:
-    records, partners = at.records(), at.partners()
-    parts = 2 + len(at.retrievers) + QUERIES  # ceiling, retrievers, masked queries, gain
-    tick = _Ticks(progress, parts * len(records))
-    for record in records:
+def _ticks(at: Prepared, progress: Progress | None) -> _Ticks:
+    once = 1 + len(at.retrievers)  # ceiling, retrievers
+    total = (once + QUERIES + 1) * len(at.records()) + once * len(_long_records(at))
+    return _Ticks(progress, total)
+
+
+def _clips(at: Prepared, tick: _Ticks) -> Iterator[Seen]:
+    partners = at.partners()
+    for record in at.records():
         tick.clip = record.name
         quality = clip_quality(at, record, tick)
         gain = clip_gain(at, record, partners.get(record.id))
         tick("memory_gain")
         yield Seen(record=record, quality=quality, gain=gain)
+
+
+def _long_records(at: Prepared) -> list[Record]:
+    """Give the clips that last as long as the greater length, or longer."""
+    longer = at.longer()
+    return [r for r in at.records() if longer and r.latents >= longer.length]
+
+
+def _long(at: Prepared, tick: _Ticks) -> Iterator[LongRow]:
+    longer = at.longer()
+    for record in _long_records(at) if longer else ():
+        assert longer is not None
+        tick.clip = f"{record.name}, {longer.model.experiment.measure.long_seconds:g} s"
+        yield long_row(longer, record, clip_quality(longer, record, tick, masked=False))

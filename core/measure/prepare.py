@@ -14,8 +14,8 @@ from torch import nn
 
 from ..codec import Codec
 from ..data.record import Record
-from ..data.store import Store, made_with
-from ..data.windows import step_generator
+from ..data.store import Store
+from ..draws import step_generator
 from ..errors import UserError
 from ..grid import Size3
 from ..history import History
@@ -24,8 +24,10 @@ from ..metric import Metric
 from ..model import Model, all_needs, build_retriever, compressor_needs
 from ..registry import build, registry
 from ..retriever import Retriever
+from ..scene import learned_retriever
 from ..spec import CodecSpec, MaskerSpec, MetricSpec, PluginSpec, RetrieverSpec
 from ..text import Text
+from .checks import check_metrics, check_store
 
 QUERIES = 6  # masked queries for each clip
 
@@ -40,6 +42,7 @@ class Prepared:
     masker: Masker[MaskerSpec]
     retrievers: Mapping[str, Retriever[RetrieverSpec]]
     metrics: Mapping[str, Metric[MetricSpec]]
+    missing: Mapping[str, Metric[MetricSpec]]  # metrics that lack something here
     null_text: Text
     device: torch.device
     seed: int
@@ -50,27 +53,41 @@ class Prepared:
         """Build all parts.
 
         Raises:
-            UserError: the store was made for something else, or keeps no frames.
+            UserError: the experiment has no memory, the store was made for something else, keeps
+                no frames or frames too small for a metric, or no metric can be measured here.
         """
         experiment, device = model.experiment, device_of(model)
         geometry = experiment.backbone.geometry
+        if not experiment.compressors:
+            raise UserError(f"{experiment.name} has no compressor, so no memory to measure")
         codec: Codec[CodecSpec] = build(experiment.backbone.codec).to(device).eval()
-        _check(model, store, codec)
+        check_store(model, store, codec)
         length = geometry.latents(geometry.frames(experiment.measure.seconds, store.fps))
         if length < 1:
             raise UserError(f"measure.seconds {experiment.measure.seconds:g}: less than a frame")
+        metrics = {name: build(spec) for name, spec in named(experiment.metrics).items()}
+        missing = {name: metric for name, metric in metrics.items() if metric.lacks()}
+        measured = {name: metric for name, metric in metrics.items() if name not in missing}
+        check_metrics(store, measured, missing, codec.stride)
         return cls(
             model=model,
             store=store,
             codec=codec,
             masker=build(experiment.masker),
             retrievers={n: build_retriever(s) for n, s in named(experiment.retrievers).items()},
-            metrics={name: build(spec) for name, spec in named(experiment.metrics).items()},
+            metrics=measured,
+            missing=missing,
             null_text=store.null_text().to(device),
             device=device,
             seed=experiment.measure.seed if seed is None else seed,
             length=length,
         )
+
+    @property
+    def main(self) -> str:
+        """The name of the first retriever that reads memory."""
+        spec = learned_retriever(self.model.experiment)
+        return next(n for n, s in named(self.model.experiment.retrievers).items() if s == spec)
 
     @property
     def learned(self) -> dict[str, Retriever[RetrieverSpec]]:
@@ -80,6 +97,14 @@ class Prepared:
     def records(self) -> list[Record]:
         """Give the clips to measure: all that are no mirror image of another."""
         return [record for record in self.store.records if not record.mirror]
+
+    def longer(self) -> Self | None:
+        """Give the same with windows of `measure.long_seconds`; None where that is no longer."""
+        experiment = self.model.experiment
+        geometry = experiment.backbone.geometry
+        frames = geometry.frames(experiment.measure.long_seconds, self.store.fps)
+        length = geometry.latents(frames)
+        return attrs.evolve(self, length=length) if length > self.length else None
 
     def size(self, record: Record) -> Size3:
         """Give the latent size of the window of a clip."""
@@ -98,8 +123,8 @@ class Prepared:
         return compressor_needs(self.model.experiment).pixels
 
     def text(self, record: Record) -> Text:
-        """Give the caption of a clip."""
-        return self.store.text(record).to(self.device)
+        """Give the caption of the window of a clip."""
+        return self.store.text(record, 0, self.size(record).time).to(self.device)
 
     def generator(self, record: Record, purpose: str) -> torch.Generator:
         """Give the random numbers of a clip for a purpose, the same in every run of a seed."""
@@ -121,16 +146,6 @@ class Prepared:
 def device_of(model: Model) -> torch.device:
     """Give where a model is."""
     return next(model.backbone.parameters()).device
-
-
-def _check(model: Model, store: Store, codec: Codec[CodecSpec]) -> None:
-    experiment = model.experiment
-    geometry = experiment.backbone.geometry
-    text = build(experiment.backbone.text_encoder)
-    identity = made_with(geometry, codec=codec.identity, text=text.identity, fps=geometry.fps)
-    store.check(made_with=identity, rates=all_needs(experiment).rates)
-    if all(record.mirror for record in store.records):
-        raise UserError(f"{store.root} holds mirrored clips only: there is nothing to measure")
 
 
 S = TypeVar("S", bound=PluginSpec)

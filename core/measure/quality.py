@@ -14,6 +14,7 @@ from torch import Tensor
 from ..codec import frames_of, to_unit
 from ..data.batch import Batch
 from ..data.record import Record
+from ..draws import Draws
 from ..errors import LongtakeError
 from ..history import History
 from ..retriever import LatentFrames, Retrieved, Retriever, Scene
@@ -24,23 +25,35 @@ from .scores import Scores, join
 
 CEILING = "ceiling"
 Tick = Callable[[str], None]
+Kept = dict[tuple[str, str], Tensor]  # latents `[C, T, H, W]` by clip id and retriever
 
 
 @define
 class ClipQuality:
-    """All that was measured of one clip's frames, by retriever."""
+    """All that was measured of one clip's frames, by retriever.
 
-    tokens: int = 0
+    Attributes:
+        parts: context length of each part of the memory.
+        latents: what learned retrievers gave for the whole window, `[C, T, H, W]`, to be shown.
+    """
+
+    parts: dict[str, int] = field(factory=dict)
     unmasked: dict[str, Scores] = field(factory=dict)
     masked: dict[str, Scores] = field(factory=dict)
     seconds: dict[str, float] = field(factory=dict)
     numbers: dict[str, int | None] = field(factory=dict)
+    latents: dict[str, Tensor] = field(factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Context length of the memory."""
+        return sum(self.parts.values())
 
 
-def clip_quality(at: Prepared, record: Record, tick: Tick) -> ClipQuality:
+def clip_quality(at: Prepared, record: Record, tick: Tick, *, masked: bool = True) -> ClipQuality:
     """Give the quality of one clip: ceiling and every retriever unmasked, learned ones masked."""
     scene = scene_of(at, record)
-    found = ClipQuality(tokens=scene.memory.length)
+    found = ClipQuality(parts={p.name: int(p.tokens.shape[1]) for p in scene.memory.parts})
     omega = torch.arange(scene.size.time, device=at.device)[None]
     found.unmasked[CEILING] = scores(
         at, scene, omega, ceiling(scene, omega), f"{CEILING}, {record.name}"
@@ -51,8 +64,24 @@ def clip_quality(at: Prepared, record: Record, tick: Tick) -> ClipQuality:
         found.seconds[name] = seconds / omega.shape[1]
         found.numbers[name] = retriever.numbers(scene)
         found.unmasked[name] = scores(at, scene, omega, given, f"{name}, {record.name}")
+        if retriever.learned and isinstance(given, LatentFrames):
+            found.latents[name] = given.latents[0].cpu()
         tick(name)
-    found.masked.update(_masked(at, record, scene, tick))
+    found.unmasked.update(_alone(at, record, scene, omega))
+    if masked:
+        found.masked.update(_masked(at, record, scene, tick))
+    return found
+
+
+def _alone(at: Prepared, record: Record, scene: Scene, omega: Tensor) -> dict[str, Scores]:
+    """Give the quality of the main retriever from each part of the memory alone, if several."""
+    parts = scene.memory.parts
+    found = {}
+    for part in parts if len(parts) > 1 else ():
+        less = attrs.evolve(scene, memory=attrs.evolve(scene.memory, parts=(part,)))
+        given = at.retrievers[at.main](less, omega, at.generator(record, "noise"))
+        name = f"{at.main} of {part.name}"
+        found[name] = scores(at, less, omega, given, f"{name}, {record.name}")
     return found
 
 
@@ -70,7 +99,7 @@ def ceiling(scene: Scene, omega: Tensor) -> Retrieved:
 
 def _masked(at: Prepared, record: Record, scene: Scene, tick: Tick) -> dict[str, Scores]:
     """Give the quality of the frames of masked queries, the same ones for every retriever."""
-    draws = at.generator(record, "omega")
+    draws = Draws.single(at.generator(record, "omega"))
     history = scene.history if at.reads_pixels else attrs.evolve(scene.history, pixels=None)
     parts: dict[str, list[Scores]] = defaultdict(list)
     for number in range(QUERIES):
@@ -112,16 +141,22 @@ def scores(at: Prepared, scene: Scene, omega: Tensor, given: Retrieved, what: st
     stride, history = at.codec.stride.time, scene.history
     frames = [frame for i in omega[0].tolist() for frame in frames_of(i, stride)]
     values: dict[str, list[Tensor]] = defaultdict(list)
+    weights: dict[str, list[Tensor]] = defaultdict(list)
     for latent, shown in zip(omega[0].tolist(), one_by_one(scene, omega, given), strict=True):
         truth = original(history, latent, stride)
         for metric, score in at.metrics.items():
             values[metric].append(score(truth, to_unit(shown[0].float()).movedim(1, 0)).cpu())
+            weights[metric].append(score.weight(truth).cpu())
     joined = {metric: torch.cat(parts) for metric, parts in values.items()}
     for metric, value in joined.items():
         if not bool(value.isfinite().all()):
             raise LongtakeError(f"{what}: {metric} is not finite")
-    total = 1 + stride * (history.size.time - 1)
-    return Scores(frames=torch.tensor(frames), total=total, values=joined)
+    return Scores(
+        frames=torch.tensor(frames),
+        total=1 + stride * (history.size.time - 1),
+        values=joined,
+        weights={metric: torch.cat(parts) for metric, parts in weights.items()},
+    )
 
 
 def original(history: History, latent: int, stride: int) -> Tensor:

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from torch import Tensor
+from attrs import frozen
+from markupsafe import Markup
 
 from ..files import whole_file
-from ..pictures import to_pil
+from .beside import ByRate
+from .embed import WIDEST, data_uri, sheets
 from .result import MeasureResult, MetricInfo
+from .scrubs import Scrub
 from .strips import Strip, StripRow
 from .tables import views
-from .verdict import number
+from .words import bare, number
 
-WIDEST = 320  # pixels of a frame in the page
+HERE = Path(__file__).parent
+
+
+@frozen(kw_only=True)
+class Page:
+    """What a page shows beside its result, all of it optional.
+
+    Attributes:
+        strips: of `make_strips`, shown in their order.
+        scrubs: of `make_scrubs`; where scripts are blocked, strips are all that is shown.
+        rates: of `by_rate`, where other measures stand beside the result.
+        title: headline; None: the experiment's name.
+        notes: paragraphs under the headline.
+    """
+
+    strips: Sequence[Strip] = ()
+    scrubs: Sequence[Scrub] = ()
+    rates: ByRate | None = None
+    title: str | None = None
+    notes: Sequence[str] = ()
 
 
 def write_report(
@@ -26,49 +48,95 @@ def write_report(
     strips: Sequence[Strip],
     path: Path,
     *,
+    scrubs: Sequence[Scrub] = (),
+    rates: ByRate | None = None,
     title: str | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
     """Write the page, whole or not at all, and give its path.
 
-    Everything is inside the one file: style, charts (SVG) and frames (JPEG). It asks for nothing
-    from outside, runs no script, follows light and dark, and reads on a phone.
+    Everything is inside the one file: style, charts (SVG), frames (JPEG), and where there are
+    scrubs the one script that slides them; its policy lets nothing else run or load. It follows
+    light and dark, and reads on a phone and without scripts.
 
     Args:
-        result: what was measured; None shows title, notes and strips only.
-        strips: of `make_strips`, shown in their order.
+        result: what was measured; None shows title, notes and frames only.
+        strips: as in `Page`.
         path: of the HTML file; its folder is made.
-        title: headline; default: the experiment's name.
-        notes: paragraphs under the headline.
+        scrubs: as in `Page`.
+        rates: as in `Page`.
+        title: as in `Page`.
+        notes: as in `Page`.
 
     Raises:
         UserError: the file cannot be written.
     """
-    page = render(result, strips, title=title, notes=notes)
+    page = Page(strips=strips, scrubs=scrubs, rates=rates, title=title, notes=notes)
+    text = render(result, page)
     with whole_file(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
     return path
 
 
-def render(
-    result: MeasureResult | None,
-    strips: Sequence[Strip],
-    *,
-    title: str | None = None,
-    notes: Sequence[str] = (),
-) -> str:
+def render(result: MeasureResult | None, page: Page) -> str:
     """Give the page as text."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    headline = title or (result.experiment if result else "longtake")
     metrics = result.metrics if result else ()
-    shown = [_strip_view(strip, metrics) for strip in strips]
-    values = {"title": headline, "notes": list(notes), "strips": shown, "r": result}
+    values = {
+        "title": page.title or (result.experiment if result else "longtake"),
+        "notes": list(page.notes),
+        "strips": [_strip_view(strip, metrics) for strip in page.strips],
+        "scrub": _scrub_views(page.scrubs, metrics),
+        "r": result,
+        **_own_files(),
+    }
     if result is not None:
-        values |= views(result)
-    return environment.from_string(source).render(values)
+        values |= views(result, page.rates)
+    return environment.from_string(_text("report.html.jinja")).render(values)
+
+
+def _own_files() -> dict[str, Any]:
+    """Give style and script as they stand, and the hash by which the page's policy knows it."""
+    script = _text("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return {
+        "css": Markup(_text("report.css")),
+        "script": Markup(script),
+        "script_hash": f"sha256-{digest}",
+    }
+
+
+def _text(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _scrub_views(scrubs: Sequence[Scrub], metrics: Sequence[MetricInfo]) -> dict[str, Any] | None:
+    if not scrubs:
+        return None
+    made = sheets(scrubs)
+    unit = f" {metrics[0].unit}".rstrip() if metrics else ""
+    views = [
+        {
+            "scrub": scrub,
+            "caption": "" if scrub.caption == caption_of(scrub.title) else scrub.caption,
+            "times": " ".join(f"{seconds:.1f}" for seconds in scrub.times),
+            "panels": [
+                {
+                    "label": panel.label,
+                    "picture": picture,
+                    "height": panel.frames.shape[-2],
+                    "width": panel.frames.shape[-1],
+                    "figures": " ".join(bare(x, metrics[0]) for x in panel.figures if metrics),
+                    "unit": unit,
+                }
+                for panel, picture in zip(scrub.panels, pictures, strict=True)
+            ],
+        }
+        for scrub, pictures in zip(scrubs, made.pictures, strict=True)
+    ]
+    return {"views": views, "quality": made.quality, "frames": max(len(s.times) for s in scrubs)}
 
 
 def _strip_view(strip: Strip, metrics: Sequence[MetricInfo]) -> dict[str, Any]:
@@ -95,13 +163,3 @@ def _strip_row(row: StripRow, metrics: Sequence[MetricInfo]) -> dict[str, Any]:
         "width": min(width, WIDEST),
         "height": round(height * min(1.0, WIDEST / width)),
     }
-
-
-def data_uri(frame: Tensor) -> str:
-    """Give a uint8 frame `[3, P, Q]` as a JPEG inside an address, 320 pixels wide at most."""
-    picture = to_pil(frame)
-    if picture.width > WIDEST:
-        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=92, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

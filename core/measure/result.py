@@ -2,74 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 from attrs import field, frozen
 
 from .figures import Interval
+from .quantities import AgeBin as AgeBin
+from .quantities import Distance as Distance
+from .quantities import MetricInfo as MetricInfo
+from .quantities import Quality as Quality
+from .quantities import Retrieval as Retrieval
 
-
-@frozen(kw_only=True)
-class MetricInfo:
-    """A metric: its name, unit ("" for none) and whether more is better."""
-
-    name: str
-    unit: str
-    higher: bool
-
-    @property
-    def title(self) -> str:
-        """The name as reports print it."""
-        return self.name.upper()
-
-
-@frozen(kw_only=True)
-class AgeBin:
-    """Quality of the frames `start` to `end` seconds before the end of the history, by metric."""
-
-    start: float
-    end: float
-    figures: Mapping[str, Interval]
-
-
-@frozen(kw_only=True)
-class Quality:
-    """Quality over clips by metric, and by age."""
-
-    figures: Mapping[str, Interval]
-    ages: tuple[AgeBin, ...]
-
-
-@frozen(kw_only=True)
-class Retrieval:
-    """One retriever over all clips.
-
-    Attributes:
-        name: unique among the retrievers of the result.
-        kind: learned, floor, guide (a floor that had no codec to pass) or ceiling.
-        unmasked: from the memory of the clean history, every frame asked for.
-        masked: from the memory of masked histories, Ω asked for; learned ones only.
-        numbers: how many numbers a clip is kept as (median over clips), where it is known.
-        seconds: median over clips of the time that one latent frame takes, not decoded.
-    """
-
-    name: str
-    kind: str
-    unmasked: Quality
-    masked: Quality | None = None
-    numbers: int | None = None
-    seconds: float | None = None
-
-
-@frozen(kw_only=True)
-class Distance:
-    """How much better the main retriever is than another, clip by clip; below 0 it is worse."""
-
-    name: str
-    kind: str
-    figures: Mapping[str, Interval]
+FORMAT = 2
 
 
 @frozen(kw_only=True)
@@ -103,7 +49,7 @@ class ClipRow:
         size: latent size as time × height × width; `seconds` of video they stand for.
         cut: the clip is longer than what was measured.
         short: it is shorter than was asked for, and was used whole.
-        tokens: context length of its memory; `uncompressed` that of its latents.
+        tokens: context length of its memory; `parts` of each part; `uncompressed` of its latents.
         unmasked, masked: mean over its frames by retriever and metric.
         gain, specific, foreign: mean over draws, as in GainFigures.
     """
@@ -122,6 +68,20 @@ class ClipRow:
     gain: float
     specific: float | None
     foreign: float | None
+    parts: Mapping[str, int] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class LongRow:
+    """One clip at the greater length: latent size, seconds, context lengths, unmasked figures."""
+
+    id: str
+    name: str
+    size: str
+    seconds: float
+    tokens: int
+    uncompressed: int
+    unmasked: Mapping[str, Mapping[str, float]]
 
 
 @frozen(kw_only=True)
@@ -131,7 +91,10 @@ class MeasureResult:
     Attributes:
         main: the name of the retriever that the verdict is about: the first that reads memory.
         retrievals: the ceiling, then all retrievers in the order of the spec.
-        distances: of the main retriever from floors and ceiling, unmasked.
+        distances: of the main retriever from floors, ceiling and other retrievers, unmasked.
+        missing: metrics of the experiment that could not be measured here, and why.
+        rates: compression rates that the compressors name, as `4x4x2`.
+        long: clips that have `long_asked` seconds, measured at that length, too.
         spec: the experiment, resolved.
         asked: seconds of history asked for; `queries` masked queries for each clip.
         mirrored: mirrored clips of the store, which are never measured.
@@ -145,11 +108,15 @@ class MeasureResult:
     device: str
     main: str
     metrics: tuple[MetricInfo, ...]
+    missing: tuple[MetricInfo, ...]
+    rates: tuple[str, ...]
     retrievals: tuple[Retrieval, ...]
     distances: tuple[Distance, ...]
     gain: GainFigures
     clips: tuple[ClipRow, ...]
+    long: tuple[LongRow, ...]
     asked: float
+    long_asked: float
     fps: float
     queries: int
     seed: int
@@ -162,6 +129,25 @@ class MeasureResult:
         """Give the retrieval of that name."""
         return next(found for found in self.retrievals if found.name == name)
 
+    def metric(self, plugin: str) -> MetricInfo | None:
+        """Give the first measured metric of a plugin, or None."""
+        return next((metric for metric in self.metrics if metric.plugin == plugin), None)
+
     def to_json(self) -> dict[str, Any]:
-        """Give plain data for JSON."""
-        return attrs.asdict(self)
+        """Give plain data for JSON; figures of metrics that were not measured are null."""
+        data = attrs.asdict(self)
+        _put_nulls(data, [metric.name for metric in self.missing])
+        return {"format": FORMAT, **data}
+
+
+def _put_nulls(data: dict[str, Any], names: Sequence[str]) -> None:
+    retrievals, clips = data["retrievals"], [*data["clips"], *data["long"]]
+    qualities = [one[how] for one in retrievals for how in _HOW if one[how]]
+    rows = [row for quality in qualities for row in (quality, *quality["ages"])]
+    figures = [row["figures"] for row in (*rows, *data["distances"])]
+    figures += [one for clip in clips for how in _HOW if how in clip for one in clip[how].values()]
+    for found in figures:
+        found.update(dict.fromkeys(names))
+
+
+_HOW = ("unmasked", "masked")

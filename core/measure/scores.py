@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from .figures import Interval, interval
@@ -22,15 +22,23 @@ class Scores:
         frames: which frames, counted in the window, int64 `[F]`; some may stand twice.
         total: frames of the window.
         values: by metric, `[F]`.
+        weights: how much each frame counts by metric, `[F]`; metrics that are left out: alike.
     """
 
     frames: Tensor
     total: int
     values: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = field(factory=dict)
 
-    def means(self) -> dict[str, float]:
-        """Give the mean over the frames by metric."""
-        return {name: float(value.mean()) for name, value in self.values.items()}
+    def means(self, chosen: Tensor | None = None) -> dict[str, float]:
+        """Give the weighted mean by metric over all frames, or over those `chosen`, bool `[F]`."""
+        kept = torch.ones_like(self.frames, dtype=torch.bool) if chosen is None else chosen
+        return {name: self._mean(name, kept) for name in self.values}
+
+    def _mean(self, name: str, kept: Tensor) -> float:
+        value = self.values[name][kept].double()
+        weight = self.weights.get(name, torch.ones(len(kept)))[kept].double()
+        return float((value * weight).sum() / weight.sum())
 
 
 def join(parts: Sequence[Scores]) -> Scores:
@@ -39,6 +47,7 @@ def join(parts: Sequence[Scores]) -> Scores:
         frames=torch.cat([part.frames for part in parts]),
         total=parts[0].total,
         values={m: torch.cat([part.values[m] for part in parts]) for m in parts[0].values},
+        weights={m: torch.cat([part.weights[m] for part in parts]) for m in parts[0].weights},
     )
 
 
@@ -59,10 +68,7 @@ def over_clips(clips: Sequence[Scores], *, fps: float, width: float) -> Quality:
 def _by_age(clip: Scores, fps: float, width: float) -> dict[int, dict[str, float]]:
     ages = (clip.total - 1 - clip.frames) / fps
     which = (ages / width + 1e-9).floor().long()
-    return {
-        number: {m: float(value[which == number].mean()) for m, value in clip.values.items()}
-        for number in which.unique().tolist()
-    }
+    return {number: clip.means(which == number) for number in which.unique().tolist()}
 
 
 def _intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, Interval]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from attrs import frozen
@@ -11,10 +11,12 @@ from torch import Tensor
 from ..codec import to_bytes
 from ..data.record import Record
 from ..data.store import Store
+from ..errors import UserError
 from ..model import Model
-from ..retriever import Retrieved, Scene
+from ..registry import nearest
+from ..retriever import LatentFrames, Retrieved, Scene
 from .prepare import Prepared, evaluating
-from .quality import CEILING, ceiling, one_by_one, original, scene_of, scores
+from .quality import CEILING, Kept, ceiling, one_by_one, original, scene_of, scores
 from .result import MeasureResult
 
 ORIGINAL = "original"
@@ -48,6 +50,8 @@ def make_strips(
     *,
     clips: int = 4,
     frames: int = 6,
+    names: Sequence[str] = (),
+    kept: Kept | None = None,
 ) -> tuple[Strip, ...]:
     """Give strips of some clips: original, ceiling, learned retrievers, and the first floor.
 
@@ -55,16 +59,47 @@ def make_strips(
     without, evenly over the store. Frames are spread evenly over the history and are asked of the
     memory of the clean history together. Each picture is the last video frame of its latent.
 
+    Args:
+        model: on its device.
+        store: as `measure` takes it.
+        result: what `measure` gave.
+        clips: how many at most.
+        frames: how many of each at most.
+        names: of the clips to show instead, in this order.
+        kept: what `measure` was given to keep: frames found there are not asked for again.
+
     Raises:
-        UserError: as `measure`.
+        UserError: as `measure`; or the store holds no clip of a name.
     """
     with evaluating(model):
         at = Prepared.of(model, store, None if result is None else result.seed)
-        chosen = _chosen(at, result, clips)
-        return tuple(_strip(at, record, note, frames) for record, note in chosen)
+        chosen = by_name(at, names) if names else choose(at, result, clips)
+        return tuple(_strip(at, record, note, frames, kept or {}) for record, note in chosen)
 
 
-def _chosen(at: Prepared, result: MeasureResult | None, count: int) -> list[tuple[Record, str]]:
+def by_name(at: Prepared, names: Sequence[str]) -> list[tuple[Record, str]]:
+    """Give the clips of these names or ids, as `check_names` lets them pass."""
+    check_names(at.store, names)
+    records = {key: record for record in at.records() for key in (record.id, record.name)}
+    return [(records[name], "") for name in names]
+
+
+def check_names(store: Store, names: Sequence[str]) -> None:
+    """Refuse names of clips that the store does not hold.
+
+    Raises:
+        UserError: it holds none of a name or id; the message lists its clips, nearest first.
+    """
+    records = [record for record in store.records if not record.mirror]
+    known = {key for record in records for key in (record.id, record.name)}
+    for name in names:
+        if name not in known:
+            near = nearest(name, {record.name for record in records})
+            raise UserError(f"{store.root} holds no clip {name!r}; it has {', '.join(near)}")
+
+
+def choose(at: Prepared, result: MeasureResult | None, count: int) -> list[tuple[Record, str]]:
+    """Give clips from worst to best with their ranks, or evenly over the store, and no note."""
     records = {record.id: record for record in at.records()}
     if result is None:
         order = list(records)
@@ -72,8 +107,7 @@ def _chosen(at: Prepared, result: MeasureResult | None, count: int) -> list[tupl
     metric = result.metrics[0]
     ranked = sorted(
         (row for row in result.clips if row.id in records),
-        key=lambda row: row.unmasked[result.main][metric.name],
-        reverse=not metric.higher,
+        key=lambda row: metric.merit(row.unmasked[result.main][metric.name]),
     )
     picks = spread_over(len(ranked), count)
     return [(records[ranked[i].id], _rank(i, len(ranked), result.main)) for i in picks]
@@ -91,7 +125,7 @@ def _rank(index: int, total: int, main: str) -> str:
     return f"{place} of {total} under {main}"
 
 
-def _strip(at: Prepared, record: Record, note: str, frames: int) -> Strip:
+def _strip(at: Prepared, record: Record, note: str, frames: int, kept: Kept) -> Strip:
     scene = scene_of(at, record)
     omega = torch.tensor([spread_over(scene.size.time, frames)], device=at.device)
     seconds = at.codec.stride.time / at.store.fps
@@ -100,11 +134,13 @@ def _strip(at: Prepared, record: Record, note: str, frames: int) -> Strip:
         caption=record.caption,
         note=note,
         times=tuple(index * seconds for index in omega[0].tolist()),
-        rows=tuple(_rows(at, record, scene, omega)),
+        rows=tuple(_rows(at, record, scene, omega, kept)),
     )
 
 
-def _rows(at: Prepared, record: Record, scene: Scene, omega: Tensor) -> Iterator[StripRow]:
+def _rows(
+    at: Prepared, record: Record, scene: Scene, omega: Tensor, kept: Kept
+) -> Iterator[StripRow]:
     stride = at.codec.stride.time
     true = [original(scene.history, i, stride)[-1] for i in omega[0].tolist()]
     shown = torch.stack([(x * 255).round().to(torch.uint8).cpu() for x in true])
@@ -112,9 +148,18 @@ def _rows(at: Prepared, record: Record, scene: Scene, omega: Tensor) -> Iterator
     yield _row(at, scene, omega, ceiling(scene, omega), CEILING, CEILING)
     floors = [name for name, r in at.retrievers.items() if not r.learned]
     for name in [*at.learned, *floors[:1]]:
-        retriever = at.retrievers[name]
-        given = retriever(scene, omega, at.generator(record, "noise"))
-        yield _row(at, scene, omega, given, name, "learned" if retriever.learned else "floor")
+        given = ask(at, record, name, scene, omega, kept)
+        yield _row(at, scene, omega, given, name, "learned" if name in at.learned else "floor")
+
+
+def ask(
+    at: Prepared, record: Record, name: str, scene: Scene, omega: Tensor, kept: Kept
+) -> Retrieved:
+    """Give the frames Ω by a retriever, out of what was kept where that holds them."""
+    if (record.id, name) in kept:
+        latents = kept[record.id, name].to(omega.device)
+        return LatentFrames(latents=latents[None, :, omega[0]])
+    return at.retrievers[name](scene, omega, at.generator(record, "noise"))
 
 
 def _row(

@@ -6,68 +6,37 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-from attrs import frozen
 
+from .bars import bars
+from .beside import ByRate, by_rate
 from .figures import Interval
-from .result import Distance, GainFigures, MeasureResult, MetricInfo
+from .result import Distance, GainFigures, LongRow, MeasureResult, MetricInfo
+from .words import MISSED, NOTE, OPEN, REACHED, Verdict, doubt, number, spread, state_of
 
 ASKED: Mapping[str, float] = {"mean-frame": 1.0}  # dB above; other floors ask for 0
 FEW = 8  # clips below which an interval is called a guess
 
-REACHED, MISSED, OPEN, NOTE = "reached", "missed", "unclear", "note"
-
-
-@frozen(kw_only=True)
-class Verdict:
-    """A sentence and what it means: reached, missed, unclear (the interval holds both), or note."""
-
-    state: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"[{self.state}] {self.text}"
-
 
 def verdict(result: MeasureResult) -> tuple[Verdict, ...]:
-    """Give the sentences: quality against floors and ceiling, gain of the memory, cautions."""
-    return (
+    """Give the sentences: first what was asked and reached or not, then notes."""
+    lines = (
         *_distances(result),
+        *bars(result),
         *_masking(result),
         *_gain(result.gain),
+        *_long(result),
         *_cautions(result),
     )
+    return tuple(sorted(lines, key=lambda line: line.state == NOTE))
 
 
-def as_data(result: MeasureResult) -> dict[str, Any]:
-    """Give result and verdict as plain data for JSON."""
-    return {**result.to_json(), "verdict": [attrs.asdict(line) for line in verdict(result)]}
-
-
-def number(value: float, metric: MetricInfo | None = None, *, sign: bool = False) -> str:
-    """Give a figure as text with its unit: 2 digits behind the point for dB, 3 where
-    the metric has no unit, 4 for losses.
-    """
-    unit = f" {metric.unit}" if metric and metric.unit else ""
-    return _digits(value, metric, sign) + unit
-
-
-def spread(found: Interval, metric: MetricInfo | None = None, *, sign: bool = False) -> str:
-    """Give the interval of a figure as text, with its n."""
-    clips = f"{found.n} clip{'s' if found.n > 1 else ''}"
-    ends = span(found, metric, sign=sign)
-    return f"[{ends}] ({clips})" if ends else f"(no interval, {clips})"
-
-
-def span(found: Interval, metric: MetricInfo | None = None, *, sign: bool = False) -> str:
-    """Give the two ends of an interval as text, or nothing where it has none."""
-    if found.low is None or found.high is None:
-        return ""
-    return f"{_digits(found.low, metric, sign)}, {_digits(found.high, metric, sign)}"
-
-
-def _digits(value: float, metric: MetricInfo | None, sign: bool) -> str:
-    digits = 4 if metric is None else 2 if metric.unit else 3
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+def as_data(result: MeasureResult, rates: ByRate | None = None) -> dict[str, Any]:
+    """Give result, verdict and figures by rate as plain data for JSON."""
+    return {
+        **result.to_json(),
+        "by_rate": attrs.asdict(rates or by_rate(result)),
+        "verdict": [attrs.asdict(line) for line in verdict(result)],
+    }
 
 
 def _distances(result: MeasureResult) -> Iterator[Verdict]:
@@ -84,7 +53,7 @@ def _distances(result: MeasureResult) -> Iterator[Verdict]:
 
 def _floor(main: str, distance: Distance, metric: MetricInfo) -> Verdict:
     found = distance.figures[metric.name]
-    side = "above" if found.mean >= 0 else "below"
+    side = _side(found.mean, metric)
     head = f"{main} is {number(abs(found.mean), metric)} {metric.title} {side} {distance.name}"
     if distance.kind == "ceiling":
         text = f"{head}, the codec's own reconstruction {spread(found, metric, sign=True)}."
@@ -92,22 +61,17 @@ def _floor(main: str, distance: Distance, metric: MetricInfo) -> Verdict:
     if distance.kind != "floor":
         return Verdict(state=NOTE, text=f"{head} {spread(found, metric, sign=True)}.")
     asked = ASKED.get(distance.name, 0.0) if metric.unit == "dB" else 0.0
-    state = _state(found, asked)
+    state = state_of(found, asked)
     wanted = f"at least {number(asked, metric)} above" if asked else "not below it"
-    but = f"; {_doubt(found)}" if state == OPEN else ""
+    but = f"; {doubt(found, asked)}" if state == OPEN else ""
     text = f"{head} {spread(found, metric, sign=True)}; asked: {wanted}{but}."
     return Verdict(state=state, text=text)
 
 
-def _doubt(found: Interval) -> str:
-    return "its interval reaches below that" if found.low is not None else "one clip shows little"
-
-
-def _state(found: Interval, asked: float) -> str:
-    """Say whether a mean reaches what is asked; unclear where it does but its interval does not."""
-    if found.mean < asked:
-        return MISSED
-    return REACHED if found.low is not None and found.low >= asked else OPEN
+def _side(value: float, metric: MetricInfo) -> str:
+    if metric.goal == "higher":
+        return "above" if value >= 0 else "below"
+    return "better than" if value >= 0 else "worse than"
 
 
 def _masking(result: MeasureResult) -> Iterator[Verdict]:
@@ -132,7 +96,7 @@ def _gain(gain: GainFigures) -> Iterator[Verdict]:
     meaning = {
         REACHED: "the memory helps",
         MISSED: "the memory does not help",
-        OPEN: f"asked: above 0; {_doubt(found)}",
+        OPEN: f"asked: above 0; {doubt(found, 0.0)}",
     }[state]
     head = f"memory_gain (loss without memory − with) is {number(found.mean, sign=True)}"
     yield Verdict(state=state, text=f"{head} {spread(found, sign=True)}: {meaning}.")
@@ -156,7 +120,32 @@ def _foreign(found: Interval) -> Verdict:
     return Verdict(state=state, text=f"{head} {spread(found, sign=True)}: {meaning}.")
 
 
+def _long(result: MeasureResult) -> Iterator[Verdict]:
+    if result.long_asked <= result.asked:
+        return
+    if not result.long:
+        text = f"No clip lasts {result.long_asked:g} s, so nothing was measured at that length."
+        yield Verdict(state=NOTE, text=text)
+        return
+    metric = result.metrics[0]
+    floor = next((found.name for found in result.retrievals if found.kind == "floor"), None)
+    for found in result.retrievals:
+        if found.kind == "learned":
+            rows = "; ".join(_long_clip(row, found.name, floor, metric) for row in result.long)
+            text = f"{found.name} at {result.long_asked:g} s, clip by clip, {metric.title}: {rows}."
+            yield Verdict(state=NOTE, text=text)
+
+
+def _long_clip(row: LongRow, name: str, floor: str | None, metric: MetricInfo) -> str:
+    own = number(row.unmasked[name][metric.name], metric)
+    if floor is None:
+        return f"{row.name} {own}"
+    return f"{row.name} {own} ({floor} {number(row.unmasked[floor][metric.name], metric)})"
+
+
 def _cautions(result: MeasureResult) -> Iterator[Verdict]:
+    for metric in result.missing:
+        yield Verdict(state=NOTE, text=f"{metric.title} was not measured: it needs {metric.needs}.")
     short, cut = (sum(getattr(c, k) for c in result.clips) for k in ("short", "cut"))
     if len(result.clips) < FEW:
         text = f"Only {len(result.clips)} clips were measured: their intervals are a guess."

@@ -1,15 +1,16 @@
-"""Checkpoints of a run: written whole or not at all, never pickled (conventions A).
+"""Checkpoints of a run, as users read them: never pickled (conventions A).
 
-RUN/spec.json, metrics.jsonl
+RUN/spec.json, metrics.jsonl, pace.jsonl
 RUN/checkpoint-<step>/memory.safetensors
                       backbone/ (a trained DiT) or lora.safetensors
-                      training_state/{optimizer.pt, state.json}
+                      training_state/ (what only resuming reads: `state`)
+
+Under `train.ema` the weights here are the averaged ones.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .. import edge
 from ..compressor import MemoryEncoder
 from ..errors import UserError
 from ..experiment import Experiment
-from ..files import open_tensors, read_header, read_object, whole_folder, write_json, write_tensors
+from ..files import open_tensors, read_header, read_object, write_tensors
 from ..model import Model, build_model
 
 PREFIX = "memory."
@@ -34,22 +35,6 @@ def checkpoints(run: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """Give the number of steps that a checkpoint has trained."""
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def save_checkpoint(
-    run: Path, step: int, model: Model, optimizer: torch.optim.Optimizer, *, keep: int
-) -> Path:
-    """Write checkpoint-<step>, then delete all but the newest `keep`."""
-    path = run / f"checkpoint-{step}"
-    with whole_folder(path) as part:
-        save_model(part, model)
-        state = part / "training_state"
-        state.mkdir()
-        torch.save(optimizer.state_dict(), state / "optimizer.pt")
-        write_json(state / "state.json", {"step": step})
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return path
 
 
 def save_model(folder: Path, model: Model) -> None:
@@ -148,16 +133,6 @@ def _load_memory(path: Path, model: Model) -> None:
 def with_weights(experiment: Experiment, folder: Path) -> Experiment:
     """Give the experiment with its backbone's weights taken from `folder`."""
     return edge.apply_sets(experiment, [f"backbone.weights={folder}"])
-
-
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's state of a checkpoint."""
-    path = folder / "training_state" / "optimizer.pt"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch raise almost anything
-        raise UserError(f"{path} cannot be read, resume an older checkpoint: {error}") from None
-    optimizer.load_state_dict(state)
 
 
 def read_run(place: Path) -> tuple[Experiment, Path]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..errors import LongtakeError
+from .parts import whole
 from .stage import StageOne
 
 STEPS = 2  # a zero-initialised output lets gradients through from the second step on
@@ -27,11 +28,16 @@ class Liveness:
     seen: int = 0
     alive: set[str] = field(factory=set)
 
+    @property
+    def passed(self) -> bool:
+        """Whether the watch is over."""
+        return self.seen >= STEPS
+
     @classmethod
     def of(cls, stage: StageOne) -> Liveness:
         """Give a watch on a stage that has not trained yet."""
         named = memory_parameters(stage)
-        return cls({name: p.detach().cpu().clone() for name, p in named.items()})
+        return cls({name: whole(p.detach()).cpu().clone() for name, p in named.items()})
 
     def after_backward(self, parameters: Mapping[str, Parameter]) -> None:
         """Note which parameters have a gradient that is not all zero."""
@@ -47,7 +53,9 @@ class Liveness:
         self.seen += 1
         if self.seen != STEPS:
             return
-        still = {n for n, p in parameters.items() if torch.equal(p.detach().cpu(), self.before[n])}
+        still = {
+            n for n, p in parameters.items() if torch.equal(whole(p.detach()).cpu(), self.before[n])
+        }
         dead = sorted((set(parameters) - self.alive) | still)
         self.before.clear()
         if dead:
@@ -65,4 +73,4 @@ def memory_parameters(stage: StageOne) -> dict[str, Parameter]:
 
 
 def _any(gradient: Tensor) -> bool:
-    return bool((gradient != 0).any())
+    return bool((whole(gradient) != 0).any())

@@ -7,17 +7,25 @@ from typing import Any
 
 from ..data.store import Store, made_with
 from ..data.windows import WindowBatches, Windows
-from ..device import pick_device, uses_bf16
+from ..device import pick_device
+from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
 from ..model import build_model, compressor_needs
 from ..registry import build
-from .checkpoint import load_model, load_optimizer, step_of
+from . import sharded
+from .checkpoint import load_model, step_of
+from .diary import Diary
+from .ema import Average, trained
 from .liveness import Liveness
 from .log import RunLog
 from .loop import Progress, Trainer, TrainResult
 from .optim import freeze, make_optimizer
 from .run import check_run, claim_run
+from .saver import Saver
 from .stage import StageOne
+from .state import load_average, load_optimizer, load_raw, read_notes, realign
+from .step import Stepper
+from .worker import Worker
 
 
 def pretrain(
@@ -50,31 +58,64 @@ def pretrain(
     """
     trainer = _prepare(experiment, Store.open(data), out, resume=resume, start=start)
     if trainer.step >= experiment.train.steps:
-        return TrainResult(out, trainer.step, None, None, False)
+        return trainer.end()
     return trainer.go(progress)
 
 
 def _prepare(
     experiment: Experiment, store: Store, out: Path, *, resume: bool, start: Path | None
 ) -> Trainer:
-    needs = compressor_needs(experiment)
+    needs, train = compressor_needs(experiment), experiment.train
     check_store(experiment, store)
     newest = check_run(experiment, out, resume=resume)
-    windows = Windows.of(store, experiment.backbone.geometry, experiment.train, needs)
-    origin = newest or start
-    model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
-    freeze(model)
-    model.backbone.set_checkpointing(experiment.train.checkpointing)
-    stage = StageOne(model, build(experiment.masker), experiment.train, store.null_text())
-    optimizer = make_optimizer(stage, experiment.train)
-    step = step_of(newest) if newest else 0
-    if newest:
-        load_optimizer(newest, optimizer)
-    accelerator = _accelerator(experiment.train)
-    wrapped, prepared = accelerator.prepare(stage, optimizer)
-    claim_run(experiment, out)
+    windows = Windows.of(store, experiment.backbone.geometry, train, needs)
+    sharded.check_launch(train)
+    accelerator = _accelerator()
+    check_shares(train, accelerator.num_processes)
+    worker = _worker(experiment, store, out, accelerator, newest, start)
+    if worker.writes:
+        claim_run(experiment, out)
+    accelerator.wait_for_everyone()
+    step, notes = (step_of(newest), read_notes(newest)) if newest else (0, {"live": bool(start)})
+    watched = experiment.remembers and not notes.get("live", True)
+    log = RunLog(out, step=step) if worker.writes else None
     world = (accelerator.process_index, accelerator.num_processes)
     return Trainer(
+        worker=worker,
+        batches=WindowBatches(store, windows, needs, train.steps, *world),
+        stepper=Stepper(worker, Liveness.of(worker.stage) if watched else None),
+        diary=Diary.of(worker, log, notes),
+        saver=Saver(worker, step if newest else -1),
+        step=step,
+    )
+
+
+def _worker(
+    experiment: Experiment,
+    store: Store,
+    out: Path,
+    accelerator: Any,
+    newest: Path | None,
+    start: Path | None,
+) -> Worker:
+    """Give the model of a run as it begins, or as its newest checkpoint left it."""
+    train, origin = experiment.train, newest or start
+    model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
+    freeze(model)
+    if accelerator.device.type == "cpu":
+        realign(model.backbone)
+    model.backbone.set_checkpointing(train.checkpointing)
+    stage = StageOne(model, build(experiment.masker), train, store.null_text())
+    optimizer = make_optimizer(stage, train)
+    if newest and train.ema:
+        load_raw(newest, trained(stage))
+    wrapped, prepared = sharded.prepare(accelerator, stage, optimizer)
+    if newest:
+        load_optimizer(newest, prepared.optimizer)
+    average = Average.of(trained(stage), train.ema) if train.ema else None
+    if newest and average:
+        load_average(newest, average)
+    return Worker(
         experiment=experiment,
         run=out,
         model=model,
@@ -82,11 +123,18 @@ def _prepare(
         wrapped=wrapped,
         optimizer=prepared,
         accelerator=accelerator,
-        batches=WindowBatches(store, windows, needs, experiment.train.steps, *world),
-        log=RunLog(out, step=step) if accelerator.is_main_process else None,
-        liveness=Liveness.of(stage) if experiment.remembers and not origin else None,
-        step=step,
+        average=average,
     )
+
+
+def check_shares(spec: TrainSpec, processes: int) -> None:
+    """Refuse a batch that cannot be dealt evenly over processes and micro-batches."""
+    if spec.batch % (processes * spec.accumulate):
+        raise UserError(
+            f"train.batch {spec.batch} cannot be dealt evenly over {processes} processes and "
+            f"train.accumulate {spec.accumulate}: make it a multiple of "
+            f"{processes * spec.accumulate}"
+        )
 
 
 def check_store(experiment: Experiment, store: Store) -> None:
@@ -97,11 +145,10 @@ def check_store(experiment: Experiment, store: Store) -> None:
     store.check(made_with=identity, rates=compressor_needs(experiment).rates)
 
 
-def _accelerator(spec: TrainSpec) -> Any:
+def _accelerator() -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state()  # a second run in one process may use another precision
-    device = pick_device()
-    precision = "bf16" if uses_bf16(spec.precision, device) else "no"
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    AcceleratorState._reset_state()  # a second run in one process may be launched otherwise
+    # the stage runs under autocast itself, with shards as without
+    return Accelerator(mixed_precision="no", cpu=pick_device().type == "cpu")

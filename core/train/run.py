@@ -16,7 +16,9 @@ from ..files import only_parts, read_object, remove_parts, write_json
 from .checkpoint import checkpoints
 
 PACKAGES = ("longtake", "torch", "diffusers", "accelerate", "peft", "transformers")
-FREE = ("steps", "save_every", "keep", "log_every", "gain_every")  # may change on resume
+FREE = (  # may change on resume
+    "steps", "save_every", "save_minutes", "keep", "log_every", "gain_every", "accumulate",
+)  # fmt: skip
 
 
 def check_run(experiment: Experiment, run: Path, *, resume: bool) -> Path | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from attrs import frozen
@@ -9,7 +12,8 @@ from torch import Tensor, nn
 
 from ..codec import Codec
 from ..data.batch import Batch
-from ..data.windows import step_generator
+from ..device import autocast
+from ..draws import Draws, step_generator
 from ..experiment import TrainSpec
 from ..flow import interpolate, logit_normal, velocity_target
 from ..masker import Masker
@@ -19,6 +23,8 @@ from ..query import Query
 from ..registry import build
 from ..spec import CodecSpec, MaskerSpec
 from ..text import Text
+
+T = TypeVar("T")
 
 
 @frozen(eq=False, kw_only=True)
@@ -53,19 +59,33 @@ class StageOne(nn.Module):
         self.shift = model.experiment.backbone.shift
         self.null_text = null_text
         self.register_buffer("weights", channel_weights(model, spec.weigh), persistent=False)
+        self._no_split_modules = self.backbone._no_split_modules  # read by Accelerate, for FSDP
 
     weights: Tensor
 
-    def forward(self, batch: Batch, step: int, rank: int) -> Tensor:
+    def forward(self, batch: Batch, step: int) -> Tensor:
         """Give the loss of a batch: E‖(ε − H_Ω) − G((H_Ω)_t, t, c, φ(mask(H, Ω)))‖² (Eq. 3).
 
-        All that is random follows from the seed, the step and the rank. With chance
-        `memory_dropout` the batch reads no memory; φ runs all the same and its tokens enter the
-        loss times 0, so that every parameter has a gradient on every rank.
+        All that is random follows from the seed, the step and each sample's place in the step's
+        batch, so that the mean over processes or micro-batches is the loss of the whole. With
+        chance `memory_dropout` the step reads no memory; φ runs all the same and its tokens enter
+        the loss times 0, so that every parameter has a gradient on every rank.
         """
-        generator = step_generator(self.spec.seed, step, rank, "loss")
-        query = self.masker(batch.history, self._drop_text(batch.text, generator), generator)
-        draw = self.draw(query, generator)
+        with autocast(self.spec.precision, self.weights.device):
+            return self._forward(batch, step)
+
+    def within(self, run: Callable[[], T]) -> T:
+        """Give what `run` gives, worked out inside this module's call.
+
+        Under FSDP2 parameters are whole there only; all processes must run the same.
+        """
+        with autocast(self.spec.precision, self.weights.device):
+            return run()
+
+    def _forward(self, batch: Batch, step: int) -> Tensor:
+        draws = Draws.of(self.spec.seed, step, batch.places, "loss")
+        query = self.masker(batch.history, self._drop_text(batch.text, draws), draws)
+        draw = self.draw(query, draws)
         memory = self.encoder(query.history)
         dropped = self.drops_memory(step)
         loss = self.loss(query, Memory() if dropped else memory, draw).mean()
@@ -85,21 +105,20 @@ class StageOne(nn.Module):
         error: Tensor = F.mse_loss(velocity.float(), target.float(), reduction="none")
         return (error * self.weights.view(1, -1, 1, 1, 1)).flatten(1).mean(1)
 
-    def draw(self, query: Query, generator: torch.Generator) -> Draw:
+    def draw(self, query: Query, draws: Draws) -> Draw:
         """Give t ~ L(0, 1), a share of it at t = 1, and ε; both on the targets' device."""
         spec, targets = self.spec, query.targets
-        count = targets.shape[0]
-        t = logit_normal(
-            (count,), mean=spec.mean, std=spec.std, shift=self.shift, generator=generator
+        normal = draws.normal()
+        t = torch.stack(
+            [logit_normal(n, mean=spec.mean, std=spec.std, shift=self.shift) for n in normal]
         )
-        pure = torch.rand(count, generator=generator) < spec.pure
-        noise = torch.randn(targets.shape, generator=generator)
+        pure = draws.uniform() < spec.pure
+        noise = draws.normal(*targets.shape[1:])
         return Draw(
             t=torch.where(pure, 1.0, t).to(targets.device),
             noise=noise.to(targets.device, targets.dtype),
         )
 
-    def _drop_text(self, text: Text, generator: torch.Generator) -> Text:
-        count = text.mask.shape[0]
-        keep = torch.rand(count, generator=generator) >= self.spec.text_dropout
+    def _drop_text(self, text: Text, draws: Draws) -> Text:
+        keep = draws.uniform() >= self.spec.text_dropout
         return text.where(keep, self.null_text.to(text.embeddings.device))

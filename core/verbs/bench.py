@@ -14,12 +14,12 @@ from .common import emit
 DEFAULT = "tiny-wan-2x2x2"
 
 
-def bench(out: Path | None, *, as_json: bool, experiment: str = DEFAULT) -> None:
+def bench(out: Path | None, data: Path | None, *, as_json: bool, experiment: str = DEFAULT) -> None:
     """Measure this machine on the embedded default."""
     if out is not None:
         _writable(out)
     _, found = edge.load_experiment(experiment)
-    result = figures.bench(found)
+    result = figures.bench(found, data=data)
     if out is not None:
         write_json(out, result)
     emit(result, figures.lines(result), as_json=as_json)

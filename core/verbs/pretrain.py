@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from .. import edge
+from ..device import is_main_process
 from ..errors import UserError
 from ..progress import progress_bar
 from ..train.checkpoint import read_run
@@ -30,7 +32,8 @@ def pretrain(
     _, found = edge.load_experiment(experiment)
     found = edge.apply_sets(found, sets)
     origin = None if start is None else read_run(find_run(str(start)))[1]
-    with progress_bar("pretrain") as report:
+    speaks = is_main_process()
+    with progress_bar("pretrain") if speaks else nullcontext(None) as report:
         result = train(found, data, out, resume=resume is not None, start=origin, progress=report)
     summary = {
         "run": str(result.run),
@@ -42,10 +45,8 @@ def pretrain(
     ended = "stopped and saved" if result.stopped else "done"
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
     gain = "" if result.gain is None else f", memory_gain {result.gain:+.4f}"
-    emit(
-        summary,
-        [f"{result.run}: {ended} at step {result.step}{loss}{gain}"],
-        as_json=as_json,
-    )
+    if speaks:
+        line = f"{result.run}: {ended} at step {result.step}{loss}{gain}"
+        emit(summary, [line], as_json=as_json)
     if result.stopped:
         raise SystemExit(130)

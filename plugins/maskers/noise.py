@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.codec import from_bytes, to_bytes
+from ...core.draws import Draws
 from ...core.errors import UserError
 from ...core.flow import interpolate, levels
 from ...core.grid import Rate
@@ -29,26 +30,27 @@ _REDUCE: Mapping[str, Callable[[Tensor], Tensor]] = {
 class NoiseMasker(Masker[Noise]):
     """Noises all latents outside Ω by Eq. 1, each frame at a level of its own (method.md §2, §3).
 
-    One count K is drawn for a batch (at most its shortest history), and for each sample whether Ω
-    is a run of frames or scattered, and whether all stays clean. LR latents get noise of their
-    own, at the minimum (spec: or mean, or maximum) of the levels of the HR latents they cover.
-    Pixels, where the history has them, are noised at the level of their latent, then clamped.
+    One count K is drawn for a batch (at most its shortest history), and for each sample, of its own
+    random numbers, whether Ω is a run of frames or scattered, and whether all stays clean. LR
+    latents get noise of their own, at the minimum (spec: or mean, or maximum) of the levels of the
+    HR latents they cover. Pixels, where the history has them, are noised at the level of their
+    latent, then clamped.
     """
 
-    def __call__(self, history: History, text: Text, generator: torch.Generator) -> Query:
-        """Give the query; Ω, levels and noise come from `generator` alone.
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        """Give the query; Ω, levels and noise come from `draws` alone.
 
         Raises:
             UserError: a history of the batch is empty, so that nothing can be asked.
         """
-        omega = self._omega(history.length.cpu(), generator)
-        hr = self._levels(history, omega, generator)
+        omega = self._omega(history.length.cpu(), draws)
+        hr = self._levels(history, omega, draws)
         lr = {rate: self._lr_levels(rate, x.shape[2], hr) for rate, x in history.lr.items()}
         masked = attrs.evolve(
             history,
-            latents=noised(history.latents, hr, generator),
-            lr={rate: noised(history.lr[rate], lr[rate], generator) for rate in sorted(lr)},
-            pixels=_noised_pixels(history.pixels, hr, generator),
+            latents=noised(history.latents, hr, draws),
+            lr={rate: noised(history.lr[rate], lr[rate], draws) for rate in sorted(lr)},
+            pixels=_noised_pixels(history.pixels, hr, draws),
         )
         device = history.latents.device
         return Query(
@@ -60,31 +62,31 @@ class NoiseMasker(Masker[Noise]):
             lr_levels={rate: x.to(device) for rate, x in lr.items()},
         )
 
-    def masked(self, history: History, text: Text, generator: torch.Generator) -> Query:
+    def masked(self, history: History, text: Text, draws: Draws) -> Query:
         """Give the query with no sample left clean; otherwise as when called."""
         always = NoiseMasker(attrs.evolve(self.spec, clean=0.0))
-        return always(history, text, generator)
+        return always(history, text, draws)
 
-    def _omega(self, length: Counts, generator: torch.Generator) -> Frames:
+    def _omega(self, length: Counts, draws: Draws) -> Frames:
         shortest = int(length.min())
         if shortest < 1:
             raise UserError("a history of the batch is empty: there is no frame to ask for")
-        drawn = int(torch.randint(len(self.spec.counts), (), generator=generator))
+        drawn = int(torch.randint(len(self.spec.counts), (), generator=draws.shared))
         count = min(self.spec.counts[drawn], shortest)
-        run = torch.rand(len(length), generator=generator) < self.spec.contiguous
+        run = draws.uniform() < self.spec.contiguous
         rows = [
-            _run(int(n), count, generator) if one else _scattered(int(n), count, generator)
-            for n, one in zip(length, run, strict=True)
+            (_run if one else _scattered)(int(n), count, generator)
+            for n, one, generator in zip(length, run, draws.each, strict=True)
         ]
         return torch.stack(rows)
 
-    def _levels(self, history: History, omega: Frames, generator: torch.Generator) -> Tensor:
+    def _levels(self, history: History, omega: Frames, draws: Draws) -> Tensor:
         spec = self.spec
-        shape = (history.batch, history.size.time)
-        drawn = levels(
-            spec.low, shape, mean=spec.mean, std=spec.std, shift=spec.shift, generator=generator
-        )
-        clean = torch.rand(history.batch, generator=generator) < spec.clean
+        normal = draws.normal(history.size.time)
+        # row by row: a vectorised sigmoid rounds a number by where in the tensor it stands
+        rows = [levels(spec.low, n, mean=spec.mean, std=spec.std, shift=spec.shift) for n in normal]
+        drawn = torch.stack(rows)
+        clean = draws.uniform() < spec.clean
         return drawn.scatter(1, omega, 0.0).masked_fill(clean[:, None], 0.0)
 
     def _lr_levels(self, rate: Rate, count: int, hr: Tensor) -> Tensor:
@@ -100,26 +102,24 @@ def frames_at(latents: Latents, omega: Frames) -> Targets:
     return latents.gather(2, index)
 
 
-def noised(latents: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
+def noised(latents: Tensor, level: Tensor, draws: Draws) -> Tensor:
     """Give latents `[B, C, T, H, W]` with noise at a level for each frame `[B, T]` (Eq. 1).
 
     Noise is drawn on CPU in float32; level 0 leaves a frame as it is, to the bit.
     """
-    noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32)
+    noise = draws.normal(*latents.shape[1:])
     wide = torch.promote_types(latents.dtype, torch.float32)
     t = level.to(latents.device, wide)[:, None, :, None, None]
     return interpolate(latents.to(wide), noise.to(latents.device, wide), t).to(latents.dtype)
 
 
-def _noised_pixels(
-    pixels: Tensor | None, level: Tensor, generator: torch.Generator
-) -> Tensor | None:
+def _noised_pixels(pixels: Tensor | None, level: Tensor, draws: Draws) -> Tensor | None:
     if pixels is None:
         return None
     latents = level.shape[1]
     stride = (pixels.shape[2] - 1) // max(latents - 1, 1)
     frames = torch.cat([level[:, :1], level[:, 1:].repeat_interleave(stride, dim=1)], dim=1)
-    return to_bytes(noised(from_bytes(pixels), frames, generator))
+    return to_bytes(noised(from_bytes(pixels), frames, draws))
 
 
 def _run(length: int, count: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from ...core.errors import UserError
 from ...core.metric import Metric
 from ..specs import Ssim
 
@@ -21,17 +20,15 @@ class SsimMetric(Metric[Ssim]):
     The mean is over colours and the whole frame, edges mirrored; some tools leave edges out.
     """
 
+    @property
+    def least(self) -> int:
+        """The window must fit."""
+        return WINDOW
+
     def __call__(
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
     ) -> Float[Tensor, " F"]:
-        """Give one value a frame.
-
-        Raises:
-            UserError: frames are smaller than the window.
-        """
-        if min(reference.shape[-2:]) < WINDOW:
-            height, width = reference.shape[-2:]
-            raise UserError(f"SSIM needs frames of {WINDOW}x{WINDOW} or more, not {height}x{width}")
+        """Give one value a frame; frames have `least` rows and columns or more."""
         found = structural_similarity_index_measure(
             result.float(), reference.float(), data_range=1.0, reduction="none"
         )

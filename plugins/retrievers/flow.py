@@ -11,6 +11,8 @@ from ...core.retriever import LatentFrames, Retriever, Scene
 from ...core.shapes import Frames, Targets
 from ..specs import Flow
 
+SAMPLED = 20  # steps, ⚡ our choice
+
 
 class FlowRetriever(Retriever[Flow]):
     """Gives Ω back from memory by denoising: one step is the posterior mean, many are a sample.
@@ -19,6 +21,11 @@ class FlowRetriever(Retriever[Flow]):
     from pure noise (t = 1). Each pass holds `group` latent frames of Ω; the noise of a frame does
     not depend on the grouping. Of the history only shape and start are read, never its content.
     """
+
+    @property
+    def samples(self) -> bool:
+        """A sample takes 20 steps or more; fewer stay near the mean."""
+        return self.spec.steps >= SAMPLED
 
     @torch.no_grad()
     def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> LatentFrames:

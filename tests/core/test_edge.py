@@ -70,7 +70,7 @@ def test_text_is_stable() -> None:
          "known: conv"),
         (["compressors", 0], {}, "compressors[0].type: missing; known: "),
         (["compressors", 0], 7, "compressors[0]: must be an object with a 'type', not 7"),
-        (["compressors"], [], "compressors: needs at least 1, has 0"),
+        (["metrics"], [], "metrics: needs at least 1, has 0"),
         (["compressors"], "conv", "compressors: must be a list, not 'conv'"),
         (["train", "stepz"], 3, "train.stepz: unknown field; did you mean steps?"),
         (["train", "steps"], 0, "train.steps: must be >= 1, not 0"),

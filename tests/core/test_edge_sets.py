@@ -111,7 +111,7 @@ def test_all_faults_are_said_at_once() -> None:
 
 @pytest.mark.parametrize("path", ["train.stepz=3", "train.steps", "metrics.9.x=1", "x={}"])
 @pytest.mark.parametrize(
-    "value", ["train.batch=0", "train=3", "compressor.rate=9x9x9", "compressors=[]", "masker=no"]
+    "value", ["train.batch=0", "train=3", "compressor.rate=9x9x9", "metrics=[]", "masker=no"]
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_faults_of_paths_and_of_values_come_together(path: str, value: str, first: bool) -> None:

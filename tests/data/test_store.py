@@ -178,7 +178,7 @@ def test_only_a_store_with_clips_binds_the_next_run(videos: Path, tmp_path: Path
     assert cached(videos, tmp_path / "s", changed(min_seconds=0.5)).count("kept") == 1
     with pytest.raises(UserError, match="was cached with area"):
         cached(videos, tmp_path / "s", changed(area=48 * 64))
-    (tmp_path / "s" / "index" / "00000.jsonl").unlink()
+    (tmp_path / "s" / "index" / "00000-of-00001.jsonl").unlink()
     assert cached(videos, tmp_path / "s", changed(area=48 * 64)).count("cached") == 1
     assert json.loads((tmp_path / "s" / "store.json").read_text())["area"] == 48 * 64
 

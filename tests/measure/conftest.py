@@ -18,12 +18,25 @@ from longtake.core.experiment import CacheSpec, Experiment, MeasureSpec
 from longtake.core.grid import Rate
 from longtake.core.hooks import Plugin
 from longtake.core.measure.measure import measure
+from longtake.core.measure.scrubs import make_scrubs
 from longtake.core.measure.strips import make_strips
+from longtake.core.metric import Metric
 from longtake.core.model import all_needs, build_model
 from longtake.core.registry import registry
 from longtake.core.retriever import LatentFrames, PixelFrames, Retriever
-from longtake.core.spec import RetrieverSpec
-from longtake.plugins.specs import Conv, Flow, MeanFrame, Noise, Psnr, Ssim, Thumbnail, Upsample
+from longtake.core.spec import MetricSpec, RetrieverSpec
+from longtake.plugins.specs import (
+    Conv,
+    Flow,
+    HighBand,
+    MeanFrame,
+    MsSsim,
+    Noise,
+    Psnr,
+    Ssim,
+    Thumbnail,
+    Upsample,
+)  # fmt: skip
 
 HOSTILE = '<script>alert("x")</script> & <img src=http://x.test/a.png>'
 RATE = Rate(height=2, width=2, time=2)
@@ -44,7 +57,14 @@ class Broken(RetrieverSpec):
     """Gives no numbers."""
 
 
+@frozen(kw_only=True)
+class Wanting(MetricSpec):
+    """Needs what no machine has."""
+
+
 class OracleRetriever(Retriever[Oracle]):
+    samples = True
+
     def __call__(self, scene, omega, generator):
         return LatentFrames(latents=scene.history.latents[:, :, omega[0]])
 
@@ -63,19 +83,32 @@ class BrokenRetriever(Retriever[Broken]):
         return LatentFrames(latents=scene.history.latents[:, :, omega[0]] * float("nan"))
 
 
+class WantingMetric(Metric[Wanting]):
+    title = "WANTED"
+
+    def lacks(self):
+        return "a <b>crystal</b> ball"
+
+    def __call__(self, reference, result):
+        raise AssertionError("what cannot run is never called")
+
+
 @pytest.fixture(scope="session")
 def oracles():
-    """The retrievers above, findable like any plugin."""
+    """The retrievers and the metric above, findable like any plugin."""
     module = ModuleType("longtake_test_oracles")
-    made = {Oracle: OracleRetriever, Snow: SnowRetriever, Broken: BrokenRetriever}
+    made = {
+        Oracle: OracleRetriever, Snow: SnowRetriever, Broken: BrokenRetriever,
+        Wanting: WantingMetric,
+    }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, module.__name__, module)
         for spec, cls in made.items():
             setattr(module, cls.__name__, cls)
             name, target = spec.__name__.lower(), f"{module.__name__}:{cls.__name__}"
             record = Plugin(name=name, summary="", spec=spec, target=target)
-            patch.setitem(registry().plugins, ("retriever", name), record)
-            patch.setitem(registry().origins, ("retriever", name), "tests")
+            patch.setitem(registry().plugins, (spec.kind, name), record)
+            patch.setitem(registry().origins, (spec.kind, name), "tests")
         yield
 
 
@@ -89,9 +122,9 @@ def experiment(oracles):
         retrievers=(
             Oracle(), Flow(), Upsample(rate=RATE), Thumbnail(rate=RATE), MeanFrame(), Snow(),
         ),
-        metrics=(Psnr(), Ssim()),
+        metrics=(Psnr(), Ssim(), MsSsim(scales=3), HighBand(), Wanting()),
         cache=CacheSpec(area=64 * 96, min_seconds=1.0, mirror=True),
-        measure=MeasureSpec(seconds=2.0, draws=2),
+        measure=MeasureSpec(seconds=2.0, long_seconds=2.7, draws=2),
     )  # fmt: skip
 
 
@@ -128,10 +161,21 @@ def model(experiment):
 
 
 @pytest.fixture(scope="session")
-def result(model, store):
-    return measure(model, store, run="runs/x", step=12)
+def kept():
+    """What learned retrievers gave; filled by measuring."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def result(model, store, kept):
+    return measure(model, store, run="runs/x", step=12, keep=kept)
 
 
 @pytest.fixture(scope="session")
 def strips(model, store, result):
     return make_strips(model, store, result, clips=3, frames=3)
+
+
+@pytest.fixture(scope="session")
+def scrubs(model, store, result, kept):
+    return make_scrubs(model, store, result, clips=2, frames=5, kept=kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import attrs
 import pytest
@@ -11,19 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.core.data.store import Store
+from longtake.core.draws import Draws
 from longtake.core.errors import LongtakeError, UserError
+from longtake.core.measure.beside import by_rate
 from longtake.core.measure.figures import Interval, interval, interval_or_none
 from longtake.core.measure.gain import clean_query
 from longtake.core.measure.measure import measure
 from longtake.core.measure.prepare import Prepared, named
+from longtake.core.measure.quality import ceiling, one_by_one, scene_of
 from longtake.core.measure.result import Distance
-from longtake.core.measure.scores import Scores, over_clips
+from longtake.core.measure.scores import Scores, join, over_clips
 from longtake.core.measure.strips import make_strips, spread_over
 from longtake.core.measure.verdict import as_data, verdict
 from longtake.core.model import build_model
-from longtake.plugins.specs import Flow, MeanFrame, Psnr
+from longtake.plugins.metrics.high_band import ROUNDING, high_band
+from longtake.plugins.specs import Flow, MeanFrame, MsSsim, Psnr
 
-from .conftest import Broken
+from .conftest import Broken, Wanting
 
 finite = st.floats(-100, 100)
 
@@ -39,6 +44,111 @@ def test_noise_is_below_the_mean_frame_and_all_below_the_ceiling(result):
     psnr = {r.name: r.unmasked.figures["psnr"].mean for r in result.retrievals}
     assert psnr["snow"] < psnr["mean-frame"] < psnr["ceiling"]
     assert psnr["flow"] < psnr["upsample"] < psnr["ceiling"]
+
+
+def test_detail_is_the_ratio_of_sums_over_a_clip(model, store, result):
+    """The mean of the frames' ratios would be another figure."""
+    at = Prepared.of(model, store)
+    record = at.records()[1]
+    scene = scene_of(at, record)
+    omega = torch.arange(scene.size.time)[None]
+    pixels = torch.cat(list(one_by_one(scene, omega, ceiling(scene, omega))), dim=2)
+    shown, true = ((x[0].movedim(1, 0).float()) for x in (pixels, scene.history.pixels))
+    above, below = (
+        (high_band(x, 4).square().mean(dim=(1, 2, 3)) + ROUNDING)
+        for x in ((shown + 1) / 2, true / 255)
+    )
+    found = result.clips[1].unmasked["ceiling"]["high-band"]
+    assert found == pytest.approx(float(above.sum() / below.sum()), rel=1e-4)
+    assert found != pytest.approx(float((above / below).mean()), rel=1e-3)
+
+
+def test_a_metric_that_cannot_run_is_null_and_says_why(result):
+    assert [metric.name for metric in result.metrics] == ["psnr", "ssim", "ms-ssim", "high-band"]
+    assert [(m.name, m.needs) for m in result.missing] == [("wanting", "a <b>crystal</b> ball")]
+    data = as_data(result)
+    assert data["missing"][0]["needs"] and data["retrievals"][1]["masked"]["figures"]["psnr"]
+    rows = [*data["retrievals"][1]["masked"]["ages"], *data["distances"]]
+    rows += [one["unmasked"] for one in data["retrievals"]]
+    assert {row["figures"]["wanting"] for row in rows} == {None}
+    figures = [clip["unmasked"]["flow"] for clip in (*data["clips"], *data["long"])]
+    assert {figure["wanting"] for figure in figures} == {None}
+    assert any("WANTED was not measured" in line["text"] for line in data["verdict"])
+
+
+def test_only_metrics_that_cannot_run_are_refused(experiment, store):
+    lacking = build_model(attrs.evolve(experiment, metrics=(Wanting(),)))
+    with pytest.raises(UserError, match="none of the experiment's metrics .*crystal"):
+        Prepared.of(lacking, store)
+
+
+def test_frames_too_small_for_a_metric_are_one_line_before_any_work(experiment, store):
+    five = build_model(attrs.evolve(experiment, metrics=(Psnr(), MsSsim(scales=5))))
+    with pytest.raises(UserError, match="ms-ssim needs frames of 176x176 .* a has 64x96"):
+        Prepared.of(five, store)
+
+
+def test_a_model_without_memory_is_refused(experiment, store):
+    with pytest.raises(UserError, match="no memory to measure"):
+        measure(build_model(attrs.evolve(experiment, compressors=())), store)
+
+
+def test_long_clips_are_measured_a_second_time_one_by_one(result):
+    assert [row.name for row in result.long] == ["a", "b", "c"]  # d is too short
+    for row, clip in zip(result.long, result.clips, strict=False):
+        assert row.size == "6x8x12" and row.seconds == 21 / 8 and row.tokens > clip.tokens
+        assert row.unmasked["oracle"] == row.unmasked["ceiling"]
+        assert set(row.unmasked) == set(clip.unmasked)
+        assert row.unmasked["mean-frame"] != clip.unmasked["mean-frame"]
+    lines = [str(line) for line in verdict(result) if "clip by clip" in line.text]
+    assert len(lines) == 2 and "oracle at 2.7 s" in lines[0] and "(upsample " in lines[0]
+
+
+def test_a_greater_length_can_be_off_or_reached_by_none(experiment, store):
+    off = attrs.evolve(experiment.measure, long_seconds=0.0)
+    at = Prepared.of(build_model(attrs.evolve(experiment, measure=off)), store)
+    assert at.longer() is None
+    assert attrs.evolve(at, length=99).longer() is None  # the main length covers it
+
+
+def test_no_clip_of_the_greater_length_is_said(result):
+    text = "\n".join(map(str, verdict(attrs.evolve(result, long=()))))
+    assert "No clip lasts 2.7 s" in text
+
+
+def test_what_was_given_is_kept_to_be_shown(model, store, result, kept):
+    assert set(kept) == {(clip.id, name) for clip in result.clips for name in ("oracle", "flow")}
+    black = {key: torch.full_like(latents, -9.0) for key, latents in kept.items()}
+    seen, asked = (
+        make_strips(model, store, result, clips=1, frames=2, kept=k) for k in (black, {})
+    )
+    rows = [{row.label: row.frames for row in strips[0].rows} for strips in (seen, asked)]
+    assert not torch.equal(rows[0]["oracle"], rows[1]["oracle"])
+    assert torch.equal(rows[0]["upsample"], rows[1]["upsample"])
+    same = make_strips(model, store, result, clips=1, frames=2, kept=kept)[0]
+    assert torch.equal(same.rows[2].frames, rows[1]["oracle"])
+
+
+def test_strips_of_named_clips(model, store):
+    assert [s.title for s in make_strips(model, store, names=("d", "a"), frames=1)] == ["d", "a"]
+    with pytest.raises(UserError, match="no clip 'e'; it has"):
+        make_strips(model, store, names=("e",))
+
+
+def test_every_part_of_a_memory_is_measured_alone(experiment, store):
+    spec, (conv,) = attrs.evolve(experiment.measure, long_seconds=0.0), experiment.compressors
+    two = attrs.evolve(
+        experiment, compressors=(conv, attrs.evolve(conv, window=2)), measure=spec,
+        retrievers=(Flow(), MeanFrame()), metrics=(Psnr(),),
+    )  # fmt: skip
+    few = Store(store.root, store.header, store.records[:1])
+    found = measure(build_model(two), few)
+    parts = [one for one in found.retrievals if one.kind == "part"]
+    assert [one.name for one in parts] == ["flow of 0.conv-2x2x2", "flow of 1.conv-2x2x2"]
+    assert sum(found.clips[0].parts.values()) == found.clips[0].tokens
+    rows = {row.name: row.tokens for row in by_rate(found).rows}
+    assert rows["flow"] == 2 * rows["flow of 0.conv-2x2x2"] == found.clips[0].tokens
+    assert found.rates == ("2x2x2",) and not any(d.kind == "part" for d in found.distances)
 
 
 def test_learned_retrievers_are_masked_too_and_floors_once(result):
@@ -167,6 +277,20 @@ def test_names_tell_alike_specs_apart():
     assert list(named([Psnr()])) == ["psnr"]
 
 
+def test_weights_count_frames_in_every_mean():
+    def clip(values, weights):
+        frames = torch.arange(len(values))
+        return Scores(
+            frames=frames, total=len(values), values={"m": torch.tensor(values)},
+            weights={"m": torch.tensor(weights)},
+        )  # fmt: skip
+
+    one = clip([1.0, 5.0], [3.0, 1.0])
+    assert one.means() == {"m": 2.0} and join([one, one]).means() == {"m": 2.0}
+    quality = over_clips([one, clip([4.0, 4.0], [9.0, 9.0])], fps=1, width=2.0)
+    assert quality.figures["m"].mean == quality.ages[0].figures["m"].mean == 3.0
+
+
 def some(mean, low, high):
     return Interval(mean=mean, low=low, high=high, n=9)
 
@@ -189,7 +313,8 @@ def states(result, **changes):
 def test_floors_are_judged_by_mean_and_interval(result, name, figure, state):
     distance = Distance(name=name, kind="floor", figures={"psnr": figure})
     found = states(result, distances=(distance,))
-    assert [s for text, s in found.items() if name in text] == [state]
+    about = [s for text, s in found.items() if re.search(f"(above|below) {name}", text)]
+    assert about == [state]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +336,79 @@ def test_gain_is_judged_by_its_interval(result, gain, foreign, expected):
     assert about + shuffled == expected
 
 
+def with_figures(result, name, metric, figure, **changes):
+    """The result with another figure of one retriever."""
+    old = result.retrieval(name)
+    quality = attrs.evolve(old.unmasked, figures={**old.unmasked.figures, metric: figure})
+    new = attrs.evolve(old, unmasked=quality, **changes)
+    both = tuple(new if one is old else one for one in result.retrievals)
+    return attrs.evolve(result, retrievals=both)
+
+
+@pytest.mark.parametrize(
+    ("rates", "figure", "state", "words"),
+    [
+        (("2x2x2",), some(19.5, 19.2, 19.8), "reached", "0.38 dB above the 19.12 dB"),
+        (("2x2x2",), some(19.5, 19.0, 19.8), "unclear", "reaches below"),
+        (("4x4x2",), some(17.0, 16.0, 19.0), "missed", "0.41 dB below the 17.41 dB"),
+        (("2x2x4",), some(19.0, 18.7, 19.8), "reached", "18.63"),
+        (("2x2x1",), some(19.0, 18.7, 19.8), "missed", "20.19"),
+    ],
+)
+def test_samples_are_judged_beside_the_paper(result, rates, figure, state, words):
+    found = with_figures(attrs.evolve(result, rates=rates), "oracle", "psnr", figure)
+    lines = [line for line in verdict(found) if "the paper" in line.text]
+    assert [line.state for line in lines] == [state, "note"]  # flow in one step is only noted
+    assert lines[0].text.startswith("oracle") and words in lines[0].text
+    assert all("no comparison" in line.text for line in lines)
+
+
+def test_a_rate_that_the_paper_does_not_have_is_not_compared(result):
+    for rates in (("2x2x8",), ("4x4x2", "2x2x8"), ()):
+        found = verdict(attrs.evolve(result, rates=rates))
+        assert not any("paper" in line.text for line in found)
+
+
+@pytest.mark.parametrize(
+    ("figure", "state"),
+    [
+        (some(0.95, 0.85, 1.1), "reached"),
+        (some(0.85, 0.75, 0.9), "unclear"),
+        (some(1.15, 1.0, 1.3), "unclear"),
+        (some(0.7, 0.6, 0.9), "missed"),
+        (some(1.3, 1.1, 1.5), "missed"),
+        (Interval(mean=1.0, low=None, high=None, n=1), "unclear"),
+    ],
+)
+def test_detail_is_asked_within_a_fifth_both_ways(result, figure, state):
+    found = with_figures(result, "oracle", "high-band", figure)
+    lines = [line for line in verdict(found) if "original's energy" in line.text]
+    assert [line.state for line in lines] == [state, "note"]
+    own = result.retrieval("ceiling").unmasked.figures["high-band"].mean
+    assert all(f"reconstruction holds {own:.3f}" in line.text for line in lines)
+
+
+def test_what_was_asked_comes_before_notes(result):
+    notes = [line.state == "note" for line in verdict(result)]
+    assert notes == sorted(notes) and False in notes and True in notes
+
+
+def test_that_nothing_samples_is_said(result):
+    found = attrs.evolve(
+        result, retrievals=tuple(attrs.evolve(one, samples=False) for one in result.retrievals)
+    )
+    assert any("gives samples" in line.text for line in verdict(found))
+
+
+def test_distances_of_a_goal_in_numbers_say_how_much_nearer(result):
+    rows = [clip.unmasked for clip in result.clips]
+    found = {d.name: d.figures["high-band"].mean for d in result.distances}
+    gaps = [
+        abs(row["upsample"]["high-band"] - 1) - abs(row["oracle"]["high-band"] - 1) for row in rows
+    ]
+    assert found["upsample"] == pytest.approx(sum(gaps) / len(gaps))
+
+
 def test_cautions_are_said(result):
     text = "\n".join(map(str, verdict(result)))
     assert "[note] Only 4 clips" in text and "1 of 4 clips are shorter than 2 s" in text
@@ -228,7 +426,7 @@ def test_masked_queries_are_masked_and_clean_ones_clean(model, store):
     at = Prepared.of(model, store)
     record = at.records()[0]
     history, text = at.history(record, pixels=False), at.text(record)
-    draws = at.generator(record, "test")
+    draws = Draws.single(at.generator(record, "test"))
     for _ in range(8):
         query = at.masker.masked(history, text, draws)
         hidden = torch.ones(4, dtype=torch.bool).index_fill(0, query.omega[0], False)

@@ -1,27 +1,30 @@
-"""The report: one whole page that asks for nothing, runs nothing, and shows what was measured."""
+"""The report: one whole page that asks for nothing, and shows what was measured."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from longtake.core.errors import UserError
 from longtake.core.measure.charts import series_of
-from longtake.core.measure.report import data_uri, render, write_report
+from longtake.core.measure.embed import data_uri, sheets
+from longtake.core.measure.report import Page, render, write_report
 
 from .conftest import HOSTILE
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
-class Page(HTMLParser):
+class Parsed(HTMLParser):
     """Checks that elements close in order, and keeps tags, attributes and text."""
 
     def __init__(self, text):
@@ -50,37 +53,102 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def text(result, strips):
-    return render(result, strips, notes=["one note", "<b>two</b>"])
+def text(result, strips, scrubs):
+    notes = ["one note", "<b>two</b>"]
+    return render(result, Page(strips=strips, scrubs=scrubs, notes=notes))
 
 
 @pytest.fixture(scope="module")
 def page(text):
-    return Page(text)
+    return Parsed(text)
 
 
 def test_it_is_balanced_and_made_for_phones_too(page):
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all(
         "meta"
     )
-    assert len(page.all("table")) == 4 and len(page.all("h1")) == 1
+    assert len(page.all("table")) == 6 and len(page.all("h1")) == 1
     scrolled = [a for a in page.all("div") if a.get("class") == "scroll"]
-    assert len(scrolled) == 4 + 3  # every table and strip scrolls inside its own box
+    assert len(scrolled) == 6 + 3  # every table and strip scrolls inside its own box
 
 
-def test_nothing_comes_from_outside_and_nothing_runs(page, text):
+def test_nothing_comes_from_outside_and_only_its_own_script_runs(page, text):
     for tag, attributes in page.tags:
-        assert tag not in {"script", "link", "iframe", "object", "base"}
+        assert tag not in {"link", "iframe", "object", "base", "form"}
         for name in ("src", "href", "xlink:href", "srcset", "action"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:image/jpeg;base64,", "#"))
         assert not any(name.startswith("on") for name in attributes)
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style and "@import" not in style
+    (policy,) = [a["content"] for a in page.all("meta") if "http-equiv" in a]
+    scripts = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = hashlib.sha256(scripts[0].encode()).digest()
+    assert len(scripts) == 1 and "default-src 'none'" in policy
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
+    assert not re.search(r"fetch|XMLHttp|import|eval|innerHTML", scripts[0])
+
+
+def test_sliders_are_native_and_named_and_hidden_until_the_script_runs(page, text, scrubs):
+    sliders = page.all("input")
+    labels = {a["for"] for a in page.all("label")}
+    assert len(sliders) == len(scrubs) and {a["id"] for a in sliders} == labels
+    for slider, scrub in zip(sliders, scrubs, strict=True):
+        assert slider["type"] == "range" and slider["max"] == str(len(scrub.times) - 1)
+        assert [float(x) for x in slider["data-times"].split()] == pytest.approx(
+            scrub.times, abs=0.051
+        )
+    (section,) = [a for a in page.all("section") if "scrubs" in a.get("class", "")]
+    assert "hidden" in section and "needs-script" in section["class"]
+    assert "Scripts are blocked here" in page.text and "<noscript>" in text
+    labelled = [a["aria-label"] for a in page.all("canvas")]
+    assert labelled == ["original", "oracle", "upsample"] * len(scrubs)
+
+
+def test_a_page_without_scrubs_has_no_script(result, strips):
+    page = Parsed(render(result, Page(strips=strips)))
+    assert not page.all("script") and not page.all("input") and page.all("img")
+
+
+def test_scrubs_show_the_same_frames_in_every_panel(scrubs, result, store):
+    assert [len(scrub.times) for scrub in scrubs] == [5, 5]
+    for scrub in scrubs:
+        assert [panel.label for panel in scrub.panels] == ["original", "oracle", "upsample"]
+        assert {panel.frames.shape for panel in scrub.panels} == {(5, 3, 64, 96)}
+        assert [len(panel.figures) for panel in scrub.panels] == [0, 5, 5]
+        record = next(r for r in store.records if r.name == scrub.title and not r.mirror)
+        pixels = store.window(record, 0, record.latents, [], True).pixels[0]
+        for time, frame in zip(scrub.times, scrub.panels[0].frames, strict=True):
+            assert torch.equal(frame, pixels[:, round(time * store.fps)])
+
+
+def test_sheets_keep_to_their_budget_and_hold_every_frame(scrubs):
+    fine, coarse = sheets(scrubs), sheets(scrubs, budget=1)
+    assert (fine.quality, coarse.quality) == (88, 55)
+    size = [sum(map(len, sum(found.pictures, ()))) for found in (fine, coarse)]
+    assert size[1] < size[0]
+    data = base64.b64decode(fine.pictures[0][0].partition(",")[2])
+    sheet = torch.from_numpy(np.asarray(Image.open(io.BytesIO(data))).copy()).movedim(-1, 0)
+    assert sheet.shape == (3, 5 * 64, 96)
+    gap = sheet[:, 64:128].float() - scrubs[0].panels[0].frames[1].float()
+    assert float(gap.abs().mean()) < 8
+
+
+def test_a_metric_that_cannot_run_has_its_column(page, text):
+    assert "WANTED was not measured: it needs a <b>crystal</b> ball." in page.text
+    assert "<b>crystal" not in text
+    rows = [a for a in page.all("td") if a.get("class") == "none"]
+    assert len(rows) == 7 + 2 and page.text.count("not measured") >= 9  # unmasked and masked rows
+
+
+def test_long_clips_are_listed_without_interval(page, result):
+    assert "Longer: 2.7 s" in page.text
+    figure = result.long[1].unmasked["flow"]["psnr"]
+    assert f"{figure:.2f}" in page.text
 
 
 def test_hostile_words_stay_words(page, text):
-    assert HOSTILE in page.text and "<script" not in text and "<b>two" not in text
+    assert HOSTILE in page.text and "<script>alert" not in text and "<b>two" not in text
     assert "<b>two</b>" in page.text
 
 
@@ -95,7 +163,7 @@ def test_ids_are_unique_and_references_hold(page):
 
 def test_colours_follow_the_page(text):
     charts = re.findall(r"<svg role.*?</svg>", text, flags=re.DOTALL)
-    assert len(charts) == 2 and all("var(--muted)" in chart for chart in charts)
+    assert len(charts) == 4 and all("var(--muted)" in chart for chart in charts)
     assert not any(re.search(r"(fill|stroke): #", chart) for chart in charts)
     assert "prefers-color-scheme: dark" in text
     used = set(re.findall(r"var\((--\w+)\)", text))
@@ -119,7 +187,7 @@ def test_guides_are_dotted_floors_dashed_learned_solid(result):
 
 
 def test_strips_show_frames_that_open(page, strips):
-    images = page.all("img")
+    images = [a for a in page.all("img") if "hidden" not in a]
     rows = ["original", "ceiling", "oracle", "flow", "upsample"]
     assert [row.label for row in strips[0].rows] == rows
     assert len(images) == 3 * 5 * 3 and all(image["alt"] for image in images)
@@ -143,17 +211,17 @@ def test_one_clip_without_interval_or_partner_still_reads(result, strips):
         gain=attrs.evolve(result.gain, shuffled=None, specific=None, foreign=None),
         clips=result.clips[3:],
     )
-    assert "no figure with shuffled memory" in Page(render(lone, strips[:1])).text
+    assert "no figure with shuffled memory" in Parsed(render(lone, Page(strips=strips[:1]))).text
 
 
 def test_a_page_of_strips_alone(strips):
-    page = Page(render(None, strips, title="A demo", notes=["what you see"]))
+    page = Parsed(render(None, Page(strips=strips, title="A demo", notes=["what you see"])))
     assert "A demo" in page.text and "what you see" in page.text and not page.all("table")
 
 
 def test_it_is_written_whole_or_not_at_all(tmp_path, result, strips):
     path = write_report(result, strips, tmp_path / "new" / "report.html")
-    assert path.read_text(encoding="utf-8") == render(result, strips)
+    assert path.read_text(encoding="utf-8") == render(result, Page(strips=strips))
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):

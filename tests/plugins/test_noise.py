@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.core.contract.masker import check_masker
+from longtake.core.draws import Draws
 from longtake.core.errors import UserError
 from longtake.core.grid import Rate
 from longtake.core.history import History
@@ -33,7 +34,8 @@ def history(time: int = 13, length: list[int] | None = None, batch: int = 4) -> 
 
 
 def ask(spec: Noise, given: History, seed: int = 0) -> Query:
-    return NoiseMasker(spec)(given, TEXT, torch.Generator().manual_seed(seed))
+    places = range(given.batch)
+    return NoiseMasker(spec)(given, TEXT, Draws.of(seed, 0, places, "test"))
 
 
 @pytest.mark.parametrize("level", ["min", "mean", "max"])
@@ -58,6 +60,31 @@ def test_contract_catches_clean_lr_latents() -> None:
 
     with pytest.raises(AssertionError, match="LR latent .* outside"):
         check_masker(OnlyHr(Noise()))
+
+
+def test_contract_catches_a_masker_that_draws_samples_from_one_generator() -> None:
+    class Shared(NoiseMasker):
+        def __call__(self, history, text, draws):  # type: ignore[no-untyped-def]
+            each = (draws.shared,) * history.batch
+            return super().__call__(history, text, attrs.evolve(draws, each=each))
+
+    with pytest.raises(AssertionError, match="without its neighbours"):
+        check_masker(Shared(Noise(clean=0.0)))
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.permutations(range(4)), st.integers(1, 3), st.integers(0, 99))
+def test_a_batch_dealt_out_is_the_whole_batch(order: list[int], cut: int, seed: int) -> None:
+    given = attrs.evolve(history(), pixels=torch.zeros(4, 3, 49, 8, 8, dtype=torch.uint8))
+    whole = ask(Noise(clean=0.3), given, seed)
+    for places in (order[:cut], order[cut:]):
+        draws = Draws.of(seed, 0, places, "test")
+        part = NoiseMasker(Noise(clean=0.3))(given.select(places), TEXT.select(places), draws)
+        assert torch.equal(part.omega, whole.omega[places])
+        assert torch.equal(part.history.latents, whole.history.latents[places])
+        assert torch.equal(part.history.pixels, whole.history.pixels[places])
+        for rate in (TWO, FOUR):
+            assert torch.equal(part.history.lr[rate], whole.history.lr[rate][places])
 
 
 def test_lr_latent_takes_the_level_of_what_it_covers() -> None:

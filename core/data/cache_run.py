@@ -1,0 +1,129 @@
+"""A run of `cache` in one process: plans its videos, has them done, indexes what is finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from attrs import define, field
+
+from ..errors import UserError
+from ..files import append_line
+from ..grid import Rate
+from .claim import Job
+from .perform import perform
+from .record import Record, rate_path, read_index
+from .sources import Source
+from .texts import Texts
+from .work import Done, Outcome, Task, captions_of, clip_ids, plan
+from .workers import Starts, run_workers
+
+Progress = Callable[[int, int, str], None]
+
+
+@define
+class Run:
+    """The only writer of its index file; the texts of all workers are embedded here."""
+
+    job: Job
+    texts: Texts
+    index: Path
+    done: dict[str, Record] = field(repr=False)
+    progress: Progress | None
+    outcomes: dict[str, Outcome] = field(factory=dict, repr=False)
+    total: int = 0
+    began: float = field(factory=time.monotonic)
+    elapsed: float = 0.0
+
+    @classmethod
+    def of(cls, job: Job, texts: Texts, index: Path, progress: Progress | None) -> Run:
+        """Begin; new clips get the rates that others have, too, so that the store stays even."""
+        done = {record.id: record for record in read_index(job.root)}
+        every = {rate for record in done.values() for rate in (*record.rates, *record.added)}
+        job.rates |= frozenset(map(Rate.parse, every))
+        return cls(job, texts, index, done, progress)
+
+    def every(self, sources: Sequence[Source], workers: int) -> list[Outcome]:
+        """Do what is to be done for these videos, and give what became of each.
+
+        Raises:
+            UserError: the disk refuses.
+            LongtakeError: a worker cannot start.
+        """
+        self.total = len(sources)
+        tasks = [task for source in sources if (task := self._plan(source))]
+        self.texts.ensure(["", *(prompt for task in tasks for prompt in _prompts(task))])
+        self.began = time.monotonic()
+        with closing(self._run(tasks, workers)) as run:
+            for done in run:
+                self._keep(done)
+        self._report("")
+        return [self.outcomes[source.id] for source in sources]
+
+    def gone(self, sources: Sequence[Source]) -> list[str]:
+        """Give the videos that the store has clips of and that are not among the sources."""
+        there = {i for source in sources for i in clip_ids(source, mirror=True)}
+        return sorted({record.source for i, record in self.done.items() if i not in there})
+
+    def _plan(self, source: Source) -> Task | None:
+        try:
+            task = plan(self.job, source, self.done)
+            status, detail = "kept", ""
+        except UserError as error:
+            task, status, detail = None, "bad", str(error)
+        if task is None:
+            self.outcomes[source.id] = Outcome(source=source.name, status=status, detail=detail)
+        return task
+
+    def _run(self, tasks: Sequence[Task], workers: int) -> Generator[Done, None, None]:
+        def starts(task: Task) -> None:
+            self._report(task.source.name)
+
+        if min(workers, len(tasks)) > 1:
+            return run_workers(self.job, tasks, workers, starts)
+        return _one_by_one(self.job, tasks, starts)
+
+    def _keep(self, done: Done) -> None:
+        """Index the clips of a video: from here on a later run keeps them."""
+        captions = (caption for record in done.records for caption in record.captions)
+        self.texts.ensure(caption.text for caption in captions)
+        for record in done.records:
+            append_line(self.index, record.line())
+            self._drop_stale(record)
+            self.done[record.id] = record
+        self.outcomes[done.id] = done.outcome
+        self.elapsed = time.monotonic() - self.began
+
+    def _drop_stale(self, new: Record) -> None:
+        old = self.done.get(new.id)
+        for rate in set(old.added if old else ()) - set(new.added):
+            rate_path(self.job.root, rate, new.id).unlink(missing_ok=True)
+
+    def _report(self, name: str) -> None:
+        if self.progress:
+            note = ", ".join(filter(None, (self._pace(), name)))
+            self.progress(len(self.outcomes), self.total, note)
+
+    def _pace(self) -> str:
+        seconds = sum(outcome.seconds for outcome in self.outcomes.values())
+        ended = sum(o.status in ("cached", "updated") for o in self.outcomes.values())
+        if not ended:
+            return ""
+        video = f", {seconds:.0f} s of video" if seconds else ""
+        return f"{ended / max(self.elapsed, 1e-3):.2f} clips/s{video}"
+
+
+def _prompts(task: Task) -> list[str]:
+    """Give the prompts of a task that are known before it is done; cuts may make others."""
+    if task.cuts and not task.source.captions:
+        return []
+    cuts = task.old[0].cuts if task.old else None
+    return [caption.text for caption in captions_of(task.source, cuts)]
+
+
+def _one_by_one(job: Job, tasks: Sequence[Task], starts: Starts) -> Generator[Done, None, None]:
+    for task in tasks:
+        starts(task)
+        yield perform(job, task)

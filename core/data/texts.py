@@ -1,0 +1,69 @@
+"""Prompts of a store, each embedded once, in a file named by its hash; clips share them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from ..files import is_tensors, open_tensors, write_tensors
+from ..spec import TextEncoderSpec
+from ..text import Text, TextEncoder
+
+AT_ONCE = 16  # prompts given to the encoder together
+
+
+def text_path(root: Path, prompt: str) -> Path:
+    """Give where the embedding of a prompt is."""
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
+    return root / "texts" / f"{digest[:16]}.safetensors"
+
+
+def read_text(path: Path) -> Text:
+    """Give the embeddings of one prompt out of a safetensors file."""
+    with open_tensors(path) as file:
+        names = set(file.keys())
+        return Text(
+            embeddings=file.get_tensor("text.embeddings").float(),
+            mask=file.get_tensor("text.mask"),
+            pooled=file.get_tensor("text.pooled").float() if "text.pooled" in names else None,
+        )
+
+
+def text_tensors(text: Text) -> dict[str, Tensor]:
+    """Give embedded prompts as named tensors for a file."""
+    named = {"text.embeddings": text.embeddings, "text.mask": text.mask, "text.pooled": text.pooled}
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+@define
+class Texts:
+    """The prompts of a store; the encoder runs only for those that are not there yet."""
+
+    root: Path
+    encoder: TextEncoder[TextEncoderSpec]
+    known: set[str] = field(factory=set, repr=False)
+
+    def ensure(self, prompts: Iterable[str]) -> int:
+        """Embed the prompts that are missing and give how many there were.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        asked = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        missing = [prompt for prompt in asked if not is_tensors(text_path(self.root, prompt))]
+        for first in range(0, len(missing), AT_ONCE):
+            self._embed(missing[first : first + AT_ONCE])
+        self.known.update(asked)
+        return len(missing)
+
+    def _embed(self, prompts: list[str]) -> None:
+        with torch.no_grad():
+            text = self.encoder.encode(prompts)
+        for row, prompt in enumerate(prompts):
+            path = text_path(self.root, prompt)
+            write_tensors(path, text_tensors(text.select([row])), {"prompt": prompt})

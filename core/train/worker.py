@@ -1,0 +1,68 @@
+"""Worker: one process of a run, and what it asks of the others."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define
+from torch import Tensor
+
+from ..experiment import Experiment, TrainSpec
+from ..model import Model
+from .ema import Average
+from .stage import StageOne
+
+
+@define
+class Worker:
+    """One process of a run: the model, what steps it, and its place among the processes.
+
+    Attributes:
+        stage: φ and G under their loss, as the model names them.
+        wrapped: the stage as Accelerate prepared it; only its forward sees the other processes.
+        average: of all that trains, or None where `train.ema` is 0.
+    """
+
+    experiment: Experiment
+    run: Path
+    model: Model
+    stage: StageOne
+    wrapped: Any
+    optimizer: Any
+    accelerator: Any
+    average: Average | None = None
+
+    @property
+    def spec(self) -> TrainSpec:
+        """How to train."""
+        return self.experiment.train
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process works."""
+        found: torch.device = self.accelerator.device
+        return found
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the process that writes files."""
+        return bool(self.accelerator.is_main_process)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Put the weights that users read in place for a while."""
+        return self.average.shown() if self.average else nullcontext()
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Give the values `[N]` of all processes, one behind the other."""
+        found: Tensor = self.accelerator.gather(values)
+        return found
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Say of each flag whether some process raised it, so that all do the same."""
+        if self.accelerator.num_processes == 1:
+            return list(flags)
+        raised = torch.tensor([flags], dtype=torch.int64, device=self.device)
+        return [bool(n) for n in self.gather(raised).sum(dim=0)]

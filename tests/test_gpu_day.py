@@ -1,0 +1,165 @@
+"""The GPU day: every step in its tiny form, and the doors' refusals."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+
+from longtake.core.errors import LongtakeError, UserError
+from longtake.experiments import gpu_day
+from longtake.experiments.gpu_steps.checks import judge, marked, read
+from longtake.experiments.gpu_steps.day import DONE, FAILED, OPEN, Book, Day, TimeIsUp
+from longtake.experiments.gpu_steps.facts import ROOT, facts
+from longtake.experiments.gpu_steps.plan import measured, runs, store_of
+from longtake.experiments.gpu_steps.shapes import cases
+from longtake.experiments.gpu_steps.stage_one import doubled
+from longtake.experiments.gpu_steps.training import alarm
+
+HEAD = {"step": "bench", "tiny": True, "at": {"commit": "a", "dirty": False}}
+
+
+def day(out: Path, *, seconds: float = 60.0, tiny: bool = True) -> Day:
+    return Day(out=out, keep=out / "keep", videos=None, tiny=tiny, end=time.time() + seconds)
+
+
+@pytest.mark.slow
+def test_a_tiny_day_does_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "day"
+    code = gpu_day.main(["--out", str(out), "--tiny", "--minutes", "8"])
+    said = capsys.readouterr().out
+    found = {s: json.loads((out / f"{s}.json").read_text("utf-8")) for s in gpu_day.STEPS}
+    assert code == 0, said
+    for step, result in found.items():
+        assert result["state"] == DONE and result["step"] == step and result["figures"]
+        assert result["machine"]["versions"]["torch"] == torch.__version__
+        assert {"commit", "dirty"} <= set(result["at"]) and result["seconds"] > 0
+    passed = [t for t in found["tests"]["figures"]["tests"] if t["outcome"] == "passed"]
+    assert len(passed) >= 5
+    assert found["bench"]["figures"]["tiny 4x4x2, channels last"]["error"] < 0.05
+    assert found["train"]["figures"]["tiny-wan-4x4x2"]["step"] == 2
+    assert (out / "keep" / "measure" / "tiny-wan-2x2x2" / "report.html").exists()
+    assert gpu_day.main(["--out", str(out), "--tiny"]) == 0  # nothing is left to do
+    assert capsys.readouterr().out == ""
+
+
+def test_training_is_sliced_and_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), alarm(0.05):
+        for _ in range(500):
+            time.sleep(0.01)
+    with alarm(30.0):
+        pass  # an alarm that was not needed stays silent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fly", "--tiny"], "unknown step 'fly'; known: tests, bench, memory-cap, train"),
+        (["bench", "--tiny", "--minutes", "0"], "--minutes 0: must be above 0"),
+        (["train"], "`train` needs --videos, a folder that holds train/ and val/"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu_day.main([*arguments, "--out", str(tmp_path / "day")]) == 2
+    assert capsys.readouterr().err == f"gpu_day: {said}\n"
+    assert not (tmp_path / "day").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_cuda_only_a_tiny_day_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu_day.main(["bench", "--out", str(tmp_path / "day")]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_without_time_nothing_is_begun(tmp_path: Path) -> None:
+    arguments = ["bench", "--out", str(tmp_path / "day"), "--tiny", "--minutes", "0.01"]
+    assert gpu_day.main(arguments) == gpu_day.AGAIN
+
+
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    book = Book.open(tmp_path / "bench.json", HEAD, day(tmp_path))
+    assert book.once("bad", lambda: 1 // 0) is None
+    assert book.once("good", lambda: 2) == 2
+    with pytest.raises(LongtakeError, match="bad: ZeroDivisionError"):
+        book.close()
+
+
+def test_a_step_goes_on_from_its_figures(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    book = Book.open(path, HEAD, day(tmp_path))
+    book.once("first", lambda: 1)
+    with pytest.raises(TimeIsUp):
+        Book.open(path, HEAD, day(tmp_path, seconds=0.0)).once("second", lambda: 2)
+    again = Book.open(path, HEAD, day(tmp_path))
+    assert again.once("first", lambda: 3) == 1
+    other = Book.open(path, HEAD | {"at": {"commit": "b", "dirty": False}}, day(tmp_path))
+    assert other.once("first", lambda: 3) == 3  # of another commit, so made anew
+    book.end(DONE)
+    assert Book.open(path, HEAD, day(tmp_path)).figures == {}  # done: asked for again
+
+
+def test_a_step_that_dies_is_a_failure(tmp_path: Path) -> None:
+    died = gpu_day._died({"figures": {"a": 1}}, "bench", "-9")
+    assert died["state"] == FAILED and died["figures"] == {"a": 1} and "-9" in died["error"]
+
+
+def test_outcomes_of_pytest_are_read(tmp_path: Path) -> None:
+    report = tmp_path / "tests.xml"
+    report.write_text(
+        "<testsuites><testsuite><testcase classname='a' name='b' time='1'/>"
+        "<testcase classname='a' name='c' time='0'><skipped message='no CUDA'/></testcase>"
+        "<testcase classname='a' name='d' time='0'><failure message='off'/></testcase>"
+        "</testsuite></testsuites>",
+        encoding="utf-8",
+    )
+    rows = list(read(report))
+    assert [row["outcome"] for row in rows] == ["passed", "skipped", "failed"]
+    with pytest.raises(LongtakeError, match="1 of 3 failed: a::d"):
+        judge(rows)
+    with pytest.raises(LongtakeError, match="all were skipped"):
+        judge(rows[1:2])
+    judge(rows[:2])
+
+
+def test_gpu_tests_are_found_by_their_mark() -> None:
+    names = [path.name for path in marked(ROOT / "tests")]
+    assert "test_gpu.py" in names and "test_grid.py" not in names
+
+
+def test_the_plan_is_the_shipped_experiments(tmp_path: Path) -> None:
+    today = day(tmp_path, tiny=False)
+    plan = runs(today)
+    names = [run.name for run in plan]
+    assert names[0] == "tiny-base"
+    assert {run.name for run in measured(today)} == {"tiny-wan-2x2x2", "tiny-wan-4x4x2"}
+    for index, run in enumerate(plan):
+        assert {run.after, run.base} - {None} <= set(names[:index]), "a run begins with later ones"
+        assert store_of(run.experiment, today).name.startswith(f"train-{run.experiment.cache.area}")
+
+
+def test_real_sizes_are_the_published_ones() -> None:
+    found = {case.name: case for case in cases(tiny=False)}
+    assert {c.geometry.width for c in found.values()} == {3072, 5120}
+    case = found["wan22-14b 4x4x2"]
+    size = case.size(20.0)
+    assert (size.height, size.width) == (60, 104) and (size.time - 1) % 2 == 0
+    assert attrs.asdict(case.spec.rate) == {"height": 4, "width": 4, "time": 2}
+
+
+@pytest.mark.parametrize(("limit", "best"), [(0, 0), (1, 1), (5, 4), (100, 8)])
+def test_the_largest_batch_is_found(limit: int, best: int) -> None:
+    assert doubled(lambda number: number <= limit, most=8) == best
+
+
+def test_facts_name_device_and_versions() -> None:
+    found = facts()
+    assert found["device"] and found["versions"]["torch"] == torch.__version__
+    assert OPEN != DONE and issubclass(UserError, LongtakeError)

@@ -1,0 +1,161 @@
+"""Many processes train as one: the loss, the weights, and every way to end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+
+from longtake.core.data.batch import Batch
+from longtake.core.data.windows import WindowBatches
+from longtake.core.experiment import Experiment
+from longtake.core.files import read_lines
+from longtake.core.train.checkpoint import checkpoints, load_run
+from longtake.core.train.pretrain import pretrain
+
+from ..small import small
+from .runs import batches_of, stage_of, tensors
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 300  # no launch takes a tenth of it, unless processes wait for each other
+FSDP = ("--use_fsdp", "--fsdp_version", "2")
+
+
+def share(experiment: Experiment, store: Path, rank: int = 0, world: int = 1) -> Batch:
+    whole = batches_of(experiment, store)
+    return WindowBatches(whole.store, whole.windows, whole.needs, 8, rank, world)[3]
+
+
+def gradients(experiment: Experiment, store: Path, shares: list[Batch]) -> dict[str, torch.Tensor]:
+    stage = stage_of(experiment, store)
+    losses = [stage(batch, 3) / len(shares) for batch in shares]
+    for loss in losses:
+        loss.backward()
+    found = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+    return {"loss": torch.stack(losses).sum().detach(), **found}
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_loss_and_gradient_do_not_depend_on_how_a_batch_is_dealt(
+    store: Path, world: int, dropout: float
+) -> None:
+    experiment = small(batch=6, memory_dropout=dropout, text_dropout=0.5, pure=0.3)
+    experiment = attrs.evolve(experiment, masker=attrs.evolve(experiment.masker, clean=0.3))
+    whole = gradients(experiment, store, [share(experiment, store)])
+    dealt = gradients(experiment, store, [share(experiment, store, r, world) for r in range(world)])
+    assert whole.keys() == dealt.keys()
+    largest = max(float(x.abs().max()) for x in whole.values())
+    for name, expected in whole.items():
+        scale = max(float(expected.abs().max()), 1e-2 * largest)  # sums of large terms round so
+        assert float((dealt[name] - expected).abs().max()) < 1e-5 * scale, name
+
+
+def launch(
+    folder: Path, settings: dict[str, object], store: Path, out: Path, *more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `accelerate launch -m longtake pretrain` with two processes, to its end."""
+    kind = more if more[:1] == FSDP[:1] else ("--multi_gpu", *more)  # gloo, where there is no GPU
+    flags = [x for x in kind if not x.startswith("--resume")]
+    verb = ["--resume", "latest"] if len(flags) < len(kind) else []
+    (folder / "mine.py").write_text(
+        f"from tests.small import small\n\nMINE = small(**{settings!r})\n", encoding="utf-8"
+    )
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", *flags,
+        "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+        "--dynamo_backend", "no", "--main_process_port", "0", "-m", "longtake",
+        "pretrain", f"{folder / 'mine.py'}:MINE", "--data", str(store), "--out", str(out), *verb,
+    ]  # fmt: skip
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=SECONDS)
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+
+
+def agree(one: Path, other: Path, rate: float) -> None:
+    """Losses agree to fp32 rounding, weights to a share of one step, and files name the same."""
+    assert losses(one) == pytest.approx(losses(other), rel=1e-5)
+    first, second = checkpoints(one)[-1], checkpoints(other)[-1]
+    assert first.name == second.name
+    a, b = tensors(first), tensors(second)
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        tensor = tensor.double()
+        gap = float((tensor - b[name].double()).abs().max())
+        limit = 0.05 * rate if ".safetensors/" in name else 1e-3 * float(tensor.abs().max())
+        assert gap <= max(limit, 1e-9), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.5, 1.0])
+def test_two_processes_train_as_one(store: Path, tmp_path: Path, dropout: float) -> None:
+    settings = {
+        "batch": 4, "steps": 4, "gain_every": 2, "accumulate": 2, "memory_dropout": dropout,
+        "text_dropout": 0.5, "seed": 5,
+    }  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = launch(tmp_path, settings, store, two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done at step 4") == 1, "one process speaks"
+    pretrain(small(**settings), store, one)
+    agree(one, two, rate=1e-3)
+    written = [{p.relative_to(run).parent for p in run.rglob("*")} for run in (one, two)]
+    assert written[0] == written[1], "only the main process writes"
+
+
+@pytest.mark.slow
+def test_bad_input_ends_all_processes_with_one_line(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    cases = [
+        ({"batch": 3}, store, (), "train.batch 3 cannot be dealt evenly over 2 processes"),
+        ({}, tmp_path / "none", (), "latent store"),
+        ({"optimizer": "muon"}, store, FSDP, "muon needs whole matrices"),
+        ({}, store, ("--use_fsdp", "--fsdp_version", "1"), "--fsdp_version 2"),
+    ]
+    for settings, data, flags, said in cases:
+        done = launch(tmp_path, settings, data, out, *flags)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("longtake: ")]
+        assert done.returncode != 0
+        assert lines and all(said in line for line in lines), done.stderr
+        assert "exitcode  : 2" in done.stderr and "longtake/core" not in done.stderr, done.stderr
+        assert not out.exists(), "a refused run must leave nothing behind"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trains,ema", [("all", 0.5), ("lora", 0.0)])
+def test_fsdp2_saves_resumes_and_gives_the_files_of_one_process(
+    store: Path, tmp_path: Path, trains: str, ema: float
+) -> None:
+    settings = {
+        "batch": 4, "gain_every": 2, "save_every": 2, "keep": 9, "trains": trains, "ema": ema,
+        "text_dropout": 0.5,
+    }  # fmt: skip
+    short, long = settings | {"steps": 2}, settings | {"steps": 4}
+    whole, sharded, mixed, back = (tmp_path / name for name in ("whole", "sharded", "mix", "back"))
+    pretrain(small(**long), store, whole)
+
+    done = launch(tmp_path, short, store, sharded, *FSDP)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(sharded, mixed)
+    done = launch(tmp_path, long, store, sharded, *FSDP, "--resume")
+    assert done.returncode == 0, done.stderr
+    agree(whole, sharded, rate=1e-3)  # saved and resumed with shards
+
+    pretrain(small(**long), store, mixed, resume=True)
+    agree(whole, mixed, rate=1e-3)  # saved with shards, resumed without
+
+    pretrain(small(**short), store, back)
+    done = launch(tmp_path, long, store, back, *FSDP, "--resume")
+    assert done.returncode == 0, done.stderr
+    agree(whole, back, rate=1e-3)  # saved without shards, resumed with them
+    assert load_run(back).experiment.train == small(**long).train

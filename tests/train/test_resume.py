@@ -1,0 +1,191 @@
+"""A run that was stopped and resumed is the run that never stopped, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from longtake.core.errors import UserError
+from longtake.core.files import read_lines, write_json
+from longtake.core.train import saver as saving
+from longtake.core.train.checkpoint import checkpoints
+from longtake.core.train.loop import Progress, Trainer, TrainResult
+from longtake.core.train.pretrain import pretrain
+from longtake.experiments.ship import provenance
+
+from ..small import small
+from .runs import same
+
+CASES = [
+    ("all", "adamw", 0.0), ("lora", "adamw", 0.9), ("encoder", "adamw", 0.0),
+    ("all", "muon", 0.9), ("lora", "muon", 0.0),
+]  # fmt: skip
+
+
+def at(step: int, *signals: signal.Signals) -> Callable[[int, int, str], None]:
+    """A progress that sends this process signals after a step."""
+
+    def progress(done: int, total: int, note: str) -> None:
+        for number in signals if done == step else ():
+            os.kill(os.getpid(), number)
+
+    return progress
+
+
+@pytest.mark.parametrize("trains,optimizer,ema", CASES)
+def test_resume_equals_never_stopped(
+    store: Path, tmp_path: Path, trains: str, optimizer: str, ema: float
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    experiment = small(
+        trains=trains, optimizer=optimizer, ema=ema, steps=7, decay=0.5,
+        save_every=100, log_every=3, gain_every=3,
+    )  # fmt: skip
+    pretrain(experiment, store, whole)
+    stopped = pretrain(experiment, store, parts, progress=at(2, signal.SIGINT))
+    assert (stopped.step, stopped.stopped) == (2, True)
+    pretrain(experiment, store, parts, resume=True, progress=at(5, signal.SIGTERM))
+    assert [p.name for p in checkpoints(parts)] == ["checkpoint-2", "checkpoint-5"]
+    ended = pretrain(experiment, store, parts, resume=True)
+    assert (ended.step, ended.stopped) == (7, False)
+    same(whole, parts)
+    again = pretrain(experiment, store, parts, resume=True)
+    assert (again.loss, again.gain) == (ended.loss, ended.gain), "a run that is over knows its end"
+
+
+def test_the_losses_since_the_last_line_travel_in_the_checkpoint(
+    store: Path, tmp_path: Path
+) -> None:
+    experiment = small(steps=5, log_every=5, save_every=3, keep=9)
+    pretrain(experiment, store, tmp_path)
+    notes = json.loads((tmp_path / "checkpoint-3/training_state/state.json").read_text())
+    assert len(notes["losses"]) == 3 and notes["losses"][-1] == notes["loss"]
+    *_, line = [x for x in read_lines(tmp_path / "metrics.jsonl") if "loss" in x]
+    assert line["step"] == 5 and line["loss"] != pytest.approx(notes["loss"], rel=1e-6)
+
+
+def test_seconds_are_kept_apart_from_metrics(store: Path, tmp_path: Path) -> None:
+    pretrain(small(steps=2), store, tmp_path)
+    assert all("seconds_a_step" not in line for line in read_lines(tmp_path / "metrics.jsonl"))
+    paces = read_lines(tmp_path / "pace.jsonl")
+    assert [line["step"] for line in paces] == [1, 2]
+    assert all(line["seconds_a_step"] > 0 for line in paces)
+    (tmp_path / "pace.jsonl").write_text('{"step": 1, "seconds_a_step": 90.0}\n')
+    assert provenance(tmp_path)["minutes"] == 3.0, "weights that ship say how long they took"
+
+
+def test_a_second_ctrl_c_ends_at_once_and_what_was_saved_stays_whole(
+    store: Path, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    experiment = small(steps=6, save_every=2)
+    pretrain(experiment, store, whole)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(experiment, store, cut, progress=at(3, signal.SIGINT, signal.SIGINT))
+    assert [p.name for p in checkpoints(cut)] == ["checkpoint-2"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "handlers are given back"
+    pretrain(experiment, store, cut, resume=True)
+    same(whole, cut)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_while_saving_leaves_no_half_checkpoint(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: signal.Signals
+) -> None:
+    experiment = small(steps=6, save_every=2)
+    real = saving.write_state
+
+    def interrupted(folder: Path, *rest: object) -> None:
+        real(folder, *rest)  # type: ignore[arg-type]
+        if folder.name.startswith(".checkpoint-3"):
+            os.kill(os.getpid(), second)
+
+    monkeypatch.setattr(saving, "write_state", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(experiment, store, tmp_path, progress=at(3, signal.SIGINT))
+    assert [p.name for p in tmp_path.glob("*checkpoint-*")] == ["checkpoint-2"]
+    monkeypatch.undo()
+    assert pretrain(experiment, store, tmp_path, resume=True).step == 6
+
+
+def test_weights_of_a_file_train_in_aligned_memory(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(small(steps=2), store, tmp_path)
+    odd = []
+    real = Trainer.go
+
+    def go(self: Trainer, progress: Progress | None) -> TrainResult:
+        tensors = [*self.worker.stage.parameters(), *self.worker.stage.buffers()]
+        odd.extend(x.data_ptr() % 64 for x in tensors if x.numel())
+        return real(self, progress)
+
+    monkeypatch.setattr(Trainer, "go", go)
+    pretrain(small(steps=3), store, tmp_path, resume=True)
+    assert odd and not any(odd), "other addresses round otherwise than those of a fresh run"
+
+
+def test_minutes_make_checkpoints_too(store: Path, tmp_path: Path) -> None:
+    timed = small(steps=4, save_every=100, save_minutes=1e-9, keep=9)
+    pretrain(timed, store, tmp_path / "timed")
+    assert [p.name for p in checkpoints(tmp_path / "timed")] == [
+        f"checkpoint-{n}" for n in (1, 2, 3, 4)
+    ]
+    slow = evolve(timed, train=evolve(timed.train, save_minutes=60.0))
+    pretrain(slow, store, tmp_path / "slow")
+    assert [p.name for p in checkpoints(tmp_path / "slow")] == ["checkpoint-4"]
+
+
+def test_a_step_is_not_saved_twice(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    real = saving.write_state
+    monkeypatch.setattr(
+        saving,
+        "write_state",
+        lambda folder, *rest: (saved.append(folder.name), real(folder, *rest)),
+    )
+    pretrain(small(steps=4, save_every=2), store, tmp_path)
+    assert len(saved) == 2, saved  # the last step is a multiple of save_every
+
+
+def test_old_checkpoints_go_whole_or_stay_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        write_json(tmp_path / f"checkpoint-{step}" / "state.json", {})
+    real = saving.shutil.rmtree
+
+    def killed(path: Path, **options: bool) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+        real(path, **options)
+
+    monkeypatch.setattr(saving.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        saving.prune(tmp_path, 2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_notes_of_an_older_release_are_read(store: Path, tmp_path: Path) -> None:
+    experiment = small(steps=4, save_every=2)
+    pretrain(experiment, store, tmp_path, progress=at(2, signal.SIGINT))
+    write_json(tmp_path / "checkpoint-2/training_state/state.json", {"step": 2})
+    assert pretrain(experiment, store, tmp_path, resume=True).step == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"\xff\xfe"])
+def test_a_damaged_state_is_one_line(store: Path, tmp_path: Path, damage: bytes) -> None:
+    experiment = small(steps=4, save_every=2)
+    pretrain(experiment, store, tmp_path, progress=at(2, signal.SIGINT))
+    (tmp_path / "checkpoint-2/training_state/state.json").write_bytes(damage)
+    with pytest.raises(UserError, match=r"state\.json") as error:
+        pretrain(experiment, store, tmp_path, resume=True)
+    assert "\n" not in str(error.value)
