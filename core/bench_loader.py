@@ -26,7 +26,7 @@ from .train.optim import freeze, make_optimizer
 from .train.stage import StageOne
 
 CLIPS = 8
-STEPS = 3
+STEPS = 2
 REPEATS = 3
 GOAL = 3.0
 

@@ -16,7 +16,19 @@ from ..backbones.specs import TinyWan
 from ..core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
 from ..core.grid import Rate
 from ..core.lora import LoRA
-from ..plugins.specs import Conv, Flow, MeanFrame, Noise, Psnr, Ssim, Thumbnail, Upsample
+from ..plugins.specs import (
+    Conv,
+    Flow,
+    HighBand,
+    Lpips,
+    MeanFrame,
+    MsSsim,
+    Noise,
+    Psnr,
+    Ssim,
+    Thumbnail,
+    Upsample,
+)
 
 FULL = 128 * 224  # pixels of a frame
 R222 = Rate(height=2, width=2, time=2)
@@ -42,7 +54,7 @@ def tiny(rate: Rate) -> Experiment:
             Thumbnail(rate=rate),
             MeanFrame(),
         ),
-        metrics=(Psnr(), Ssim()),
+        metrics=(Psnr(), Ssim(), MsSsim(scales=4), HighBand(factor=8), Lpips()),
         cache=CacheSpec(area=FULL),
         train=TrainSpec(
             steps=1000,
@@ -65,8 +77,12 @@ def tiny(rate: Rate) -> Experiment:
 
 
 def crops(whole: Experiment) -> Experiment:
-    """Give the first part of an experiment's training: many small crops at a steady rate."""
-    train = evolve(whole.train, steps=1250, batch=16, crop=(8, 16), rate=3e-3, decay=0.0, warmup=50)
+    """Give the first part of an experiment's training: many small crops at a steady rate.
+
+    A crop of 8×16 latents holds 2×4 memory tokens at 2×2×2 but 1×2 at 4×4×2, which leaves the
+    second part more to learn.
+    """
+    train = evolve(whole.train, steps=700, batch=16, crop=(8, 16), rate=3e-3, decay=0.0, warmup=50)
     return evolve(whole, name=f"{whole.name}-crops", train=train)
 
 

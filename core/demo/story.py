@@ -18,6 +18,7 @@ from ..files import disk_errors
 from ..measure.measure import measure
 from ..measure.report import write_report
 from ..measure.result import MeasureResult
+from ..measure.scrubs import make_scrubs
 from ..measure.strips import make_strips
 from ..measure.verdict import as_data
 from ..model import Model, all_needs
@@ -27,6 +28,8 @@ from ..train.checkpoint import load_run, read_run
 from .clip import write_builtin_clip
 from .lesson import taught
 from .words import change, context, figures, report_notes
+
+METRICS = 2  # as many as a story needs; more would take longer than its training
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int, str], None]
@@ -109,6 +112,7 @@ def tell(
         after or before,
         make_strips(model, store),
         out / "report.html",
+        scrubs=make_scrubs(model, store),
         title="longtake demo",
         notes=notes,
     )
@@ -116,10 +120,11 @@ def tell(
 
 
 def demo_experiment(experiment: Experiment) -> Experiment:
-    """Give the experiment as the demo measures it: one clip, not mirrored, up to 20 s."""
-    measured = attrs.evolve(experiment.measure, seconds=20.0, draws=2)
+    """Give the experiment as the demo measures it: one clip of up to 20 s, the first metrics."""
+    measured = attrs.evolve(experiment.measure, seconds=20.0, long_seconds=0.0, draws=2)
     kept = attrs.evolve(experiment.cache, mirror=False)
-    return attrs.evolve(experiment, cache=kept, measure=measured)
+    first = experiment.metrics[:METRICS]
+    return attrs.evolve(experiment, cache=kept, measure=measured, metrics=first)
 
 
 def built_in(out: Path, say: Say) -> Path:

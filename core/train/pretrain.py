@@ -10,7 +10,7 @@ from ..data.windows import WindowBatches, Windows
 from ..device import pick_device
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
-from ..model import build_model, compressor_needs
+from ..model import Model, build_model, compressor_needs
 from ..registry import build
 from . import sharded
 from .checkpoint import load_model, step_of
@@ -73,11 +73,9 @@ def _prepare(
     accelerator = _accelerator()
     check_shares(train, accelerator.num_processes)
     worker = _worker(experiment, store, out, accelerator, newest, start)
-    if worker.writes:
-        claim_run(experiment, out)
-    accelerator.wait_for_everyone()
+    _claim(worker)
     step, notes = (step_of(newest), read_notes(newest)) if newest else (0, {"live": bool(start)})
-    watched = experiment.remembers and not notes.get("live", True)
+    watched = experiment.remembers and not notes.get("live", True)  # older releases noted nothing
     log = RunLog(out, step=step) if worker.writes else None
     world = (accelerator.process_index, accelerator.num_processes)
     return Trainer(
@@ -98,13 +96,9 @@ def _worker(
     newest: Path | None,
     start: Path | None,
 ) -> Worker:
-    """Give the model of a run as it begins, or as its newest checkpoint left it."""
-    train, origin = experiment.train, newest or start
-    model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
-    freeze(model)
-    if accelerator.device.type == "cpu":
-        realign(model.backbone)
-    model.backbone.set_checkpointing(train.checkpointing)
+    """Give one process of a run as it begins, or as its newest checkpoint left it."""
+    train = experiment.train
+    model = _model(experiment, newest or start, accelerator)
     stage = StageOne(model, build(experiment.masker), train, store.null_text())
     optimizer = make_optimizer(stage, train)
     if newest and train.ema:
@@ -125,6 +119,22 @@ def _worker(
         accelerator=accelerator,
         average=average,
     )
+
+
+def _model(experiment: Experiment, origin: Path | None, accelerator: Any) -> Model:
+    """Give the model that trains: of a checkpoint, or as the experiment begins."""
+    model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
+    freeze(model)
+    if accelerator.device.type == "cpu":
+        realign(model.backbone)
+    model.backbone.set_checkpointing(experiment.train.checkpointing)
+    return model
+
+
+def _claim(worker: Worker) -> None:
+    if worker.writes:
+        claim_run(worker.experiment, worker.run)
+    worker.accelerator.wait_for_everyone()
 
 
 def check_shares(spec: TrainSpec, processes: int) -> None:

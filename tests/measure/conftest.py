@@ -106,7 +106,7 @@ def oracles():
         for spec, cls in made.items():
             setattr(module, cls.__name__, cls)
             name, target = spec.__name__.lower(), f"{module.__name__}:{cls.__name__}"
-            record = Plugin(name=name, summary="", spec=spec, target=target)
+            record = Plugin(name=name, summary="of tests", spec=spec, target=target)
             patch.setitem(registry().plugins, (spec.kind, name), record)
             patch.setitem(registry().origins, (spec.kind, name), "tests")
         yield

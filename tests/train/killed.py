@@ -17,8 +17,9 @@ from typing import NoReturn
 import torch
 
 import longtake.__main__ as door
+import longtake.core.train.pretrain  # noqa: F401  children need it: imported once
+from longtake.core.model import build_model
 from longtake.core.train.checkpoint import checkpoints, step_of
-from longtake.core.train.pretrain import build_model
 
 from ..small import small
 
@@ -93,7 +94,7 @@ def finish(store: Path, run: Path) -> None:
 def main() -> None:
     """Train once without and once with kills."""
     torch.set_num_threads(1)
-    build_model(EXPERIMENT)  # imports what children need
+    build_model(EXPERIMENT)  # imports its plugins
     store, out, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     finish(store, out / "whole")
     print(json.dumps(chain(store, out / "killed", seed)))
