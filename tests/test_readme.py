@@ -25,7 +25,8 @@ SMALL = {
         "--set", "train.gain_every=100",
     ],
     "measure": ["--set", "measure.draws=1", "--set", "measure.seconds=1",
-                "--set", 'retrievers=["flow","mean-frame"]'],
+                "--set", 'retrievers=["flow","mean-frame"]',
+                "--set", 'metrics=["psnr","ssim"]'],
 }  # fmt: skip
 
 
