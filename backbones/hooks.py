@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ..core.grid import Geometry, Size3
 from ..core.hooks import Plugin, impl
-from . import specs
+from .codecs import specs as codecs
+from .texts import specs as texts
+from .wan import specs as wan
 
 _HERE = __package__
 
@@ -16,8 +18,8 @@ def longtake_backbones() -> list[Plugin]:
         Plugin(
             name="tiny-wan",
             summary="the real Wan 2.2 transformer with small numbers, for CPUs",
-            spec=specs.TinyWan,
-            target=f"{_HERE}.tiny:TinyWan",
+            spec=wan.TinyWan,
+            target=f"{_HERE}.wan.tiny:TinyWan",
         )
     ]
 
@@ -29,8 +31,8 @@ def longtake_codecs() -> list[Plugin]:
         Plugin(
             name="dct",
             summary="a weightless causal codec: the strongest coefficients of a 3D DCT",
-            spec=specs.Dct,
-            target=f"{_HERE}.dct:DctCodec",
+            spec=codecs.Dct,
+            target=f"{_HERE}.codecs.dct:DctCodec",
         )
     ]
 
@@ -42,8 +44,8 @@ def longtake_text_encoders() -> list[Plugin]:
         Plugin(
             name="bytes",
             summary="a weightless text encoder: fixed vectors of bytes and places",
-            spec=specs.Bytes,
-            target=f"{_HERE}.byte_text:ByteEncoder",
+            spec=texts.Bytes,
+            target=f"{_HERE}.texts.bytes:ByteEncoder",
         )
     ]
 

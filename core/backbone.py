@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self, cast
 
@@ -80,6 +81,22 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def add_lora(self, lora: LoRA) -> None:
         """Freeze the model and add trainable adapters; at the start outputs do not change."""
+
+    def add_enhancer(self, widths: Mapping[str, int], seed: int = 0) -> None:
+        """Add cross-attention to a memory's features in every block; at the start it adds zero.
+
+        Its parameters count as adapters. What `context` then reads of a memory must have these
+        features, or be empty.
+
+        Args:
+            widths: of the features, by their name in `Memory.features`; none: nothing is added.
+            seed: of what does not start at zero.
+
+        Raises:
+            ValueError: this backbone cannot, or has them already.
+        """
+        if widths:
+            raise ValueError(f"{type(self).__name__} reads no features of a memory")
 
     @abstractmethod
     def adapters(self) -> dict[str, Parameter]:

@@ -56,6 +56,14 @@ class Compressor(nn.Module, ABC, Generic[S]):
     def context_length(cls, spec: S, geometry: Geometry, size: Size3) -> Length:
         """Give the tokens that a history of `size` latents costs, without building anything."""
 
+    @classmethod
+    def features(cls, spec: S) -> dict[str, int]:
+        """Give the widths of the features that tokens bring, by `part.feature`, as in `Memory`.
+
+        The backbone reads them in every block through cross-attention that starts at zero.
+        """
+        return {}
+
     @abstractmethod
     def forward(self, history: History) -> Memory:
         """Give the memory of a whole window; its batch may hold different lengths."""
@@ -87,6 +95,16 @@ class MemoryEncoder(nn.Module):
     def members(self) -> list[Compressor[CompressorSpec]]:
         """The compressors in the order of the spec."""
         return [c for c in self.compressors if isinstance(c, Compressor)]
+
+    @property
+    def features(self) -> dict[str, int]:
+        """The widths of all features, by the names that they have in `Memory.features`."""
+        several = len(self.members) > 1
+        return {
+            f"{place}.{name}" if several else name: width
+            for place, compressor in enumerate(self.members)
+            for name, width in compressor.features(compressor.spec).items()
+        }
 
     def forward(self, history: History) -> Memory:
         """Give the parts of every compressor on the same history."""

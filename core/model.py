@@ -48,6 +48,7 @@ def build_model(experiment: Experiment, *, adapters: bool = False) -> Model:
     seed = experiment.train.seed
     backbone = registry().load(experiment.backbone).load(experiment.backbone, seed=seed)
     encoder = build_encoder(experiment, backbone.fit(), seed=seed)
+    backbone.add_enhancer(encoder.features, seed=seed)
     if adapters and experiment.train.trains == "lora":
         backbone.add_lora(experiment.train.adapter)
     return Model(experiment, backbone, encoder)

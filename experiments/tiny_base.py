@@ -12,7 +12,7 @@ memory and LoRA:
 
 from __future__ import annotations
 
-from ..backbones.specs import TinyWan
+from ..backbones.wan.specs import TinyWan
 from ..core.experiment import CacheSpec, Experiment, TrainSpec
 from ..plugins.specs import MeanFrame, Noise, Psnr
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from ..backbones.specs import TinyWan
+from ..backbones.wan.specs import TinyWan
 from ..core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
 from ..core.grid import Rate
 from ..core.lora import LoRA

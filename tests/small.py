@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from attrs import evolve
 
-from longtake.backbones.specs import Bytes, Dct, TinyWan
+from longtake.backbones.codecs.specs import Dct
+from longtake.backbones.texts.specs import Bytes
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core.data.cache import cache
 from longtake.core.data.video import write_video
 from longtake.core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec

@@ -273,7 +273,7 @@ def test_training_that_was_stopped_is_saved_and_130(
 def test_retrieve_takes_a_moment_once_and_the_caption_of_the_store(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longtake.backbones.byte_text import ByteEncoder
+    from longtake.backbones.texts.bytes import ByteEncoder
 
     asked: list[str] = []
     real = ByteEncoder.encode

@@ -32,7 +32,7 @@ def test_wheel_and_sdist_to_wheel_hold_the_same_package(tmp_path: Path) -> None:
         opened.extractall(tmp_path / "unpacked", filter="data")
     again = build("wheel", next((tmp_path / "unpacked").iterdir()), tmp_path / "again")
     assert names(direct) == names(again)
-    for part in ("core/grid.py", "core/measure/report.html.jinja", "backbones/dct48.json",
+    for part in ("core/grid.py", "core/measure/report.html.jinja", "backbones/codecs/dct48.json",
                  "core/measure/report.css", "core/measure/report.js",
                  "kernels/reference.py", "py.typed", "__main__.py"):  # fmt: skip
         assert f"longtake/{part}" in names(direct)

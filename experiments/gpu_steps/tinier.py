@@ -6,7 +6,9 @@ from pathlib import Path
 
 import attrs
 
-from ...backbones.specs import Bytes, Dct, TinyWan
+from ...backbones.codecs.specs import Dct
+from ...backbones.texts.specs import Bytes
+from ...backbones.wan.specs import TinyWan
 from ...core.demo.clip import write_builtin_clip
 from ...core.experiment import CacheSpec, Experiment, MeasureSpec
 from ...core.lora import LoRA

@@ -10,8 +10,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from longtake.backbones import specs
-from longtake.backbones.tiny import TinyWan
+from longtake.backbones.codecs.specs import Dct
+from longtake.backbones.texts.specs import Bytes
+from longtake.backbones.wan import specs
+from longtake.backbones.wan.tiny import TinyWan
 from longtake.core.memory import Memory, Part
 from longtake.core.text import Text
 
@@ -24,8 +26,8 @@ class WanKit:
 
     def spec(self, **changes: Any) -> specs.TinyWan:
         numbers: dict[str, Any] = dict(heads=2, head_width=20, layers=2, ffn=48)
-        encoder = specs.Bytes(width=self.text_width, length=8)
-        plugged: dict[str, Any] = dict(codec=specs.Dct(channels=16), text_encoder=encoder)
+        encoder = Bytes(width=self.text_width, length=8)
+        plugged: dict[str, Any] = dict(codec=Dct(channels=16), text_encoder=encoder)
         return specs.TinyWan(**(numbers | plugged | changes))
 
     def small(self, dtype: torch.dtype = torch.float32, **changes: Any) -> TinyWan:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.backbones.byte_text import BEGIN, ByteEncoder, byte_vectors
-from longtake.backbones.specs import Bytes
+from longtake.backbones.texts.bytes import BEGIN, ByteEncoder, byte_vectors
+from longtake.backbones.texts.specs import Bytes
 from longtake.core.contract.text import check_text_encoder
 from longtake.core.text import Text
 

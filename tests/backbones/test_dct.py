@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.backbones import dct_fit
-from longtake.backbones.dct import DctCodec, constants, full_basis
-from longtake.backbones.specs import Dct
+from longtake.backbones.codecs import dct_fit
+from longtake.backbones.codecs.dct import DctCodec, constants, full_basis
+from longtake.backbones.codecs.specs import Dct
 from longtake.core.codec import from_bytes
 from longtake.core.contract.codec import check_codec
 from longtake.core.data.video import read_frames

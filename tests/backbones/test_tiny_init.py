@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from longtake.backbones.specs import Dct, TinyWan
-from longtake.backbones.tiny import TinyWan as Model
-from longtake.backbones.tiny_init import CORNERS, _direction
-from longtake.backbones.wan_rotary import rotary, rotate
+from longtake.backbones.codecs.specs import Dct
+from longtake.backbones.wan.rotary import rotary, rotate
+from longtake.backbones.wan.specs import TinyWan
+from longtake.backbones.wan.tiny import TinyWan as Model
+from longtake.backbones.wan.tiny_init import CORNERS, _direction
 
 SPEC = TinyWan(heads=8, head_width=32, layers=2, ffn=64, codec=Dct(channels=48))
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longtake.backbones import hooks
-from longtake.backbones.tiny import TinyWan
-from longtake.backbones.wan_rotary import rotary
+from longtake.backbones.wan.rotary import rotary
+from longtake.backbones.wan.tiny import TinyWan
 from longtake.core.backbone import target_positions
 from longtake.core.contract.backbone import check_backbone
 from longtake.core.fit import pad_to

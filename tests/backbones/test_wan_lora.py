@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longtake.backbones.tiny import TinyWan
+from longtake.backbones.wan.tiny import TinyWan
 from longtake.core.backbone import Backbone
 from longtake.core.errors import UserError
 from longtake.core.lora import LoRA

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones import wan_ends
-from longtake.backbones.tiny import TinyWan
+from longtake.backbones.dit import setup as dit_setup
+from longtake.backbones.wan.tiny import TinyWan
 from longtake.core.backbone import Backbone
 from longtake.core.lora import LoRA
 from longtake.core.memory import Memory
@@ -158,11 +158,11 @@ def test_ragged_is_alone(wan: Any, lengths: list[int], attention: str) -> None:
 
 def test_masks_are_announced_once_and_only_if_needed(wan: Any, caplog: Any) -> None:
     model, memory = wan.isolated(), wan.memory(2, 4)
-    wan_ends.announce_masks.cache_clear()
+    dit_setup.announce_masks.cache_clear()
     part = memory.parts[0]
     valid = part.valid.clone()
     valid[0, 3] = False
-    with caplog.at_level(logging.WARNING, logger=wan_ends.__name__):
+    with caplog.at_level(logging.WARNING, logger=dit_setup.__name__):
         model.remember(memory)
         assert not caplog.records
         for _ in range(2):

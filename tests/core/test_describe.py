@@ -7,7 +7,7 @@ import json
 import attrs
 import pytest
 
-from longtake.backbones.specs import TinyWan
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core import describe
 from longtake.core.edge import from_json
 from longtake.core.experiment import CacheSpec, Experiment

@@ -12,7 +12,8 @@ from attrs import field, frozen, validators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.backbones.specs import Dct, TinyWan
+from longtake.backbones.codecs.specs import Dct
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core.edge import SpecError, dumps, from_json, loads, message, parse, to_json
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment, TrainSpec
@@ -95,7 +96,7 @@ def test_text_is_stable() -> None:
         (["backbone", "attention"], "isolated", "backbone: memory_time is shared (null), but "),
         (["backbone", "memory_time"], 2, "backbone.memory_time: must be between 0 and 1, or null "
          "for shared, not 2"),
-        (["backbone", "weights"], "", "backbone.weights: must name a folder, or be null"),
+        (["backbone", "weights"], "", "backbone.weights: must name weights, or be null"),
     ],
 )  # fmt: skip
 def test_each_fault_has_its_line(path: list[Any], value: Any, line: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longtake.backbones.specs import TinyWan
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core.edge import SpecError, dumps, load_experiment
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
 HEAD = """
 from __future__ import annotations
 import attrs
-from longtake.backbones.specs import TinyWan
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core.experiment import Experiment
 from longtake.plugins.specs import Conv, Flow, Noise, Psnr
 base = Experiment(name="base", backbone=TinyWan(), compressors=(Conv(),), masker=Noise(),

@@ -7,7 +7,8 @@ from typing import Any
 import attrs
 import pytest
 
-from longtake.backbones.specs import Dct, TinyWan
+from longtake.backbones.codecs.specs import Dct
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core.edge import SpecError, apply_sets
 from longtake.core.experiment import Experiment
 from longtake.core.grid import Rate

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from longtake.backbones.specs import TinyWan
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core.edge import SpecError, from_json
 from longtake.core.errors import UserError
 from longtake.core.hooks import KINDS, Plugin

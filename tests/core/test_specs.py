@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from longtake.backbones.specs import TinyWan
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core.edge import SpecError, from_json, to_json
 from longtake.core.edge.hints import hints, optional
 from longtake.core.experiment import Experiment

@@ -10,7 +10,7 @@ import pytest
 import torch
 from attrs import evolve
 
-from longtake.backbones.byte_text import ByteEncoder
+from longtake.backbones.texts.bytes import ByteEncoder
 from longtake.core.data import cache as module
 from longtake.core.data import perform
 from longtake.core.data.batch import collate

@@ -11,7 +11,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.backbones.specs import Dct
+from longtake.backbones.codecs.specs import Dct
 from longtake.core.codec import from_bytes
 from longtake.core.data.crop import Area, Crops, crop
 from longtake.core.data.lowres import encode_lowres

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.backbones.dct import DctCodec
-from longtake.backbones.specs import Dct
+from longtake.backbones.codecs.dct import DctCodec
+from longtake.backbones.codecs.specs import Dct
 from longtake.core.compressor import State
 from longtake.core.data.lowres import LowRes, LowResEncoder, encode_lowres
 from longtake.core.grid import Rate, Size3

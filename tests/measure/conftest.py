@@ -10,7 +10,7 @@ import pytest
 import torch
 from attrs import frozen
 
-from longtake.backbones.specs import TinyWan
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core.data.cache import cache
 from longtake.core.data.store import Store
 from longtake.core.data.video import write_video

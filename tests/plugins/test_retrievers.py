@@ -4,8 +4,8 @@ import attrs
 import pytest
 import torch
 
-from longtake.backbones.dct import DctCodec
-from longtake.backbones.specs import Dct
+from longtake.backbones.codecs.dct import DctCodec
+from longtake.backbones.codecs.specs import Dct
 from longtake.core.backbone import Backbone, Cache, Call, Context, ContextCall, VelocityCall
 from longtake.core.codec import decode_among, frames_of, from_bytes, to_bytes
 from longtake.core.contract.retriever import check_retriever

@@ -1,4 +1,4 @@
-"""Wan's weights: random from a seed, or from and to a diffusers folder."""
+"""Weights of a diffusers model: random from a seed, or from and to a folder."""
 
 from __future__ import annotations
 
@@ -9,33 +9,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from diffusers import WanTransformer3DModel
 from safetensors import SafetensorError
 
-from ..core.errors import UserError
-from ..core.files import read_json, whole_folder, write_json
-from ..core.registry import registry
+from ...core.errors import UserError
+from ...core.files import read_json, whole_folder, write_json
+from ...core.registry import registry
 
 if TYPE_CHECKING:
-    from .wan import Wan
+    from .model import DiT
 
-W = TypeVar("W", bound="Wan")
-CLASS = "WanTransformer3DModel"
+D = TypeVar("D", bound="DiT")
 CHECKPOINT = "diffusers checkpoint (config.json and safetensors files)"
 
 
-def random_model(cls: type[W], config: Mapping[str, Any], seed: int) -> W:
+def random_model(cls: type[D], config: Mapping[str, Any], seed: int) -> D:
     """Give a model with diffusers' own initialisation; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: W = cls(**config)
+        model: D = cls(**config)
     model.eval()
     return model
 
 
 def pretrained_model(
-    cls: type[W], config: Mapping[str, Any], folder: Path, dtype: torch.dtype
-) -> W:
+    cls: type[D], config: Mapping[str, Any], folder: Path, dtype: torch.dtype
+) -> D:
     """Give the model that a diffusers folder holds; pickles are never read.
 
     Args:
@@ -48,10 +46,11 @@ def pretrained_model(
         UserError: no such folder, no diffusers checkpoint, another class, another shape, or
             weights that are damaged or do not fit their config.
     """
-    check_folder(folder, config)
+    check_folder(cls, folder, config)
     try:
         with torch.random.fork_rng(devices=[]):
-            model, info = cls.from_pretrained(
+            loader: Any = cls  # what diffusers gives is not typed
+            model, info = loader.from_pretrained(
                 str(folder),
                 torch_dtype=dtype,
                 use_safetensors=True,
@@ -72,24 +71,26 @@ def weights_folder(text: str) -> Path:
     return shipped / "backbone" if shipped and not Path(text).is_dir() else Path(text)
 
 
-def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a folder that is no diffusers checkpoint of a Wan of this shape, with a UserError."""
+def check_folder(cls: type[DiT], folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder that is no diffusers checkpoint of this class and shape: UserError."""
     if not folder.is_dir():
         raise UserError(f"weights {folder}: no such folder; name one with a {CHECKPOINT}")
     found = read_json(folder / "config.json", CHECKPOINT)
     if not isinstance(found, dict) or not any(folder.glob("*.safetensors")):
         raise UserError(f"weights {folder} hold no safetensors files: this is no {CHECKPOINT}")
-    if found.get("_class_name") != CLASS:
-        raise UserError(f"weights {folder} are of {found.get('_class_name')}, not of {CLASS}")
-    found = _defaults() | found
+    if found.get("_class_name") != cls.diffusers_class:
+        raise UserError(
+            f"weights {folder} are of {found.get('_class_name')}, not of {cls.diffusers_class}"
+        )
+    found = _defaults(cls) | found
     wrong = [key for key, value in config.items() if _plain(found[key]) != _plain(value)]
     if wrong:
         lines = ", ".join(f"{key} is {found[key]}, not {_plain(config[key])}" for key in wrong)
         raise UserError(f"weights {folder} do not fit the spec: {lines}")
 
 
-def _defaults() -> dict[str, Any]:
-    parameters = inspect.signature(WanTransformer3DModel.__init__).parameters
+def _defaults(cls: type[DiT]) -> dict[str, Any]:
+    parameters = inspect.signature(cls.__init__).parameters
     return {name: parameter.default for name, parameter in parameters.items()}
 
 
@@ -97,7 +98,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def save(model: Wan, folder: Path) -> None:
+def save(model: DiT, folder: Path) -> None:
     """Write config.json and safetensors as diffusers does, under the name of its own class."""
     if model.adapters():
         raise ValueError("a model with adapters has no plain weights: save the base before adding")
@@ -105,7 +106,7 @@ def save(model: Wan, folder: Path) -> None:
         model.save_pretrained(part, safe_serialization=True)
         config = json.loads((part / "config.json").read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)  # where it was loaded from is no one's business
-        write_json(part / "config.json", config | {"_class_name": CLASS})
+        write_json(part / "config.json", config | {"_class_name": model.diffusers_class})
 
 
 def first_line(error: Exception) -> str:

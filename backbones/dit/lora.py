@@ -1,4 +1,4 @@
-"""LoRA on Wan through peft, in files that diffusers reads."""
+"""LoRA on a diffusers model through peft, in files that diffusers reads."""
 
 from __future__ import annotations
 
@@ -14,23 +14,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter, init
 
-from ..core.errors import UserError
-from ..core.files import open_tensors, whole_file
-from ..core.lora import LoRA
+from ...core.errors import UserError
+from ...core.files import open_tensors, whole_file
+from ...core.lora import LoRA
 
 if TYPE_CHECKING:
-    from .wan import Wan
+    from .model import DiT
 
 NAME = "default"
 PREFIX = "transformer."
-LINEARS = {
-    "attention": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
-    "cross-attention": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
-    "feed-forward": ("ffn.net.0.proj", "ffn.net.2"),
-}
 
 
-def add(model: Wan, lora: LoRA) -> None:
+def add(model: DiT, lora: LoRA) -> None:
     """Freeze the model and add adapters: A drawn from the seed, B zero, both float32 or wider.
 
     Raises:
@@ -38,7 +33,7 @@ def add(model: Wan, lora: LoRA) -> None:
     """
     if adapters(model):
         raise ValueError("this model has adapters already")
-    names = [name for target in lora.targets for name in LINEARS[target]]
+    names = [name for target in lora.targets for name in model.linears[target]]
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
     with torch.random.fork_rng(devices=[]):  # peft draws too, before we do
         model.add_adapter(config, adapter_name=NAME)
@@ -52,7 +47,7 @@ def add(model: Wan, lora: LoRA) -> None:
             weight.data.copy_(fresh)
 
 
-def _settle(model: Wan) -> None:
+def _settle(model: DiT) -> None:
     """Freeze the base; make adapters trainable and no narrower than float32."""
     model.requires_grad_(False)
     for weight in adapters(model).values():
@@ -60,7 +55,7 @@ def _settle(model: Wan) -> None:
         weight.requires_grad_(True)
 
 
-def adapters(model: Wan) -> dict[str, Parameter]:
+def adapters(model: DiT) -> dict[str, Parameter]:
     """Give the LoRA parameters by the names that files use, without the prefix."""
     return {
         name.replace(f".{NAME}.", "."): weight
@@ -69,7 +64,7 @@ def adapters(model: Wan) -> dict[str, Parameter]:
     }
 
 
-def save(model: Wan, path: Path) -> None:
+def save(model: DiT, path: Path) -> None:
     """Write the adapters as diffusers' pipelines do: keys, and metadata that keeps rank and alpha.
 
     Raises:
@@ -89,7 +84,7 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else value
 
 
-def load(model: Wan, path: Path) -> None:
+def load(model: DiT, path: Path) -> None:
     """Read a LoRA file into the adapters here, or as new ones on a frozen base.
 
     Raises:
@@ -134,7 +129,7 @@ def _bare(names: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(PREFIX): value for name, value in names.items()}
 
 
-def _check_widths(model: Wan, tensors: dict[str, Tensor], path: Path) -> None:
+def _check_widths(model: DiT, tensors: dict[str, Tensor], path: Path) -> None:
     modules = dict(model.named_modules())
     for name, tensor in tensors.items():
         linear, _, rest = name.partition(".lora_")
@@ -149,7 +144,7 @@ def _check_widths(model: Wan, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _check_alike(
-    model: Wan,
+    model: DiT,
     here: dict[str, Parameter],
     tensors: dict[str, Tensor],
     config: dict[str, Any] | None,

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .wan_rotary import axis_widths
+from .rotary import axis_widths
 
 if TYPE_CHECKING:
-    from .wan import Wan
+    from .model import Wan
 
 CORNERS = tuple(itertools.product((-0.5, 0.5), repeat=3))  # (time, row, column), in cells
 SHARPNESS = 3.0  # gain of queries and of keys: a neighbour one cell off weighs a few per cent

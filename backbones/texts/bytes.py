@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.text import Text, TextEncoder
+from ...core.text import Text, TextEncoder
 from .specs import Bytes
 
 BEGIN = 256  # the code after the 256 bytes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import attrs
 import torch
@@ -13,20 +12,19 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ..core.backbone import Backbone, target_positions
-from ..core.calls import Cache, Call, Context, ContextCall, RememberCall, VelocityCall
-from ..core.fit import Fit, pad_to
-from ..core.grid import Geometry
-from ..core.lora import LoRA
-from ..core.memory import Part
-from ..core.text import Text
-from . import wan_ends as ends
-from . import wan_files, wan_lora
-from .wan_block import Keys, Masks, MemoryBlock, Stream
-from .wan_rotary import Rotary, rotary
+from ...core.backbone import target_positions
+from ...core.calls import Cache, Context, ContextCall, RememberCall, VelocityCall
+from ...core.fit import pad_to
+from ...core.memory import Part
+from ...core.text import Text
+from ..dit.model import DiT
+from ..dit.setup import Keys, Masks, check_call, empty_cache, masks_of, pairs, through
+from . import ends
+from .block import MemoryBlock, Stream
+from .rotary import Rotary, rotary
 
 
-class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
+class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
     """Wan 2.x with memory. Without memory it is diffusers' model to the bit.
 
     Memory and targets are two streams through the same blocks, each with its own time; memory is
@@ -41,11 +39,12 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
     _repeated_blocks = ["MemoryBlock"]
     # diffusers' plan names arguments of its own forward: refuse instead of splitting wrongly.
     _cp_plan = None
-    setup: ends.Setup
-
-    if TYPE_CHECKING:  # what diffusers gives is not typed
-
-        def __getattr__(self, name: str) -> Any: ...
+    diffusers_class = "WanTransformer3DModel"
+    linears = {
+        "attention": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
+        "cross-attention": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+        "feed-forward": ("ffn.net.0.proj", "ffn.net.2"),
+    }
 
     # `wraps` keeps diffusers' signature, which its config loader reads.
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
@@ -54,16 +53,6 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
         self.blocks = nn.ModuleList(
             MemoryBlock.of(self.config) for _ in range(self.config.num_layers)
         )
-
-    @property
-    def geometry(self) -> Geometry:
-        """Shapes as built."""
-        return self.setup.geometry
-
-    def fit(self) -> Fit:
-        """Give what compressors may know: shapes and a detached copy of the first projection."""
-        weight, bias = (x.detach().clone() for x in self.fitted())
-        return Fit(geometry=self.geometry, patch_weight=weight, patch_bias=bias)
 
     def fitted(self) -> list[Parameter]:
         """Give the parameters that `fit` copies."""
@@ -75,38 +64,6 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
         empty = torch.zeros(shape, device=self.device, dtype=self.dtype)
         return Text(embeddings=empty, mask=empty.new_ones(shape[:2], dtype=torch.bool))
 
-    def add_lora(self, lora: LoRA) -> None:
-        """Freeze the model and add trainable adapters; at the start outputs do not change."""
-        wan_lora.add(self, lora)
-
-    def adapters(self) -> dict[str, Parameter]:
-        """Give the LoRA parameters by name, such as `blocks.0.attn1.to_q.lora_A.weight`."""
-        return wan_lora.adapters(self)
-
-    def save_adapters(self, path: Path) -> None:
-        """Write the LoRA as one safetensors file with diffusers' keys and metadata."""
-        wan_lora.save(self, path)
-
-    def load_adapters(self, path: Path) -> None:
-        """Read a LoRA in diffusers' keys, into the adapters here or as new ones."""
-        wan_lora.load(self, path)
-
-    def save_weights(self, folder: Path) -> None:
-        """Write a diffusers checkpoint of `WanTransformer3DModel`."""
-        wan_files.save(self, folder)
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Turn gradient checkpointing on or off."""
-        self.enable_gradient_checkpointing() if on else self.disable_gradient_checkpointing()
-
-    def forward(self, call: Call) -> Cache | Context | Tensor:
-        """Answer one of the three calls."""
-        if isinstance(call, RememberCall):
-            return self._remember(call)
-        if isinstance(call, ContextCall):
-            return self._context(call)
-        return self._velocity(call)
-
     def _remember(self, call: RememberCall) -> Cache:
         if self.setup.attention != "isolated":
             raise ValueError("full attention has no cache: memory sees targets at every step")
@@ -114,8 +71,8 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
             raise ValueError("isolated attention cannot append: that needs isolated-causal")
         part = call.memory.joined()
         if part is None:
-            return ends.empty_cache(self.device)
-        stream, masks = self._memory_stream(part, None), ends.masks_of(part.valid, 0, self.device)
+            return empty_cache(self.device)
+        stream, masks = self._memory_stream(part, None), masks_of(part.valid, 0, self.device)
         _, kept = self._run(None, stream, None, None, masks)
         return Cache(
             keys=tuple(keys.key for keys in kept),
@@ -136,7 +93,7 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
         return Context(text=text, cache=call.memory, features=call.memory.features)
 
     def _velocity(self, call: VelocityCall) -> Tensor:
-        ends.check_call(call, self.setup.time)
+        check_call(call, self.setup.time)
         patch, (height, width) = self.geometry.patch, call.noisy.shape[-2:]
         noisy = pad_to(call.noisy, patch.height, patch.width).to(self.device, self.dtype)
         hidden = self.patch_embedding(noisy)
@@ -154,10 +111,10 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
     def _read(self, target: Stream, call: VelocityCall) -> Tensor:
         context, memory, count = call.context, None, target.hidden.shape[1]
         held = context.cache or context.memory
-        masks = ends.masks_of(held.valid, count, self.device) if held else None
+        masks = masks_of(held.valid, count, self.device) if held else None
         if context.memory is not None:
             memory = self._memory_stream(context.memory, call.t)
-        past = None if context.cache is None else ends.pairs(context.cache)
+        past = None if context.cache is None else pairs(context.cache)
         return cast(Tensor, self._run(target, memory, context.text.embeddings, past, masks)[0])
 
     def _run(
@@ -169,12 +126,10 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
         masks: Masks | None,
     ) -> tuple[Tensor | None, list[Keys]]:
         # One call a block, so that whatever hooks blocks (offload, FSDP) moves weights once.
-        joint, kept = self.setup.attention == "full", []
+        joint, kept = self.setup.joint, []
         for i, block in enumerate(self.blocks):
             cached, last = past[i] if past else None, i == len(self.blocks) - 1
-            out, own, keys = ends.through(
-                self, block, target, memory, text, cached, masks, joint, last
-            )
+            out, own, keys = through(self, block, target, memory, text, cached, masks, joint, last)
             if target is None:
                 kept.append(keys)
             else:
@@ -183,13 +138,8 @@ class Wan(WanTransformer3DModel, Backbone):  # type: ignore[misc]
         return target.hidden if target else None, kept
 
     def _memory_stream(self, part: Part, t: Tensor | None) -> Stream:
-        tokens = part.tokens.to(self.device, self.dtype)
-        if not bool(part.valid.all()):  # padding may hold anything, and 0 · NaN is NaN
-            tokens = tokens.masked_fill(~part.valid.to(tokens.device)[..., None], 0.0)
-        if self.setup.memory_time is not None:
-            t = torch.full((1,), self.setup.memory_time, device=tokens.device)
-        if t is None or t.ndim > 1:
-            raise ValueError("t differs by frame, so memory cannot share it: set memory_time")
+        tokens = self._memory_tokens(part)
+        t = self._memory_time(t, tokens.device)
         # All memory of a sample has one time, so [B, 6, D] serves where targets have [B, N, 6, D].
         _, modulation = ends.embed_time(self.condition_embedder, t, tokens)
         return Stream(tokens, modulation, self._rotary(part.positions))

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.codec import Codec
-from ..core.compressor import State
-from ..core.grid import Size3, ceil_div
-from ..core.shapes import Latents, Pixels
+from ...core.codec import Codec
+from ...core.compressor import State
+from ...core.grid import Size3, ceil_div
+from ...core.shapes import Latents, Pixels
 from .specs import Dct
 
 BLOCK = Size3(time=4, height=8, width=8)

@@ -1,6 +1,6 @@
 """Choose the constants of the DCT codec from real clips, and say how well they do.
 
-python -m longtake.backbones.dct_fit --videos DIR [--out DIR] [--check DIR]
+python -m longtake.backbones.codecs.dct_fit --videos DIR [--out DIR] [--check DIR]
 
 Reads every video of DIR at three sizes, keeps the coefficients of greatest mean energy (each size
 counts alike) and writes `dct16.json` and `dct48.json`. `--check` reads other clips and prints the
@@ -21,9 +21,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from ..core.codec import from_bytes, to_unit
-from ..core.data.video import read_frames
-from ..core.errors import UserError
+from ...core.codec import from_bytes, to_unit
+from ...core.data.video import read_frames
+from ...core.errors import UserError
 from .dct import BLOCK, DctCodec, full_basis, to_blocks
 from .specs import Dct
 

@@ -1,38 +1,78 @@
-"""What happens before and after Wan's blocks: time, masks and the head, without any state."""
+"""What a backbone must know beside diffusers' config, and the tuples that go through its blocks."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from ..core.backbone import Cache, VelocityCall
-from ..core.grid import Geometry
-from ..core.shapes import Valid
-from .wan_block import Keys, Masks
+from ...core.calls import Cache, VelocityCall
+from ...core.grid import Geometry
+from ...core.shapes import Valid
+from .specs import DiTSpec
 
-STEPS = 1000.0  # Wan counts time in thousandths
+# Tuples, not attrs: offload hooks move the tensors of tuples to the block's device.
+
+
+class Keys(NamedTuple):
+    """Keys (turned) and values of tokens, `[B, N, heads, head width]` each."""
+
+    key: Tensor
+    value: Tensor
+
+
+class Masks(NamedTuple):
+    """Which keys are real, bool; only where a batch of memories is ragged.
+
+    Attributes:
+        memory: of memory alone, `[B, M]`, never empty in a row (softmax over nothing is NaN).
+        all: of memory and targets, `[B, M + N]`.
+    """
+
+    memory: Tensor
+    all: Tensor
 
 
 @frozen(kw_only=True)
 class Setup:
-    """What a Wan backbone needs to know beside diffusers' config.
+    """How memory enters, and the shapes, of one backbone.
 
     Attributes:
         geometry: shapes, as compressors may know them.
-        attention: `full` or `isolated`.
+        attention: `full`, `isolated` or `isolated-causal`.
         memory_time: of memory tokens, 0 to 1, or None to share the targets'.
+        rotary: `centre` or `averaged`: where a memory token sits, or all cells that it covers.
+        cache_block: latents of a block of `isolated-causal` memory.
         time: `sample` or `token`: whether the modulation of targets is made per sample or token.
     """
 
     geometry: Geometry
     attention: str
     memory_time: float | None
-    time: str
+    rotary: str = "centre"
+    cache_block: int = 8
+    time: str = "sample"
+
+    @classmethod
+    def of(cls, spec: DiTSpec, *, time: str = "sample") -> Setup:
+        """Give what a spec says."""
+        return cls(
+            geometry=spec.geometry,
+            attention=spec.attention,
+            memory_time=spec.memory_time,
+            rotary=spec.rotary,
+            cache_block=spec.cache_block,
+            time=time,
+        )
+
+    @property
+    def joint(self) -> bool:
+        """Whether memory sees targets, too."""
+        return self.attention == "full"
 
 
 def check_call(call: VelocityCall, time: str) -> None:
@@ -48,46 +88,6 @@ def check_call(call: VelocityCall, time: str) -> None:
         raise ValueError("t is [B, K], but this backbone knows one time a sample: give [B]")
     if tuple(call.t.shape) not in ((batch,), (batch, frames)):
         raise ValueError(f"t is {tuple(call.t.shape)}, not {(batch,)} or {(batch, frames)}")
-
-
-def each_token(t: Tensor, frames: int, cells: int) -> Tensor:
-    """Give the time of each target token `[B, frames · cells]` of times `[B]` or `[B, frames]`."""
-    by_frame = t[:, None].expand(-1, frames) if t.ndim == 1 else t
-    return by_frame[:, :, None].expand(-1, -1, cells).flatten(1)
-
-
-def embed_time(embedder: Any, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Give temb `[..., D]` and modulation `[..., 6, D]` of times `[B]` or `[B, N]`.
-
-    The time half of diffusers' condition embedder, step by step as there; the other half (text)
-    ran in `context`. Dtype and device are those of `like`.
-    """
-    steps = embedder.timesteps_proj((t.to(like.device).float() * STEPS).flatten())
-    steps = steps.unflatten(0, tuple(t.shape))
-    dtype = next(iter(embedder.time_embedder.parameters())).dtype
-    if steps.dtype != dtype and dtype != torch.int8:
-        steps = steps.to(dtype)
-    temb = embedder.time_embedder(steps).type_as(like)
-    return temb, embedder.time_proj(embedder.act_fn(temb)).unflatten(-1, (6, -1))
-
-
-def modulate_out(hidden: Tensor, temb: Tensor, table: Tensor, norm: nn.Module) -> Tensor:
-    """Give the tokens as the last projection reads them; temb is `[B, D]` or `[B, N, D]`."""
-    table = table.to(temb.device)
-    if temb.ndim == 3:
-        parts = (table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
-        shift, scale = (part.squeeze(2).to(hidden.device) for part in parts)
-    else:
-        parts = (table + temb.unsqueeze(1)).chunk(2, dim=1)
-        shift, scale = (part.to(hidden.device) for part in parts)
-    out: Tensor = norm(hidden.float()) * (1 + scale) + shift
-    return out.type_as(hidden)
-
-
-def unpatchify(tokens: Tensor, grid: torch.Size, patch: tuple[int, int, int]) -> Tensor:
-    """Give latents `[B, C, T, H, W]` of the tokens of a grid (time, rows, columns)."""
-    cells = tokens.reshape(tokens.shape[0], *grid, *patch, -1)
-    return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 def masks_of(valid: Valid, targets: int, device: torch.device) -> Masks | None:
@@ -107,6 +107,17 @@ def announce_masks() -> None:
     logging.getLogger(__name__).warning(
         "memories of different lengths in one batch: attention runs with a mask, which is slower "
         "and which flash and sage backends refuse; batch by length to avoid it"
+    )
+
+
+def beside(first: Keys | None, second: Keys | None) -> Keys:
+    """Give the keys of two streams side by side; one of them may be missing."""
+    if first is None or second is None:
+        given = first or second
+        assert given is not None, "a block needs targets or memory"
+        return given
+    return Keys(
+        torch.cat([first.key, second.key], dim=1), torch.cat([first.value, second.value], dim=1)
     )
 
 

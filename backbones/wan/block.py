@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 
-from .wan_rotary import Rotary, rotate
+from ..dit.setup import Keys, Masks, beside
+from .rotary import Rotary, rotate
 
 # Tuples, not attrs: offload hooks move the tensors of tuples to the block's device.
 
@@ -26,25 +26,6 @@ class Stream(NamedTuple):
     hidden: Tensor
     modulation: Tensor
     rotary: Rotary
-
-
-class Keys(NamedTuple):
-    """Keys (turned) and values of tokens, `[B, N, heads, head width]` each."""
-
-    key: Tensor
-    value: Tensor
-
-
-class Masks(NamedTuple):
-    """Which keys are real, bool; only where a batch of memories is ragged.
-
-    Attributes:
-        memory: of memory alone, `[B, M]`, never empty in a row (softmax over nothing is NaN).
-        all: of memory and targets, `[B, M + N]`.
-    """
-
-    memory: Tensor
-    all: Tensor
 
 
 class Entered(NamedTuple):
@@ -98,7 +79,7 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
         own = None if memory is None else self._enter(memory, ask=not last)
         new = None if target is None else self._enter(target)
         kept = past if own is None else own.keys
-        seen = _beside(kept, None if new is None else new.keys)
+        seen = beside(kept, None if new is None else new.keys)
         every = None if masks is None else masks.all
         out = None if new is None or target is None else self._leave(target, new, seen, every, text)
         if own is None or memory is None or last:
@@ -158,13 +139,3 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
         out = out.flatten(2, 3).type_as(entered.query)
         project, dropout = self.attn1.to_out
         return dropout(project(out))  # type: ignore[no-any-return]
-
-
-def _beside(first: Keys | None, second: Keys | None) -> Keys:
-    if first is None or second is None:
-        given = first or second
-        assert given is not None, "a block needs targets or memory"
-        return given
-    return Keys(
-        torch.cat([first.key, second.key], dim=1), torch.cat([first.value, second.value], dim=1)
-    )

@@ -6,13 +6,13 @@ from typing import Any, Self
 
 import torch
 
-from ..core.errors import UserError
-from ..core.spec import BackboneSpec
+from ...core.errors import UserError
+from ...core.spec import BackboneSpec
+from ..dit.files import pretrained_model, random_model, weights_folder
+from ..dit.setup import Setup
 from . import specs
+from .model import Wan
 from .tiny_init import begin_local
-from .wan import Wan
-from .wan_ends import Setup
-from .wan_files import pretrained_model, random_model, weights_folder
 
 
 class TinyWan(Wan):
@@ -34,12 +34,7 @@ class TinyWan(Wan):
                 begin_local(model)
         else:
             model = pretrained_model(cls, config, weights_folder(spec.weights), torch.float32)
-        model.setup = Setup(
-            geometry=spec.geometry,
-            attention=spec.attention,
-            memory_time=spec.memory_time,
-            time=spec.time,
-        )
+        model.setup = Setup.of(spec, time=spec.time)
         return model
 
 

@@ -1,0 +1,1 @@
+"""What every diffusion transformer here shares: weights, adapters, masks and memory streams."""

@@ -1,0 +1,1 @@
+"""HunyuanVideo as a backbone, FramePack's variant of it, and the real class with small numbers."""
