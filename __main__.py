@@ -12,6 +12,9 @@ import typer
 from .core.errors import LongtakeError
 from .core.verbs import options as o
 from .core.verbs.door import Door, stopped
+from .core.verbs.export import export
+from .core.verbs.probe import probe
+from .core.verbs.show import show
 
 app = typer.Typer(
     name="longtake",
@@ -41,23 +44,7 @@ def list_(as_json: o.Json = False) -> None:
     _print(found) if as_json else describe.print_plugins(found)
 
 
-@app.command()
-def show(
-    experiment: o.ExperimentArg,
-    sets: o.Sets = None,
-    fields: Annotated[bool, typer.Option(help="print what every field means")] = False,
-    as_json: o.Json = False,
-) -> None:
-    """Show an experiment resolved, and the context lengths of its memory.
-
-    Example: longtake show tiny-wan-2x2x2 --set compressor.rate=4x4x2
-    """
-    from .core import describe, edge
-
-    name, found = edge.load_experiment(experiment)
-    found = edge.apply_sets(found, sets or [])
-    data = describe.show(name, found)
-    _print(data) if as_json else describe.print_show(data, fields=fields)
+app.command()(show)
 
 
 @app.command()
@@ -66,10 +53,8 @@ def cache(
     videos: Annotated[Path, typer.Option(help="a folder of videos, a list of them, or one video")],
     out: Annotated[Path, o.out("the store's folder")],
     workers: Annotated[int, typer.Option(help="processes on this machine", min=1)] = 1,
-    rank: Annotated[
-        int | None, typer.Option(help="this process's share; default: its launcher's", min=0)
-    ] = None,
-    world: Annotated[int | None, typer.Option(help="number of shares", min=1)] = None,
+    rank: o.Rank = None,
+    world: o.World = None,
     sets: o.Sets = None,
     as_json: o.Json = False,
 ) -> None:
@@ -178,6 +163,10 @@ def demo(
     from .core.verbs import demo as verb
 
     verb.demo(video, out, steps=steps, as_json=as_json)
+
+
+app.command()(export)
+app.command()(probe)
 
 
 def main() -> NoReturn:

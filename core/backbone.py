@@ -17,9 +17,11 @@ from .calls import Context as Context
 from .calls import ContextCall as ContextCall
 from .calls import RememberCall as RememberCall
 from .calls import VelocityCall as VelocityCall
+from .errors import UserError
 from .fit import Fit
 from .grid import Geometry
 from .lora import LoRA as LoRA
+from .lora_file import LoraFile
 from .memory import Memory
 from .shapes import Frames, Targets
 from .spec import BackboneSpec
@@ -34,19 +36,21 @@ class Backbone(nn.Module, ABC):
     offload, layerwise casting, FSDP and context parallelism hook it; the public methods below
     only wrap it. Per-call values travel through arguments, never on attention processors.
 
-    The loop of generation, as these methods carry it (memory `isolated`; w = guidance weight):
+    The loop of generation, as these methods carry it (memory `isolated-causal`; w = guidance):
 
-        cache = None
         state, settled = encoder.step(None, first_chunk)            # φ, only what is new
-        memory = merge([*all_settled, encoder.pending(state)])      # what may still change, too
-        cache = backbone.remember(memory)                           # once a segment, text-free
-        prompt, empty = (backbone.context(t, cache) for t in (text, null_text))
-        for t, next_t in schedule:                                  # one cache, both branches
-            v0, v1 = (backbone.velocity(x, t, frames, c) for c in (empty, prompt))
-            x = scheduler.step(v0 + w * (v1 - v0), t, x)
-        state, settled = encoder.step(state, History(x))            # append, go on
+        cache = backbone.remember(settled)                          # durable: it never changes
+        for segment in segments:
+            held = backbone.remember(encoder.pending(state), cache)  # what may still change, too
+            prompt, empty = (backbone.context(t, held) for t in (segment.text, null_text))
+            for t, next_t in schedule:                              # one cache, both branches
+                v0, v1 = (backbone.velocity(x, t, frames, c) for c in (empty, prompt))
+                x = scheduler.step(v0 + w * (v1 - v0), t, x)
+            state, settled = encoder.step(state, History(x))        # `held` is thrown away
+            cache = backbone.remember(settled, cache)               # append, go on
 
-    With `full` attention there is no cache: `context(text, memory)` carries the tokens.
+    `isolated` cannot append: `held = backbone.remember(merge([*all_settled, pending]))` once a
+    segment. With `full` attention there is no cache: `context(text, memory)` carries the tokens.
     """
 
     # Names of the block classes, as diffusers' models have them: FSDP shards block by block.
@@ -65,6 +69,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def geometry(self) -> Geometry:
         """Shapes as built."""
+
+    @property
+    def caches(self) -> bool:
+        """Whether `remember` serves all steps and prompts: memory sees neither (`isolated`)."""
+        return False
 
     @abstractmethod
     def fit(self) -> Fit:
@@ -85,8 +94,7 @@ class Backbone(nn.Module, ABC):
     def add_enhancer(self, widths: Mapping[str, int], seed: int = 0) -> None:
         """Add cross-attention to a memory's features in every block; at the start it adds zero.
 
-        Its parameters count as adapters. What `context` then reads of a memory must have these
-        features, or be empty.
+        Its parameters count as adapters. Memories must then have these features, or be empty.
 
         Args:
             widths: of the features, by their name in `Memory.features`; none: nothing is added.
@@ -114,9 +122,22 @@ class Backbone(nn.Module, ABC):
     def load_adapters(self, path: Path) -> None:
         """Read such a file into the adapters here, or as new ones on a frozen base.
 
+        Files that `export_adapters` makes, and bundles with an encoder, are such files, too.
+
         Raises:
             UserError: no such file, other keys, another width, or another rank or alpha than here.
         """
+
+    @classmethod
+    def export_adapters(cls, spec: BackboneSpec, path: Path, layout: str) -> dict[str, LoraFile]:
+        """Give the adapters of a file of `save_adapters` in one of `core.lora_file.LAYOUTS`.
+
+        By expert (`high`, `low`), or under `""` where the model is one; no weights are read.
+
+        Raises:
+            UserError: no such file, of another model, or no such keys for this one.
+        """
+        raise UserError(f"{cls.__name__} cannot export its adapters")
 
     @abstractmethod
     def save_weights(self, folder: Path) -> None:
@@ -135,10 +156,14 @@ class Backbone(nn.Module, ABC):
         """Answer one of the three calls."""
 
     def remember(self, memory: Memory, cache: Cache | None = None) -> Cache:
-        """Give the keys and values of an `isolated` memory, after those of `cache` if given.
+        """Give the keys and values of an `isolated` memory; of all, where `cache` holds the rest.
+
+        Appending (`isolated-causal`) runs only the new tokens and the blocks they fall into, and
+        leaves `cache` as it is: what may still change goes into one that is thrown away.
 
         Raises:
             ValueError: the spec's attention is `full`, or it cannot append and `cache` is given.
+            UserError: `isolated-causal`, and a token covers latents of two blocks.
         """
         return cast(Cache, self(RememberCall(memory=memory, cache=cache)))
 

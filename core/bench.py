@@ -16,14 +16,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbone import Context
-from .bench_loader import loader, loader_line
+from .bench_loader import loader, loader_line, some_text
 from .data.store import Store
 from .device import pick_device
 from .experiment import Experiment
 from .grid import Geometry, Size3
 from .history import History
 from .model import Model, build_model, compressor_needs
-from .registry import build
 from .train.pretrain import check_store
 
 REPEATS = 5
@@ -135,8 +134,7 @@ def encoder(model: Model, history: History, ceiling: float) -> dict[str, Any]:
 @torch.no_grad()
 def denoising_step(model: Model, history: History) -> dict[str, Any]:
     """Give the seconds of one step over four latents without memory, and with it."""
-    text = build(model.experiment.backbone.text_encoder).encode(["a walk by the sea"])
-    text = text.to(history.latents.device)
+    text = some_text(model).to(history.latents.device)
     without = model.backbone.context(text)
     reading = model.backbone.context(text, model.encoder(history))
     times = {

@@ -14,20 +14,23 @@ import torch
 from .data.captions import whole
 from .data.record import Record, clip_path
 from .data.store import Store, made_with
-from .data.texts import Texts
+from .data.texts import text_path, text_tensors
 from .data.windows import WindowBatches, Windows
 from .device import pick_device
 from .experiment import Experiment
 from .files import append_line, write_json, write_tensors
 from .grid import Size3
-from .model import build_model, compressor_needs
+from .model import Model, build_model, compressor_needs
 from .registry import build
+from .text import Text, embed_all
 from .train.optim import freeze, make_optimizer
 from .train.stage import StageOne
 
 CLIPS = 8
 STEPS = 2
 REPEATS = 3
+PROMPT = "a walk by the sea"
+LENGTH = 512  # tokens of a prompt that no encoder made, as many as Wan reads
 GOAL = 3.0
 
 
@@ -42,12 +45,13 @@ def loader(experiment: Experiment, size: Size3, data: Path | None = None) -> dic
     Raises:
         UserError: the store is none, or its clips are shorter than a training window.
     """
-    with _store(experiment, size, data) as store:
+    model = build_model(experiment, adapters=True)
+    with _store(model, size, data) as store:
         needs = compressor_needs(experiment)
         windows = Windows.of(store, experiment.backbone.geometry, experiment.train, needs)
         batches = WindowBatches(store, windows, needs, STEPS)
         load = [_load_seconds(batches, step) for step in range(STEPS)]
-        train = _step_seconds(experiment, batches)
+        train = _step_seconds(model, batches)
     return {
         "store": str(data) if data else f"{CLIPS} clips of {size.time} latents, written for this",
         "batch": experiment.train.batch,
@@ -68,10 +72,10 @@ def _load_seconds(batches: WindowBatches, step: int) -> float:
     return sorted(times)[REPEATS // 2]
 
 
-def _step_seconds(experiment: Experiment, batches: WindowBatches) -> list[float]:
+def _step_seconds(model: Model, batches: WindowBatches) -> list[float]:
     """Give the seconds of each training step: forward, backward, clip, optimizer."""
-    model = build_model(experiment, adapters=True).to(pick_device())
-    freeze(model)
+    experiment = model.experiment
+    freeze(model.to(pick_device()))
     masker, null = build(experiment.masker), batches.store.null_text()
     stage = StageOne(model, masker, experiment.train, null).to(pick_device())
     optimizer = make_optimizer(stage, experiment.train)
@@ -90,23 +94,36 @@ def _step_seconds(experiment: Experiment, batches: WindowBatches) -> list[float]
     return times[1:]
 
 
+def some_text(model: Model) -> Text:
+    """Give one prompt, embedded; zeros of the right widths where the encoder is not at hand.
+
+    No weights are fetched for the sake of a time.
+    """
+    encoder = build(model.experiment.backbone.text_encoder)
+    if encoder.at_hand:
+        return embed_all(encoder, [PROMPT])
+    return model.backbone.blank_text(1, LENGTH).to("cpu", torch.float32)
+
+
 @contextmanager
-def _store(experiment: Experiment, size: Size3, data: Path | None) -> Iterator[Store]:
+def _store(model: Model, size: Size3, data: Path | None) -> Iterator[Store]:
     if data is not None:
         yield Store.open(data)
         return
     with tempfile.TemporaryDirectory() as folder:
-        _write(experiment, size, Path(folder))
+        _write(model, size, Path(folder))
         yield Store.open(Path(folder))
 
 
-def _write(experiment: Experiment, size: Size3, root: Path) -> None:
+def _write(model: Model, size: Size3, root: Path) -> None:
     """Write a store of random clips, in the files that `cache` writes."""
+    experiment = model.experiment
     geometry, rates = experiment.backbone.geometry, compressor_needs(experiment).rates
-    codec, text = build(experiment.backbone.codec), build(experiment.backbone.text_encoder)
-    header = made_with(geometry, codec=codec.identity, text=text.identity, fps=geometry.fps)
+    header = made_with(geometry, codec="random", text="one prompt", fps=geometry.fps)
     write_json(root / "store.json", header)
-    Texts(root, text).ensure(["", "a walk by the sea"])
+    tensors = text_tensors(some_text(model))
+    for prompt in ("", PROMPT):
+        write_tensors(text_path(root, prompt), tensors, {"prompt": prompt})
     dtype = getattr(torch, experiment.cache.dtype)
     sizes = {"latents": size, **{f"lr/{rate}": rate.lr_size(size) for rate in rates}}
     for number in range(CLIPS):
@@ -130,7 +147,7 @@ def _record(name: str, size: Size3, experiment: Experiment, rates: list[str]) ->
         width=size.width,
         frames=1 + geometry.vae_stride.time * (size.time - 1),
         fps=geometry.fps,
-        captions=whole("a walk by the sea"),
+        captions=whole(PROMPT),
         placement="",
         rates=tuple(rates),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from attrs import field, frozen
 from torch import Tensor
@@ -13,22 +13,37 @@ from .shapes import Coordinates, Frames, Targets, Valid
 from .text import Text
 
 
+class Feature(NamedTuple):
+    """A feature of a memory's tokens, as cross-attention in the blocks reads it.
+
+    Attributes:
+        values: `[B, M, F]`.
+        valid: `[B, M]`, False on padding; None where all are real.
+    """
+
+    values: Tensor
+    valid: Tensor | None
+
+
 @frozen(eq=False, kw_only=True)
 class Cache:
     """Keys and values of an `isolated` memory in every block: made once, read by every step.
 
+    A cache never changes; `Backbone.remember(more, cache)` gives a longer one.
+
     Attributes:
         keys, values: one `[B, N, heads, head width]` a block, rotary already applied to keys.
-        positions: of the cached tokens, `[B, N, 3]`.
+        positions: of the cached tokens in the order of the keys, `[B, N, 3]`.
         valid: `[B, N]`.
-        features: of the memory, by `part.name`, for cross-attention in the blocks.
+        memory: what it was made of: the tokens to go on from, and their features. They weigh as
+            much as the keys and values of half a block.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     positions: Coordinates
     valid: Valid
-    features: Mapping[str, Tensor] = field(factory=dict)
+    memory: Memory = field(factory=Memory)
 
     @property
     def length(self) -> int:
@@ -47,13 +62,14 @@ class Context:
             scale is a field of its spec.
         memory: tokens for `full` attention, or for `isolated` without a cache; None where empty.
         cache: keys and values for `isolated`.
-        features: of the memory, by `part.name`, `[B, N, F]`, for cross-attention in the blocks.
+        features: of the memory, by `part.name`, for cross-attention in the blocks; where the
+            backbone has none, empty.
     """
 
     text: Text
     memory: Part | None = None
     cache: Cache | None = None
-    features: Mapping[str, Tensor] = field(factory=dict)
+    features: Mapping[str, Feature] = field(factory=dict)
 
 
 @frozen(eq=False, kw_only=True)

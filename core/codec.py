@@ -46,12 +46,33 @@ class Codec(nn.Module, ABC, Generic[S]):
     @property
     @abstractmethod
     def margin(self) -> int:
-        """Latents before a slice that a fresh decode of it must see to give the same pixels."""
+        """Latents before a slice that a fresh decode of it must see to give the same pixels.
+
+        For a codec that is exact at `boundary` only, the slice then begins at the one before.
+        """
 
     @property
     def margin_after(self) -> int:
         """Latents behind a slice that its decode must see too; 0 for a causal codec."""
         return 0
+
+    @property
+    def boundary(self) -> int:
+        """Latents between the places where a slice may begin, from the video's first; 1: any."""
+        return 1
+
+    @property
+    def margin_is_bound(self) -> bool:
+        """Whether `margin` is more than can be seen, so that `cache` should measure it."""
+        return False
+
+    def use_margin(self, latents: int) -> None:
+        """Take a measured margin in place of a bound; a codec that knows its own keeps that."""
+        return None
+
+    def unload(self) -> None:
+        """Let go of weights, where there are any; the next chunk loads them again."""
+        return None
 
     @property
     def channel_reach(self) -> Tensor:
@@ -62,6 +83,11 @@ class Codec(nn.Module, ABC, Generic[S]):
     @abstractmethod
     def identity(self) -> str:
         """Name and hash of the weights: stores made with another codec are refused."""
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether weights are on this machine, if it needs any: `identity` fetches nothing then."""
+        return True
 
     @abstractmethod
     def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
@@ -84,6 +110,20 @@ class Codec(nn.Module, ABC, Generic[S]):
         return None
 
 
+def encode_whole(codec: Codec[CodecSpec], pixels: Pixels) -> Latents:
+    """Give the latents of a whole video of 1 + 4k frames, provisional ones at its end included."""
+    latents, state = codec.encode(pixels)
+    rest = codec.encode_rest(state)
+    return latents if rest is None else torch.cat([latents, rest], dim=2)
+
+
+def decode_whole(codec: Codec[CodecSpec], latents: Latents) -> Pixels:
+    """Give the pixels of a whole video (not clamped), provisional ones at its end included."""
+    pixels, state = codec.decode(latents)
+    rest = codec.decode_rest(state)
+    return pixels if rest is None else torch.cat([pixels, rest], dim=2)
+
+
 def decode_among(codec: Codec[CodecSpec], latents: Latents, index: int, latent: Targets) -> Pixels:
     """Give the frames of one retrieved latent, decoded among its true predecessors.
 
@@ -99,11 +139,10 @@ def decode_among(codec: Codec[CodecSpec], latents: Latents, index: int, latent: 
     Returns:
         `[B, 3, f, P, Q]` in [−1, 1]; f is 1 at index 0, else the time stride.
     """
-    first, last = max(0, index - max(codec.margin, 1)), index + 1 + codec.margin_after
+    first = max(0, index - max(codec.margin, 1)) // codec.boundary * codec.boundary
+    last = index + 1 + codec.margin_after
     around = [latents[:, :, first:index], latent, latents[:, :, index + 1 : last]]
-    pixels, state = codec.decode(torch.cat(around, dim=2))
-    rest = codec.decode_rest(state)
-    pixels = pixels if rest is None else torch.cat([pixels, rest], dim=2)
+    pixels = decode_whole(codec, torch.cat(around, dim=2))
     # the slice decodes as a video of its own: its first latent gives one frame
     shown = frames_of(index - first, codec.stride.time)
     return pixels[:, :, shown.start : shown.stop].clamp(-1, 1)

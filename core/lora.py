@@ -20,6 +20,14 @@ class LoRA:
         validator=each(in_(("attention", "cross-attention", "feed-forward")), at_least=1),
         metadata=doc("which linears: attention (self), cross-attention, feed-forward"),
     )
+    dtype: str = field(
+        default="float32",
+        validator=in_(("float32", "bfloat16")),
+        metadata=doc(
+            "number type of the adapters and of AdamW's moments: float32, or bfloat16, which is "
+            "half the memory and rounds small steps away"
+        ),
+    )
     seed: int = field(
         default=0,
         validator=between(0, 2**62),

@@ -45,35 +45,52 @@ def _bar(title: str) -> Iterator[Report]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, pace="", note="")
-        began: list[tuple[float, int]] = []
+        pace = _Pace()
 
         def report(done: int, total: int, note: str) -> None:
-            began[:] = began or [(time.monotonic(), done)]
-            bar.update(task, completed=done, total=total, note=note, pace=_pace(done, *began[0]))
+            pace.see(done)
+            bar.update(task, completed=done, total=total, note=note, pace=pace.words(done))
 
         yield report
 
 
-def _pace(done: int, since: float, first: int) -> str:
-    seconds = time.monotonic() - since
-    if done <= first or seconds <= 0:
-        return ""
-    rate = (done - first) / seconds
-    return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+class _Pace:
+    """How fast things are done: from the last word before the first of them was, until now."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self.since = 0.0
+
+    def see(self, done: int) -> None:
+        """Begin to count at what was done when work began."""
+        if self.first is None or done == self.first:
+            self.first, self.since = done, time.monotonic()
+
+    def each(self, done: int) -> float | None:
+        """Give the seconds that one takes; None where none is done yet."""
+        made = done - (self.first or 0)
+        return (time.monotonic() - self.since) / made if made > 0 else None
+
+    def words(self, done: int) -> str:
+        """Give the pace to read, "" where none is known."""
+        each = self.each(done)
+        if not each:
+            return ""
+        return f"{1 / each:.1f}/s" if each <= 1 else f"{each:.1f} s each"
 
 
 def _lines(title: str) -> Report:
-    state = {"told": 0.0, "since": 0.0, "first": 0}
+    pace, told = _Pace(), [0.0]
 
     def report(done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        if not state["since"]:
-            state.update(since=now, first=done)
-        if done < total and now - state["told"] < QUIET_SECONDS:
+        pace.see(done)
+        if done < total and now - told[0] < QUIET_SECONDS:
             return
-        state["told"] = now
-        left = (now - state["since"]) / max(1, done - state["first"]) * (total - done)
-        eta = f", {left:.0f} s left" if state["first"] < done < total else ""
-        print(f"{title}: {done}/{total}{eta} {note}".rstrip(), file=sys.stderr, flush=True)
+        told[0] = now
+        each = pace.each(done)
+        eta = f"{each * (total - done):.0f} s left" if each and done < total else ""
+        said = ", ".join(filter(None, (f"{title}: {done}/{total}", pace.words(done), eta)))
+        print(f"{said} {note}".rstrip(), file=sys.stderr, flush=True)
 
     return report

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 from collections.abc import Iterable
 from difflib import SequenceMatcher
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from .errors import UserError
 from .grid import Geometry
 from .hooks import GROUP, KINDS, Plugin
 from .spec import PluginSpec
+from .third_parties import imported, third_parties
 
 _SHIPPED: list[str] = []
 _NAMED = {"experiments": str, "weights": Path, "geometries": Geometry}  # name: such a value
@@ -97,8 +96,8 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 def registry() -> Registry:
     """Give the registry, built at the first call: what ships, then third parties.
 
-    `LONGTAKE_PLUGINS` (distribution names, separated by commas) names the only third parties to
-    load; empty: none. A third party that fails to import is reported in `broken` and skipped.
+    `LONGTAKE_PLUGINS` (distribution names and Python files, separated by commas) names the only
+    third parties to load; empty: none. One that fails is reported in `broken` and skipped.
 
     Raises:
         UserError: two plugins have one name; the message names both distributions.
@@ -106,9 +105,9 @@ def registry() -> Registry:
     found = Registry()
     for module in _SHIPPED:
         _collect(found, importlib.import_module(module), "longtake")
-    for origin, module in _third_parties():
+    for origin, module in third_parties():
         try:
-            loaded = importlib.import_module(module)
+            loaded = imported(module)
         except (Exception, SystemExit) as error:  # a stranger's import may raise anything
             found.broken.append(f"{origin}: {module} failed to import: {_line(error)}")
             continue
@@ -116,26 +115,29 @@ def registry() -> Registry:
     return found
 
 
+def plug_in(path: Path) -> None:
+    """Take the plugins of a Python file in, for as long as this process lives.
+
+    `LONGTAKE_PLUGINS=path.py` does the same for every command.
+
+    Raises:
+        UserError: there is no such file, it fails, it has no hook, or a name is taken.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file of plugins")
+    try:
+        module = imported(str(path))
+        records, named = _offered(module)
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise UserError(f"{path} failed: {_line(error)}") from error
+    if not records and not named:
+        raise UserError(f"{path} has no hook, such as longtake_compressors under @impl")
+    _collect(registry(), module, str(path))
+
+
 def _line(error: BaseException) -> str:
     text = str(error).strip() or "no message"
     return f"{type(error).__name__}: {text.splitlines()[0]}"
-
-
-def _third_parties() -> list[tuple[str, str]]:
-    """Give distribution and module of every third party, by name; the first on the path counts."""
-    wanted = os.environ.get("LONGTAKE_PLUGINS")
-    names = None if wanted is None else {_normal(n) for n in wanted.split(",") if n.strip()}
-    found: dict[str, list[tuple[str, str]]] = {}
-    for dist in distributions():
-        points = [p.value for p in dist.entry_points if p.group == GROUP]
-        name = str(dist.metadata["Name"]) if points else ""
-        if points and (names is None or _normal(name) in names):
-            found.setdefault(_normal(name), [(name, value) for value in points])
-    return [pair for _, pairs in sorted(found.items()) for pair in pairs]
-
-
-def _normal(name: str) -> str:
-    return name.strip().lower().replace("_", "-").replace(".", "-")
 
 
 def _collect(found: Registry, module: Any, origin: str) -> None:

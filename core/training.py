@@ -59,6 +59,11 @@ class TrainSpec:
         validator=in_(("adamw", "muon")),
         metadata=doc("adamw, or muon for the matrices of the blocks and adamw for the rest"),
     )
+    optimizer_bits: int = field(
+        default=32,
+        validator=in_((32, 8)),
+        metadata=doc("bits of AdamW's moments: 32, or 8 (needs bitsandbytes and a GPU)"),
+    )
     rate: float = field(
         default=1e-4, validator=gt(0.0), metadata=doc("learning rate after the warm-up, > 0")
     )
@@ -138,6 +143,10 @@ class TrainSpec:
     )
 
     def __attrs_post_init__(self) -> None:
+        if self.optimizer_bits != 32 and self.optimizer != "adamw":
+            raise ValueError(
+                f"optimizer_bits {self.optimizer_bits} is of adamw, {self.optimizer} keeps 32"
+            )
         if self.batch % self.accumulate:
             raise ValueError(
                 f"batch {self.batch} cannot be dealt into accumulate {self.accumulate} equal parts"

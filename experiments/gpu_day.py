@@ -2,11 +2,11 @@
 
     python -m longtake.experiments.gpu_day --out day --videos videos
 
-runs `tests` (those marked gpu), `bench` (beside the device's limits), `memory-cap` (what fits 12
-GB) and `train` (Stage 0, Stage I, measure), each in a process of its own, and writes
-`day/<step>.json` and `day/<step>.log`. Exit 0: all done. Exit 3: run the same command again.
-Exit 1: a step failed, and its file says what; the others ran all the same. Exit 2: bad input.
-`--tiny` runs every step in a tiny form on any machine. See README.
+runs `tests` (those marked gpu), `bench` (beside the device's limits), `backbones` (published ones
+at their true sizes), `memory-cap` (what fits 12 GB) and `train` (Stage 0, Stage I, measure), each
+in a process of its own, and writes `day/<step>.json` and `day/<step>.log`. Exit 0: all done. Exit
+3: run the same command again. Exit 1: a step failed, and its file says what; the others ran all
+the same. Exit 2: bad input. `--tiny` runs every step in a tiny form on any machine. See README.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..core.files import read_json, write_json
 from .gpu_steps.child import work
 from .gpu_steps.day import DONE, FAILED, OPEN, Day
 
-STEPS = ("tests", "bench", "memory-cap", "train")
+STEPS = ("tests", "bench", "backbones", "memory-cap", "train")
 GRACE = 25.0  # seconds behind the end until a step that does not stop is killed
 LEAST, TINY_LEAST = 60.0, 5.0  # seconds without which a step is not begun
 AGAIN = 3

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.hooks import impl
+from .paper import named
 
 
 @impl
 def longtake_experiments() -> Mapping[str, str]:
     """Name the shipped experiments."""
     module, base = "longtake.experiments.tiny_wan", "longtake.experiments.tiny_base"
+    wan21, wan22 = "longtake.experiments.wan21", "longtake.experiments.wan22"
     return {
         "tiny-base": f"{base}:TINY_BASE",
         "tiny-wan-2x2x2": f"{module}:TINY_WAN_2X2X2",
@@ -20,6 +22,11 @@ def longtake_experiments() -> Mapping[str, str]:
         "tiny-wan-4x4x2-crops": f"{module}:TINY_WAN_4X4X2_CROPS",
         "tiny-wan-2x2x2-only-lr": f"{module}:TINY_WAN_ONLY_LR",
         "tiny-wan-2x2x2-without-lr": f"{module}:TINY_WAN_WITHOUT_LR",
+        **named("wan21-1.3b", wan21),
+        **named("wan21-14b", wan21),
+        **named("wan22-5b", wan22),
+        **named("wan22-14b", wan22),
+        **named("hunyuan", "longtake.experiments.hunyuan"),
     }
 
 

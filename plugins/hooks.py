@@ -17,6 +17,60 @@ def longtake_compressors() -> list[Plugin]:
             specs.Conv,
             "compressors.conv:ConvCompressor",
         ),
+        _record(
+            "transformer",
+            "LR tokens plus a causal transformer on the full-size latents",
+            specs.Transformer,
+            "compressors.transformer:TransformerCompressor",
+        ),
+        _record(
+            "dual-encoder",
+            "several encoders side by side, by default 4x4x2 and 2x2x8",
+            specs.DualEncoder,
+            "compressors.dual:DualEncoderCompressor",
+        ),
+        _record(
+            "window",
+            "the newest latents uncompressed",
+            specs.Window,
+            "compressors.window:WindowCompressor",
+        ),
+        _record(
+            "pool",
+            "means of the DiT's own tokens over a rate, nothing trained",
+            specs.Pool,
+            "compressors.pool:PoolCompressor",
+        ),
+        _record(
+            "merge",
+            "the DiT's own tokens, similar neighbours merged, nothing trained",
+            specs.Merge,
+            "compressors.merge:MergeCompressor",
+        ),
+        _record(
+            "keyframes",
+            "the newest of every so many latents or of each shot's first",
+            specs.Keyframes,
+            "compressors.keyframes:KeyframesCompressor",
+        ),
+        _record(
+            "patchifier",
+            "FramePack: one strided projection a rate, one for all or coarser with age",
+            specs.Patchifier,
+            "compressors.patchifier:PatchifierCompressor",
+        ),
+        _record(
+            "vae-proj",
+            "an external high-compression video VAE and a projection; needs pixels",
+            specs.VaeProj,
+            "compressors.vae_proj:VaeProjCompressor",
+        ),
+        _record(
+            "clip",
+            "CLIP or SigLIP embeddings of every k-th frame and a projection; needs pixels",
+            specs.Clip,
+            "compressors.clip:ClipCompressor",
+        ),
     ]
 
 
@@ -30,6 +84,30 @@ def longtake_maskers() -> list[Plugin]:
             specs.Noise,
             "maskers.noise:NoiseMasker",
         ),
+        _record(
+            "scale",
+            "values of every frame outside Ω shrink towards 0",
+            specs.Scale,
+            "maskers.scale:ScaleMasker",
+        ),
+        _record(
+            "shift",
+            "values of every frame outside Ω move by a random vector",
+            specs.Shift,
+            "maskers.shift:ShiftMasker",
+        ),
+        _record(
+            "drop",
+            "every frame outside Ω replaced by zeros or the mean",
+            specs.Drop,
+            "maskers.drop:DropMasker",
+        ),
+        _record(
+            "none",
+            "control: nothing is masked",
+            specs.Unmasked,
+            "maskers.none:NoMasker",
+        ),
     ]
 
 
@@ -42,6 +120,12 @@ def longtake_retrievers() -> list[Plugin]:
             "the DiT denoises the frames from memory, in one step or many",
             specs.Flow,
             "retrievers.flow:FlowRetriever",
+        ),
+        _record(
+            "probe",
+            "a small head fitted on the frozen memory (`longtake probe`), without the DiT",
+            specs.Probe,
+            "retrievers.probe:ProbeRetriever",
         ),
         _record(
             "upsample",

@@ -7,22 +7,33 @@ from attrs import field, frozen
 from ..core.grid import Rate
 from ..core.spec import (
     CompressorSpec,
-    MaskerSpec,
     RetrieverSpec,
-    between,
     doc,
     each,
     ge,
-    gt,
     in_,
     instance_of,
-    unit,
 )
+from .compressor_specs import DualEncoder as DualEncoder
+from .compressor_specs import Keyframes as Keyframes
+from .compressor_specs import Merge as Merge
+from .compressor_specs import Pool as Pool
+from .compressor_specs import Transformer as Transformer
+from .compressor_specs import Window as Window
+from .masker_specs import Drop as Drop
+from .masker_specs import Noise as Noise
+from .masker_specs import Scale as Scale
+from .masker_specs import Shift as Shift
+from .masker_specs import Unmasked as Unmasked
 from .metric_specs import HighBand as HighBand
 from .metric_specs import Lpips as Lpips
 from .metric_specs import MsSsim as MsSsim
 from .metric_specs import Psnr as Psnr
 from .metric_specs import Ssim as Ssim
+from .patchifier_specs import Clip as Clip
+from .patchifier_specs import Patchifier as Patchifier
+from .patchifier_specs import VaeProj as VaeProj
+from .probe_specs import Probe as Probe
 
 
 @frozen(kw_only=True)
@@ -87,54 +98,25 @@ class Conv(CompressorSpec):
         validator=instance_of(bool),
         metadata=doc("the HR branch; False is the paper's Only-LR"),
     )
+    stem: str = field(
+        default="latents",
+        validator=in_(("latents", "pixels")),
+        metadata=doc(
+            "what the HR branch reads: latents; or pixels, through a conv of the VAE's own stride "
+            "(4×8×8), which need frames in the store"
+        ),
+    )
+    features: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc("give the HR branch's last hidden states to cross-attention in every block"),
+    )
 
     def __attrs_post_init__(self) -> None:
         if not (self.lr or self.hr):
             raise ValueError("lr and hr are both off: nothing would be remembered")
-
-
-@frozen(kw_only=True)
-class Noise(MaskerSpec):
-    """Masks by noise: all frames but Ω get a noise level drawn per frame (method.md §2, §3)."""
-
-    counts: tuple[int, ...] = field(
-        default=(1, 2, 4),
-        validator=each(ge(1), at_least=1),
-        metadata=doc("how many latent frames Ω may hold; one count is drawn for a batch"),
-    )
-    contiguous: float = field(
-        default=0.5,
-        validator=unit,
-        metadata=doc("chance that Ω is one run of frames instead of scattered, 0 to 1"),
-    )
-    low: float = field(
-        default=0.2,
-        validator=unit,
-        metadata=doc("least noise level of masked frames, 0 to 1: L(low, 1)"),
-    )
-    mean: float = field(
-        default=0.0,
-        validator=between(-10, 10),
-        metadata=doc("mean of the logit-normal that levels are drawn from, −10 to 10"),
-    )
-    std: float = field(
-        default=1.0,
-        validator=between(0.01, 10),
-        metadata=doc("its standard deviation, 0.01 to 10"),
-    )
-    shift: float = field(
-        default=1.0, validator=gt(0.0), metadata=doc("its timestep shift (SD3), > 0")
-    )
-    clean: float = field(
-        default=0.5,
-        validator=unit,
-        metadata=doc("chance that a sample's history is left clean, as in Stage II, 0 to 1"),
-    )
-    lr_level: str = field(
-        default="min",
-        validator=in_(("min", "mean", "max")),
-        metadata=doc("level of an LR latent from the HR latents it covers: min, mean or max"),
-    )
+        if not self.hr and (self.features or self.stem == "pixels"):
+            raise ValueError("features and stem=pixels are of the HR branch: hr is off")
 
 
 @frozen(kw_only=True)

@@ -41,6 +41,7 @@ def test_a_tiny_day_does_every_step(tmp_path: Path, capsys: pytest.CaptureFixtur
     passed = [t for t in found["tests"]["figures"]["tests"] if t["outcome"] == "passed"]
     assert len(passed) >= 5
     assert found["bench"]["figures"]["tiny 4x4x2, channels last"]["error"] < 0.05
+    assert found["backbones"]["figures"]["hunyuan, Stage I, 40"]["over_no_memory"] > 0
     assert found["train"]["figures"]["tiny-wan-4x4x2"]["step"] == 2
     assert (out / "keep" / "measure" / "tiny-wan-2x2x2" / "report.html").exists()
     assert gpu_day.main(["--out", str(out), "--tiny"]) == 0  # nothing is left to do
@@ -49,7 +50,7 @@ def test_a_tiny_day_does_every_step(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_training_is_sliced_and_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), alarm(0.05):
-        for _ in range(500):
+        for _ in range(6000):  # a loaded machine may fire late
             time.sleep(0.01)
     with alarm(30.0):
         pass  # an alarm that was not needed stays silent
@@ -58,7 +59,10 @@ def test_training_is_sliced_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fly", "--tiny"], "unknown step 'fly'; known: tests, bench, memory-cap, train"),
+        (
+            ["fly", "--tiny"],
+            "unknown step 'fly'; known: tests, bench, backbones, memory-cap, train",
+        ),
         (["bench", "--tiny", "--minutes", "0"], "--minutes 0: must be above 0"),
         (["train"], "`train` needs --videos, a folder that holds train/ and val/"),
     ],
@@ -147,7 +151,8 @@ def test_the_plan_is_the_shipped_experiments(tmp_path: Path) -> None:
 
 def test_real_sizes_are_the_published_ones() -> None:
     found = {case.name: case for case in cases(tiny=False)}
-    assert {c.geometry.width for c in found.values()} == {3072, 5120}
+    assert not any(name.startswith("wan21-14b") for name in found)  # the shapes of wan22-14b
+    assert {c.geometry.width for c in found.values()} == {1536, 3072, 5120}
     case = found["wan22-14b 4x4x2"]
     size = case.size(20.0)
     assert (size.height, size.width) == (60, 104) and (size.time - 1) % 2 == 0

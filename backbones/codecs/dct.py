@@ -17,6 +17,7 @@ from ...core.codec import Codec
 from ...core.compressor import State
 from ...core.grid import Size3, ceil_div
 from ...core.shapes import Latents, Pixels
+from .chunks import check_frames, check_latents
 from .specs import Dct
 
 BLOCK = Size3(time=4, height=8, width=8)
@@ -83,7 +84,7 @@ class DctCodec(Codec[Dct]):
         Raises:
             ValueError: the chunk holds no floats, or not 1 + 4k frames (first), 4k ≥ 4 (later).
         """
-        _check_frames(chunk, first=state is None)
+        check_frames(chunk, BLOCK.time, first=state is None)
         if state is None:
             head = chunk[:, :, :1].expand(-1, -1, BLOCK.time, -1, -1)
             chunk = torch.cat([head, chunk[:, :, 1:]], dim=2)
@@ -98,26 +99,13 @@ class DctCodec(Codec[Dct]):
         Raises:
             ValueError: the chunk holds no latent, or latents of another codec.
         """
-        if chunk.shape[1] != self.channels or not chunk.shape[2]:
-            raise ValueError(
-                f"latents of {chunk.shape[1]} channels and {chunk.shape[2]} frames cannot be "
-                f"decoded: {self.channels} channels and one frame or more"
-            )
+        check_latents(chunk, self.channels)
         kept = chunk.movedim(1, -1) * self.std.to(chunk.dtype) + self.mean.to(chunk.dtype)
         pixels = from_blocks(kept @ self.basis.to(chunk.dtype))
         if state is None:
             head = pixels[:, :, : BLOCK.time].mean(dim=2, keepdim=True)
             pixels = torch.cat([head, pixels[:, :, BLOCK.time :]], dim=2)
         return pixels, _after(state, chunk.shape[2])
-
-
-def _check_frames(chunk: Tensor, *, first: bool) -> None:
-    frames = chunk.shape[2]
-    if not chunk.is_floating_point():
-        raise ValueError(f"pixels are floats in [−1, 1], not {chunk.dtype}")
-    if (frames - first) % BLOCK.time or not frames:
-        rule = "the first chunk holds 1 + 4k frames" if first else "later chunks hold 4k frames"
-        raise ValueError(f"{rule}, not {frames}")
 
 
 def _after(state: State | None, latents: int) -> State:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from typing import Any
 
-from ...core.spec import CodecSpec, doc, in_
+from attrs import Attribute, field, frozen
+from attrs.validators import optional
+
+from ...core.grid import Size3
+from ...core.spec import CodecSpec, doc, each, ge, in_, instance_of
+
+DTYPES = ("float32", "bfloat16", "float16")
+WAN21_HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+WAN22_HUB = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+HUNYUAN_HUB = "hunyuanvideo-community/HunyuanVideo"
+WEIGHTS = "a hub id (org/name, of which only vae/ is taken), a diffusers pipeline or vae folder"
 
 
 @frozen(kw_only=True)
@@ -16,3 +26,148 @@ class Dct(CodecSpec):
         validator=in_((16, 48)),
         metadata=doc("coefficients kept of each block: 16 or 48"),
     )
+
+    @property
+    def stride(self) -> Size3:
+        """Pixels to a latent cell."""
+        return Size3(time=4, height=8, width=8)
+
+
+def _named(instance: object, attribute: Attribute[str], value: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"must name weights: {WEIGHTS}")
+
+
+def _sixteens(instance: object, attribute: Attribute[int], value: int) -> None:
+    if value < 0 or value % 16:
+        raise ValueError(f"must be a multiple of 16 pixels, not {value}")
+
+
+def _tile(instance: object, attribute: Attribute[Any], value: int | None) -> None:
+    if value is not None and (value < 16 or value % 16):
+        raise ValueError(f"must be a multiple of 16 pixels, or null, not {value}")
+
+
+@frozen(kw_only=True)
+class VaeSpec(CodecSpec):
+    """What all VAEs of diffusers share: where weights are, their type, and tiles in space."""
+
+    weights: str = field(validator=_named, metadata=doc(WEIGHTS))
+    channels: int = field(default=16, validator=ge(1), metadata=doc("of a latent cell, ≥ 1"))
+    blocks: int = field(
+        default=2, validator=ge(1), metadata=doc("residual blocks of a level of the encoder, ≥ 1")
+    )
+    dtype: str = field(
+        default="float32", validator=in_(DTYPES), metadata=doc("number type it computes in")
+    )
+    tile: int | None = field(
+        default=None,
+        validator=_tile,
+        metadata=doc(
+            "side of a square tile that larger frames are cut into, in pixels as diffusers counts "
+            "them (Wan 2.2 encodes twice that); a multiple of 16; null: frames are never cut"
+        ),
+    )
+    overlap: int = field(
+        default=64,
+        validator=_sixteens,
+        metadata=doc("pixels that tiles share and blend over, a multiple of 16, below the tile's"),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.tile is not None and self.overlap >= self.tile:
+            raise ValueError(f"overlap {self.overlap} must be less than the tile's {self.tile}")
+
+    @property
+    def stride(self) -> Size3:
+        """Pixels to a latent cell."""
+        raise NotImplementedError
+
+
+@frozen(kw_only=True)
+class WanVae(VaeSpec):
+    """Wan's causal VAE: 2.1 (also of Wan 2.2 14B; 16 channels, 4×8×8) or 2.2 (48, 4×16×16)."""
+
+    weights: str = field(
+        default=WAN21_HUB,
+        validator=_named,
+        metadata=doc(f"{WEIGHTS}, or (2.1 only) one .safetensors file"),
+    )
+    version: str = field(
+        default="2.1",
+        validator=in_(("2.1", "2.2")),
+        metadata=doc("2.1, or 2.2: residual shortcuts, and frames patchified 2×2 first"),
+    )
+    width: int = field(default=96, validator=ge(1), metadata=doc("of its first level, ≥ 1"))
+    decoder_width: int | None = field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata=doc("of the decoder's last level, ≥ 1; null: the encoder's"),
+    )
+    levels: tuple[int, ...] = field(
+        default=(1, 2, 4, 4),
+        validator=each(ge(1)),
+        metadata=doc("width of each of the four levels, in units of `width`, ≥ 1"),
+    )
+
+    @levels.validator
+    def _four(self, attribute: object, value: tuple[int, ...]) -> None:
+        if len(value) != 4:
+            raise ValueError(f"has four levels, not {len(value)}")
+
+    @property
+    def stride(self) -> Size3:
+        """Pixels to a latent cell."""
+        side = 16 if self.version == "2.2" else 8
+        return Size3(time=4, height=side, width=side)
+
+
+@frozen(kw_only=True)
+class HunyuanVae(VaeSpec):
+    """HunyuanVideo's VAE: 16 channels, 4×8×8; not causal, so it works in tiles of time."""
+
+    weights: str = field(default=HUNYUAN_HUB, validator=_named, metadata=doc(WEIGHTS))
+    widths: tuple[int, ...] = field(
+        default=(128, 256, 512, 512),
+        validator=each(ge(1)),
+        metadata=doc("width of each of the four levels, multiples of `groups`"),
+    )
+    groups: int = field(default=32, validator=ge(1), metadata=doc("of the group norms, ≥ 1"))
+    tile: int | None = field(
+        default=256,
+        validator=_tile,
+        metadata=doc("side of a square tile in pixels, a multiple of 16; null: no tiles in space"),
+    )
+    tile_frames: int = field(
+        default=16,
+        validator=instance_of(int),
+        metadata=doc("frames of a tile in time, beside its first; a multiple of 4, ≥ 4"),
+    )
+    tile_step: int = field(
+        default=12,
+        validator=instance_of(int),
+        metadata=doc("frames from a tile to the next, a multiple of 4, half to all of tile_frames"),
+    )
+
+    @widths.validator
+    def _four(self, attribute: object, value: tuple[int, ...]) -> None:
+        if len(value) != 4:
+            raise ValueError(f"has four levels, not {len(value)}")
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        frames, step = self.tile_frames, self.tile_step
+        if frames < 4 or frames % 4 or step % 4 or not frames <= 2 * step <= 2 * frames:
+            raise ValueError(
+                f"tile_frames {frames} and tile_step {step}: multiples of 4 are wanted, and a step "
+                "of half to all of the frames"
+            )
+
+    @property
+    def stride(self) -> Size3:
+        """Pixels to a latent cell."""
+        return Size3(time=4, height=8, width=8)
+
+
+WAN21 = WanVae()
+WAN22 = WanVae(version="2.2", weights=WAN22_HUB, channels=48, width=160, decoder_width=256)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,13 +13,19 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ...core.backbone import Backbone
-from ...core.calls import Cache, Call, Context, ContextCall, RememberCall, VelocityCall
+from ...core.calls import Cache, Call, Context, ContextCall, Feature, RememberCall, VelocityCall
 from ...core.fit import Fit
 from ...core.grid import Geometry
 from ...core.lora import LoRA
-from ...core.memory import Part
-from . import files, lora
-from .setup import Setup
+from ...core.lora_file import LoraFile
+from ...core.memory import Memory, Part
+from ...core.spec import BackboneSpec
+from ..lora import adapters as lora
+from ..lora import export as lora_export
+from ..weights import files
+from . import enhancers
+from .causal import Sight, groups_of
+from .setup import Setup, masks_of
 
 
 class DiT(Backbone):
@@ -28,12 +35,18 @@ class DiT(Backbone):
         diffusers_class: the name under which diffusers saves and loads the model.
         linears: what LoRA's targets (`core.lora.LoRA.targets`) are called here, by target: ends
             of module names, as peft's `target_modules`.
+        block_lists: names of the module lists that hold the blocks, in the order they run; each
+            block registers a module `enhancer`, None at first, and ends its cross-attention with
+            `enhance.enhanced`. None named: the model reads no features of a memory.
         setup: set by whoever builds the model, before the first call.
+        feature_widths: of the features of a memory that the blocks read, by name.
     """
 
     diffusers_class: ClassVar[str]
     linears: ClassVar[Mapping[str, tuple[str, ...]]]
+    block_lists: ClassVar[tuple[str, ...]] = ()
     setup: Setup
+    feature_widths: Mapping[str, int] = MappingProxyType({})
 
     if TYPE_CHECKING:  # what diffusers gives is not typed
 
@@ -44,30 +57,65 @@ class DiT(Backbone):
         """Shapes as built."""
         return self.setup.geometry
 
+    @property
+    def caches(self) -> bool:
+        """Whether `remember` serves all steps and prompts."""
+        return not self.setup.joint
+
     def fit(self) -> Fit:
         """Give what compressors may know: shapes and a detached copy of the first projection."""
         weight, bias = (x.detach().clone() for x in self.fitted())
         return Fit(geometry=self.geometry, patch_weight=weight, patch_bias=bias)
 
+    @property
+    def memory_blocks(self) -> list[Any]:
+        """All blocks, in the order they run."""
+        return [block for name in self.block_lists for block in self.get_submodule(name).children()]
+
     def add_lora(self, lora_spec: LoRA) -> None:
         """Freeze the model and add trainable adapters; at the start outputs do not change."""
         lora.add(self, lora_spec)
+        enhancers.train(self)
+
+    def add_enhancer(self, widths: Mapping[str, int], seed: int = 0) -> None:
+        """Add cross-attention to a memory's features in every block; at the start it adds zero."""
+        if not self.block_lists:
+            super().add_enhancer(widths, seed)
+        elif widths:
+            enhancers.add(self, widths, seed)
 
     def adapters(self) -> dict[str, Parameter]:
-        """Give the LoRA parameters by name, such as `blocks.0.attn1.to_q.lora_A.weight`."""
-        return lora.adapters(self)
+        """Give the parameters of LoRA, such as `blocks.0.attn1.to_q.lora_A.weight`, and enhancers.
+
+        Those of enhancers are called `blocks.0.enhancer.to_q.weight` and so on.
+        """
+        return lora.adapters(self) | enhancers.parameters(self)
 
     def save_adapters(self, path: Path) -> None:
-        """Write the LoRA as one safetensors file with diffusers' keys and metadata."""
-        lora.save(self, path)
+        """Write LoRA with diffusers' keys and metadata, and enhancers as `memory.enhancer.*`."""
+        lora.save(self, path, enhancers.enhancer_state(self))
 
     def load_adapters(self, path: Path) -> None:
-        """Read a LoRA in diffusers' keys, into the adapters here or as new ones."""
-        lora.load(self, path)
+        """Read such a file: LoRA into the adapters here or as new ones, enhancers into those here.
+
+        Raises:
+            UserError: no such file, other keys, another width, or another rank or alpha than here.
+        """
+        tensors, more = enhancers.read_state(path)
+        enhancers.check_state(self, tensors, path)
+        if more or lora.adapters(self) or not tensors:
+            lora.load(self, path)
+        enhancers.load_enhancer_state(self, tensors, path)
+
+    @classmethod
+    def export_adapters(cls, spec: BackboneSpec, path: Path, layout: str) -> dict[str, LoraFile]:
+        """Give the adapters of a file by another program's keys, without loading the base."""
+        return {"": lora_export.export(cls, spec, path, layout)}
 
     def save_weights(self, folder: Path) -> None:
-        """Write a diffusers checkpoint of `diffusers_class`."""
-        files.save(self, folder)
+        """Write a diffusers checkpoint of `diffusers_class`, without enhancers."""
+        with enhancers.without(self):
+            files.save(self, folder)
 
     def set_checkpointing(self, on: bool) -> None:
         """Turn gradient checkpointing on or off."""
@@ -105,3 +153,33 @@ class DiT(Backbone):
         if t is None or t.ndim > 1:
             raise ValueError("t differs by frame, so memory cannot share it: set memory_time")
         return t
+
+    def _memory_places(self, part: Part) -> tuple[Tensor, Tensor | None]:
+        """Give a memory's positions, and extents where the rotary embedding is averaged.
+
+        Padding sits at 0, since it may hold anything and what turns it reaches masked keys.
+        """
+        real = part.valid.to(part.positions.device)[..., None]
+        positions = torch.where(real, part.positions, 0.0)
+        averaged = self.setup.rotary == "averaged"
+        return positions, torch.where(real, part.extents, 1.0) if averaged else None
+
+    def _sight(self, valid: Tensor | None, targets: int, memory: Part | None) -> Sight:
+        """Give who sees whom among memory and `targets` tokens.
+
+        Args:
+            valid: of all memory, that in caches too; None where there is none.
+            targets: how many tokens follow the memory.
+            memory: all of it, where it goes through the blocks; None where a cache stands for it.
+        """
+        groups, masks = None, None
+        if memory is not None and self.setup.attention == "isolated-causal":
+            groups = groups_of(memory, self.setup.cache_block)
+        if valid is not None and (targets or groups is None):
+            masks = masks_of(valid, targets, self.device)
+        return Sight(joint=self.setup.joint, masks=masks, groups=groups)
+
+    def _features(self, memory: Memory | Cache) -> dict[str, Feature]:
+        """Give the features of a memory that the blocks read."""
+        memory = memory.memory if isinstance(memory, Cache) else memory
+        return enhancers.features_of(self, memory)

@@ -27,7 +27,8 @@ class ByteEncoder(TextEncoder[Bytes]):
     def encode(self, prompts: Sequence[str]) -> Text:
         """Give float32 embeddings `[B, 1 + length, E]`, zero where the mask is False.
 
-        Bytes beyond `length` are cut. Any `str` is legal, lone surrogates too.
+        With `pooled`, one more vector of that width a prompt. Bytes beyond `length` are cut. Any
+        `str` is legal, lone surrogates too.
         """
         places = 1 + self.spec.length
         codes = torch.zeros(len(prompts), places, dtype=torch.int64)
@@ -36,14 +37,25 @@ class ByteEncoder(TextEncoder[Bytes]):
             read = [BEGIN, *prompt.encode("utf-8", "surrogatepass")[: self.spec.length]]
             codes[row, : len(read)] = torch.tensor(read)
             mask[row, : len(read)] = True
-        both = byte_vectors(self.spec.width)[codes] + place_vectors(places, self.spec.width)
-        embeddings = both / math.sqrt(2) * mask[..., None]
-        return Text(embeddings=embeddings.float(), mask=mask)
+        embeddings = _vectors(codes, mask, self.spec.width)
+        pooled = _pooled(codes, mask, self.spec.pooled) if self.spec.pooled else None
+        return Text(embeddings=embeddings, mask=mask, pooled=pooled)
 
     @property
     def identity(self) -> str:
         """Name, version of the formula, and the fields."""
-        return f"bytes-1-{self.spec.width}x{self.spec.length}"
+        pooled = f"+{self.spec.pooled}" if self.spec.pooled else ""
+        return f"bytes-1-{self.spec.width}x{self.spec.length}{pooled}"
+
+
+def _vectors(codes: Tensor, mask: Tensor, width: int) -> Tensor:
+    both = byte_vectors(width)[codes] + place_vectors(codes.shape[1], width)
+    return (both / math.sqrt(2) * mask[..., None]).float()  # [B, L, E]
+
+
+def _pooled(codes: Tensor, mask: Tensor, width: int) -> Tensor:
+    """Give one vector a prompt `[B, E']`: the mean of its tokens'."""
+    return _vectors(codes, mask, width).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 def byte_vectors(width: int) -> Tensor:

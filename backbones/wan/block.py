@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 
-from ..dit.setup import Keys, Masks, beside
-from .rotary import Rotary, rotate
+from ...core.calls import Feature
+from ..dit.causal import Sight, by_block
+from ..dit.enhance import enhanced
+from ..dit.rotary import Rotary
+from ..dit.setup import Keys, beside
+from .rotary import rotate
 
 # Tuples, not attrs: offload hooks move the tensors of tuples to the block's device.
 
@@ -55,39 +60,46 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
             config.added_kv_proj_dim,
         )
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_module("enhancer", None)
+
     def forward(
         self,
         target: Stream | None,
         memory: Stream | None = None,
         text: Tensor | None = None,
+        features: Mapping[str, Feature] | None = None,
         past: Keys | None = None,
-        masks: Masks | None = None,
-        joint: bool = False,
+        sight: Sight | None = None,
         last: bool = False,
     ) -> tuple[Tensor | None, Tensor | None, Keys | None]:
         """Give the hidden tokens of targets and memory, and the memory's keys.
 
         Args:
             target: the noisy tokens; None to run memory alone.
-            memory: its tokens; None where there is none, or where `past` stands for them.
-            text: projected prompts `[B, L, D]`, for targets (and memory, if joint).
+            memory: its tokens, those of `past` left out; None where there are no more.
+            text: projected prompts `[B, L, D]`, for targets (and memory, if it sees them).
+            features: of the memory, for targets.
             past: keys and values of memory in this block, from a cache.
-            masks: of keys, or None where all are real.
-            joint: memory sees targets and text too (`full`); else memory alone (`isolated`).
+            sight: who sees whom; None: memory sees memory alone, and all keys are real.
             last: no block follows, so memory's hidden tokens are not made (None).
         """
+        sight = sight or Sight()
         own = None if memory is None else self._enter(memory, ask=not last)
         new = None if target is None else self._enter(target)
-        kept = past if own is None else own.keys
+        kept = past if own is None else beside(past, own.keys)
         seen = beside(kept, None if new is None else new.keys)
+        masks, out = sight.masks, None
         every = None if masks is None else masks.all
-        out = None if new is None or target is None else self._leave(target, new, seen, every, text)
-        if own is None or memory is None or last:
+        if new is not None and target is not None:
+            read = self._attend(new, seen, every)
+            out = self._leave(target, new, read, text, features or {})
+        if own is None or memory is None or kept is None or last:
             return out, None, kept
-        if joint:
-            return out, self._leave(memory, own, seen, every, text), kept
-        alone = None if masks is None else masks.memory
-        return out, self._leave(memory, own, own.keys, alone, None), kept
+        if sight.joint:
+            return out, self._leave(memory, own, self._attend(own, seen, every), text), kept
+        return out, self._leave(memory, own, self._recall(own, kept, sight)), kept
 
     def _enter(self, stream: Stream, ask: bool = True) -> Entered:
         hidden = stream.hidden
@@ -111,23 +123,42 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
         return tuple(part.squeeze(2) for part in parts)
 
     def _leave(
-        self, stream: Stream, entered: Entered, seen: Keys, mask: Tensor | None, text: Tensor | None
+        self,
+        stream: Stream,
+        entered: Entered,
+        read: Tensor,
+        text: Tensor | None = None,
+        features: Mapping[str, Feature] | None = None,
     ) -> Tensor:
         hidden = stream.hidden
         _, _, gate, c_shift, c_scale, c_gate = entered.gates
-        hidden = (hidden.float() + self._attend(entered, seen, mask) * gate).type_as(hidden)
+        project, dropout = self.attn1.to_out
+        read = dropout(project(read.flatten(2, 3)))
+        hidden = (hidden.float() + read * gate).type_as(hidden)
         if text is not None:
             x = self.norm2(hidden.float()).type_as(hidden)
             hidden = hidden + self.attn2(x, text, None, None)
+        if features is not None:
+            backend = self.attn2.processor._attention_backend
+            hidden = enhanced(self.enhancer, hidden, features, backend)
         x = (self.norm3(hidden.float()) * (1 + c_scale) + c_shift).type_as(hidden)
         out: Tensor = hidden.float() + self.ffn(x).float() * c_gate
         return out.type_as(hidden)
 
+    def _recall(self, own: Entered, kept: Keys, sight: Sight) -> Tensor:
+        """Give what memory reads of memory."""
+        if sight.groups is not None:
+            return by_block(self._dispatch, _asked(own), kept, sight.groups)
+        return self._attend(own, kept, None if sight.masks is None else sight.masks.memory)
+
     def _attend(self, entered: Entered, seen: Keys, mask: Tensor | None) -> Tensor:
+        return self._dispatch(_asked(entered), seen, mask)
+
+    def _dispatch(self, query: Tensor, seen: Keys, mask: Tensor | None = None) -> Tensor:
         # The processor only tells which backend the user chose; nothing is ever kept on it.
         processor = self.attn1.processor
-        out = dispatch_attention_fn(
-            entered.query,
+        out: Tensor = dispatch_attention_fn(
+            query,
             seen.key,
             seen.value,
             attn_mask=mask,
@@ -136,6 +167,9 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
             backend=processor._attention_backend,
             parallel_config=processor._parallel_config,
         )
-        out = out.flatten(2, 3).type_as(entered.query)
-        project, dropout = self.attn1.to_out
-        return dropout(project(out))  # type: ignore[no-any-return]
+        return out.type_as(query)
+
+
+def _asked(entered: Entered) -> Tensor:
+    assert entered.query is not None, "only the last block's memory asks nothing"
+    return entered.query

@@ -22,7 +22,9 @@ def embed_time(embedder: Any, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     The time half of diffusers' condition embedder, step by step as there; the other half (text)
     ran in `context`. Dtype and device are those of `like`.
     """
-    steps = embedder.timesteps_proj((t.to(like.device).float() * STEPS).flatten())
+    # float64 as it is: 127/1000 in float32 is not 127 thousandths
+    exact = t.to(torch.promote_types(t.dtype, torch.float32)) * STEPS
+    steps = embedder.timesteps_proj(exact.float().to(like.device).flatten())
     steps = steps.unflatten(0, tuple(t.shape))
     dtype = next(iter(embedder.time_embedder.parameters())).dtype
     if steps.dtype != dtype and dtype != torch.int8:

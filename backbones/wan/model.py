@@ -17,11 +17,14 @@ from ...core.calls import Cache, Context, ContextCall, RememberCall, VelocityCal
 from ...core.fit import pad_to
 from ...core.memory import Part
 from ...core.text import Text
+from ..dit.causal import Sight
 from ..dit.model import DiT
-from ..dit.setup import Keys, Masks, check_call, empty_cache, masks_of, pairs, through
+from ..dit.remember import remember, tokens_of
+from ..dit.rotary import Rotary
+from ..dit.setup import Keys, check_call, pairs, through
 from . import ends
 from .block import MemoryBlock, Stream
-from .rotary import Rotary, rotary
+from .rotary import rotary
 
 
 class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
@@ -30,13 +33,16 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
     Memory and targets are two streams through the same blocks, each with its own time; memory is
     dropped before the head. `full`: both see both, and both read the prompt, as the frames of one
     longer video would. `isolated`: memory sees memory only and no prompt, at a constant time, so
-    that its keys and values serve every step, both guidance branches and every prompt.
+    that its keys and values serve every step, both guidance branches and every prompt;
+    `isolated-causal`: and no later block of memory, so that they serve a take that grows, too.
+    Targets alone read the features of a memory, after the prompt.
 
     Subclasses say in `load` what their spec means; `setup` must be set before the first call.
     """
 
     _no_split_modules = ["MemoryBlock"]
     _repeated_blocks = ["MemoryBlock"]
+    block_lists = ("blocks",)
     # diffusers' plan names arguments of its own forward: refuse instead of splitting wrongly.
     _cp_plan = None
     diffusers_class = "WanTransformer3DModel"
@@ -65,32 +71,23 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
         return Text(embeddings=empty, mask=empty.new_ones(shape[:2], dtype=torch.bool))
 
     def _remember(self, call: RememberCall) -> Cache:
-        if self.setup.attention != "isolated":
-            raise ValueError("full attention has no cache: memory sees targets at every step")
-        if call.cache is not None:
-            raise ValueError("isolated attention cannot append: that needs isolated-causal")
-        part = call.memory.joined()
-        if part is None:
-            return empty_cache(self.device)
-        stream, masks = self._memory_stream(part, None), masks_of(part.valid, 0, self.device)
-        _, kept = self._run(None, stream, None, None, masks)
-        return Cache(
-            keys=tuple(keys.key for keys in kept),
-            values=tuple(keys.value for keys in kept),
-            positions=part.positions,
-            valid=part.valid,
-            features=call.memory.features,
-        )
+        return remember(call, self.setup, self.device, self._memory_keys)
+
+    def _memory_keys(self, new: Part, past: list[Keys] | None, every: Part) -> list[Keys]:
+        sight = self._sight(every.valid, 0, every)
+        return self._run(None, self._memory_stream(new, None), None, past, sight)[1]
 
     def _context(self, call: ContextCall) -> Context:
         embeddings = call.text.embeddings.to(self.device, self.dtype)
         projected = self.condition_embedder.text_embedder(embeddings)
         text = attrs.evolve(call.text, embeddings=projected)
+        features = self._features(call.memory)
         if not isinstance(call.memory, Cache):
-            return Context(text=text, memory=call.memory.joined(), features=call.memory.features)
-        if self.setup.attention != "isolated":
+            memory = tokens_of(call.memory, self.setup)
+            return Context(text=text, memory=memory, features=features)
+        if self.setup.joint:
             raise ValueError("full attention reads memory, not a cache")
-        return Context(text=text, cache=call.memory, features=call.memory.features)
+        return Context(text=text, cache=call.memory, features=features)
 
     def _velocity(self, call: VelocityCall) -> Tensor:
         check_call(call, self.setup.time)
@@ -109,27 +106,30 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
         return latents[..., :height, :width]
 
     def _read(self, target: Stream, call: VelocityCall) -> Tensor:
-        context, memory, count = call.context, None, target.hidden.shape[1]
-        held = context.cache or context.memory
-        masks = masks_of(held.valid, count, self.device) if held else None
+        context, memory = call.context, None
         if context.memory is not None:
             memory = self._memory_stream(context.memory, call.t)
+        held = context.cache or context.memory
+        valid = None if held is None else held.valid
+        sight = self._sight(valid, target.hidden.shape[1], context.memory)
         past = None if context.cache is None else pairs(context.cache)
-        return cast(Tensor, self._run(target, memory, context.text.embeddings, past, masks)[0])
+        return cast(Tensor, self._run(target, memory, context, past, sight)[0])
 
     def _run(
         self,
         target: Stream | None,
         memory: Stream | None,
-        text: Tensor | None,
+        context: Context | None,
         past: Sequence[Keys] | None,
-        masks: Masks | None,
+        sight: Sight,
     ) -> tuple[Tensor | None, list[Keys]]:
         # One call a block, so that whatever hooks blocks (offload, FSDP) moves weights once.
-        joint, kept = self.setup.joint, []
+        text, features = (context.text.embeddings, context.features) if context else (None, None)
+        kept = []
         for i, block in enumerate(self.blocks):
             cached, last = past[i] if past else None, i == len(self.blocks) - 1
-            out, own, keys = through(self, block, target, memory, text, cached, masks, joint, last)
+            given = (target, memory, text, features, cached, sight, last)
+            out, own, keys = through(self, block, *given)
             if target is None:
                 kept.append(keys)
             else:
@@ -142,9 +142,8 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
         t = self._memory_time(t, tokens.device)
         # All memory of a sample has one time, so [B, 6, D] serves where targets have [B, N, 6, D].
         _, modulation = ends.embed_time(self.condition_embedder, t, tokens)
-        return Stream(tokens, modulation, self._rotary(part.positions))
+        return Stream(tokens, modulation, self._rotary(*self._memory_places(part)))
 
-    def _rotary(self, positions: Tensor) -> Rotary:
-        return Rotary(
-            *(x.to(self.device) for x in rotary(positions, self.config.attention_head_dim))
-        )
+    def _rotary(self, positions: Tensor, extents: Tensor | None = None) -> Rotary:
+        turns = rotary(positions, self.config.attention_head_dim, extents)
+        return Rotary(*(x.to(self.device) for x in turns))

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from ..dit.rotary import Axes, Rotary
+from ..dit.rotary import rotary as by_axes
+
 THETA = 10000.0
-
-
-class Rotary(NamedTuple):
-    """Cosines and sines of the angles of each token, float32 `[B, N, 1, head width / 2]`."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 def axis_widths(head_width: int) -> tuple[int, int, int]:
@@ -23,26 +17,14 @@ def axis_widths(head_width: int) -> tuple[int, int, int]:
     return head_width - 2 * side, side, side
 
 
-def rotary(positions: Tensor, head_width: int) -> Rotary:
+def rotary(positions: Tensor, head_width: int, extents: Tensor | None = None) -> Rotary:
     """Give the rotary embedding of tokens at `positions`, float64 `[B, N, 3]`, fractions allowed.
 
-    Angles, cosines and sines are computed in float64 and rounded last, as diffusers does, so that
-    long takes keep their places and whole positions equal `WanRotaryPosEmbed` to the bit.
+    Angles, cosines and sines are float64 and rounded last, as in diffusers, so that long takes keep
+    their places and whole positions equal `WanRotaryPosEmbed` to the bit. With `extents`, the mean
+    over all cells that a token covers.
     """
-    angles = torch.cat(
-        [
-            positions[..., axis, None].to(torch.float64) * frequencies(width, positions.device)
-            for axis, width in enumerate(axis_widths(head_width))
-        ],
-        dim=-1,
-    )
-    return Rotary(angles.cos().float()[:, :, None], angles.sin().float()[:, :, None])
-
-
-def frequencies(width: int, device: torch.device) -> Tensor:
-    """Give the `width / 2` frequencies of one axis, float64; made on the CPU, so alike anywhere."""
-    steps = torch.arange(0, width, 2, dtype=torch.float64) / width
-    return (1.0 / THETA**steps).to(device)
+    return by_axes(Axes(THETA, axis_widths(head_width)), positions, extents)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:

@@ -6,23 +6,22 @@ import copy
 
 import attrs
 import torch
-from attrs import frozen
-from torch import Tensor
 
-from ..backbone import Backbone, Cache
+from ..backbone import Backbone
 from ..lora import LoRA
-from ..memory import Memory, Part
-from ..text import Text
+from ..memory import Memory
 from .expect import require, require_close, require_shape
+from .recall import check_append, check_cache, check_enhancer
+from .trial import BATCH, TOLERANCE, Trial, apart
 
-BATCH = 2
-TOLERANCE = 1e-4  # of the greatest value, between two ways that only round differently
 
-
-def check_backbone(backbone: Backbone, *, seed: int = 0) -> None:
+def check_backbone(backbone: Backbone, *, seed: int = 0, cached: float = 0.0) -> None:
     """Pass where the backbone keeps its word; it is left as it was.
 
-    Give it a small one whose weights are random rather than zero, without adapters.
+    Give it a small one whose weights are random rather than zero, without adapters. Caches that
+    grow and features of a memory are checked where the backbone offers them. `cached` is how far a
+    velocity with a cache may be from the one without, of the greatest value: more than 0 only
+    where shapes differ between the two, as in a backbone that splits its batch.
 
     Raises:
         AssertionError: it does not; one line says what.
@@ -32,80 +31,18 @@ def check_backbone(backbone: Backbone, *, seed: int = 0) -> None:
         _check_shapes(trial)
         _check_memory(trial)
         _check_ragged(trial)
-        _check_cache(trial)
+        check_cache(trial, cached)
+        check_append(trial)
         _check_adapters(trial)
+    check_enhancer(trial)
     _check_gradients(trial)
-
-
-@frozen(kw_only=True)
-class Trial:
-    """A backbone and random inputs of its shapes."""
-
-    backbone: Backbone
-    seed: int
-
-    def draw(self, *shape: int, salt: int = 0) -> Tensor:
-        """Random normal numbers where the backbone is."""
-        random = torch.Generator().manual_seed(self.seed * 1000 + salt)
-        like = next(self.backbone.parameters())
-        return torch.randn(shape, generator=random).to(like.device)
-
-    def latents(self) -> Tensor:
-        """Noisy targets of odd height and width, `[B, C, K, H, W]`."""
-        shapes = self.backbone.geometry
-        patch = shapes.patch
-        size = (2 * patch.time, 2 * patch.height + 1, 3 * patch.width + 1)
-        return self.draw(BATCH, shapes.channels, *size, salt=1)
-
-    def frames(self, first: int = 9) -> Tensor:
-        """Absolute frames of the targets, `[B, K]`, with a gap in sample 1."""
-        count = 2 * self.backbone.geometry.patch.time
-        frames = torch.arange(first, first + count).repeat(BATCH, 1)
-        frames[1] += 3
-        return frames.to(self.latents().device)
-
-    def text(self, salt: int = 2) -> Text:
-        """Random prompts."""
-        blank = self.backbone.blank_text(BATCH, 5)
-        noise = self.draw(*blank.embeddings.shape, salt=salt).to(blank.embeddings.dtype)
-        pooled = blank.pooled
-        if pooled is not None:
-            pooled = self.draw(*pooled.shape, salt=salt + 1).to(pooled.dtype)
-        return attrs.evolve(blank, embeddings=noise, pooled=pooled)
-
-    def memory(self, tokens: int = 6) -> Memory:
-        """Random memory at places between cells."""
-        shape = (BATCH, tokens)
-        places = self.draw(*shape, 3, salt=4).double().abs() * 2
-        part = Part(
-            name="trial",
-            tokens=self.draw(*shape, self.backbone.geometry.width, salt=5),
-            positions=places,
-            extents=torch.ones_like(places),
-            valid=torch.ones(shape, dtype=torch.bool, device=places.device),
-        )
-        return Memory(parts=(part,))
-
-    def velocity(
-        self,
-        memory: Memory | Cache | None,
-        order: tuple[int, ...] = (0, 1),
-        first: int = 9,
-        salt: int = 2,
-    ) -> Tensor:
-        """The velocity of the samples `order`, whose memory is given."""
-        index = list(order)
-        context = self.backbone.context(self.text(salt).select(index), memory)
-        noisy, frames = self.latents()[index], self.frames(first)[index]
-        t = torch.tensor([0.3, 0.8], device=noisy.device)[index]
-        return self.backbone.velocity(noisy, t, frames, context)
 
 
 def _check_shapes(trial: Trial) -> None:
     require_shape(trial.velocity(None), tuple(trial.latents().shape), "velocity of odd sizes")
     require_shape(trial.velocity(trial.memory()), tuple(trial.latents().shape), "with memory, it")
     one, two = trial.velocity(None), trial.velocity(None, salt=3)
-    require(_apart(one, two), "the prompt does not change the velocity")
+    require(apart(one, two), "the prompt does not change the velocity")
 
 
 def _check_memory(trial: Trial) -> None:
@@ -114,11 +51,11 @@ def _check_memory(trial: Trial) -> None:
         require_close(trial.velocity(empty), none, 0.0, f"{name} against no memory")
     memory = trial.memory()
     seen = trial.velocity(memory)
-    require(_apart(seen, none), "memory does not change the velocity")
+    require(apart(seen, none), "memory does not change the velocity")
     swapped = trial.velocity(memory.select([1, 0]))
-    require(_apart(seen, swapped), "another sample's memory gives the same velocity")
+    require(apart(seen, swapped), "another sample's memory gives the same velocity")
     far = trial.velocity(memory, first=30)
-    require(_apart(seen, far), "with memory, the targets' frames do not change the velocity")
+    require(apart(seen, far), "with memory, the targets' frames do not change the velocity")
     halves = [trial.velocity(memory.select([i]), (i,)) for i in range(BATCH)]
     require_close(torch.cat(halves), seen, TOLERANCE, "a sample alone and in a batch")
 
@@ -138,21 +75,6 @@ def _check_ragged(trial: Trial) -> None:
     hidden = attrs.evolve(part, valid=torch.zeros_like(valid))
     line = "a memory of padding alone against none"
     require_close(trial.velocity(Memory(parts=(hidden,))), trial.velocity(None), TOLERANCE, line)
-
-
-def _check_cache(trial: Trial) -> None:
-    memory = trial.memory()
-    try:
-        cache = trial.backbone.remember(memory)
-    except ValueError:
-        return  # `full` attention: memory sees targets, so nothing can be kept
-    require(cache.length == memory.length, f"cache: {cache.length} of {memory.length} tokens kept")
-    for salt in (2, 3):  # two prompts, one cache
-        kept, made = trial.velocity(cache, salt=salt), trial.velocity(memory, salt=salt)
-        require_close(kept, made, 0.0, "the velocity with a cache against the one without")
-    nothing = trial.backbone.remember(Memory())
-    line = "the cache of an empty memory against no memory"
-    require_close(trial.velocity(nothing), trial.velocity(None), 0.0, line)
 
 
 def _check_adapters(trial: Trial) -> None:
@@ -177,7 +99,3 @@ def _check_gradients(trial: Trial) -> None:
     require(bool(gradient.isfinite().all()), "the gradient of memory is not finite")
     dead = int((gradient.abs().amax(dim=-1) == 0).sum())
     require(dead == 0, f"{dead} of {BATCH * part.tokens.shape[1]} memory tokens get no gradient")
-
-
-def _apart(x: Tensor, y: Tensor) -> bool:
-    return float((x - y).abs().max()) > 1e-6 * max(1e-3, float(y.abs().max()))

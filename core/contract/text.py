@@ -13,7 +13,7 @@ PROMPTS = ("", "a cat", "ein Kätzchen schläft 猫", "long " * 4000)
 
 @torch.no_grad()
 def check_text_encoder(encoder: TextEncoder[TextEncoderSpec], *, tolerance: float = 1e-4) -> None:
-    """Make sure that a text encoder keeps its word: shapes, masks, empty and long prompts.
+    """Make sure that a text encoder keeps its word: shapes, masks, empty and long prompts, release.
 
     Args:
         encoder: the encoder, ready to run.
@@ -25,8 +25,10 @@ def check_text_encoder(encoder: TextEncoder[TextEncoderSpec], *, tolerance: floa
     require(bool(encoder.identity), "identity is empty: stores could not tell encoders apart")
     text = encoder.encode(PROMPTS)
     _check_shapes(text)
+    require(bool(text.mask.any(dim=1).all()), "a prompt has no real token: nothing to attend to")
     beyond = text.embeddings.masked_fill(text.mask[..., None], 0)
     require(not bool(beyond.any()), "embeddings are not zero where the mask is False")
+    encoder.release()
     for row, prompt in enumerate(PROMPTS):
         _check_alone(encoder.encode([prompt]), text.select([row]), tolerance)
     gap = (text.embeddings[1] - text.embeddings[2]).abs().max()
@@ -38,6 +40,9 @@ def _check_shapes(text: Text) -> None:
     require_shape(text.embeddings, (batch, length, width), "embeddings")
     require_shape(text.mask, (batch, length), "mask")
     require(text.mask.dtype == torch.bool, f"mask is {text.mask.dtype}, must be bool")
+    for name, tensor in (("embeddings", text.embeddings), ("pooled", text.pooled)):
+        where = "cpu" if tensor is None else tensor.device.type
+        require(where == "cpu", f"{name} are on {where}, must be on the CPU")
     if text.pooled is not None:
         require_shape(text.pooled, (batch, text.pooled.shape[-1]), "pooled")
 

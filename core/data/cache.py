@@ -15,6 +15,7 @@ from ..spec import TextEncoderSpec
 from ..text import TextEncoder
 from .cache_run import Progress, Run
 from .claim import Job, claimed
+from .margins import note_margins
 from .share import Share
 from .sources import find_sources
 from .texts import Texts
@@ -73,8 +74,8 @@ def cache(
         out: the store's folder, made where missing.
         rates: LR rates that plugins need; those of `cache.rates` and of the store are added.
         pixels: whether a plugin needs the frames themselves.
-        device: where the codec runs.
-        progress: called with done, total, and the pace and name of a video.
+        device: where the text encoder runs, and after it the codec.
+        progress: called with done, total, and the seconds cached and the name of a video.
         share: the part of the videos that this process takes; default: all.
         workers: processes that this one spreads its share over.
 
@@ -86,8 +87,9 @@ def cache(
         raise UserError(f"--workers {workers}: 1 or more")
     sources, mine = find_sources(videos), share or Share()
     job = Job.of(experiment, out, rates, pixels, device)
-    text: TextEncoder[TextEncoderSpec] = build(experiment.backbone.text_encoder)
+    text: TextEncoder[TextEncoderSpec] = build(experiment.backbone.text_encoder).to(device)
     with claimed(job, text, mine) as index:
+        note_margins(job)
         run = Run.of(job, Texts(out, text), index, progress)
         outcomes = run.every(mine.of(sources), workers)
         gone = run.gone(sources)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..errors import UserError
 from ..files import append_line
 from ..grid import Rate
 from .claim import Job
-from .perform import perform
+from .perform import perform, with_cuts
 from .record import Record, rate_path, read_index
 from .sources import Source
 from .texts import Texts
@@ -54,6 +55,9 @@ class Run:
         """
         self.total = len(sources)
         tasks = [task for source in sources if (task := self._plan(source))]
+        tasks = list(self._with_cuts(tasks, workers))
+        self._report("prompts")
+        # All prompts before the first video: text encoder and codec are never loaded together.
         self.texts.ensure(["", *(prompt for task in tasks for prompt in _prompts(task))])
         self.began = time.monotonic()
         with closing(self._run(tasks, workers)) as run:
@@ -76,6 +80,13 @@ class Run:
         if task is None:
             self.outcomes[source.id] = Outcome(source=source.name, status=status, detail=detail)
         return task
+
+    def _with_cuts(self, tasks: Sequence[Task], workers: int) -> Iterator[Task]:
+        with ThreadPoolExecutor(workers) as pool:
+            for task, found in zip(tasks, pool.map(with_cuts, tasks), strict=True):
+                if found is not task:
+                    self._report(f"cuts of {task.source.name}")
+                yield found
 
     def _run(self, tasks: Sequence[Task], workers: int) -> Generator[Done, None, None]:
         def starts(task: Task) -> None:
@@ -103,23 +114,17 @@ class Run:
 
     def _report(self, name: str) -> None:
         if self.progress:
-            note = ", ".join(filter(None, (self._pace(), name)))
+            seconds = sum(outcome.seconds for outcome in self.outcomes.values())
+            video = f"{seconds:.0f} s of video" if seconds else ""
+            note = ", ".join(filter(None, (video, name)))
             self.progress(len(self.outcomes), self.total, note)
-
-    def _pace(self) -> str:
-        seconds = sum(outcome.seconds for outcome in self.outcomes.values())
-        ended = sum(o.status in ("cached", "updated") for o in self.outcomes.values())
-        if not ended:
-            return ""
-        video = f", {seconds:.0f} s of video" if seconds else ""
-        return f"{ended / max(self.elapsed, 1e-3):.2f} clips/s{video}"
 
 
 def _prompts(task: Task) -> list[str]:
-    """Give the prompts of a task that are known before it is done; cuts may make others."""
-    if task.cuts and not task.source.captions:
+    """Give the prompts of a task; none where its video cannot be read."""
+    if task.found is None and task.cuts and not task.source.captions:
         return []
-    cuts = task.old[0].cuts if task.old else None
+    cuts = task.old[0].cuts if task.found is None and task.old else task.found
     return [caption.text for caption in captions_of(task.source, cuts)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..grid import Rate
 from ..registry import build
 from ..spec import CodecSpec, TextEncoderSpec
 from ..text import TextEncoder
+from .fits import SPECS, specs_of
 from .record import WHAT, check_format, read_index
 from .share import Share
 from .store import made_with
@@ -83,12 +84,23 @@ def claimed(job: Job, text: TextEncoder[TextEncoderSpec], share: Share) -> Itera
         root.mkdir(parents=True, exist_ok=True)
         claim.touch()
     try:
-        _hold(root, header)
+        _hold(root, header, specs_of(job.experiment.backbone))
         for folder in (root, root / "clips", root / "texts", *root.glob("rates/*")):
             remove_parts(folder)
         yield root / "index" / _index_name(root, share, claim)
     finally:
         claim.unlink(missing_ok=True)
+        if share.world == 1:  # else others may be about to begin
+            _drop_bare(root)
+
+
+def _drop_bare(root: Path) -> None:
+    """Remove a store of nothing but a header that says nothing yet: what failed leaves nothing."""
+    header = root / "store.json"
+    if list(root.iterdir()) == [header] and "measured" not in read_object(header, WHAT):
+        header.unlink()
+        with suppress(OSError):  # a folder that must stay, such as a disk's own
+            root.rmdir()
 
 
 def _refuse_others(root: Path) -> None:
@@ -120,9 +132,9 @@ def _hash(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _hold(root: Path, header: dict[str, Any]) -> None:
-    path = root / "store.json"
-    if create_file(path, json.dumps(header, indent=2, ensure_ascii=False) + "\n"):
+def _hold(root: Path, header: dict[str, Any], specs: dict[str, Any]) -> None:
+    path, whole = root / "store.json", {**header, SPECS: specs}
+    if create_file(path, json.dumps(whole, indent=2, ensure_ascii=False) + "\n"):
         return
     # a store without clips may have been made with anything
     bound = bool(read_index(root))
@@ -140,7 +152,7 @@ def _hold(root: Path, header: dict[str, Any]) -> None:
     if differs or found["format"] != header["format"]:
         # clips of format 1 have the rates that its header names
         old = {"rates": found.get("rates", [])} if bound else {}
-        write_json(path, {**header, **old})
+        write_json(path, {**whole, **old})
 
 
 def _others(root: Path, mine: str) -> bool:

@@ -125,9 +125,10 @@ def encode_pixels(
         latents.append(out.cpu())
         lowres.push(frames)
         kept += [chunk] if keep_pixels else []
-    if not latents:
+    if state is None:
         raise UserError("the video has no frame")
-    joined = torch.cat(latents, dim=2)
+    rest = codec.encode_rest(state)
+    joined = torch.cat(latents if rest is None else [*latents, rest.cpu()], dim=2)
     return Encoded(
         latents=joined,
         lr=lowres.joined(),
@@ -168,8 +169,12 @@ class LowStreams:
             self.latents.setdefault(rate, []).append(out.cpu())
 
     def joined(self) -> dict[Rate, Tensor]:
-        """Give the LR latents so far by rate; no rate where no frame came."""
-        return {rate: torch.cat(parts, dim=2) for rate, parts in self.latents.items()}
+        """Give the LR latents by rate, as if no frame came any more; no rate where none came."""
+        return {rate: torch.cat(self._all(rate), dim=2) for rate in self.latents}
+
+    def _all(self, rate: Rate) -> list[Tensor]:
+        rest = self.encoders[rate].rest(self.states[rate])
+        return self.latents[rate] if rest is None else [*self.latents[rate], rest.cpu()]
 
 
 def regroup(chunks: Iterator[Tensor], stride: int) -> Iterator[Tensor]:

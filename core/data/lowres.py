@@ -93,6 +93,11 @@ class LowResEncoder:
         left = {"frames": frames[:, :, ready:].clone()}
         return latents, left | _named(reduced, "lowres.") | _named(coded, "codec.")
 
+    def rest(self, state: State) -> Latents | None:
+        """Give the provisional LR latents that a codec which is not causal holds back, or None."""
+        coded = _part(state, "codec.")
+        return None if coded is None else self.codec.encode_rest(coded)
+
     def _encode(self, frames: Pixels, state: State | None) -> tuple[Latents, State]:
         if state is None or frames.shape[2]:
             return self.codec.encode(frames, state)
@@ -115,7 +120,8 @@ def encode_lowres(codec: Codec[CodecSpec], rate: Rate, chunks: Iterable[Pixels])
     for chunk in chunks:
         out, state = encoder.push(chunk, state)
         latents.append(out)
-    return torch.cat(latents, dim=2)
+    rest = None if state is None else encoder.rest(state)
+    return torch.cat(latents if rest is None else [*latents, rest], dim=2)
 
 
 def _part(state: State | None, prefix: str) -> State | None:

@@ -48,7 +48,25 @@ def _bad(task: Task, error: UserError) -> Done:
     return Done(id=task.source.id, outcome=outcome)
 
 
+def with_cuts(task: Task) -> Task:
+    """Give the task with its cuts, where its prompts depend on them; else as it is.
+
+    A video that cannot be read stays as it is, too: doing the task says why.
+
+    Raises:
+        UserError: what finds cuts is not installed.
+    """
+    if not task.cuts or task.source.captions:
+        return task
+    try:
+        return attrs.evolve(task, found=detect_cuts(task.source.path))
+    except VideoError:
+        return task
+
+
 def _cuts(task: Task) -> Cuts:
+    if task.found is not None:
+        return task.found
     if task.cuts:
         return detect_cuts(task.source.path)
     return task.old[0].cuts if task.old else None

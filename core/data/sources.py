@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import frozen
 
 from ..errors import UserError
-from .captions import Caption, name_in_words
+from .captions import Caption, caption_at, name_in_words
 from .layouts.beside import captions_beside
 from .layouts.rows import SUFFIXES as LISTS
 from .layouts.rows import Row, read_rows
@@ -162,11 +162,13 @@ def _name(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def caption_of(path: Path) -> str:
-    """Give the first caption beside a video, else its name in words.
+def caption_of(path: Path, start: float = 0.0, end: float = float("inf")) -> str:
+    """Give the caption beside a video that covers most of [start, end) seconds.
+
+    "" where there are captions, but none covers it; without captions, the video's name in words.
 
     Raises:
         UserError: the captions beside it cannot be read.
     """
     captions = captions_beside(path)
-    return captions[0].text if captions else name_in_words(path)
+    return caption_at(captions, start, end) if captions else name_in_words(path)

@@ -21,11 +21,12 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
-from ..codec import frames_of
+from ..codec import Codec, frames_of
 from ..errors import UserError
 from ..files import open_tensors, read_object
 from ..grid import Geometry, Rate, shared_period
 from ..history import History, lr_between
+from ..spec import CodecSpec
 from ..text import Text
 from .captions import caption_at
 from .record import FORMAT, WHAT, Record, check_format, clip_path, rate_path, read_index
@@ -92,6 +93,12 @@ class Store:
                 f"{self._lacking(missing)}: add them, run `longtake cache` on this store and its "
                 f"videos again with --set cache.rates='{every}'"
             )
+
+    def teach(self, codec: Codec[CodecSpec]) -> None:
+        """Give the codec of this store the decode margin that was measured with it, if one was."""
+        measured = self.header.get("measured")
+        if measured:
+            codec.use_margin(int(measured["margin"]))
 
     def _lacking(self, rates: list[str]) -> str:
         """Give which clips lack a rate, in words."""

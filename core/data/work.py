@@ -44,6 +44,7 @@ class Task:
         old: its records in the store, where they are to be updated; none: encode it.
         rates: LR rates to add to those.
         cuts: whether to look for cuts.
+        found: the cuts, where they had to be looked for before (its prompts depend on them).
         revision: of the records to write.
     """
 
@@ -53,6 +54,7 @@ class Task:
     old: tuple[Record, ...] = ()
     rates: tuple[Rate, ...] = ()
     cuts: bool = False
+    found: tuple[float, ...] | None = None
 
 
 @frozen(kw_only=True)

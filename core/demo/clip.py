@@ -115,9 +115,19 @@ def builtin_clip(
     """
     if min(seconds, fps, height, width) <= 0:
         raise UserError(f"a clip of {seconds} s, {fps} fps and {width}x{height} cannot be made")
-    script = shots(seconds)
-    photos = {credit.photo: _photo(credit.photo) for credit in CREDITS}
-    return _rendered(script, photos, int(seconds * fps + 1e-6), fps, (width, height))
+    return filmed(shots(seconds), seconds, fps, (width, height))
+
+
+def filmed(
+    script: tuple[Shot, ...], seconds: float, fps: float, size: tuple[int, int]
+) -> Iterator[Pixels]:
+    """Give the frames of a script over scikit-image's photographs; `size` is width, height.
+
+    Raises:
+        UserError: scikit-image lacks a photograph.
+    """
+    photos = {photo: _photo(photo) for photo in dict.fromkeys(shot.photo for shot in script)}
+    return _rendered(script, photos, int(seconds * fps + 1e-6), fps, size)
 
 
 def _rendered(

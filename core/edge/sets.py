@@ -27,7 +27,9 @@ def apply_sets(spec: T, sets: Sequence[str]) -> T:
 
     Values are JSON where they parse, else text; `[0]` and `.0` both count into a list. A list of
     one member also goes by its singular: `compressor.rate`. A plugin's bare name
-    (`backbone=tiny-wan`) stands for its default spec. Changes are made in the order given.
+    (`backbone=tiny-wan`) stands for its default spec, and so does another `type`
+    (`backbone.type=wan22-5b`): nothing of the old one is kept that is not named again. Changes are
+    made in the order given.
 
     Raises:
         SpecError: with every fault of the paths and of the spec that they make.
@@ -63,10 +65,15 @@ def _set(root: _Place, text: str) -> None:
     path, equals, value = text.partition("=")
     if not equals or not _PATH.fullmatch(path):
         raise ValueError(f"{text}: write PATH=VALUE, such as train.steps=10")
-    place = root
+    owner = place = root
     for token in _TOKEN.findall(path):
-        place = _step(place, token)
-    place.holder[place.key] = _whole(_value(value, place.hint), place.hint)
+        owner, place = place, _step(place, token)
+    made = _value(value, place.hint)
+    if place.key == TAG and owner.holder is not None and _is_plugin(owner.hint):
+        if made == place.value:
+            return
+        place = owner
+    place.holder[place.key] = _whole(made, place.hint)
 
 
 def _step(place: _Place, token: str) -> _Place:
@@ -153,6 +160,9 @@ def _whole(value: Any, hint: Any) -> Any:
     try:
         return to_json(from_json(value, hint))
     except SpecError:
-        cls, _ = optional(hint)
-        bare = isinstance(value, str) and isinstance(cls, type) and issubclass(cls, PluginSpec)
-        return {TAG: value} if bare else value
+        return {TAG: value} if isinstance(value, str) and _is_plugin(hint) else value
+
+
+def _is_plugin(hint: Any) -> bool:
+    cls, _ = optional(hint)
+    return isinstance(cls, type) and issubclass(cls, PluginSpec)

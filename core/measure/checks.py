@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..codec import Codec
-from ..data.store import Store, made_with
+from ..data.fits import check_fits
+from ..data.store import Store
 from ..errors import UserError
 from ..grid import Size3
 from ..metric import Metric
 from ..model import Model, all_needs
-from ..registry import build
-from ..spec import CodecSpec, MetricSpec
+from ..spec import MetricSpec
 
 Metrics = Mapping[str, Metric[MetricSpec]]
 
 
-def check_store(model: Model, store: Store, codec: Codec[CodecSpec]) -> None:
+def check_store(model: Model, store: Store) -> None:
     """Refuse a store that does not fit the experiment.
 
     Raises:
         UserError: it was made for something else, or holds mirrored clips only.
     """
-    experiment = model.experiment
-    geometry = experiment.backbone.geometry
-    text = build(experiment.backbone.text_encoder)
-    identity = made_with(geometry, codec=codec.identity, text=text.identity, fps=geometry.fps)
-    store.check(made_with=identity, rates=all_needs(experiment).rates)
+    check_fits(model.experiment, store, all_needs(model.experiment).rates, decodes=True)
     if all(record.mirror for record in store.records):
         raise UserError(f"{store.root} holds mirrored clips only: there is nothing to measure")
 

@@ -61,7 +61,8 @@ class Prepared:
         if not experiment.compressors:
             raise UserError(f"{experiment.name} has no compressor, so no memory to measure")
         codec: Codec[CodecSpec] = build(experiment.backbone.codec).to(device).eval()
-        check_store(model, store, codec)
+        check_store(model, store)
+        store.teach(codec)
         length = geometry.latents(geometry.frames(experiment.measure.seconds, store.fps))
         if length < 1:
             raise UserError(f"measure.seconds {experiment.measure.seconds:g}: less than a frame")

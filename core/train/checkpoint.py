@@ -24,6 +24,7 @@ from ..files import open_tensors, read_header, read_object, write_tensors
 from ..model import Model, build_model
 
 PREFIX = "memory."
+ENHANCER = "memory.enhancer"  # begins keys of the backbone: what reads features of a memory
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -81,14 +82,24 @@ def load_encoder(path: Path, encoder: MemoryEncoder, *, width: int, digest: str)
         UserError: the file is no encoder, fits a DiT of another width or first projection, or
             its tensors are not those of this encoder.
     """
-    with open_tensors(path) as file:
-        header = read_header(file, path)
-        state = {name: file.get_tensor(name) for name in file.keys()}
+    header, state = read_encoder(path)
     if header.get("width") != width:
         raise UserError(f"{path} fits a DiT of width {header.get('width')}, this one has {width}")
     if header.get("fit") != digest:
         raise UserError(f"{path} was trained with another first projection of the DiT")
     _assign(path, encoder, {name.removeprefix(PREFIX): tensor for name, tensor in state.items()})
+
+
+def read_encoder(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Give the header of an encoder's file, or of a bundle, and the encoder's tensors by key.
+
+    Raises:
+        UserError: the file is missing, damaged, or not ours.
+    """
+    with open_tensors(path) as file:
+        header = read_header(file, path)
+        names = [n for n in file.keys() if n.startswith(PREFIX) and not n.startswith(ENHANCER)]
+        return header, {name: file.get_tensor(name) for name in names}
 
 
 def _assign(path: Path, encoder: MemoryEncoder, state: dict[str, torch.Tensor]) -> None:

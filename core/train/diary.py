@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from attrs import define, field
 
 from ..data.batch import Batch
+from ..data.store import Store
 from ..draws import Draws
 from .gain import memory_gain
 from .log import RunLog
 from .optim import learning_rate
-from .preview import preview
+from .preview import Previews
 from .sharded import asked, rest
 from .worker import Worker
 
@@ -25,6 +26,7 @@ class Diary:
 
     Attributes:
         log: where to; None in processes that do not write.
+        previews: what draws pictures.
         losses: of the steps since the last line; they travel in the checkpoint.
         loss: of the last step.
         gain: memory_gain as last measured.
@@ -34,6 +36,7 @@ class Diary:
 
     worker: Worker
     log: RunLog | None
+    previews: Previews
     losses: list[float] = field(factory=list)
     loss: float | None = None
     gain: float | None = None
@@ -41,10 +44,11 @@ class Diary:
     paced: int = 0
 
     @classmethod
-    def of(cls, worker: Worker, log: RunLog | None, notes: Mapping[str, Any]) -> Diary:
-        """Give the diary of a run as the notes of its checkpoint left it."""
+    def of(cls, worker: Worker, log: RunLog | None, store: Store, notes: Mapping[str, Any]) -> Self:
+        """Give the diary of a run over a store as the notes of its checkpoint left it."""
+        previews = Previews.of(worker.experiment, store)
         losses, loss, gain = list(notes.get("losses", [])), notes.get("loss"), notes.get("gain")
-        return cls(worker, log, losses, loss, gain)
+        return cls(worker, log, previews, losses, loss, gain)
 
     def notes(self) -> dict[str, Any]:
         """Give what a checkpoint must hold for the diary to go on."""
@@ -101,7 +105,11 @@ class Diary:
 
     def _picture(self, step: int, batch: Batch) -> None:
         stage, model, seed = self.worker.stage, self.worker.model, self.worker.spec.seed
-        if self.log or asked():  # where weights are sharded, all processes must run the same
-            image = stage.within(lambda: preview(model, batch, stage.null_text, seed=seed))
-        if self.log:
+        previews, drawn = self.previews, self.log is not None and self.previews.ready()
+        if not drawn and not (asked() and previews.asks):
+            return
+        # where weights are sharded, all processes must run the same
+        found = stage.within(lambda: previews.ask(model, batch, stage.null_text, seed=seed))
+        image = previews.draw(found) if drawn else None
+        if self.log and image is not None:
             self.log.picture(step, "retrieved below original", image)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.nn import Parameter
 
+from ..device import pick_device
 from ..errors import UserError
 from ..experiment import TrainSpec
 from ..model import Model
+from . import sharded
 from .stage import StageOne
 
 BLOCK = re.compile(r"(blocks|attention)\.\d+\.|compressors\.\d+\.")
@@ -46,12 +50,31 @@ def make_optimizer(stage: StageOne, spec: TrainSpec) -> torch.optim.Optimizer:
     return MuonAdamW(inner, _adamw(rest, spec), spec)
 
 
-def _adamw(parameters: Sequence[Parameter], spec: TrainSpec) -> torch.optim.AdamW:
+def _adamw(parameters: Sequence[Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": spec.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=spec.rate, betas=spec.betas)
+    filled = [g for g in groups if g["params"]] or groups[:1]  # beside Muon nothing may be left
+    make = torch.optim.AdamW if spec.optimizer_bits == 32 else adamw_8bit()
+    made: torch.optim.Optimizer = make(filled, lr=spec.rate, betas=spec.betas)
+    return made
+
+
+def adamw_8bit() -> Any:
+    """Give bitsandbytes' AdamW, whose moments are 8 bits wide (of large tensors, in blocks).
+
+    Raises:
+        UserError: it is not installed, there is no GPU, or weights are sharded.
+    """
+    what = "train.optimizer_bits 8"
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f'{what} needs bitsandbytes: pip install "longtake[bitsandbytes]"')
+    if pick_device().type != "cuda":
+        raise UserError(f"{what} needs a GPU, and there is none")
+    if sharded.asked():
+        raise UserError(f"{what} needs whole weights, FSDP shards them: set it to 32")
+    return import_module("bitsandbytes.optim").AdamW8bit
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -61,7 +84,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, matrices: Sequence[Parameter], adamw: torch.optim.AdamW, spec: TrainSpec
+        self, matrices: Sequence[Parameter], adamw: torch.optim.Optimizer, spec: TrainSpec
     ) -> None:
         self.muon = torch.optim.Muon(
             matrices,
@@ -94,10 +117,24 @@ def freeze(model: Model) -> None:
     """Leave trainable what `train.trains` names.
 
     With `all`, the first projection stays as it is all the same: the encoder holds a copy of it.
+
+    Raises:
+        UserError: all is to train, but weights of the backbone cannot (LoRAs beside, quantised);
+            or the encoder alone, but it gives features, which a fresh backbone does not read yet.
     """
     trains = model.experiment.train.trains
     if trains == "encoder":
+        if model.encoder.features:
+            raise UserError(
+                "train.trains=encoder, but what reads the encoder's features starts at zero and "
+                "must train, too: turn the features off, or --set train.trains=lora"
+            )
         model.backbone.requires_grad_(False)
     if trains == "all":
+        if not all(parameter.requires_grad for parameter in model.backbone.parameters()):
+            raise UserError(
+                "train.trains=all, but weights of this backbone are frozen: leave out "
+                "backbone.loras and backbone.quantize, or --set train.trains=lora"
+            )
         for parameter in model.backbone.fitted():
             parameter.requires_grad_(False)

@@ -46,12 +46,16 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(place, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def _is_moment(name: str, held: Any) -> bool:
+    return name != "step" and isinstance(held, Tensor) and bool(held.shape)
+
+
 def spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Give the whole state of an optimizer as its parameters are held here."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
         index: {
-            name: part_of(x, weights[index]) if name != "step" and x.shape else x
+            name: part_of(x, weights[index]) if _is_moment(name, x) else x
             for name, x in held.items()
         }
         for index, held in state["state"].items()

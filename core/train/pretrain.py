@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..data.store import Store, made_with
+from ..data.fits import check_fits
+from ..data.store import Store
 from ..data.windows import WindowBatches, Windows
 from ..device import pick_device
 from ..errors import UserError
@@ -82,7 +83,7 @@ def _prepare(
         worker=worker,
         batches=WindowBatches(store, windows, needs, train.steps, *world),
         stepper=Stepper(worker, Liveness.of(worker.stage) if watched else None),
-        diary=Diary.of(worker, log, notes),
+        diary=Diary.of(worker, log, store, notes),
         saver=Saver(worker, step if newest else -1),
         step=step,
     )
@@ -149,10 +150,7 @@ def check_shares(spec: TrainSpec, processes: int) -> None:
 
 def check_store(experiment: Experiment, store: Store) -> None:
     """Refuse a store that was cached with another codec, text encoder, rate or frame rate."""
-    geometry = experiment.backbone.geometry
-    codec, text = build(experiment.backbone.codec), build(experiment.backbone.text_encoder)
-    identity = made_with(geometry, codec=codec.identity, text=text.identity, fps=geometry.fps)
-    store.check(made_with=identity, rates=compressor_needs(experiment).rates)
+    check_fits(experiment, store, compressor_needs(experiment).rates)
 
 
 def _accelerator() -> Any:

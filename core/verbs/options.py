@@ -21,6 +21,10 @@ Data = Annotated[Path, typer.Option("--data", help="a latent store, made by `lon
 Start = Annotated[
     Path | None, typer.Option(help="begin with the weights of another run or checkpoint")
 ]
+Rank = Annotated[
+    int | None, typer.Option(help="this process's share; default: its launcher's", min=0)
+]
+World = Annotated[int | None, typer.Option(help="number of shares", min=1)]
 BenchData = Annotated[
     Path | None, typer.Option(help="a latent store to load from; default: one written for it")
 ]

@@ -7,22 +7,24 @@ from typing import Any
 
 import attrs
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from ..codec import Codec, frame_to_latent, to_bytes
 from ..data.batch import Batch
 from ..data.encode import Encoded, encode_file
-from ..data.sources import caption_of
 from ..device import pick_device
 from ..errors import UserError
+from ..experiment import Experiment
 from ..grid import Rate
 from ..model import Model, all_needs, build_retriever
 from ..pictures import save_png, side_by_side
 from ..registry import build
 from ..scene import frames_by_latent, learned_retriever, make_scene
 from ..spec import CodecSpec, RetrieverSpec
-from ..train.checkpoint import load_run
+from ..train.checkpoint import load_model, read_run
 from .common import emit, find_run
+from .prompts import Captions
 
 
 def retrieve(
@@ -30,15 +32,21 @@ def retrieve(
 ) -> None:
     """Give frames at given times out of a video's memory."""
     times = parse_times(at)
-    model = load_run(find_run(run)).to(pick_device())
-    codec: Codec[CodecSpec] = build(model.experiment.backbone.codec).to(pick_device())
-    encoded = encode_video_file(model, codec, video)
+    experiment, folder = read_run(find_run(run))
+    retriever = _retriever(experiment, steps)
+    geometry, device = experiment.backbone.geometry, pick_device()
+    frames = [int(round(t * geometry.fps, 6)) for t in times]
+    # One after the other: prompts, video, model. On real weights each takes most of a GPU.
+    captions = Captions.of(experiment, video, frames, device)
+    codec: Codec[CodecSpec] = build(experiment.backbone.codec).to(device)
+    encoded = encode_video_file(experiment, codec, video)
     seconds = encoded.frames / encoded.fps
     late = [t for t in times if t >= seconds]
     if late:
         raise UserError(f"--at {late[0]:g}: {video.name} has {seconds:.2f} s (0 ≤ time < that)")
-    frames = [int(round(t * encoded.fps, 6)) for t in times]
-    shown, tokens, before = frames_from_memory(model, codec, encoded, video, frames, steps, seed)
+    model = load_model(folder, experiment).eval().to(device)
+    asked = Asked(frames=frames, captions=captions, retriever=retriever, seed=seed)
+    shown, tokens, before = frames_from_memory(model, codec, encoded, asked)
     files = _save(out, times, frames, encoded, shown)
     summary = {
         "files": [str(path) for path in files],
@@ -51,6 +59,16 @@ def retrieve(
         *map(str, files),
     ]
     emit(summary, lines, as_json=as_json)
+
+
+@frozen(eq=False, kw_only=True)
+class Asked:
+    """Video frames to give back, their captions, and by which retriever and seed."""
+
+    frames: list[int]
+    captions: Captions
+    retriever: RetrieverSpec
+    seed: int
 
 
 def parse_times(at: str) -> list[float]:
@@ -73,9 +91,8 @@ def parse_times(at: str) -> list[float]:
     return list(by_name.values())
 
 
-def encode_video_file(model: Model, codec: Codec[CodecSpec], video: Path) -> Encoded:
-    """Give a video as the experiment of a model would cache it, frames kept."""
-    experiment = model.experiment
+def encode_video_file(experiment: Experiment, codec: Codec[CodecSpec], video: Path) -> Encoded:
+    """Give a video as the experiment would cache it, frames kept."""
     rates: frozenset[Rate] = all_needs(experiment).rates
     with torch.no_grad():
         return encode_file(
@@ -91,34 +108,24 @@ def encode_video_file(model: Model, codec: Codec[CodecSpec], video: Path) -> Enc
 
 @torch.no_grad()
 def frames_from_memory(
-    model: Model,
-    codec: Codec[CodecSpec],
-    encoded: Encoded,
-    video: Path,
-    frames: list[int],
-    steps: int | None,
-    seed: int,
+    model: Model, codec: Codec[CodecSpec], encoded: Encoded, asked: Asked
 ) -> tuple[list[Tensor], int, int]:
     """Give the frames `[3, P, Q]` uint8 out of memory, its tokens, and the tokens uncompressed."""
-    device = next(iter(model.backbone.parameters())).device
-    text = build(model.experiment.backbone.text_encoder)
-    batch = Batch(
-        history=encoded.history(), text=text.encode([caption_of(video)]), names=(video.name,)
-    ).to(device)
-    scene = make_scene(model, codec, batch, text.encode([""]))
-    stride = codec.stride.time
-    wanted = sorted({frame_to_latent(frame, stride) for frame in frames})
-    generator = torch.Generator().manual_seed(seed)
-    retriever = build_retriever(_retriever(model, steps))
-    omega = torch.tensor([wanted])
-    result = retriever(scene, omega, generator)
-    pixels = frames_by_latent(codec, scene.history.latents, omega, result)
-    by_latent = dict(zip(wanted, pixels, strict=True))
-    shown = [_frame(by_latent[frame_to_latent(f, stride)], f, stride) for f in frames]
-    geometry = model.backbone.geometry
-    rows, columns = geometry.patch.height, geometry.patch.width
-    size = scene.size
-    before = size.time * -(-size.height // rows) * -(-size.width // columns)
+    stride, texts = codec.stride.time, asked.captions.texts
+    history = encoded.history().to(texts[""].embeddings.device)
+    batch = Batch(history=history, text=texts[""], names=("video",))
+    scene = make_scene(model, codec, batch, texts[""])
+    retriever = build_retriever(asked.retriever)
+    generator = torch.Generator().manual_seed(asked.seed)
+    found: dict[int, Tensor] = {}
+    for prompt, latents in asked.captions.latents.items():
+        omega = torch.tensor([latents])
+        result = retriever(attrs.evolve(scene, text=texts[prompt]), omega, generator)
+        pixels = frames_by_latent(codec, scene.history.latents, omega, result)
+        found |= zip(latents, pixels, strict=True)
+    shown = [_frame(found[frame_to_latent(f, stride)], f, stride) for f in asked.frames]
+    patch, size = model.backbone.geometry.patch, scene.size
+    before = size.time * -(-size.height // patch.height) * -(-size.width // patch.width)
     return shown, scene.memory.length, before
 
 
@@ -127,8 +134,8 @@ def _frame(pixels: Tensor, frame: int, stride: int) -> Tensor:
     return to_bytes(pixels[0, :, index]).cpu()
 
 
-def _retriever(model: Model, steps: int | None) -> RetrieverSpec:
-    spec = learned_retriever(model.experiment)
+def _retriever(experiment: Experiment, steps: int | None) -> RetrieverSpec:
+    spec = learned_retriever(experiment)
     if steps is None:
         return spec
     if "steps" not in attrs.fields_dict(type(spec)):

@@ -10,7 +10,13 @@ from datetime import UTC, datetime
 from .day import DONE, FAILED, OPEN, Book, Day, TimeIsUp
 from .facts import commit, facts
 
-MODULES = {"tests": "checks", "bench": "benches", "memory-cap": "cap", "train": "training"}
+MODULES = {
+    "tests": "checks",
+    "bench": "benches",
+    "backbones": "backbones",
+    "memory-cap": "cap",
+    "train": "training",
+}
 
 
 def work(step: str, day: Day) -> int:

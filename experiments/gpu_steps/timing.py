@@ -12,9 +12,11 @@ import torch
 MIB = 2**20
 
 
-def paced(run: Callable[[], object], device: torch.device, repeats: int) -> dict[str, float]:
-    """Give the median, least and greatest seconds of `run`, after three warm-ups."""
-    for _ in range(3):
+def paced(
+    run: Callable[[], object], device: torch.device, repeats: int, *, warm: int = 3
+) -> dict[str, float]:
+    """Give the median, least and greatest seconds of `run`, after `warm` runs that do not count."""
+    for _ in range(warm):
         run()
     measure = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     times = [measure(run) for _ in range(repeats)]

@@ -10,8 +10,8 @@ from ...core.compressor import Compressor, State
 from ...core.fit import Fit, Length, Needs
 from ...core.grid import Geometry, Size3
 from ...core.history import History
-from ...core.memory import Memory, Part
-from ...core.positions import token_places
+from ...core.memory import Memory
+from ...core.parts import grid_part
 from ...kernels.reference import out_tokens
 from ..specs import Conv
 from .conv_branches import HrBranch, LrBranch
@@ -23,7 +23,9 @@ class ConvCompressor(Compressor[Conv]):
 
     One part, `conv-<rate>`, tokens in time, row, column order. With both branches the HR output
     starts at zero, so that a new encoder gives the DiT's own tokens (Only-LR). Latents are taken
-    to the dtype of the weights.
+    to the dtype of the weights. With `features` the part also brings the HR branch's last hidden
+    states, those before the 1×1 conv, as its feature `hidden` (method.md §5: second-to-last
+    features in the seed, last hidden states in V6).
 
     The state holds the latents that complete no block (fewer than the time rate), the last LR
     latent, a tail a conv and a window of keys and values a layer: it grows until `window` memory
@@ -42,13 +44,20 @@ class ConvCompressor(Compressor[Conv]):
 
     @classmethod
     def needs(cls, spec: Conv) -> Needs:
-        """Give the LR rate and HR latents, each only where its branch is on."""
-        return Needs(rates=frozenset({spec.rate} if spec.lr else ()), hr=spec.hr)
+        """Give the LR rate and HR latents (or pixels), each only where its branch is on."""
+        pixels = spec.hr and spec.stem == "pixels"
+        rates = frozenset({spec.rate} if spec.lr else ())
+        return Needs(rates=rates, pixels=pixels, hr=spec.hr and not pixels)
 
     @classmethod
     def context_length(cls, spec: Conv, geometry: Geometry, size: Size3) -> Length:
         """Give the exact number of tokens: the cells of the token grid."""
         return Length(tokens=token_grid(spec, geometry, size).cells)
+
+    @classmethod
+    def features(cls, spec: Conv) -> dict[str, int]:
+        """Give the width of `hidden`, the last one of the convs, where `features` is on."""
+        return {f"{part_name(spec)}.hidden": spec.channels[-1]} if spec.features else {}
 
     def forward(self, history: History) -> Memory:
         """Give the memory of a whole window; shorter samples go on with their own last latent."""
@@ -59,7 +68,8 @@ class ConvCompressor(Compressor[Conv]):
         lr = self.lr.whole(history, shown) if self.lr else None
         hidden = self.hr.whole(history, shown) if self.hr else None
         tokens = self._tokens(lr, hidden, size)[:, :frames]
-        return self._memory(tokens, size, history.start, history.length, skip=0)
+        hidden = None if hidden is None else hidden[:, :frames]
+        return self._memory(tokens, hidden, size, history.start, history.length, skip=0)
 
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
         """Take the next chunk; give the tokens of the blocks that it completed.
@@ -76,13 +86,13 @@ class ConvCompressor(Compressor[Conv]):
         seen = torch.tensor([size.time, size.height, size.width])
         new: State = {**old, "seen": seen, "start": old.get("start", chunk.start.clone())}
         lr = self.lr.take(new, chunk, before) if self.lr else None
-        hidden = self.hr.take(new, chunk.latents, ready) if self.hr else None
+        hidden = self.hr.take(new, chunk, ready) if self.hr else None
         if not (ready and self.settles):
             return new, Memory(size=size)
         length = torch.full_like(chunk.length, size.time)
         skip = rate.settled_tokens(before)
         tokens = self._tokens(lr, hidden, size)
-        return new, self._memory(tokens, size, new["start"], length, skip)
+        return new, self._memory(tokens, hidden, size, new["start"], length, skip)
 
     def pending(self, state: State) -> Memory:
         """Give the provisional token frame of an incomplete block; with full attention, all."""
@@ -96,7 +106,8 @@ class ConvCompressor(Compressor[Conv]):
         hidden = self.hr.rest(state, missing) if self.hr else None
         length = torch.full_like(state["start"], time)
         skip = settled if self.settles else 0
-        return self._memory(self._tokens(lr, hidden, size), size, state["start"], length, skip)
+        tokens = self._tokens(lr, hidden, size)
+        return self._memory(tokens, hidden, size, state["start"], length, skip)
 
     def _tokens(self, lr: Tensor | None, hidden: Tensor | None, size: Size3) -> Tensor:
         """Give the tokens `[B, T', S, D]` of the branches that are on, added."""
@@ -107,17 +118,29 @@ class ConvCompressor(Compressor[Conv]):
         return lr_tokens
 
     def _memory(
-        self, tokens: Tensor, size: Size3, start: Tensor, length: Tensor, skip: int
+        self,
+        tokens: Tensor,
+        hidden: Tensor | None,
+        size: Size3,
+        start: Tensor,
+        length: Tensor,
+        skip: int,
     ) -> Memory:
-        grid = attrs.evolve(token_grid(self.spec, self.geometry, size), time=tokens.shape[1])
-        positions, extents, valid = token_places(
-            self.spec.rate, size, self.geometry.patch, grid, start=start, length=length, skip=skip
-        )
-        part = Part(
-            name=f"conv-{self.spec.rate}",
-            tokens=tokens.flatten(1, 2),
-            positions=positions,
-            extents=extents,
-            valid=valid,
+        part = grid_part(
+            part_name(self.spec),
+            tokens,
+            rate=self.spec.rate,
+            size=size,
+            patch=self.geometry.patch,
+            grid=token_grid(self.spec, self.geometry, size),
+            start=start,
+            length=length,
+            skip=skip,
+            features={"hidden": hidden} if self.spec.features and hidden is not None else None,
         )
         return Memory(parts=(part,), size=size)
+
+
+def part_name(spec: Conv) -> str:
+    """Give the name of the part that the compressor makes."""
+    return f"conv-{spec.rate}"

@@ -11,13 +11,17 @@ from ...core.compressor import State
 from ...core.fit import Fit, pad_to, project
 from ...core.grid import Geometry, Size3
 from ...core.history import History
+from ...core.streams import joined, own
 from ..specs import Conv
 from .conv_attention import AttentionStack
 from .conv_layers import ConvTrunk, token_grid
+from .conv_stem import PixelStem
 
 
 class HrBranch(nn.Module):
     """Full-size latents → convs → attention: features `[B, T', S, C]` of S = rows × columns.
+
+    With a pixel stem, its features of frames stand for the latents.
 
     State: `waiting`, the latents of the incomplete block; `conv.i`, a tail a conv; `attention.i`,
     keys and values of the last window − 1 memory frames. With full attention `hidden`, the convs'
@@ -29,6 +33,7 @@ class HrBranch(nn.Module):
         self.spec = spec
         self.geometry = geometry
         self.full = spec.attention == "full"
+        self.stem = PixelStem(spec.channels[0], geometry) if spec.stem == "pixels" else None
         self.trunk = ConvTrunk(spec, geometry)
         self.attention = AttentionStack(spec)
         self.out = nn.Linear(spec.channels[-1], geometry.width)
@@ -39,7 +44,7 @@ class HrBranch(nn.Module):
     def whole(self, history: History, frames: int) -> Tensor:
         """Give the features of `frames` memory frames of a window."""
         rate = self.spec.rate
-        latents = extended(history.latents, history.length, 1 + (frames - 1) * rate.time)
+        latents = extended(self.read(history), history.length, 1 + (frames - 1) * rate.time)
         hidden, _ = self.convolve(latents, {})
         keys = None
         if history.ragged:
@@ -47,9 +52,13 @@ class HrBranch(nn.Module):
             keys = torch.arange(frames)[None] < counts[:, None]
         return self.attend(hidden, {}, keys)[0]
 
-    def take(self, state: State, latents: Tensor, ready: int) -> Tensor | None:
-        """Put latents into `state`; give the features that the first `ready` of all complete."""
-        waiting = joined(state.get("waiting"), latents, dim=2)
+    def read(self, history: History) -> Tensor:
+        """Give what the convs read `[B, C, T, H, W]`: the latents, or the stem's features."""
+        return history.latents if self.stem is None else self.stem(history)
+
+    def take(self, state: State, chunk: History, ready: int) -> Tensor | None:
+        """Put a chunk into `state`; give the features that the first `ready` of all complete."""
+        waiting = joined(state.get("waiting"), self.read(chunk), dim=2)
         state["waiting"] = own(waiting[:, :, ready:])
         if not ready:
             return None
@@ -166,13 +175,3 @@ def extended(latents: Tensor, length: Tensor, total: int) -> Tensor:
     frames = latents.transpose(1, 2)[rows, index].transpose(1, 2)  # [B, C, total, H, W]
     empty = (length == 0).to(latents.device)
     return frames.masked_fill(empty[:, None, None, None, None], 0.0)
-
-
-def joined(before: Tensor | None, new: Tensor, dim: int) -> Tensor:
-    """Give `new` behind `before`."""
-    return new if before is None else torch.cat([before, new], dim=dim)
-
-
-def own(x: Tensor) -> Tensor:
-    """Give a copy with its own memory: a slice would keep alive all that it was cut from."""
-    return x.clone(memory_format=torch.contiguous_format)

@@ -50,6 +50,7 @@ def stages(spec: Conv, geometry: Geometry) -> list[Stage]:
 
     Source: method.md §2 (64→128→256→512, time strides first, then space).
     """
+    first = geometry.channels if spec.stem == "latents" else spec.channels[0]
     strides = halvings(spec.rate, geometry.patch)
     last = len(spec.channels) - 1
     widths = [spec.channels[min(i, last)] for i in range(len(strides) + 1)]
@@ -58,7 +59,7 @@ def stages(spec: Conv, geometry: Geometry) -> list[Stage]:
     steps = [(1, 1, 1), *strides, (1, 1, 1)][: len(widths)]
     return [
         Stage(inputs=a, outputs=b, kernel=_kernel(stride, spec.kernel), stride=stride)
-        for a, b, stride in zip([geometry.channels, *widths[:-1]], widths, steps, strict=True)
+        for a, b, stride in zip([first, *widths[:-1]], widths, steps, strict=True)
     ]
 
 

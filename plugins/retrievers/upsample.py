@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...core.codec import decode_whole
 from ...core.errors import UserError
 from ...core.fit import Needs
 from ...core.retriever import PixelFrames, Retriever, Scene
@@ -38,7 +39,7 @@ class UpsampleRetriever(Retriever[Upsample]):
         if rate not in scene.history.lr:
             raise UserError(f"upsample needs LR latents at {rate}, which this history lacks")
         asked = frames_asked(omega, stride.time)
-        video, _ = scene.codec.decode(scene.history.lr[rate])
+        video = decode_whole(scene.codec, scene.history.lr[rate])
         complete = 1 + (scene.history.length - 1) // rate.time
         size = (scene.size.height * stride.height, scene.size.width * stride.width)
         count = frames_in(complete, stride.time)

@@ -17,6 +17,8 @@ from longtake.backbones.wan.tiny import TinyWan
 from longtake.core.memory import Memory, Part
 from longtake.core.text import Text
 
+from .hunyuan_kit import HunyuanKit
+
 
 class WanKit:
     """Small Wans and inputs of their shapes."""
@@ -84,3 +86,8 @@ class _RowsOfRope(nn.Module):
 @pytest.fixture(scope="session")
 def wan() -> WanKit:
     return WanKit()
+
+
+@pytest.fixture(scope="session")
+def hunyuan() -> HunyuanKit:
+    return HunyuanKit()

@@ -11,7 +11,9 @@ from longtake.core.contract.text import check_text_encoder
 from longtake.core.text import Text
 
 
-@pytest.mark.parametrize("spec", [Bytes(), Bytes(width=7, length=5), Bytes(width=2, length=9)])
+@pytest.mark.parametrize(
+    "spec", [Bytes(), Bytes(width=7, length=5, pooled=3), Bytes(width=2, length=9)]
+)
 def test_keeps_the_contract(spec: Bytes) -> None:
     check_text_encoder(ByteEncoder(spec))
 
@@ -62,5 +64,30 @@ def test_lone_surrogates_are_legal() -> None:
 
 
 def test_identity_says_the_fields() -> None:
-    names = {ByteEncoder(s).identity for s in (Bytes(), Bytes(width=32), Bytes(length=32))}
-    assert len(names) == 3
+    specs = (Bytes(), Bytes(width=32), Bytes(length=32), Bytes(pooled=32))
+    assert len({ByteEncoder(spec).identity for spec in specs}) == 4
+    assert ByteEncoder(Bytes()).identity == "bytes-1-64x64"  # what stores already say
+
+
+def test_pooled_vectors_tell_prompts_apart_and_keep_their_size() -> None:
+    encoder = ByteEncoder(Bytes(length=200, pooled=48))
+    pooled = encoder.encode(["", "the quick brown fox " * 10, "fox brown quick the"]).pooled
+    assert pooled is not None and pooled.shape == (3, 48)
+    assert all(0.2 < float(size) < 2 for size in pooled.square().mean(dim=1))
+    assert float(torch.pdist(pooled).min()) > 1
+    assert encoder.encode(["a"]).embeddings.shape[-1] == 64
+
+
+def test_without_a_pooled_width_there_is_none() -> None:
+    assert ByteEncoder(Bytes()).encode(["a"]).pooled is None
+
+
+def test_contract_catches_a_prompt_without_tokens() -> None:
+    class Empty(ByteEncoder):
+        def encode(self, prompts) -> Text:  # type: ignore[no-untyped-def]
+            text = super().encode(prompts)
+            keep = torch.tensor([bool(prompt) for prompt in prompts])[:, None]
+            return Text(embeddings=text.embeddings * keep[..., None], mask=text.mask & keep)
+
+    with pytest.raises(AssertionError, match="no real token"):
+        check_text_encoder(Empty(Bytes()))

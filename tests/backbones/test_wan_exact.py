@@ -114,6 +114,56 @@ def test_patches_as_memory_are_the_longer_video(
     assert float((ours - theirs).abs().max()) < gap
 
 
+@pytest.mark.parametrize("own", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("shown", [[0, 1, 2, 3, 4], [2, 3, 9, 12, 40]])
+@pytest.mark.parametrize(("dtype", "gap"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_memory_at_its_own_time_is_time_by_token(
+    wan: Any, own: float, shown: list[int], dtype: torch.dtype, gap: float
+) -> None:
+    """diffusers' `[B, N]` call, with the clean frames at their own time and by frame after them."""
+    model = wan.small(dtype, time="token", memory_time=own)
+    video, text, frames = wan.noise(2, 16, 5, 5, 6).to(dtype), wan.text(2), torch.tensor(shown)
+    t = torch.tensor([[0.3, 0.5], [0.9, 0.9]])
+    with torch.no_grad():
+        memory = patches(model, video[:, :, :3], frames[None, :3])
+        context = model.context(text, memory)
+        ours = model.velocity(video[:, :, 3:], t, frames[3:].expand(2, -1), context)
+        other, padded = wan.twin(model), pad_to(video, 2, 2)
+        wan.show_rows(other, shown)
+        by_frame = torch.cat([torch.full((2, 3), own), t], dim=1) * 1000
+        steps = by_frame[:, :, None].expand(-1, -1, 9).flatten(1)
+        theirs = other(padded, steps, text.embeddings.to(dtype)).sample[:, :, 3:, :5, :6]
+    assert float((ours - theirs).abs().max()) < gap
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_bf16_weights_are_diffusers_to_the_bit(wan: Any, time: str) -> None:
+    """With the parts in float32 that diffusers keeps there when it loads a model."""
+    model, video, text = _bf16(wan.small(time=time)), wan.noise(1, 16, 2, 4, 6), wan.text(1)
+    video, prompt, t = video.bfloat16(), text.to("cpu", torch.bfloat16), torch.tensor([0.4])
+    twin = wan.twin(wan.small(time=time))
+    twin.load_state_dict(model.state_dict(), assign=True)
+    with torch.no_grad():
+        ours = model.velocity(video, t, wan.frames(0, 2), model.context(prompt))
+        theirs = reference(twin, video, t * 1000, prompt.embeddings, time)
+        assert ours.dtype == torch.bfloat16 and torch.equal(ours, theirs)
+        memory = patches(model, video, torch.arange(2)[None])
+        seen = model.velocity(video, t, wan.frames(2, 2), model.context(prompt, memory))
+        longer = reference(
+            twin, torch.cat([video, video], dim=2), t * 1000, prompt.embeddings, time
+        )
+    gap = (seen - longer[:, :, 2:]).float().abs().max()
+    assert float(gap) < 0.02 * float(longer.float().abs().max())
+
+
+def _bf16(model: TinyWan) -> TinyWan:
+    kept = tuple(model._keep_in_fp32_modules)
+    for name, weight in model.named_parameters():
+        if not any(part in name for part in kept):
+            weight.data = weight.data.bfloat16()
+    return model
+
+
 def test_time_by_frame_is_time_by_token(wan: Any) -> None:
     model = wan.small(time="token")
     video, text, t = wan.noise(1, 16, 3, 4, 4), wan.text(1), torch.tensor([[0.1, 0.5, 1.0]])
@@ -136,7 +186,7 @@ def test_time_by_frame_needs_time_by_token(wan: Any) -> None:
 
 
 @pytest.mark.parametrize("time", TIMES)
-@pytest.mark.parametrize("attention", ["full", "isolated"])
+@pytest.mark.parametrize("attention", ["full", "isolated", "isolated-causal"])
 def test_contract(wan: Any, attention: str, time: str) -> None:
     check_backbone(wan.small(attention=attention, memory_time=0.25, time=time))
 
@@ -152,6 +202,26 @@ def test_contract_finds_a_backbone_that_forgets(wan: Any, monkeypatch: Any) -> N
         check_backbone(model)
 
 
+def test_contract_finds_a_backbone_that_appends_in_place(wan: Any, monkeypatch: Any) -> None:
+    model = wan.small(attention="isolated-causal", memory_time=0.0)
+    remember = TinyWan.remember
+
+    def spoil(self: TinyWan, memory: Memory, cache: Any = None) -> Any:
+        if cache is not None:
+            cache.keys[0].mul_(2)
+        return remember(self, memory, cache)
+
+    monkeypatch.setattr(TinyWan, "remember", spoil)
+    with pytest.raises(AssertionError, match="was appended to"):
+        check_backbone(model)
+
+
+def test_contract_finds_a_backbone_that_ignores_features(wan: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(TinyWan, "_features", lambda self, memory: {})
+    with pytest.raises(AssertionError, match="features do not change the velocity"):
+        check_backbone(wan.small())
+
+
 def test_seed_is_all_that_matters(wan: Any) -> None:
     before = torch.get_rng_state()
     one, two = wan.small(), wan.small()
@@ -164,6 +234,8 @@ def test_seed_is_all_that_matters(wan: Any) -> None:
 def test_published_shapes() -> None:
     shapes = hooks.longtake_geometries()
     assert {n: (g.channels, g.width, g.blocks, g.fps) for n, g in shapes.items()} == {
+        "wan21-1.3b": (16, 1536, 30, 16.0),
+        "wan21-14b": (16, 5120, 40, 16.0),
         "wan22-5b": (48, 3072, 30, 24.0),
         "wan22-14b": (16, 5120, 40, 16.0),
         "hunyuan": (16, 3072, 60, 24.0),

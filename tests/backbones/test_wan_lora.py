@@ -11,39 +11,14 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from longtake.backbones.wan.tiny import TinyWan
 from longtake.core.backbone import Backbone
 from longtake.core.errors import UserError
 from longtake.core.lora import LoRA
 
-ALL = ("attention", "cross-attention", "feed-forward")
-
-
-def trained(wan: Any, rank: int = 3, alpha: float = 7.0, **changes: Any) -> TinyWan:
-    """A small model whose adapters do something."""
-    model: TinyWan = wan.small(**changes)
-    model.add_lora(LoRA(rank=rank, alpha=alpha, targets=ALL))
-    random = torch.Generator().manual_seed(2)
-    for weight in model.adapters().values():
-        torch.nn.init.normal_(weight, std=0.3, generator=random)
-    return model
-
-
-def velocity(model: Backbone, wan: Any, memory: bool = False) -> Tensor:
-    with torch.no_grad():
-        context = model.context(wan.text(1), wan.memory(1, 3) if memory else None)
-        x = wan.noise(1, 16, 2, 4, 4)
-        return model.velocity(x, torch.tensor([0.5]), wan.frames(0, 2), context)
-
-
-def theirs(model: Any, wan: Any) -> Tensor:
-    with torch.no_grad():
-        out: Tensor = model(
-            wan.noise(1, 16, 2, 4, 4), torch.tensor([500.0]), wan.text(1).embeddings
-        ).sample
-    return out
+from .hunyuan_kit import HunyuanKit
+from .lora_kit import ALL, stir, theirs, trained, velocity
 
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -76,11 +51,51 @@ def test_names_and_targets(wan: Any) -> None:
     assert {p for p in model.parameters() if p.requires_grad} == set(model.adapters().values())
 
 
-def test_adapters_of_a_bf16_base_are_fp32(wan: Any) -> None:
-    model = wan.small(torch.bfloat16)
-    model.add_lora(LoRA(rank=2))
-    assert {x.dtype for x in model.adapters().values()} == {torch.float32}
-    assert model.blocks[0].attn1.to_q.base_layer.weight.dtype == torch.bfloat16
+def test_targets_of_hunyuan_are_its_blocks_alone() -> None:
+    kit, found = HunyuanKit(), {}
+    for target in ALL:
+        model = kit.small()
+        model.add_lora(LoRA(rank=2, targets=(target,)))
+        found[target] = {name.partition(".lora_")[0] for name in model.adapters()}
+    dual, single = ("transformer_blocks.1.", "single_transformer_blocks.1.")
+    ours = ("attn.to_q", "attn.to_k", "attn.to_v")
+    assert {n for n in found["attention"] if n.startswith(single)} == {single + n for n in ours}
+    assert {dual + n for n in (*ours, "attn.to_out.0")} < found["attention"]
+    text = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+    assert {n for n in found["cross-attention"] if "1." in n} == {dual + n for n in text}
+    feed = {n for n in found["feed-forward"] if n.startswith(single)}
+    assert feed == {f"{single}proj_mlp", f"{single}proj_out"}
+    assert {f"{dual}ff.net.0.proj", f"{dual}ff_context.net.2"} < found["feed-forward"]
+    everything = set().union(*found.values())
+    assert all(name.startswith((dual[:-2], single[:-2])) for name in everything)  # no head, no text
+    model = kit.small()
+    model.add_lora(LoRA(rank=2, targets=ALL))
+    assert {name.partition(".lora_")[0] for name in model.adapters()} == everything
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_have_their_own_type(wan: Any, base: torch.dtype, dtype: torch.dtype) -> None:
+    model, name = wan.small(base), str(dtype).removeprefix("torch.")
+    before = velocity(model, wan)
+    model.add_lora(LoRA(rank=2, dtype=name))
+    assert {x.dtype for x in model.adapters().values()} == {dtype}
+    assert model.blocks[0].attn1.to_q.base_layer.weight.dtype == base
+    assert torch.equal(velocity(model, wan), before)
+
+
+def test_bf16_adapters_come_back(wan: Any, tmp_path: Path) -> None:
+    path, spec = tmp_path / "lora.safetensors", LoRA(rank=2, dtype="bfloat16")
+    first, ready, fresh = (wan.small() for _ in range(3))
+    first.add_lora(spec)
+    ready.add_lora(spec)
+    stir(first).save_adapters(path)
+    ready.load_adapters(path)
+    assert torch.equal(velocity(ready, wan), velocity(first, wan))
+    fresh.load_adapters(path)  # no spec says that they should be narrow
+    assert {x.dtype for x in fresh.adapters().values()} == {torch.float32}
+    assert all(torch.equal(x, first.adapters()[n].float()) for n, x in fresh.adapters().items())
+    assert load_file(path)["transformer.blocks.0.attn1.to_q.lora_A.weight"].dtype == torch.bfloat16
 
 
 def test_lora_comes_back(wan: Any, tmp_path: Path) -> None:
@@ -132,9 +147,11 @@ def test_bad_lora_files_say_so_in_one_line(wan: Any, tmp_path: Path) -> None:
     narrow.add_lora(LoRA(rank=3, alpha=7.0))
     refused("adapts other linears", narrow)
     refused("no safetensors file", wan.small(), tmp_path / "nothing.safetensors")
-    tensors = {"lora_unet_blocks_0_attn1_to_q.lora_down.weight": torch.zeros(2, 2)}
-    save_file(tensors, tmp_path / "kohya.safetensors")
-    refused("keys such as lora_unet", wan.small(), tmp_path / "kohya.safetensors")
+    save_file({"lora_te_layers_0.lora_down.weight": torch.zeros(2, 2)}, tmp_path / "te.safetensors")
+    refused("keys such as lora_te_layers_0", wan.small(), tmp_path / "te.safetensors")
+    bad = tmp_path / "bad.safetensors"
+    save_file(load_file(path), bad, metadata={"lora_adapter_metadata": "{"})
+    refused("metadata is no JSON object", wan.small(), bad)
     (tmp_path / "text.safetensors").write_text("not tensors")
     refused("no safetensors file", wan.small(), tmp_path / "text.safetensors")
     with pytest.raises(ValueError, match="no adapters"):

@@ -96,7 +96,7 @@ def loss_of(model: TinyWan, wan: Any, memory: Memory, seed: int = 1) -> Tensor:
     return out.square().mean()
 
 
-@pytest.mark.parametrize("attention", ["full", "isolated"])
+@pytest.mark.parametrize("attention", ["full", "isolated", "isolated-causal"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_checkpointing_keeps_gradients(wan: Any, attention: str, lora: bool) -> None:
     """Two forwards before one backward: what per-call state on processors would spoil."""
@@ -120,7 +120,7 @@ def test_checkpointing_keeps_gradients(wan: Any, attention: str, lora: bool) -> 
     assert all(bool(gradient.any()) for gradient in plain.values())
 
 
-@pytest.mark.parametrize("attention", ["full", "isolated"])
+@pytest.mark.parametrize("attention", ["full", "isolated", "isolated-causal"])
 def test_gradients_reach_every_token_and_adapter(wan: Any, attention: str) -> None:
     model = wan.small(attention=attention, memory_time=0.5)
     every = ("attention", "cross-attention", "feed-forward")
@@ -179,11 +179,15 @@ def outputs(model: TinyWan, wan: Any) -> list[Tensor]:
     return [velocity, context.text.embeddings, *cache.keys, *cache.values]
 
 
+@pytest.mark.parametrize("attention", ["isolated", "isolated-causal"])
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
-def test_group_offload_sees_every_call(wan: Any, kind: str, monkeypatch: Any) -> None:
-    plain, onloads, onload = outputs(wan.isolated(), wan), [], ModuleGroup.onload_
+def test_group_offload_sees_every_call(
+    wan: Any, kind: str, attention: str, monkeypatch: Any
+) -> None:
+    numbers = {"attention": attention, "cache_block": 1}
+    plain, onloads, onload = outputs(wan.isolated(**numbers), wan), [], ModuleGroup.onload_
     monkeypatch.setattr(ModuleGroup, "onload_", lambda self: (onloads.append(1), onload(self)))
-    model, cpu = wan.isolated(), torch.device("cpu")
+    model, cpu = wan.isolated(**numbers), torch.device("cpu")
     groups = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     model.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type=kind, **groups)
     assert all(map(torch.equal, outputs(model, wan), plain))

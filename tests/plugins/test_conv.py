@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.core.compressor import State
+from longtake.core.compressor import MemoryEncoder, State
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.liveness import awaken
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
@@ -51,6 +51,8 @@ def specs(draw: st.DrawFn) -> Conv:
         rounding=draw(st.sampled_from(["ceil", "floor"])),
         lr=lr,
         hr=hr,
+        stem=draw(st.sampled_from(["latents", "latents", "pixels"])) if hr else "latents",
+        features=hr and draw(st.booleans()),
     )
 
 
@@ -99,6 +101,8 @@ def test_any_chunking_gives_the_memory_of_the_whole(
         a, b = merged.parts[0], whole.parts[0]
         assert close(a.tokens, b.tokens)
         assert torch.equal(a.positions, b.positions) and torch.equal(a.extents, b.extents)
+        assert list(a.features) == list(b.features) == (["hidden"] if spec.features else [])
+        assert all(close(a.features[name], b.features[name]) for name in a.features)
 
 
 @QUICK
@@ -119,6 +123,7 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
         assert close(part.tokens[index][real], own.tokens[0])
         assert torch.equal(part.positions[index][real], own.positions[0])
         assert torch.equal(part.extents[index][real], own.extents[0])
+        assert all(close(x[index][real], own.features[n][0]) for n, x in part.features.items())
     assert bool(part.tokens.isfinite().all())
 
 
@@ -143,6 +148,9 @@ def test_padding_is_never_read_not_even_as_nan(attention: str) -> None:
         {"rate": Rate.parse("1x1x1"), "lr": False, "time_padding": "zeros", "layers": 2},
         {"rate": Rate.parse("2x4x2"), "attention": "none"},
         {"hr": False},
+        {"stem": "pixels", "features": True, "attention": "full"},
+        {"stem": "pixels", "rate": Rate.parse("4x4x4"), "lr": False, "kernel": 4},
+        {"features": True, "rate": Rate.parse("2x2x1")},
     ],
 )
 def test_contract(changes: dict[str, object]) -> None:
@@ -294,6 +302,94 @@ def test_half_precision_and_autocast_stay_near_float64(dtype: torch.dtype, norm:
         tokens.float().square().sum().backward()
     assert (tokens.double() - want).norm() < 5e-2 * want.norm()
     assert all(bool(p.grad.isfinite().all()) for p in mixed.parameters() if p.grad is not None)
+
+
+PIXELS = attrs.evolve(TINY, stem="pixels", lr=False, attention="none")
+
+
+@torch.no_grad()
+def test_the_pixel_stem_gives_each_latent_its_own_frames_and_cells() -> None:
+    stem = built(PIXELS).hr.stem  # type: ignore[union-attr]
+    past = history_for(PIXELS, Size3(time=5, height=2, width=3), 1)
+    assert stem is not None and past.pixels is not None
+    before = stem(past)
+    assert before.shape == (1, TINY.channels[0], 5, 2, 3)
+    for frame in range(past.pixels.shape[2]):
+        pixels = past.pixels.clone()
+        pixels[:, :, frame, 9, 20] ^= 128
+        changed = (stem(attrs.evolve(past, pixels=pixels)) != before).any(1)
+        assert changed.nonzero().tolist() == [[0, -(-frame // 4), 1, 2]]
+
+
+@torch.no_grad()
+def test_the_pixel_stem_reads_pixels_and_no_latents() -> None:
+    compressor = built(PIXELS)
+    past = history_for(PIXELS, Size3(time=5, height=4, width=4))
+    needs = ConvCompressor.needs(PIXELS)
+    assert needs.pixels and not needs.hr and not needs.rates
+    blank = attrs.evolve(past, latents=torch.zeros_like(past.latents))
+    assert torch.equal(compressor(blank).parts[0].tokens, compressor(past).parts[0].tokens)
+    assert past.pixels is not None
+    black = attrs.evolve(past, pixels=torch.zeros_like(past.pixels))
+    assert not torch.equal(compressor(black).parts[0].tokens, compressor(past).parts[0].tokens)
+
+
+def test_frames_that_fill_no_cell_are_filled_by_their_last_row_and_column() -> None:
+    compressor = built(PIXELS)
+    past = history_for(PIXELS, Size3(time=2, height=3, width=3))
+    assert past.pixels is not None
+    short = past.pixels[..., :19, :21]
+    whole = short[..., :, [*range(21), 20, 20, 20]][..., [*range(19), 18, 18, 18, 18, 18], :]
+    a, b = (compressor(attrs.evolve(past, pixels=x)).parts[0].tokens for x in (short, whole))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("stem", ["latents", "pixels"])
+def test_empty_histories_keep_the_stem_and_features_in_the_graph(stem: str) -> None:
+    spec = attrs.evolve(TINY, stem=stem, features=True)
+    compressor = built(spec)
+    memory = compressor(history_for(spec, Size3(time=0, height=4, width=4)))
+    assert memory.length == 0 and memory.features[f"conv-{TINY.rate}.hidden"].shape[1] == 0
+    memory.anchor().backward()
+    assert all(p.grad is not None for p in compressor.parameters())
+
+
+@torch.no_grad()
+def test_features_are_what_the_last_conv_reads_under_the_name_they_are_told_by() -> None:
+    spec = attrs.evolve(TINY, features=True, lr=False)
+    compressor = built(spec)
+    memory = compressor(history_for(spec, Size3(time=6, height=8, width=8)))
+    told = ConvCompressor.features(spec)
+    assert {name: x.shape[-1] for name, x in memory.features.items()} == told
+    assert MemoryEncoder([compressor]).features == told == {"conv-2x2x2.hidden": 8}
+    hidden, out = memory.parts[0].features["hidden"], compressor.hr.out  # type: ignore[union-attr]
+    assert close(torch.nn.functional.linear(hidden, out.weight, out.bias), memory.parts[0].tokens)
+    assert ConvCompressor.features(TINY) == {}
+
+
+def test_fresh_features_train_the_convs_from_the_first_step() -> None:
+    """The tokens' conv starts at zero and lets no gradient through; features do not wait for it."""
+    spec = attrs.evolve(TINY, features=True)
+    compressor = built(spec, awake=False)
+    part = compressor(history_for(spec, Size3(time=6, height=8, width=8))).parts[0]
+    (part.tokens.square().sum() + part.features["hidden"].square().sum()).backward()
+    assert all(bool(p.grad.any()) for p in compressor.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("fields", [{"stem": "pixels"}, {"features": True}])
+def test_options_of_a_branch_that_is_off_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="hr is off"):
+        attrs.evolve(TINY, hr=False, **fields)
+
+
+def test_pixels_that_do_not_fit_are_refused() -> None:
+    compressor = built(PIXELS)
+    past = history_for(PIXELS, Size3(time=3, height=2, width=2))
+    assert past.pixels is not None
+    with pytest.raises(ValueError, match="needs the pixels; the history has none"):
+        compressor(attrs.evolve(past, pixels=None))
+    with pytest.raises(ValueError, match="come with 9×16×16 pixels, not 8×16×16"):
+        compressor(attrs.evolve(past, pixels=past.pixels[:, :, :8]))
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,0 +1,108 @@
+"""Tiles in space and in time, cut and blended as diffusers does, so that results are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from ...core.compressor import State
+
+Grid = list[list[Tensor]]
+
+
+@frozen
+class Tiles:
+    """Square tiles over a frame from its top left; those at the right and bottom are cut off.
+
+    Attributes:
+        size: side of a tile.
+        step: from a tile to the next; they share size − step.
+    """
+
+    size: int
+    step: int
+
+    def scaled(self, ratio: float) -> Tiles:
+        """Give the tiles of what has `ratio` times the sides."""
+        return Tiles(int(self.size * ratio), int(self.step * ratio))
+
+    def cut(self, x: Tensor) -> Grid:
+        """Give the tiles of `[..., H, W]`, row by row."""
+        height, width = x.shape[-2:]
+        return [
+            [x[..., i : i + self.size, j : j + self.size] for j in range(0, width, self.step)]
+            for i in range(0, height, self.step)
+        ]
+
+    def join(self, rows: Grid, height: int, width: int, vae: Any) -> Tensor:
+        """Give `[..., height, width]` of tiles of this size, blended linearly where they overlap.
+
+        Changes the tiles in place, as diffusers' own `blend_v` and `blend_h` of `vae` do.
+        """
+        shared, lines = self.size - self.step, []
+        for i, row in enumerate(rows):
+            line = []
+            for j, tile in enumerate(row):
+                tile = vae.blend_v(rows[i - 1][j], tile, shared) if i else tile
+                tile = vae.blend_h(row[j - 1], tile, shared) if j else tile
+                line.append(tile[..., : self.step, : self.step])
+            lines.append(torch.cat(line, dim=-1))
+        return torch.cat(lines, dim=-2)[..., :height, :width]
+
+
+@frozen(eq=False)
+class TimeTiles:
+    """Tiles in time of a network that is not causal, in a stream.
+
+    A tile reads `size` inputs after its first one and gives outputs for those alone (the very
+    first tile: for its first, too). Its first `blend` outputs fade in over the last of the tile
+    before; `keep` of them are final as soon as the tile is full.
+
+    Attributes:
+        size: inputs of a full tile beside its first.
+        step: inputs from a tile to the next.
+        keep: outputs that `step` inputs make.
+        blend: outputs that two tiles share.
+        run: the network on one tile.
+        fade: diffusers' own `blend_t`.
+    """
+
+    size: int
+    step: int
+    keep: int
+    blend: int
+    run: Callable[[Tensor], Tensor]
+    fade: Callable[[Tensor, Tensor, int], Tensor]
+
+    def push(self, chunk: Tensor, state: State | None) -> tuple[list[Tensor], State]:
+        """Give the outputs that full tiles settle (maybe none), and the state after them."""
+        held = chunk if state is None else torch.cat([state["held"], chunk], dim=2)
+        last, settled = None if state is None else state.get("last"), []
+        while held.shape[2] > self.size:
+            tile = self._tile(held, last)
+            settled.append(tile[:, :, : self.keep + (last is None)])
+            last, held = self._end(tile), held[:, :, self.step :]
+        after = {"held": held.clone()}
+        return settled, after if last is None else after | {"last": last.clone()}
+
+    def rest(self, state: State) -> list[Tensor]:
+        """Give the outputs of tiles that are not full, as if the video ended here."""
+        held, last, parts = state["held"], state.get("last"), []
+        if last is None:
+            return [self.run(held)]
+        while held.shape[2] > 1:
+            tile = self._tile(held, last)
+            parts.append(tile[:, :, : self.keep])
+            last, held = self._end(tile), held[:, :, self.step :]
+        return parts
+
+    def _tile(self, held: Tensor, last: Tensor | None) -> Tensor:
+        out = self.run(held[:, :, : self.size + 1])
+        return out if last is None else self.fade(last, out[:, :, 1:], self.blend)
+
+    def _end(self, tile: Tensor) -> Tensor:
+        return tile[:, :, max(0, tile.shape[2] - self.blend) :]

@@ -1,0 +1,193 @@
+"""Wan's causal VAE, streamed: its feature cache is the state, so chunks equal one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.compressor import State
+from ...core.errors import UserError
+from ...core.shapes import Latents, Pixels
+from .chunks import check_frames, check_latents, check_sides
+from .specs import WAN21, WAN21_HUB, WAN22_HUB, WanVae
+from .tiles import Tiles
+from .vae import VaeCodec
+from .wan_cache import Caches, decode_reach, run_grid
+from .weights import Kind
+
+Run = Callable[[Tensor, Caches], Tensor]
+RATIO = 8  # pixels to a latent cell, after the patchify of 2.2
+
+
+class WanVaeCodec(VaeCodec[WanVae]):
+    """diffusers' `AutoencoderKLWan`, one latent after the other, as its own loops do.
+
+    Streaming is exact in any chunks, with a state of constant size: the last frames before every
+    causal convolution, for each tile where frames are cut into tiles. Latents are the mode of the
+    posterior less the config's mean, over its deviation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: WanVae) -> None:
+        super().__init__(spec)
+        self.measured: int | None = None
+        for name in ("mean", "std"):
+            self.register_buffer(name, None, persistent=False)
+
+    @property
+    def kind(self) -> Kind:
+        """Which weights the spec asks for."""
+        spec, old = self.spec, self.spec.version == "2.1"
+        return Kind(
+            cls="AutoencoderKLWan",
+            config=config(spec),
+            absent=config(WAN21),
+            hub=WAN21_HUB if old else WAN22_HUB,
+            # diffusers' converter knows two blocks, its class the 16 means and deviations
+            single=old and (spec.channels, spec.blocks) == (16, 2),
+        )
+
+    @property
+    def label(self) -> str:
+        """Name and version."""
+        return f"wan-vae-{self.spec.version}"
+
+    @property
+    def causal(self) -> bool:
+        """True: convolutions look back only, norms and attention stay within a frame."""
+        return True
+
+    @property
+    def margin(self) -> int:
+        """All that the decoder can see (38 latents for two blocks a level), or a measured one."""
+        return decode_reach(self.spec.blocks) if self.measured is None else self.measured
+
+    @property
+    def margin_is_bound(self) -> bool:
+        """True until a measured margin is taken: what is that far back can hardly be seen."""
+        return self.measured is None
+
+    def use_margin(self, latents: int) -> None:
+        """Take a margin that was measured with these weights."""
+        self.measured = min(latents, decode_reach(self.spec.blocks))
+
+    def prepare(self, vae: Any) -> None:
+        """Take mean and deviation of the latents."""
+        for name, values in (("mean", vae.config.latents_mean), ("std", vae.config.latents_std)):
+            if len(values) != self.channels:
+                raise UserError(
+                    f"weights {self.source.path}: latents_{name} has {len(values)} values for "
+                    f"{self.channels} channels"
+                )
+            shaped = torch.tensor(values).view(1, -1, 1, 1, 1)
+            setattr(self, name, shaped.to(self.anchor.device))
+
+    def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
+        """Give the latents of the next frames, and the state after them.
+
+        Raises:
+            ValueError: not 1 + 4k frames (first) or 4k (later), or no whole cells.
+            UserError: the weights cannot be loaded.
+        """
+        check_frames(chunk, self.stride.time, first=state is None)
+        check_sides(chunk, self.stride)
+        vae, tiles, means = self.vae, self._tiles(chunk, 1), []
+
+        def run(tile: Tensor, caches: Caches) -> Tensor:
+            moments: Tensor = vae.quant_conv(vae.encoder(tile, feat_cache=caches, feat_idx=[0]))
+            return moments[:, : self.channels]  # the mode of the posterior
+
+        with self.exactly():
+            for frames in _steps(self.patchify(self.computing(chunk)), state is None):
+                mean, state = self._step(vae.encoder, run, frames, state, tiles, 1 / RATIO)
+                means.append(mean.float())
+        assert state is not None
+        normal = (torch.cat(means, dim=2) - self.mean) * (1.0 / self.std)
+        return normal.to(chunk.dtype), state
+
+    def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
+        """Give the pixels of the next latents (not clamped), and the state after them.
+
+        Raises:
+            ValueError: the chunk holds no latent, or latents of another codec.
+            UserError: the weights cannot be loaded.
+        """
+        check_latents(chunk, self.channels)
+        vae, tiles, pixels = self.vae, self._tiles(chunk, self.stride.height), []
+
+        def run(tile: Tensor, caches: Caches) -> Tensor:
+            latent, first = vae.post_quant_conv(tile), state is None
+            out: Tensor = vae.decoder(latent, feat_cache=caches, feat_idx=[0], first_chunk=first)
+            return out
+
+        with self.exactly():
+            raw = self.computing(chunk.float() / (1.0 / self.std) + self.mean)
+            for latent in raw.split(1, dim=2):
+                frames, state = self._step(vae.decoder, run, latent, state, tiles, RATIO)
+                pixels.append(frames)
+        assert state is not None
+        return self.unpatchify(torch.cat(pixels, dim=2)).to(chunk.dtype), state
+
+    def _step(
+        self, net: nn.Module, run: Run, x: Tensor, state: State | None, tiles: Tiles | None,
+        ratio: float,
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        """Give what `run` makes of one latent's worth, tile by tile, and the state after it."""
+        rows, after = run_grid(net, run, tiles.cut(x) if tiles else [[x]], state)
+        if tiles is None:
+            return rows[0][0], after
+        height, width = (int(side * ratio) for side in x.shape[-2:])
+        return tiles.scaled(ratio).join(rows, height, width, self.vae), after
+
+    def _tiles(self, chunk: Tensor, unit: int) -> Tiles | None:
+        """Give the tiles of frames whose cells are `unit` pixels wide; None: they fit into one."""
+        size, overlap = self.spec.tile, self.spec.overlap
+        if size is None or max(chunk.shape[-2:]) <= size // unit:
+            return None
+        return Tiles(size // unit, (size - overlap) // unit)
+
+    @property
+    def _patch(self) -> int:
+        return self.stride.height // RATIO
+
+    def patchify(self, frames: Tensor) -> Tensor:
+        """Give frames with 2×2 pixels of each colour as channels (2.2), or as they are (2.1)."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
+
+        return patchify(frames, self._patch)  # type: ignore[no-any-return]
+
+    def unpatchify(self, frames: Tensor) -> Tensor:
+        """Undo `patchify`."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        return unpatchify(frames, self._patch)  # type: ignore[no-any-return]
+
+
+def _steps(frames: Tensor, first: bool) -> tuple[Tensor, ...]:
+    """Give the frames of each latent: one for the first of a video, four for others."""
+    head = [1] if first else []
+    return torch.split(frames, head + [4] * ((frames.shape[2] - len(head)) // 4), dim=2)
+
+
+def config(spec: WanVae) -> dict[str, Any]:
+    """Give what the config of the weights must say."""
+    new = spec.version == "2.2"
+    return {
+        "base_dim": spec.width,
+        "decoder_base_dim": spec.decoder_width,
+        "z_dim": spec.channels,
+        "dim_mult": list(spec.levels),
+        "num_res_blocks": spec.blocks,
+        "attn_scales": [],
+        "temperal_downsample": [False, True, True],
+        "is_residual": new,
+        "in_channels": 12 if new else 3,
+        "out_channels": 12 if new else 3,
+        "patch_size": 2 if new else None,
+        "scale_factor_spatial": 16 if new else 8,
+    }

@@ -1,0 +1,178 @@
+"""Our LoRA on a diffusers model through peft, in files that diffusers reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import Parameter, init
+
+from ...core.errors import UserError
+from ...core.files import whole_file
+from ...core.lora import LoRA
+from .convert import Lora
+from .keys import DIFFUSERS
+from .read import read
+
+if TYPE_CHECKING:
+    from ..dit.model import DiT
+
+NAME = "default"  # of ours in peft; LoRAs that stay frozen beside ours have other names
+_BLOCK = re.compile(r"\w*blocks\.\d+\.")
+
+
+def add(model: DiT, lora: LoRA) -> None:
+    """Freeze the model and add adapters: A drawn from the seed, B zero.
+
+    Raises:
+        ValueError: it has adapters already.
+    """
+    if adapters(model):
+        raise ValueError("this model has adapters already")
+    names = linears(model, [end for target in lora.targets for end in model.linears[target]])
+    _attach(model, names, lora.rank, lora.alpha, lora.dtype)
+    generator = torch.Generator().manual_seed(lora.seed)  # on the CPU: alike on every device
+    for name, weight in adapters(model).items():
+        if ".lora_A." in name:
+            fresh = init.kaiming_uniform_(
+                torch.empty(weight.shape), a=math.sqrt(5), generator=generator
+            )
+            weight.data.copy_(fresh)
+
+
+def linears(model: DiT, ends: Iterable[str]) -> list[str]:
+    """Give the names of the blocks' modules that end so; those outside of blocks never count."""
+    dotted = tuple(f".{end}" for end in ends)
+    return [n for n, _ in model.named_modules() if _BLOCK.match(n) and f".{n}".endswith(dotted)]
+
+
+def _attach(model: DiT, names: list[str], rank: int, alpha: float, dtype: str) -> None:
+    """Freeze the model and add adapters of a type, trainable; float32 is never below the base's."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
+    model.requires_grad_(False)
+    inject(model, config, NAME)
+    for weight in adapters(model).values():
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        weight.data = weight.data.to(wide if dtype == "float32" else torch.bfloat16)
+
+
+def inject(model: DiT, config: LoraConfig, name: str) -> None:
+    """Add a LoRA to peft's and let all act, ours last; ours alone can train."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        model.add_adapter(config, adapter_name=name)
+    model.set_adapter(sorted(model.peft_config, key=lambda known: known == NAME))
+    for key, weight in model.named_parameters():
+        if ".lora_A." in key or ".lora_B." in key:
+            weight.requires_grad_(f".{NAME}." in key)
+
+
+def adapters(model: DiT) -> dict[str, Parameter]:
+    """Give our LoRA's parameters by the names that files use, without the prefix."""
+    return {
+        name.replace(f".{NAME}.", "."): weight
+        for name, weight in model.named_parameters()
+        if f".lora_A.{NAME}." in name or f".lora_B.{NAME}." in name
+    }
+
+
+def save(model: DiT, path: Path, besides: Mapping[str, Tensor]) -> None:
+    """Write the adapters as diffusers' pipelines do: keys, and metadata that keeps rank and alpha.
+
+    Args:
+        model: with adapters.
+        path: of the file.
+        besides: more tensors for it, by whole keys; diffusers wants none.
+
+    Raises:
+        ValueError: there is nothing to save.
+    """
+    tensors = {DIFFUSERS + name: weight for name, weight in adapters(model).items()} | {**besides}
+    if not tensors:
+        raise ValueError("this model has no adapters to save")
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    kept = _config_text(model) if len(tensors) > len(besides) else {}
+    with whole_file(path) as part:
+        save_file(flat, part, metadata={"format": "pt"} | kept)
+
+
+def _config_text(model: DiT) -> dict[str, str]:
+    config = model.peft_config[NAME]
+    names = {name.partition(".lora_")[0] for name in adapters(model)}
+    return metadata(int(config.r), float(config.lora_alpha), names)
+
+
+def metadata(rank: int, alpha: float, names: Iterable[str]) -> dict[str, str]:
+    """Give the metadata by which diffusers keeps rank and alpha of a LoRA on these linears.
+
+    Only what is needed: peft refuses a config with a field that its version does not know.
+    """
+    kept = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(names)}
+    text = json.dumps({DIFFUSERS + key: value for key, value in kept.items()}, sort_keys=True)
+    return {LORA_ADAPTER_METADATA_KEY: text}
+
+
+def load(model: DiT, path: Path) -> None:
+    """Read a LoRA file of any layout into the adapters here, or as new ones on a frozen base.
+
+    Raises:
+        UserError: no such file, other keys, another width, several ranks or alphas, biases, or
+            another rank or alpha than here.
+    """
+    found = read(model, path)
+    rank, alpha = one_scale(found, path)
+    here = adapters(model)
+    if here:
+        _check_alike(model, here, found, path)
+    else:
+        _attach(model, list(found.pairs), rank, alpha, "float32")
+    with torch.no_grad():
+        for name, weight in adapters(model).items():
+            linear, _, end = name.partition(".lora_")
+            weight.copy_(found.pairs[linear].down if end[0] == "A" else found.pairs[linear].up)
+
+
+def one_scale(lora: Lora, path: Path) -> tuple[int, float]:
+    """Give the rank and alpha that all linears of a LoRA share, which one that trains must.
+
+    Raises:
+        UserError: they do not, or it changes biases.
+    """
+    ranks, alphas = {pair.rank for pair in lora.pairs.values()}, set(lora.alphas.values())
+    what = f"ranks {_some(ranks)}" if len(ranks) > 1 else f"alphas {_some(alphas)}"
+    if lora.biases:
+        what = f"biases, such as of {min(lora.biases)}"
+    if lora.biases or len(ranks) > 1 or len(alphas) > 1:
+        raise UserError(
+            f"LoRA {path} has {what}: it cannot train on; to keep it frozen beside, name it in "
+            "backbone.loras"
+        )
+    return ranks.pop(), alphas.pop()
+
+
+def _some(numbers: set[int] | set[float]) -> str:
+    return ", ".join(f"{number:g}" for number in sorted(numbers)[:3])
+
+
+def _check_alike(model: DiT, here: dict[str, Parameter], lora: Lora, path: Path) -> None:
+    mine = {name.partition(".lora_")[0] for name in here}
+    if mine != set(lora.pairs):
+        other = min(mine ^ set(lora.pairs))
+        raise UserError(f"LoRA {path} adapts other linears than this model does, such as {other}")
+    rank, alpha = one_scale(lora, path)
+    config = model.peft_config[NAME]
+    if rank != config.r:
+        raise UserError(f"LoRA {path} has rank {rank}, the adapters here have rank {config.r}")
+    if alpha != config.lora_alpha:
+        said = f"the adapters here have {config.lora_alpha:g}"
+        raise UserError(f"LoRA {path} has alpha {alpha:g}, {said}")

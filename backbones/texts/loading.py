@@ -1,0 +1,112 @@
+"""Loading the parts of a text encoder: models and tokenizers of transformers, from folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ...core.errors import UserError
+from ...core.files import read_object
+from ..weights.hub import first_line
+from ..weights.quantize import need
+from .specs import WeightsSpec
+from .weights import WHAT
+
+# What loading may raise where files are damaged or do not fit.
+FAULTS = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)
+
+
+def check_config(folder: Path, kinds: tuple[str, ...], **wanted: int) -> None:
+    """Refuse a folder that holds no model of these kinds, or one of other numbers.
+
+    Args:
+        folder: of the model.
+        kinds: the values that `model_type` may have.
+        wanted: keys of config.json and what they must be.
+
+    Raises:
+        UserError: it does not; one line.
+    """
+    config = read_object(folder / "config.json", WHAT)
+    if config.get("model_type") not in kinds:
+        raise UserError(f"{folder} holds a model of {config.get('model_type')}, not of {kinds[0]}")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} holds no safetensors files: this is no {WHAT}")
+    for key, value in wanted.items():
+        if config.get(key) != value:
+            raise UserError(
+                f"{folder} does not fit the spec: {key} is {config.get(key)}, not {value}"
+            )
+
+
+def load_model(
+    cls: Any, folder: Path, spec: WeightsSpec, device: torch.device, *, tied: str = ""
+) -> Any:
+    """Give a model of transformers in eval mode on `device`; pickles are never read.
+
+    Args:
+        cls: of the model, such as `UMT5EncoderModel`.
+        folder: of the model, as checked.
+        spec: its dtype and quantization are used.
+        device: where it goes.
+        tied: a tensor that may be missing, because the model ties it to another.
+
+    Raises:
+        UserError: files are damaged or lack tensors, or quantization is not installed.
+    """
+    options = _quantized(spec, device) if spec.quantize != "none" else {}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model, info = cls.from_pretrained(
+                str(folder),
+                dtype=getattr(torch, spec.dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except FAULTS as error:
+        raise UserError(f"{folder} cannot be read: {first_line(error)}") from error
+    missing = set(info["missing_keys"]) - {tied}
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} tensors, such as {min(missing)}")
+    return (model if options else model.to(device)).eval()
+
+
+def _quantized(spec: WeightsSpec, device: torch.device) -> dict[str, Any]:
+    what = f"text_encoder.quantize {spec.quantize}"
+    need("bitsandbytes", what)
+    if device.type != "cuda":
+        raise UserError(f"{what} needs a GPU, and the encoder runs on {device}")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Give the tokenizer of a folder: tokenizer.json as it is, else by the files of its class.
+
+    The classes of some tokenizers build anew what tokenizer.json says, and not always to the same
+    (LLaMA 3 under the class of LLaMA 2), so that file goes before the name of a class.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    whole = (folder / "tokenizer.json").exists()
+    loader: Any = PreTrainedTokenizerFast if whole else AutoTokenizer
+    try:
+        return loader.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise UserError(
+            f"{folder} holds no tokenizer that can be read: {first_line(error)}"
+        ) from error

@@ -1,0 +1,56 @@
+"""Wan's text encoder: UMT5, as `WanPipeline` runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core.text import Text
+from .lazy import WeightsEncoder
+from .loading import check_config, load_model, load_tokenizer
+from .specs import Umt5
+from .weights import located
+
+TIED = "encoder.embed_tokens.weight"
+
+
+class Umt5Encoder(WeightsEncoder[Umt5]):
+    """Gives the last hidden states of UMT5, zero beyond the prompt: `WanPipeline`'s embeddings.
+
+    Prompts are cleaned by the pipeline's own function (HTML entities, white space; broken letters
+    too, where ftfy is installed).
+    """
+
+    parts = ("text_encoder", "tokenizer")
+
+    @property
+    def _name(self) -> str:
+        return f"umt5-{self.spec.length}"
+
+    def _load(self) -> dict[str, Any]:
+        from transformers import UMT5EncoderModel
+
+        folder = located(self.spec.weights, self.parts)
+        check_config(folder / "text_encoder", ("umt5",), d_model=self.spec.width)
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        part = folder / "text_encoder"
+        model = load_model(UMT5EncoderModel, part, self.spec, self.device, tied=TIED)
+        # Wan's config says that nothing is tied, and transformers 5.0 believed it.
+        model.encoder.set_input_embeddings(model.shared)
+        return {"text_encoder": model, "tokenizer": tokenizer}
+
+    def _embed(self, prompts: list[str]) -> Text:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        read = self._loaded["tokenizer"](
+            [prompt_clean(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=self.spec.length,
+            truncation=True,
+            add_special_tokens=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.device)
+        states = self._loaded["text_encoder"](read.input_ids, read.attention_mask)
+        mask = read.attention_mask.bool()
+        kept = states.last_hidden_state.masked_fill(~mask[..., None], 0.0)  # [B, L, E]
+        return Text(embeddings=kept, mask=mask)

@@ -1,0 +1,192 @@
+"""Export of a run: its LoRA in the keys of other programs, its encoder beside them.
+
+A bundle is one safetensors file: LoRA by another program's keys, the encoder (and attention to
+features) under `memory.`, and a header with all that they fit. diffusers refuses a LoRA file that
+holds anything else, so for it the two go into two files; so do the LoRAs of two experts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from . import edge
+from .errors import UserError
+from .experiment import Experiment
+from .files import whole_file
+from .lora_file import LoraFile
+from .model import compressor_needs
+from .registry import registry
+from .train.checkpoint import read_encoder, read_run, step_of
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@frozen(kw_only=True)
+class Part:
+    """One file of an export.
+
+    Attributes:
+        name: `lora`, `memory`, `bundle` (both), or `high` and `low`, the LoRAs of two experts.
+        path: where it is.
+        facts: of its LoRA (`LoraFile.facts`); empty where it has none.
+    """
+
+    name: str
+    path: Path
+    facts: Mapping[str, Any]
+
+
+@frozen(kw_only=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        parts: the files.
+        header: what each says of itself.
+        checkpoint: of the run, that was exported.
+        base: where the DiT's weights are, if the run trained all of it.
+    """
+
+    parts: tuple[Part, ...]
+    header: Mapping[str, Any]
+    checkpoint: Path
+    base: Path | None
+
+
+def export(
+    run: Path, layout: str, out: Path, *, split: bool | None = None, dtype: str | None = None
+) -> Exported:
+    """Write the LoRA and the encoder of a run's newest checkpoint, all of it or nothing.
+
+    Args:
+        run: a run, a checkpoint, or a folder of weights that ship.
+        layout: of `core.lora_file.LAYOUTS`.
+        out: the safetensors file; of several, the names begin with it.
+        split: LoRA and encoder in two files; None: where `layout` needs it.
+        dtype: number type of the weights, of `DTYPES`; None: as in the run.
+
+    Raises:
+        UserError: there is no run, it holds neither encoder nor LoRA, or one that this layout has
+            no names for; `out` is no name of a safetensors file.
+    """
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise UserError(f"--out {out}: name a file that ends in .safetensors")
+    experiment, checkpoint = read_run(run)
+    loras = _loras(experiment, checkpoint, layout)
+    encoder, header = _encoder(experiment, checkpoint)
+    header |= _facts(experiment, checkpoint)
+    besides = [lora.besides for lora in loras.values()]
+    memory = LoraFile(tensors=encoder | {name: x for part in besides for name, x in part.items()})
+    base = checkpoint / "backbone"
+    files = _files(loras, memory, apart=layout == "diffusers" if split is None else split)
+    if not files:
+        raise UserError(f"{run} holds no encoder and no LoRA: {base} is a diffusers checkpoint")
+    parts = [
+        Part(name=name, path=_place(out, name, files), facts=file.facts)
+        for name, file in files.items()
+    ]
+    with ExitStack() as opened:  # all files come to be, or none
+        for part in parts:
+            path = opened.enter_context(whole_file(part.path))
+            _save(path, files[part.name], header, dtype)
+    return Exported(
+        parts=tuple(parts),
+        header=header,
+        checkpoint=checkpoint,
+        base=base if base.is_dir() else None,
+    )
+
+
+def _loras(experiment: Experiment, checkpoint: Path, layout: str) -> dict[str, LoraFile]:
+    """Give the adapters of a checkpoint in a layout, by expert; none where it has none."""
+    path = checkpoint / "lora.safetensors"
+    if experiment.train.trains != "lora" and not path.exists():
+        return {}
+    backbone = registry().load(experiment.backbone)
+    found: dict[str, LoraFile] = backbone.export_adapters(experiment.backbone, path, layout)
+    return found
+
+
+def _encoder(experiment: Experiment, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give the encoder's tensors and header; without an encoder, as much of one as there is."""
+    if experiment.remembers:
+        header, tensors = read_encoder(checkpoint / "memory.safetensors")
+        return tensors, header
+    backbone = edge.to_json(experiment)["backbone"]["type"]
+    return {}, {"format": 1, "stage": "base", "backbone": backbone}
+
+
+def _facts(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
+    """Give what files say of themselves besides what an encoder's file says."""
+    return {
+        "rates": sorted(str(rate) for rate in compressor_needs(experiment).rates),
+        "step": step_of(checkpoint) if checkpoint.name.startswith("checkpoint-") else None,
+        "experiment": shown(experiment),
+    }
+
+
+def shown(experiment: Experiment) -> dict[str, Any]:
+    """Give the spec as a file that people share says it: without the folders of this machine."""
+    data = edge.to_json(experiment)
+    backbone = data["backbone"]
+    if isinstance(weights := backbone.get("weights"), str):
+        backbone["weights"] = _bare(weights)
+    if loras := backbone.get("loras"):
+        backbone["loras"] = [_bare(text) for text in loras]
+    return data
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"(^|[,:])\s*[/~][^,:]*/", r"\1", text)  # `high:file` and `file,file` are legal
+
+
+def _files(loras: Mapping[str, LoraFile], memory: LoraFile, *, apart: bool) -> dict[str, LoraFile]:
+    """Give what goes into which file; a bundle's metadata is its LoRA's."""
+    given = {expert or "lora": lora for expert, lora in loras.items() if lora.tensors}
+    if list(given) == ["lora"] and memory.tensors and not apart:
+        lora = given["lora"]
+        tensors = {**lora.tensors, **memory.tensors}
+        return {"bundle": LoraFile(tensors=tensors, metadata=lora.metadata, facts=lora.facts)}
+    return given | ({"memory": memory} if memory.tensors else {})
+
+
+def _place(out: Path, name: str, files: Mapping[str, LoraFile]) -> Path:
+    """Give the path of a file: `out` for the LoRA, or where it is the only one."""
+    alone = name == "lora" or len(files) == 1
+    return out if alone else out.with_suffix(f".{name}.safetensors")
+
+
+def _save(path: Path, file: LoraFile, header: Mapping[str, Any], dtype: str | None) -> None:
+    from safetensors.torch import save_file
+
+    wanted = None if dtype is None else getattr(torch, dtype)
+    tensors = {
+        name: (x.to(wanted) if wanted and _is_weight(x) else x).contiguous()
+        for name, x in file.tensors.items()
+    }
+    facts = {**header, "hash": digest(tensors)} | ({"lora": file.facts} if file.facts else {})
+    text = json.dumps(facts, ensure_ascii=False)
+    save_file(tensors, path, metadata={"format": "pt", **file.metadata, "longtake": text})
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim > 0  # a lone number is an alpha
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hash tensors by name, type and value, so that two files can be told apart."""
+    made = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        made.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()[:16]

@@ -1,0 +1,165 @@
+"""The loop of sampling: what guidance and memory make of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from ..backbone import Backbone, Cache, Context
+from ..grid import Size3
+from ..memory import Memory
+from ..progress import Report
+from ..shapes import Frames, Targets
+from ..text import Text
+from .schedule import Schedule
+from .spec import Sampler
+
+
+@frozen(eq=False, kw_only=True)
+class Given:
+    """What latents are sampled from, beside noise.
+
+    Attributes:
+        text: prompts, one a sample.
+        null_text: the negative prompt ("" where none is asked for), one or one a sample.
+        memory: of the past, as tokens or, with `isolated` attention, as a cache.
+    """
+
+    text: Text
+    null_text: Text
+    memory: Memory | Cache = Memory()
+
+
+@frozen(eq=False, kw_only=True)
+class Contexts:
+    """What the backbone reads at every step: made once for all of them.
+
+    Attributes:
+        prompt: of the prompt.
+        empty: of the negative one; None where the sampler guides nowhere.
+    """
+
+    prompt: Context
+    empty: Context | None
+
+    @classmethod
+    def of(cls, backbone: Backbone, sampler: Sampler, given: Given) -> Contexts:
+        """Give the contexts; an `isolated` memory is cached once for both."""
+        held = given.memory
+        if isinstance(held, Memory) and backbone.caches:
+            held = backbone.remember(held)
+        prompt = backbone.context(given.text, held)
+        if not sampler.guided:
+            return cls(prompt=prompt, empty=None)
+        null, batch = given.null_text, given.text.embeddings.shape[0]
+        if null.embeddings.shape[0] != batch:
+            null = null.select([0] * batch)
+        return cls(prompt=prompt, empty=backbone.context(null, held))
+
+
+@frozen(eq=False, kw_only=True)
+class Step:
+    """A step that was made.
+
+    Attributes:
+        done, total: how many passes are made, and how many there are.
+        t: the time that it began at.
+        latents: after it, `[B, C, K, H, W]`.
+        clean: what the model takes for the clean latents, X_t − t·v: a preview.
+    """
+
+    done: int
+    total: int
+    t: float
+    latents: Targets
+    clean: Targets
+
+
+@torch.no_grad()
+def steps(
+    backbone: Backbone,
+    sampler: Sampler,
+    noise: Targets,
+    frames: Frames,
+    contexts: Contexts,
+    *,
+    shift: float,
+    generator: torch.Generator | None = None,
+) -> Iterator[Step]:
+    """Denoise step by step; whoever stops asking stops sampling.
+
+    Args:
+        backbone: G.
+        sampler: how.
+        noise: X_1, `[B, C, K, H, W]`, on the backbone's device; its dtype is that of the latents.
+        frames: absolute latent frames, int64 `[B, K]`.
+        contexts: of prompt, negative prompt and memory.
+        shift: the backbone's timestep shift.
+        generator: of the noise that `lcm` and `sa` draw; None: a fixed one.
+    """
+    schedule = Schedule.of(sampler, shift, noise.device)
+    draws = generator or torch.Generator().manual_seed(0)
+    x, total = noise, len(schedule.times)
+    placed = _placed(schedule.times, noise.device)
+    for index, t in enumerate(schedule.times):  # on the CPU: nothing waits for the GPU
+        weight = weight_at(sampler, t)
+        velocity = guided(backbone, weight, x, placed[index], frames, contexts)
+        clean = x - float(t) * velocity
+        x = schedule.step(index, velocity, x, draws)
+        yield Step(done=index + 1, total=total, t=float(t), latents=x, clean=clean)
+
+
+def _placed(times: Tensor, device: torch.device) -> Tensor:
+    return times.to(device, torch.float32 if device.type == "mps" else times.dtype)  # no float64
+
+
+def weight_at(sampler: Sampler, t: Tensor) -> float:
+    """Give the weight of guidance at time t, a number in a tensor: 0.9 in float32 is 0.9."""
+    low = sampler.low_guidance
+    return sampler.guidance if low is None or bool(t >= sampler.low_below) else low
+
+
+def guided(
+    backbone: Backbone, weight: float, x: Targets, t: Tensor, frames: Frames, contexts: Contexts
+) -> Tensor:
+    """Give the velocity v₀ + w·(v − v₀) at time t, in the dtype of `x`; v where w is 1.
+
+    In bf16 the difference is taken after rounding up to that dtype, which diffusers does before.
+    """
+    times = t.expand(x.shape[0])
+    prompt = backbone.velocity(x, times, frames, contexts.prompt).to(x.dtype)
+    if weight == 1.0 or contexts.empty is None:
+        return prompt
+    empty = backbone.velocity(x, times, frames, contexts.empty).to(x.dtype)
+    return empty + weight * (prompt - empty)
+
+
+def sample(
+    backbone: Backbone,
+    sampler: Sampler,
+    noise: Targets,
+    frames: Frames,
+    given: Given,
+    *,
+    shift: float,
+    generator: torch.Generator | None = None,
+    progress: Report | None = None,
+) -> Targets:
+    """Give latents `[B, C, K, H, W]` of noise; see `steps`. `progress` hears of every pass."""
+    with torch.no_grad():
+        contexts = Contexts.of(backbone, sampler, given)
+    x = noise
+    for step in steps(backbone, sampler, noise, frames, contexts, shift=shift, generator=generator):
+        x = step.latents
+        if progress:
+            progress(step.done, step.total, "")
+    return x
+
+
+def draw_noise(channels: int, size: Size3, generator: torch.Generator, batch: int = 1) -> Targets:
+    """Give X_1 as diffusers draws it, float32: what a CPU's generator draws is so everywhere."""
+    shape = (batch, channels, size.time, size.height, size.width)
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)

@@ -1,0 +1,66 @@
+"""The paper's Stage I on a published backbone, at any rate.
+
+From the paper (method.md §3): LoRA of rank 128 and the encoder train together; all frames but Ω,
+which is random, are masked by noise of a level L(0.2, 1); captions are fed; gradients are not
+accumulated; frames of 480×832; 20 s of history.
+
+Not in the paper, and so a choice: the learning rate 1e-4 of AdamW, which LoRAs of video DiTs are
+trained with, after 500 steps of warm-up; alpha = rank; 20,000 steps; a batch of 32 over all
+processes, which is what the paper has on eight GPUs with 4 or 5 latent frames as targets (Ω is up
+to four here). On fewer GPUs, `--set train.accumulate=8` takes the same steps in less memory.
+
+Stores for training hold no frames (20 s of them weigh 0.5 GB); what is to be measured is cached
+with `--set cache.pixels=true`.
+"""
+
+from __future__ import annotations
+
+from ..core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
+from ..core.grid import Rate
+from ..core.lora import LoRA
+from ..core.spec import BackboneSpec
+from ..plugins.specs import Conv, Flow, HighBand, Lpips, MsSsim, Noise, Psnr, Ssim, Upsample
+
+RATES = ("2x2x1", "2x2x2", "2x2x4", "4x4x2")
+SECONDS = 20.0
+
+
+def paper(name: str, backbone: BackboneSpec, rate: Rate) -> Experiment:
+    """Give Stage I on a backbone at a rate; all else is alike, so that rates can be compared."""
+    return Experiment(
+        name=name,
+        backbone=backbone,
+        compressors=(Conv(rate=rate),),
+        masker=Noise(counts=(1, 2, 4), low=0.2, clean=0.0),
+        retrievers=(Flow(steps=20), Flow(steps=1), Upsample(rate=rate)),
+        metrics=(Psnr(), Ssim(), MsSsim(), HighBand(factor=8), Lpips()),
+        cache=CacheSpec(area=480 * 832, min_seconds=SECONDS, pixels=False),
+        train=TrainSpec(
+            steps=20_000,
+            batch=32,
+            seconds=(SECONDS, SECONDS),
+            trains="lora",
+            adapter=LoRA(rank=128, alpha=128.0),
+            optimizer="adamw",
+            rate=1e-4,
+            warmup=500,
+            memory_dropout=0.0,
+            checkpointing=True,
+            gain_every=500,
+        ),
+        measure=MeasureSpec(seconds=SECONDS, long_seconds=0.0),
+    )
+
+
+def family(
+    name: str, backbone: BackboneSpec
+) -> tuple[Experiment, Experiment, Experiment, Experiment]:
+    """Give the experiments of a backbone, `name-2x2x1` and so on, in the order of `RATES`."""
+    one, two, three, four = (paper(f"{name}-{r}", backbone, Rate.parse(r)) for r in RATES)
+    return one, two, three, four
+
+
+def named(name: str, module: str) -> dict[str, str]:
+    """Give what the hook says of a family: `wan22-5b-2x2x1` is `WAN22_5B_2X2X1` of `module`."""
+    names = [f"{name}-{rate}" for rate in RATES]
+    return {n: f"{module}:{n.upper().replace('-', '_').replace('.', '_')}" for n in names}

@@ -1,0 +1,68 @@
+"""The README's table of the published backbones: what they hold, and the paper's encoder on each.
+
+    python -m longtake.experiments.sizes
+
+Every model is built through its real class at its real size, on no device; no weights are read.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from ..backbones.dit.specs import DiTSpec
+from ..core.describe import RATES
+from ..core.grid import Rate
+from ..core.registry import registry
+from ..core.sizes import Sizes, sizes
+from ..plugins.specs import Conv
+
+MILLION = 1e6
+BEGIN, END = "<!-- sizes -->", "<!-- /sizes -->"
+
+
+def published() -> dict[str, DiTSpec]:
+    """Give the specs of the published backbones by name, without their weights."""
+    specs = {plugin.name: plugin.spec for plugin in registry().of("backbone")}
+    dits = {name: spec() for name, spec in specs.items() if issubclass(spec, DiTSpec)}
+    return {name: attrs.evolve(spec, weights=None) for name, spec in dits.items() if spec.published}
+
+
+def encoder(rate: str) -> Conv:
+    """Give the paper's encoder at a rate such as `4x4x2`."""
+    return Conv(rate=Rate.parse(rate))
+
+
+def row(name: str, spec: DiTSpec) -> str:
+    """Give a backbone's line of the table."""
+    return _line(name, sizes(spec, [encoder(rate) for rate in RATES]))
+
+
+def _line(name: str, found: Sizes) -> str:
+    shapes = found.geometry
+    stride = f"{shapes.vae_stride.time}×{shapes.vae_stride.height}×{shapes.vae_stride.width}"
+    cells = [
+        f"`{name}`",
+        f"{found.parameters / MILLION:,.0f} M",
+        f"{shapes.width:,}",
+        str(shapes.blocks),
+        f"{shapes.channels}, {stride}",
+        f"{shapes.fps:g}",
+        *(f"{parameters / MILLION:.1f} M" for parameters in found.encoders),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def head() -> list[str]:
+    """Give the first two lines of the table."""
+    rates = [rate.replace("x", "×") for rate in RATES]
+    names = ["backbone", "parameters", "width", "blocks", "latents", "fps", *rates]
+    return [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+
+
+def table() -> str:
+    """Give the whole table in Markdown."""
+    return "\n".join([*head(), *(row(name, spec) for name, spec in published().items())])
+
+
+if __name__ == "__main__":
+    print(table())

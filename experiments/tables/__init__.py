@@ -1,0 +1,1 @@
+"""What stands behind the tables that compare memories: rows, budgets, runs, figures, pages."""

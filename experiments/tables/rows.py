@@ -1,0 +1,150 @@
+"""The rows of Table 1: the paper's, their peers at a like context length, and a control."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from ...core.edge import from_json
+from ...core.errors import UserError
+from ...core.fit import Length
+from ...core.grid import Geometry, Rate, Size3, ceil_div
+from ...core.registry import plug_in, registry
+from ...core.spec import CompressorSpec
+from ...plugins.specs import Conv, Merge, Patchifier, Pool, Window
+
+R442 = Rate(height=4, width=4, time=2)
+
+
+@frozen(kw_only=True)
+class Paper:
+    """What the paper reports for a row, on its own data and backbone (method.md §6)."""
+
+    psnr: float
+    ssim: float
+    lpips: float
+
+
+@frozen(kw_only=True)
+class Row:
+    """One way to carry history.
+
+    Attributes:
+        name: of its folders, and what the command line calls it.
+        title: as printed.
+        compressor: its memory.
+        paper: the paper's figures, where it has them.
+        last: trained with Ω always at the end of the window: the control that shows the cheat.
+    """
+
+    name: str
+    title: str
+    compressor: CompressorSpec
+    paper: Paper | None = None
+    last: bool = False
+
+    def tokens(self, geometry: Geometry, size: Size3) -> Length:
+        """Give the context length of a history of `size` latents."""
+        found: Length = (
+            registry().load(self.compressor).context_length(self.compressor, geometry, size)
+        )
+        return found
+
+
+def rows(geometry: Geometry, size: Size3) -> list[Row]:
+    """Give all rows; those beside the paper's hold about as many tokens as Proposed 4×4×2.
+
+    Args:
+        geometry: of the backbone.
+        size: of the history, in latents, at which context lengths are matched.
+    """
+    return [*paper_rows(), *peer_rows(geometry, size), control_row()]
+
+
+def paper_rows() -> list[Row]:
+    """Give the seven rows of the paper's Table 1, in its order."""
+    return [
+        _row("patchifier-4x4x2", "Large Patchifier", Patchifier(rate=R442), (12.93, 0.412, 0.365)),
+        _row("only-lr-4x4x2", "Only LR", _conv("4x4x2", hr=False), (15.21, 0.472, 0.212)),
+        _row("without-lr-4x4x2", "Without LR", _conv("4x4x2", lr=False), (15.73, 0.423, 0.198)),
+        _row("proposed-4x4x2", "Proposed 4×4×2", _conv("4x4x2"), (17.41, 0.596, 0.171)),
+        _row("proposed-2x2x2", "Proposed 2×2×2", _conv("2x2x2"), (19.12, 0.683, 0.152)),
+        _row("proposed-2x2x4", "Proposed 2×2×4", _conv("2x2x4"), (18.63, 0.637, 0.153)),
+        _row("proposed-2x2x1", "Proposed 2×2×1", _conv("2x2x1"), (20.19, 0.705, 0.121)),
+    ]
+
+
+def peer_rows(geometry: Geometry, size: Size3) -> list[Row]:
+    """Give other ways to carry history, at the context length of Proposed 4×4×2 or just above."""
+    budget = control_row().tokens(geometry, size).tokens
+    grid = Rate(height=1, width=1, time=1).token_grid(size, geometry.patch)
+    frame = grid.height * grid.width
+    return [
+        _row("window", "Sliding window", Window(latents=ceil_div(budget, frame))),
+        _row("merge", "Token merging", Merge(rate=R442)),
+        _row("pool", "Mean pooling", Pool(rate=R442)),
+    ]
+
+
+def control_row() -> Row:
+    """Give Proposed 4×4×2 trained with Ω always at the end of the window."""
+    return Row(
+        name="fixed-last-4x4x2",
+        title="Proposed 4×4×2, Ω fixed last",
+        compressor=_conv("4x4x2"),
+        last=True,
+    )
+
+
+def own_row(text: str) -> Row:
+    """Give the row of a compressor of the user's: a file's, a plugin's name, or a JSON spec.
+
+    A file must offer one compressor by its hook. A `name` in the JSON is the row's; without one
+    it is the plugin's.
+
+    Raises:
+        UserError: no compressor has that name, or its spec or file is faulty.
+    """
+    data: Any = {"type": _offered(Path(text)) if text.endswith(".py") else text}
+    if text.lstrip().startswith("{"):
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--add {text}: no JSON: {error}") from error
+    if not isinstance(data, dict) or "type" not in data:
+        raise UserError(f'--add {text}: a spec is an object with a "type", a compressor\'s name')
+    name = str(data.pop("name", data["type"]))
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise UserError(f"--add: a row's name is letters, digits and . + - _, not {name!r}")
+    return Row(name=name, title=name, compressor=from_json(data, CompressorSpec))
+
+
+def _offered(path: Path) -> str:
+    """Take a file of plugins in, and give the name of its compressor."""
+    before = {plugin.name for plugin in registry().of("compressor")}
+    plug_in(path)
+    new = [p.name for p in registry().of("compressor") if p.name not in before]
+    if len(new) != 1:
+        raise UserError(f"--add {path}: one compressor is wanted of a file, it has {len(new)}")
+    return new[0]
+
+
+def _row(
+    name: str,
+    title: str,
+    compressor: CompressorSpec,
+    paper: tuple[float, float, float] | None = None,
+) -> Row:
+    found = Paper(psnr=paper[0], ssim=paper[1], lpips=paper[2]) if paper else None
+    return Row(name=name, title=title, compressor=compressor, paper=found)
+
+
+def _conv(rate: str, *, lr: bool = True, hr: bool = True) -> Conv:
+    """Give the encoder at widths that suit a DiT of 7 M parameters."""
+    return Conv(
+        rate=Rate.parse(rate), lr=lr, hr=hr, channels=(32, 64, 96, 128), heads=4, head_width=32
+    )

@@ -1,0 +1,156 @@
+"""Image embeddings of every k-th frame, projected into the DiT's hidden space."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.compressor import Compressor, State
+from ...core.fit import Fit, Length, Needs
+from ...core.grid import Geometry, Size3, ceil_div
+from ...core.history import History
+from ...core.memory import Memory, Part
+from ..patchifier_specs import Clip
+from .clip_model import ImageEncoder
+from .vae_proj_files import number_type, projection
+
+FRAMES = 32  # embedded at a time
+
+
+class ClipCompressor(Compressor[Clip]):
+    """The last frame of latents 0, k, 2k, … → frozen CLIP or SigLIP → norm → linear → tokens.
+
+    One part, `clip-<k>`: one pooled token a frame at its centre, or grid × grid tokens, each the
+    mean over a rectangle of the encoder's patches, placed over the rectangle of the DiT's cells
+    that it stands for (frames of fewer cells have fewer). Only the projection trains and is saved;
+    it begins with tokens as large as the DiT's own.
+
+    Each frame is embedded by itself, so every token is final at once and the state is two counts.
+
+    Source: method.md §6 (V6: CLIP embeddings).
+    """
+
+    def __init__(self, spec: Clip, fit: Fit) -> None:
+        super().__init__(spec, fit)
+        self.encoder = ImageEncoder.of(spec)
+        self.project = projection(self.encoder.width, fit)
+
+    @classmethod
+    def needs(cls, spec: Clip) -> Needs:
+        """Give pixels; of latents only the shape is read."""
+        return Needs(pixels=True, hr=False)
+
+    @classmethod
+    def context_length(cls, spec: Clip, geometry: Geometry, size: Size3) -> Length:
+        """Give the exact number of tokens: those of a frame for every k-th latent."""
+        rows, columns = cells_of(spec, geometry, size)
+        return Length(tokens=ceil_div(size.time, spec.every) * rows * columns)
+
+    def forward(self, history: History) -> Memory:
+        """Give the memory of a whole window."""
+        at = list(range(0, history.size.time, self.spec.every))
+        return self._memory(history, at, history.size, history.start, history.length)
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        """Take the next chunk; give the tokens of its k-th latents.
+
+        Raises:
+            ValueError: the chunk does not follow what the state has seen, or lacks its pixels.
+        """
+        before = int(state["seen"][0]) if state else 0
+        if chunk.offset != before:
+            raise ValueError(f"a chunk from latent {chunk.offset} after {before} were seen")
+        size = attrs.evolve(chunk.size, time=before + chunk.size.time)
+        start = state["start"] if state else chunk.start.clone()
+        new = {"seen": torch.tensor([size.time, size.height, size.width]), "start": start}
+        at = [t for t in range(before, size.time) if t % self.spec.every == 0]
+        if not at:
+            return new, Memory(size=size)
+        length = torch.full_like(chunk.length, size.time)
+        return new, self._memory(chunk, at, size, start, length)
+
+    def pending(self, state: State) -> Memory:
+        """Give nothing: all tokens are final."""
+        time, height, width = state["seen"].tolist()
+        return Memory(size=Size3(time=time, height=height, width=width))
+
+    def _memory(
+        self, history: History, at: list[int], size: Size3, start: Tensor, length: Tensor
+    ) -> Memory:
+        """Give the tokens of latents `at` of the window."""
+        cells = cells_of(self.spec, self.geometry, size)
+        tokens = self._tokens(self._frames(history, at), cells)
+        positions, extents = _places(self.geometry, size, cells, at, start)
+        real = torch.tensor(at)[None] < length.cpu()[:, None]
+        part = Part(
+            name=f"clip-{self.spec.every}",
+            tokens=tokens,
+            positions=positions,
+            extents=extents,
+            valid=real.repeat_interleave(cells[0] * cells[1], dim=1),
+        )
+        return Memory(parts=(part,), size=size)
+
+    def _tokens(self, frames: Tensor, cells: tuple[int, int]) -> Tensor:
+        """Give tokens `[B, n·S, D]` of frames, uint8 `[B, 3, n, P, Q]`."""
+        batch, count, weight = frames.shape[0], frames.shape[2], self.project.weight
+        dtype = number_type(self.spec.dtype, weight)
+        shape = None if self.spec.grid == 1 else cells
+        each = frames.transpose(1, 2).flatten(0, 1)
+        parts = [self.encoder.embed(x, shape, dtype) for x in each.split(FRAMES) if len(x)]
+        # An empty history runs on one zero embedding, so that the graph still holds all parameters.
+        whole = torch.cat(parts) if parts else each.new_zeros(batch, 1, self.encoder.width)
+        normal = F.layer_norm(whole.to(weight.dtype), (self.encoder.width,))
+        tokens: Tensor = self.project(normal)
+        per_frame = cells[0] * cells[1]
+        return tokens.reshape(batch, -1, tokens.shape[-1])[:, : count * per_frame]
+
+    def _frames(self, history: History, at: list[int]) -> Tensor:
+        """Give the last video frame of latents `at`, uint8 `[B, 3, n, P, Q]`.
+
+        Raises:
+            ValueError: the history has no pixels, or not those of its latents.
+        """
+        pixels, first, stride = history.pixels, history.offset, self.geometry.vae_stride.time
+        if pixels is None:
+            raise ValueError("clip needs the pixels; the history has none")
+        due = stride * history.size.time - (stride - 1 if first == 0 else 0)
+        if history.size.time and pixels.shape[2] != due:
+            raise ValueError(
+                f"{history.size.time} latents come with {due} frames, not {pixels.shape[2]}"
+            )
+        behind = 0 if first == 0 else stride * (first - 1) + 1
+        return pixels[:, :, [stride * t - behind for t in at]]
+
+
+def cells_of(spec: Clip, geometry: Geometry, size: Size3) -> tuple[int, int]:
+    """Give rows and columns of a frame's tokens: `grid`, or as many patch cells as there are."""
+    rows = ceil_div(size.height, geometry.patch.height)
+    columns = ceil_div(size.width, geometry.patch.width)
+    return min(spec.grid, rows), min(spec.grid, columns)
+
+
+def _places(
+    geometry: Geometry, size: Size3, cells: tuple[int, int], at: list[int], start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give positions and extents `[B, N, 3]`: a frame's patch cells, dealt to its tokens."""
+    time = torch.tensor(at, dtype=torch.float64)
+    h0, h1 = _dealt(ceil_div(size.height, geometry.patch.height), cells[0])
+    w0, w1 = _dealt(ceil_div(size.width, geometry.patch.width), cells[1])
+
+    def spread(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        grid = torch.meshgrid(t, h, w, indexing="ij")
+        return torch.stack([x.flatten() for x in grid], dim=-1).expand(len(start), -1, 3)
+
+    origin = torch.zeros(len(start), 1, 3, dtype=torch.float64)
+    origin[:, 0, 0] = start.cpu().double()
+    positions = spread(time, (h0 + h1) / 2, (w0 + w1) / 2) + origin
+    return positions, spread(torch.ones_like(time), h1 - h0 + 1, w1 - w0 + 1).clone()
+
+
+def _dealt(cells: int, parts: int) -> tuple[Tensor, Tensor]:
+    """Give first and last cell of `parts` runs of whole cells, as even as they can be; float64."""
+    edges = torch.arange(parts + 1) * cells // parts
+    return edges[:-1].double(), (edges[1:] - 1).double()

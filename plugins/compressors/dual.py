@@ -1,0 +1,98 @@
+"""Several encoders as one compressor: by name what a list in the experiment does, too."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from ...core.compressor import Compressor, MemoryEncoder, State, side_by_side
+from ...core.fit import Fit, Length, Needs
+from ...core.grid import Geometry, Size3
+from ...core.history import History
+from ...core.memory import Memory, merge
+from ...core.registry import build, registry
+from ...core.spec import CompressorSpec
+from ...core.streams import emptied
+from ..compressor_specs import DualEncoder
+
+
+class DualEncoderCompressor(Compressor[DualEncoder]):
+    """The parts of every encoder, named by its place (`0.conv-4x4x2`, `1.conv-2x2x8`).
+
+    The state is that of all encoders, keys named by their place too; it is bounded where theirs
+    are.
+
+    Source: method.md §5.
+    """
+
+    def __init__(self, spec: DualEncoder, fit: Fit) -> None:
+        super().__init__(spec, fit)
+        members: list[Compressor[CompressorSpec]] = [build(inner, fit) for inner in spec.encoders]
+        self.settles = any(member.settles for member in members)
+        self.encoder = MemoryEncoder(members)
+
+    @classmethod
+    def needs(cls, spec: DualEncoder) -> Needs:
+        """Give what all encoders need together."""
+        needs = [load(inner).needs(inner) for inner in spec.encoders]
+        return functools.reduce(operator.or_, needs, Needs(hr=False))
+
+    @classmethod
+    def context_length(cls, spec: DualEncoder, geometry: Geometry, size: Size3) -> Length:
+        """Give the sum over the encoders; exact where all are."""
+        lengths = [load(i).context_length(i, geometry, size) for i in spec.encoders]
+        exact = all(length.exact for length in lengths)
+        return Length(tokens=sum(length.tokens for length in lengths), exact=exact)
+
+    @classmethod
+    def features(cls, spec: DualEncoder) -> dict[str, int]:
+        """Give the widths of the encoders' features, named as their parts are."""
+        several = len(spec.encoders) > 1
+        return {
+            f"{place}.{name}" if several else name: width
+            for place, inner in enumerate(spec.encoders)
+            for name, width in load(inner).features(inner).items()
+        }
+
+    def forward(self, history: History) -> Memory:
+        """Give the parts of every encoder on the same history."""
+        memory: Memory = self.encoder(history)
+        return memory
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        """Take the next chunk; give each encoder's state, and all that has settled."""
+        members = self.encoder.members
+        before: Sequence[State | None] = (
+            split(state, len(members)) if state else [None] * len(members)
+        )
+        results = [m.step(s, chunk) for m, s in zip(members, before, strict=True)]
+        memories = [memory for _, memory in results]
+        if not state:  # parts stand in the order of the encoders, also before they have tokens
+            still = [emptied(m.pending(s)) for m, (s, _) in zip(members, results, strict=True)]
+            memories = [merge(pair) for pair in zip(memories, still, strict=True)]
+        return joined_state([s for s, _ in results]), side_by_side(memories)
+
+    def pending(self, state: State) -> Memory:
+        """Give all that may still change."""
+        return self.encoder.pending(split(state, len(self.encoder.members)))
+
+
+def load(spec: CompressorSpec) -> type[Compressor[Any]]:
+    """Give the class of a spec."""
+    found: type[Compressor[Any]] = registry().load(spec)
+    return found
+
+
+def joined_state(states: Sequence[State]) -> State:
+    """Give several states as one; each key begins with the place of its state."""
+    return {f"{place}.{key}": x for place, state in enumerate(states) for key, x in state.items()}
+
+
+def split(state: State, count: int) -> list[State]:
+    """Give the states that `joined_state` has put together."""
+    return [
+        {key.removeprefix(f"{i}."): x for key, x in state.items() if key.startswith(f"{i}.")}
+        for i in range(count)
+    ]

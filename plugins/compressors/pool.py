@@ -1,0 +1,67 @@
+"""Mean pooling of the DiT's own tokens: memory without parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...core.compressor import State
+from ...core.fit import Fit, Length, Needs
+from ...core.grid import Geometry, Size3
+from ...core.history import History
+from ...core.memory import Memory
+from ...core.parts import grid_part
+from ...core.streams import Run, Streamed, take_blocks, waiting
+from ..compressor_specs import Pool
+from .streams_tokens import OwnTokens, block_means
+
+
+class PoolCompressor(Streamed[Pool]):
+    """One part, `pool-<rate>`: each token is the mean of the DiT's tokens of the cells it covers.
+
+    Blocks at the right, the bottom and the end of the history are means of what is there. The
+    state holds the latents that complete no block, fewer than the time rate.
+    """
+
+    def __init__(self, spec: Pool, fit: Fit) -> None:
+        super().__init__(spec, fit)
+        self.own = OwnTokens(fit)
+
+    @classmethod
+    def needs(cls, spec: Pool) -> Needs:
+        """Give the full-size latents."""
+        return Needs()
+
+    @classmethod
+    def context_length(cls, spec: Pool, geometry: Geometry, size: Size3) -> Length:
+        """Give the exact number of tokens: the cells of the token grid."""
+        return Length(tokens=spec.rate.token_grid(size, geometry.patch).cells)
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        """Take the next chunk; give the tokens of the blocks that it completed."""
+        new, run = take_blocks(state, chunk, self.spec.rate.time)
+        return new, self._memory(run)
+
+    def pending(self, state: State) -> Memory:
+        """Give the mean of the incomplete block, so far."""
+        return self._memory(waiting(state, self.spec.rate.time))
+
+    def _memory(self, run: Run) -> Memory:
+        if not run.latents.shape[2]:
+            return Memory(size=run.seen)
+        rate, patch = self.spec.rate, self.geometry.patch
+        tokens = self.own.project(self._means(run))
+        part = grid_part(
+            f"pool-{rate}", tokens.flatten(2, 3), rate=rate, size=run.seen, patch=patch,
+            grid=rate.token_grid(run.seen, patch), start=run.start, length=run.length,
+            skip=rate.settled_tokens(run.first),
+        )  # fmt: skip
+        return Memory(parts=(part,), size=run.seen)
+
+    def _means(self, run: Run) -> Tensor:
+        """Give mean patches `[B, T', H', W', F]`; latent 0 is a block of its own."""
+        rate = self.spec.rate
+        patches = self.own.cut(run.latents)
+        patches = block_means(block_means(patches, 2, rate.height), 3, rate.width)
+        alone = 0 if run.first else 1
+        return torch.cat([patches[:, :alone], block_means(patches[:, alone:], 1, rate.time)], dim=1)

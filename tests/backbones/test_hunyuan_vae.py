@@ -1,0 +1,164 @@
+"""HunyuanVideo's VAE as a codec: tiles in a stream equal those of diffusers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longtake.backbones.codecs.hunyuan import HunyuanVaeCodec
+from longtake.backbones.codecs.specs import HunyuanVae
+from longtake.core.codec import Codec, decode_among, decode_whole, encode_whole, frames_of
+from longtake.core.contract.codec import check_codec
+from longtake.core.spec import CodecSpec
+
+from .vaes import HUNYUAN, diffusers_hunyuan, hunyuan_codec, video
+
+TILES = ((16, 12), (8, 4), (8, 8))  # frames of a tile, and to the next
+
+
+@pytest.fixture(scope="module")
+def vae() -> Any:
+    return diffusers_hunyuan(HUNYUAN)
+
+
+@pytest.fixture(scope="module")
+def codec(vae: Any, tmp_path_factory: pytest.TempPathFactory) -> HunyuanVaeCodec:
+    return hunyuan_codec(vae, HUNYUAN, tmp_path_factory.mktemp("vae"))
+
+
+def tiled(codec: HunyuanVaeCodec, vae: Any, frames: int, step: int) -> HunyuanVaeCodec:
+    """The codec with these tiles in time, and diffusers' model set to the same."""
+    vae.tile_sample_min_num_frames, vae.tile_sample_stride_num_frames = frames, step
+    made = HunyuanVaeCodec(evolve(codec.spec, tile_frames=frames, tile_step=step))
+    made.model = codec.vae
+    return made
+
+
+def coded_by(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+
+
+def shown_by(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    return vae.decode(latents / vae.config.scaling_factor).sample
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    tiles=st.sampled_from(TILES),
+    chunks=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_streamed_in_any_chunks_equals_one_pass_of_diffusers(
+    codec: HunyuanVaeCodec, vae: Any, tiles: tuple[int, int], chunks: list[int], seed: int
+) -> None:
+    made, latents = tiled(codec, vae, *tiles), sum(chunks)
+    pixels = video(1 + 4 * (latents - 1), 8, 16, seed)
+    state, parts, settled = None, [], 0
+    for index, count in enumerate(chunks):
+        begin = 1 + 4 * (sum(chunks[:index]) - 1) if index else 0
+        part, state = made.encode(pixels[:, :, begin : begin + 4 * count - (not index) * 3], state)
+        parts.append(part)
+        settled += part.shape[2]
+        seen = sum(chunks[: index + 1])
+        rest = made.encode_rest(state)
+        assert settled + (0 if rest is None else rest.shape[2]) == seen
+        now = torch.cat(parts if rest is None else [*parts, rest], dim=2)
+        assert torch.equal(now, coded_by(vae, pixels[:, :, : 1 + 4 * (seen - 1)]))
+    state, parts = None, []
+    for chunk in now.split(chunks, dim=2):
+        part, state = made.decode(chunk, state)
+        parts.append(part)
+    rest = made.decode_rest(state)
+    back = torch.cat(parts if rest is None else [*parts, rest], dim=2)
+    assert torch.equal(back, shown_by(vae, now))
+
+
+@pytest.mark.parametrize("tiles", TILES)
+def test_a_latent_among_its_neighbours_is_that_of_the_whole(
+    codec: HunyuanVaeCodec, vae: Any, tiles: tuple[int, int]
+) -> None:
+    made = tiled(codec, vae, *tiles)
+    latents = torch.randn(1, 4, 11, 1, 2, generator=torch.Generator().manual_seed(1))
+    whole = decode_whole(made, latents).clamp(-1, 1)
+    seen: list[int] = []
+    run = made.decode
+    made.decode = lambda chunk, state=None: (seen.append(chunk.shape[2]), run(chunk, state))[1]
+    for index in range(11):
+        at = frames_of(index, 4)
+        alone = decode_among(made, latents, index, latents[:, :, index : index + 1])
+        assert torch.equal(alone, whole[:, :, at.start : at.stop]), index
+    assert max(seen) <= made.margin + made.boundary + made.margin_after
+
+
+def test_keeps_the_contract(codec: HunyuanVaeCodec, vae: Any) -> None:
+    check_codec(tiled(codec, vae, 8, 4), cells=(1, 2), latents=8, tolerance=0)
+
+
+def test_tiles_in_space_equal_those_of_diffusers(codec: HunyuanVaeCodec, vae: Any) -> None:
+    made = HunyuanVaeCodec(evolve(codec.spec, tile=32, overlap=16, tile_frames=8, tile_step=8))
+    vae.tile_sample_min_num_frames = vae.tile_sample_stride_num_frames = 8
+    vae.enable_tiling(32, 32, None, 16, 16, None)
+    try:
+        pixels = video(13, 40, 56)
+        coded = encode_whole(made, pixels)
+        assert torch.equal(coded, coded_by(vae, pixels))
+        assert torch.equal(decode_whole(made, coded), shown_by(vae, coded))
+    finally:
+        vae.disable_tiling()
+
+
+def test_it_is_not_causal_and_says_so(codec: HunyuanVaeCodec) -> None:
+    assert not codec.causal and codec.identity.startswith("hunyuan-vae-time16-12-")
+    other = HunyuanVaeCodec(evolve(codec.spec, tile_step=8, tile=256))
+    assert other.identity.startswith("hunyuan-vae-time16-8-")
+    assert other.identity.endswith("-tile256-64")
+    pixels = video(17, 8, 8)
+    moved = torch.cat([pixels[:, :, :-1], -pixels[:, :, -1:]], dim=2)
+    first, second = (encode_whole(codec, x)[:, :, 0] for x in (pixels, moved))
+    assert float((first - second).abs().max()) > 1e-6, "the last frame reached the first latent"
+
+
+def test_the_state_does_not_grow(codec: HunyuanVaeCodec) -> None:
+    sizes, state = [], None
+    for index in range(7):
+        _, state = codec.encode(video(12 if index else 13, 8, 8), state)
+        sizes.append(sum(x.numel() for x in state.values()))
+    assert max(sizes[3:]) == max(sizes[:4])
+    with pytest.raises(ValueError, match="later chunks hold 4k frames, not 1"):
+        codec.encode(video(1, 8, 8), state)
+    with pytest.raises(ValueError, match="3 channels"):
+        codec.decode(torch.zeros(1, 3, 1, 1, 1))
+
+
+def test_contract_catches_a_rest_that_is_lost(codec: HunyuanVaeCodec, vae: Any) -> None:
+    class Forgetful(HunyuanVaeCodec):
+        def decode_rest(self, state: Any) -> None:
+            return None
+
+    broken: Codec[CodecSpec] = Forgetful(codec.spec)
+    with pytest.raises(AssertionError, match="gives what is"):
+        check_codec(broken, cells=(1, 1))
+
+
+def test_contract_catches_slices_off_the_tiles(codec: HunyuanVaeCodec, vae: Any) -> None:
+    made = tiled(codec, vae, 8, 8)
+
+    class Anywhere(HunyuanVaeCodec):
+        boundary = 1
+
+    broken = Anywhere(made.spec)
+    broken.model = made.model
+    with pytest.raises(AssertionError, match="decoded among its 2 predecessors"):
+        check_codec(broken, cells=(1, 1), latents=7, tolerance=0)
+
+
+def test_tiles_that_cannot_be_are_refused() -> None:
+    for frames, step in ((16, 4), (16, 20), (10, 8), (16, 10)):
+        with pytest.raises(ValueError, match="half to all of the frames"):
+            HunyuanVae(tile_frames=frames, tile_step=step)
+    assert HunyuanVae().channels == 16 and HunyuanVae().stride.time == 4
