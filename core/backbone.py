@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class Backbone(nn.Module, ABC):
 
     # Names of the block classes, as diffusers' models have them: FSDP shards block by block.
     _no_split_modules: list[str] | None = None
+    # Steps in which every adapter must have trained, or it is dead (`core.train.liveness`).
+    awake_within: ClassVar[int] = 2
 
     @classmethod
     @abstractmethod

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
 from attrs import field, frozen
 
+from .grid import Rate
 from .spec import (
     BackboneSpec,
     CompressorSpec,
@@ -66,3 +71,16 @@ class Experiment:
     def __attrs_post_init__(self) -> None:
         if len(set(self.compressors)) < len(self.compressors):
             raise ValueError("two compressors are the same: the second would remember nothing new")
+        self.backbone.check_rates(rate for spec in self.compressors for rate in _rates(spec))
+
+
+def _rates(value: Any) -> Iterator[Rate]:
+    """Give the rates that a spec names, and those of the specs in it."""
+    if isinstance(value, Rate):
+        yield value
+    elif isinstance(value, tuple):
+        for member in value:
+            yield from _rates(member)
+    elif attrs.has(type(value)):
+        for attribute in attrs.fields(type(value)):
+            yield from _rates(getattr(value, attribute.name))

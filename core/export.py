@@ -22,7 +22,7 @@ from torch import Tensor
 from . import edge
 from .errors import UserError
 from .experiment import Experiment
-from .files import whole_file
+from .files import disk_errors, whole_file
 from .lora_file import LoraFile
 from .model import compressor_needs
 from .registry import registry
@@ -79,8 +79,9 @@ def export(
         UserError: there is no run, it holds neither encoder nor LoRA, or one that this layout has
             no names for; `out` is no name of a safetensors file.
     """
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise UserError(f"--out {out}: name a file that ends in .safetensors")
+    with disk_errors(out):
+        if out.suffix != ".safetensors" or out.is_dir():
+            raise UserError(f"--out {out}: name a file that ends in .safetensors")
     experiment, checkpoint = read_run(run)
     loras = _loras(experiment, checkpoint, layout)
     encoder, header = _encoder(experiment, checkpoint)

@@ -119,6 +119,8 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a safetensors file")
     try:
         file = safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
@@ -140,12 +142,15 @@ def read_header(opened: Any, path: Path) -> Any:
     """Give the JSON header that `write_tensors` wrote.
 
     Raises:
-        UserError: the file has none.
+        UserError: the file has none, or a damaged one.
     """
     text = (opened.metadata() or {}).get("longtake")
     if text is None:
         raise UserError(f"{path} was not written by longtake: its header is missing")
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: its header is no JSON ({error})") from None
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:

@@ -10,13 +10,13 @@ A spec is plain data: it can be compared, hashed, evolved with `attrs.evolve` an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from attrs import Attribute, frozen
 from attrs.validators import ge, gt, in_, instance_of, le, lt
 
-from .grid import Geometry
+from .grid import Geometry, Rate
 
 __all__ = [
     "BackboneSpec", "CodecSpec", "CompressorSpec", "MaskerSpec", "MetricSpec", "PluginSpec",
@@ -131,6 +131,13 @@ class BackboneSpec(PluginSpec):
     def shift(self) -> float:
         """The timestep shift of the backbone's flow (SD3): t → s·t / (1 + (s − 1)·t)."""
         raise NotImplementedError
+
+    def check_rates(self, rates: Iterable[Rate]) -> None:
+        """Refuse rates of compressors whose tokens this backbone cannot take; it takes all.
+
+        Raises:
+            ValueError: in subclasses, with the rate.
+        """
 
 
 def kind_of(spec: PluginSpec) -> str:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
+from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file
 
+from longtake.backbones.codecs import vae as vaes
+from longtake.backbones.codecs.dct import DctCodec
+from longtake.backbones.texts.bytes import ByteEncoder
+from longtake.backbones.texts.lazy import WeightsEncoder
+from longtake.core.data.cache import cache
+from longtake.core.data.fits import check_fits
+from longtake.core.data.store import Store
+from longtake.core.errors import UserError
 from longtake.core.train.checkpoint import checkpoints
+from longtake.core.train.pretrain import pretrain
+from longtake.core.train.preview import Previews
 
 from .every_backbone import PIPELINES, Pipeline
-from .small import write_clips
+from .small import RATE, make_store, small, write_clips
 from .test_cli import run
 from .train.runs import tensors
 
@@ -136,8 +150,10 @@ def measured(at: Chain, done: Path) -> None:
     code, _, err = run("measure", done, "--data", at.store)
     assert code == 0, err
     found = json.loads((done / "measure" / "measure.json").read_text())
-    figures = {row["name"]: row["unmasked"]["psnr"]["mean"] for row in found["retrievers"]}
-    assert {"ceiling", "flow", "upsample"} <= figures.keys()
+    rows = {row["name"]: row["unmasked"]["figures"]["psnr"] for row in found["retrievals"]}
+    figures = {name: row["mean"] for name, row in rows.items()}
+    assert {"ceiling", "flow", "upsample"} == figures.keys()
+    assert {row["n"] for row in rows.values()} == {2}
     assert all(0 < figure < 60 for figure in figures.values()), figures
     assert (done / "measure" / "report.html").stat().st_size > 10_000
 
@@ -187,3 +203,243 @@ def test_other_ways_of_memory_need_no_other_store(
         if "backbone.expert=both" in sets
         else ["x.safetensors"]
     )
+
+
+@pytest.mark.slow
+def test_training_needs_the_transformer_alone(
+    place: Path, chains: dict[str, Chain], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store says what it was made with; measuring needs the VAE, and no text encoder."""
+    at = chain(chains, place, "wan22-5b")
+    with Away(at, "vae", "text_encoder", "tokenizer"):
+        done = at.trains("alone", sets=["train.gain_every=1"])
+        said = [record.getMessage() for record in caplog.records if "pictures" in record.msg]
+        assert len(said) == 1 and said[0].endswith("the codec's weights are not on this machine")
+        assert_refused(run("measure", done, "--data", at.store), "no VAE is there")
+        for change, words in ELSEWHERE.items():
+            out = at.root / "refused"
+            told = at.tries("pretrain", "--data", at.store, "--out", out, sets=[change])
+            assert_refused(told, words)
+            assert not out.exists()
+    with Away(at, "text_encoder", "tokenizer"):
+        assert run("measure", done, "--data", at.store)[0] == 0
+        out = at.root / "asked"
+        told = run("retrieve", done, at.videos / "clip-1.mp4", "--at", "0", "--out", out)
+        assert_refused(told, "no subfolder text_encoder")
+        assert not out.exists()
+    alike(done, at.trains("together", sets=["train.gain_every=1"]))
+
+
+ELSEWHERE = {
+    "backbone.codec.weights=/no/vae": "was cached with backbone.codec.weights",
+    "backbone.codec.dtype=bfloat16": "codec.dtype float32, the experiment has bfloat16",
+    "backbone.text_encoder.length=8": "text_encoder.length 16, the experiment has 8",
+    "backbone.fps=16": "was cached with fps 24.0",
+}
+
+
+class Away:
+    """Folders of a pipeline that are not there for a while."""
+
+    def __init__(self, at: Chain, *parts: str) -> None:
+        self.places = {at.pipeline.folder / part: at.root / f"{part}-away" for part in parts}
+
+    def __enter__(self) -> None:
+        for here, away in self.places.items():
+            here.rename(away)
+
+    def __exit__(self, *_: object) -> None:
+        for here, away in self.places.items():
+            away.rename(here)
+
+
+def assert_refused(told: tuple[int, str, str], words: str) -> None:
+    code, out, err = told
+    said = [line for line in err.splitlines() if line.startswith("longtake: ")]
+    assert code == 2 and len(said) == 1 and words in said[0], err + out
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_nothing_of_the_hub_is_fetched_to_train(
+    place: Path, chains: dict[str, Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache holds the transformer of the repository that the store was made with."""
+    base, commit = chain(chains, place, "wan21-1.3b"), "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--me--wan" / "snapshots" / commit
+    (snapshot.parent.parent / "refs").mkdir(parents=True)
+    (snapshot.parent.parent / "refs" / "main").write_text(commit)
+    shutil.copytree(base.pipeline.folder, snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    spec: Any = base.pipeline.spec
+    codec, text = (evolve(part, weights="me/wan") for part in (spec.codec, spec.text_encoder))
+    pipeline = base.pipeline.but(weights="me/wan", codec=codec, text_encoder=text)
+    at = evolve(base, pipeline=pipeline)
+    store = tmp_path / "store"
+    at.does("cache", "--videos", at.videos, "--out", store)
+    for part in ("vae", "text_encoder", "tokenizer"):
+        shutil.rmtree(snapshot / part)
+    for asked in ("codecs", "texts"):
+        monkeypatch.setattr(f"longtake.backbones.{asked}.weights.download", None)
+    words = ("pretrain", "--data", store, "--out", tmp_path / "run")
+    at.does(*words, sets=["train.steps=1"])
+    told = base.tries("pretrain", "--data", store, "--out", tmp_path / "other")
+    assert_refused(told, "was cached with text umt5-16 me/wan")
+
+
+def broken(at: Chain, folder: Path, *missing: str, **replaced: Path) -> str:
+    """A copy of the pipeline without some parts, or with others in their place."""
+    shutil.copytree(at.pipeline.folder, folder)
+    for part in (*missing, *replaced):
+        shutil.rmtree(folder / part)
+    for part, other in replaced.items():
+        shutil.copytree(other, folder / part)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_a_folder_that_lacks_something_is_one_line(
+    place: Path, chains: dict[str, Chain], tmp_path: Path
+) -> None:
+    at, other = (chain(chains, place, name) for name in ("wan22-14b", "hunyuan"))
+    theirs = other.pipeline.folder
+    no_vae = broken(at, tmp_path / "no-vae", "vae")
+    no_text = broken(at, tmp_path / "no-text", "text_encoder")
+    other_vae = broken(at, tmp_path / "other-vae", vae=theirs / "vae")
+    for field, weights, words in (
+        ("codec", no_vae, "no VAE is there"),
+        ("codec", other_vae, "are of AutoencoderKLHunyuanVideo, not of AutoencoderKLWan"),
+        ("text_encoder", no_text, "have no subfolder text_encoder"),
+        ("text_encoder", str(theirs), "holds a model of llama, not of umt5"),
+    ):
+        out, sets = tmp_path / "store", [f"backbone.{field}.weights={weights}"]
+        assert_refused(at.tries("cache", "--videos", at.videos, "--out", out, sets=sets), words)
+        assert not out.exists()
+    for change, words in (
+        ({"missing": ("transformer",)}, "are a pipeline without transformer/"),
+        ({"transformer": theirs / "transformer"}, "are of HunyuanVideoTransformer3DModel, not of"),
+    ):
+        lost = change.pop("missing", ())
+        folder = broken(at, tmp_path / f"other-{len(words)}", *lost, **change)
+        refused(at, tmp_path / "run", [f"backbone.weights={folder}"], words)
+    alone = broken(at, tmp_path / "one-expert", "transformer_2")
+    refused(at, tmp_path / "run", [f"backbone.weights={alone}", "backbone.expert=both"], "_2/: its")
+    told = other.tries("pretrain", "--data", at.store, "--out", tmp_path / "run")
+    assert_refused(told, "was cached with codec wan-vae-2.1-")
+    assert not (tmp_path / "run").exists()
+
+
+def refused(at: Chain, out: Path, sets: list[str], words: str) -> None:
+    assert_refused(at.tries("pretrain", "--data", at.store, "--out", out, sets=sets), words)
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_text_encoder_and_vae_are_never_loaded_together(
+    place: Path, chains: dict[str, Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts first, then the VAE; training loads it once, at its first picture."""
+    at, order = chain(chains, place, "wan21-1.3b"), []
+    load, embed, release = vaes.load, WeightsEncoder.encode, WeightsEncoder.release
+
+    def loads(*given: Any) -> Any:
+        order.append("vae")
+        return load(*given)
+
+    def embeds(self: Any, prompts: Sequence[str]) -> Any:
+        order.append("text")
+        return embed(self, prompts)
+
+    def releases(self: Any) -> None:
+        order.extend(["free"] if self._loaded else [])
+        release(self)
+
+    monkeypatch.setattr(vaes, "load", loads)
+    monkeypatch.setattr(WeightsEncoder, "encode", embeds)
+    monkeypatch.setattr(WeightsEncoder, "release", releases)
+    at.does("cache", "--videos", at.videos, "--out", tmp_path / "store")
+    assert order == ["text", "free", "vae", "vae"], "the first to measure its margin"
+    order.clear()
+    at.trains("pictures", sets=["train.steps=3", "train.gain_every=1"])
+    assert order == ["vae"]
+    order.clear()
+    at.trains("no-pictures", sets=["train.steps=1", "train.batch=1"])
+    assert order == [], "a batch of one has no memory_gain, and so no picture"
+
+
+def test_weights_that_are_not_here_are_known_by_their_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = small()
+    place = make_store(tmp_path, experiment, seeds=(1,))
+    store, codec = Store.open(place), experiment.backbone.codec
+    assert store.header["specs"]["codec"] == {"type": "dct", "channels": 16}
+    check_fits(experiment, store, [RATE])
+    for cls in (DctCodec, ByteEncoder):
+        monkeypatch.setattr(cls, "at_hand", False)
+        monkeypatch.setattr(cls, "identity", property(lambda self: pytest.fail("asked")))
+    check_fits(experiment, store, [RATE])
+    other = evolve(experiment.backbone, codec=evolve(codec, channels=48))
+    with pytest.raises(UserError, match="codec.channels 16, the experiment has 48") as said:
+        check_fits(evolve(experiment, backbone=other), store, [RATE])
+    assert "\n" not in str(said.value)
+    longer = evolve(experiment.backbone.text_encoder, length=9)
+    other = evolve(experiment.backbone, text_encoder=longer)
+    with pytest.raises(UserError, match="backbone.text_encoder.length 8, the experiment has 9"):
+        check_fits(evolve(experiment, backbone=other), store, [RATE])
+    store.header["specs"]["codec"] = {"type": "of-another-plugin", "channels": 16}
+    with pytest.raises(UserError, match="codec.type of-another-plugin, the experiment has dct"):
+        check_fits(experiment, store, [RATE])
+    del store.header["specs"]
+    for cls in (DctCodec, ByteEncoder):
+        monkeypatch.setattr(cls, "identity", "another")
+    with pytest.raises(UserError, match="was cached with codec dct"):  # a store that says nothing
+        check_fits(experiment, store, [RATE])
+
+
+def test_pictures_that_cannot_be_drawn_end_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = small(steps=3, gain_every=1, trains="lora")
+    store = make_store(tmp_path, experiment, seeds=(1, 2))
+    shown: list[int] = []
+    ready = Previews.ready
+    monkeypatch.setattr(Previews, "ready", lambda self: (shown.append(1), ready(self))[1])
+
+    def fails(self: Any, *_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(DctCodec, "decode", fails)
+    result = pretrain(experiment, store, tmp_path / "run")
+    assert result.step == 3 and len(shown) > 1
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["no pictures of retrieved frames: CUDA out of memory."]
+    floors = evolve(experiment, retrievers=experiment.retrievers[1:])
+    assert pretrain(floors, store, tmp_path / "floors").step == 3
+    assert "none of its retrievers reads memory" in caplog.records[-1].getMessage()
+
+
+def test_a_disk_that_will_not_hold_the_rest_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, notes = small(), []
+    videos = write_clips(tmp_path / "videos")
+
+    def caches(out: Path) -> int:
+        notes.clear()
+        done = cache(
+            experiment, videos, out, rates=frozenset({RATE}), pixels=True,
+            device=torch.device("cpu"), progress=lambda done, total, note: notes.append(note),
+        )  # fmt: skip
+        return sum(path.stat().st_size for path in (done.store / "clips").iterdir()) // 3
+
+    size = caches(tmp_path / "first")
+    assert len(notes) > 3 and not any("the rest needs" in note for note in notes)
+    usage = shutil.disk_usage(tmp_path)._replace(free=int(1.5 * size))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("longtake.core.data.room.GIGABYTE", float(size))
+    caches(tmp_path / "second")
+    said = [note for note in notes if "the rest needs about" in note]
+    assert len(said) == 1, "with one of three done; one more fits"
+    assert "2.0 GB of 1.5 GB free" in said[0]

@@ -79,10 +79,15 @@ class WanVaeCodec(VaeCodec[WanVae]):
     def prepare(self, vae: Any) -> None:
         """Take mean and deviation of the latents."""
         for name, values in (("mean", vae.config.latents_mean), ("std", vae.config.latents_std)):
-            if len(values) != self.channels:
+            count = len(values) if isinstance(values, list | tuple) else 0
+            if count != self.channels:
                 raise UserError(
-                    f"weights {self.source.path}: latents_{name} has {len(values)} values for "
+                    f"weights {self.source.path}: latents_{name} has {count} values for "
                     f"{self.channels} channels"
+                )
+            if name == "std" and min(values) <= 0:
+                raise UserError(
+                    f"weights {self.source.path}: latents_std holds {min(values):g}, not above 0"
                 )
             shaped = torch.tensor(values).view(1, -1, 1, 1, 1)
             setattr(self, name, shaped.to(self.anchor.device))

@@ -14,6 +14,7 @@ from attrs import frozen
 from ...core.errors import UserError
 from ...core.files import open_tensors, read_object
 from ..weights.hub import cached, download
+from ..weights.sources import path_of
 from .specs import WEIGHTS
 
 NAME = "diffusion_pytorch_model"
@@ -61,7 +62,7 @@ def find(text: str, kind: Kind) -> Source:
     Raises:
         UserError: nothing is there, or a pickle, another class, another shape, a damaged file.
     """
-    path = Path(text).expanduser()
+    path = path_of(text)
     if path.suffix in PICKLES:
         raise UserError(
             f"weights {text}: a pickle, which could run code, is never read; take "
@@ -74,7 +75,7 @@ def find(text: str, kind: Kind) -> Source:
 
 def at_hand(text: str) -> bool:
     """Whether `find` would look at something here, a VAE or not, without asking the hub."""
-    path = Path(text).expanduser()
+    path = path_of(text)
     if path.is_dir() or path.is_file():
         return path.is_file() or _inside(path) is not None
     found = cached(text, FETCHED) if HUB_ID.fullmatch(text) else None

@@ -20,12 +20,14 @@ from ...core.lora import LoRA
 from ...core.lora_file import LoraFile
 from ...core.memory import Memory, Part
 from ...core.spec import BackboneSpec
+from ...core.text import Text
 from ..lora import adapters as lora
 from ..lora import export as lora_export
 from ..weights import files
 from . import enhancers
 from .causal import Sight, groups_of
-from .setup import Setup, masks_of
+from .remember import context_of, remember
+from .setup import Keys, Setup, masks_of
 
 
 class DiT(Backbone):
@@ -129,11 +131,20 @@ class DiT(Backbone):
             return self._context(call)
         return self._velocity(call)
 
-    @abstractmethod
-    def _remember(self, call: RememberCall) -> Cache: ...
+    def _remember(self, call: RememberCall) -> Cache:
+        return remember(call, self.setup, self.device, self._memory_keys)
+
+    def _context(self, call: ContextCall) -> Context:
+        text, features = self._read_text(call.text), self._features(call.memory)
+        return context_of(call, self.setup, text, features)
 
     @abstractmethod
-    def _context(self, call: ContextCall) -> Context: ...
+    def _memory_keys(self, new: Part, past: list[Keys] | None, every: Part) -> list[Keys]:
+        """Give the keys of new memory in every block, behind those of `past`; `every` is both."""
+
+    @abstractmethod
+    def _read_text(self, text: Text) -> Text:
+        """Give prompts as the blocks read them, on this device."""
 
     @abstractmethod
     def _velocity(self, call: VelocityCall) -> Tensor: ...

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
 
-from ...core.calls import Cache, RememberCall
+from ...core.calls import Cache, Context, ContextCall, Feature, RememberCall
 from ...core.memory import Memory, Part, merge
+from ...core.text import Text
 from .causal import in_order, untouched
 from .setup import Keys, Setup, empty_cache, pairs
 
@@ -87,3 +88,18 @@ def _go_on(part: Part, cache: Cache, more: Memory, setup: Setup) -> tuple[Part, 
     batch, count = part.valid.shape
     past = [Keys(key[:, :kept], value[:, :kept]) for key, value in pairs(cache)]
     return part.take(torch.arange(kept, count).expand(batch, -1)), past
+
+
+def context_of(
+    call: ContextCall, setup: Setup, text: Text, features: Mapping[str, Feature]
+) -> Context:
+    """Give the context of text, as the blocks read it, and of a memory or its cache.
+
+    Raises:
+        ValueError: a cache under `full` attention.
+    """
+    if not isinstance(call.memory, Cache):
+        return Context(text=text, memory=tokens_of(call.memory, setup), features=features)
+    if setup.joint:
+        raise ValueError("full attention reads memory, not a cache")
+    return Context(text=text, cache=call.memory, features=features)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from attrs import Attribute, field, frozen
 
+from ...core.grid import Rate
 from ...core.spec import BackboneSpec, doc, each, ge, gt, in_, instance_of
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -106,6 +108,17 @@ class DiTSpec(BackboneSpec):
             )
         if self.quantize != "none" and self.weights is None:
             raise ValueError(f"quantize is {self.quantize}, but there are no weights to quantise")
+
+    def check_rates(self, rates: Iterable[Rate]) -> None:
+        """Refuse rates whose tokens lie in two blocks of `cache_block`: ValueError."""
+        if self.attention != "isolated-causal":
+            return
+        for rate in rates:
+            if self.cache_block % rate.time:
+                raise ValueError(
+                    f"backbone.cache_block {self.cache_block} is no multiple of the time rate of "
+                    f"{rate}, as isolated-causal memory wants"
+                )
 
     @property
     def config(self) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from ...core.backbone import target_positions
-from ...core.calls import Cache, Context, ContextCall, RememberCall, VelocityCall
+from ...core.calls import VelocityCall
 from ...core.fit import pad_to
 from ...core.memory import Part
 from ...core.text import Text
 from ..dit.causal import groups_of
 from ..dit.model import DiT
-from ..dit.remember import remember, tokens_of
 from ..dit.rotary import Rotary, rotary
 from ..dit.setup import Keys, check_call, pairs
 from . import ends
@@ -79,23 +78,13 @@ class HunyuanReader(DiT):
         mask = empty.new_ones(shape[:2], dtype=torch.bool)
         return Text(embeddings=empty, mask=mask, pooled=pooled)
 
-    def _remember(self, call: RememberCall) -> Cache:
-        return remember(call, self.setup, self.device, self._memory_keys)
-
     def _memory_keys(self, new: Part, past: list[Keys] | None, every: Part) -> list[Keys]:
         stream = self._memory_stream(new, None, None)
         view = ends.view_of(self._view(every), every.valid.to(self.device), 0, None)
         return run_blocks(self, Run(None, None, stream), past, view, {})[1]
 
-    def _context(self, call: ContextCall) -> Context:
-        text = ends.packed(call.text.to(self.device, self.dtype))
-        features = self._features(call.memory)
-        if not isinstance(call.memory, Cache):
-            memory = tokens_of(call.memory, self.setup)
-            return Context(text=text, memory=memory, features=features)
-        if self.setup.joint:
-            raise ValueError("full attention reads memory, not a cache")
-        return Context(text=text, cache=call.memory, features=features)
+    def _read_text(self, text: Text) -> Text:
+        return ends.packed(text.to(self.device, self.dtype))
 
     def _velocity(self, call: VelocityCall) -> Tensor:
         check_call(call, self.setup.time)

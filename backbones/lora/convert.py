@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ def from_tensors(
     """Give a LoRA of tensors by diffusers' names; a linear without an alpha has scale 1.
 
     Raises:
-        UserError: other keys, or A without B.
+        UserError: other keys, A without B, or what are no matrices of numbers.
     """
+    _check_numbers(path, tensors, alphas)
     strange = sorted(n for n in tensors if not n.endswith((_A, _B, _BIAS)))
     if strange:
         raise UserError(f"LoRA {path} holds {strange[0]}, which is neither A, B nor a bias of LoRA")
@@ -62,6 +64,22 @@ def from_tensors(
         pairs[linear] = Pair(zeros(1, size.enter), zeros(size.leave, 1))
     every = {linear: alphas.get(linear, float(pair.rank)) for linear, pair in pairs.items()}
     return Lora(pairs=pairs, alphas=every, biases=biases)
+
+
+def _check_numbers(path: Path, tensors: Tensors, alphas: Mapping[str, float]) -> None:
+    """Refuse what is no matrix of a rank of 1 or more, and numbers that are not finite."""
+    for name, x in tensors.items():
+        if name.endswith((_A, _B)) and (x.ndim != 2 or not x.numel()):
+            raise UserError(
+                f"LoRA {path} does not fit: {name} is {tuple(x.shape)}, not a matrix of rank ≥ 1"
+            )
+        if not x.is_floating_point():
+            raise UserError(f"LoRA {path}: {name} is {str(x.dtype)[6:]}, not a floating type")
+        if not bool(x.float().isfinite().all()):
+            raise UserError(f"LoRA {path} is damaged: {name} holds values that are not finite")
+    for linear, alpha in alphas.items():
+        if not math.isfinite(alpha):
+            raise UserError(f"LoRA {path} is damaged: alpha of {linear} is {alpha}")
 
 
 def dotted(path: Path, tensors: Tensors, family: Family) -> Tensors:
@@ -88,7 +106,11 @@ def converted(path: Path, tensors: Tensors, family: Family, size_of: SizeOf) -> 
     Raises:
         UserError: diffusers' converter does not know a key, or misses one.
     """
-    alphas = {n.removesuffix(".alpha"): float(x) for n, x in tensors.items() if _is_alpha(n)}
+    scales = {n: x for n, x in tensors.items() if _is_alpha(n)}
+    for name, x in scales.items():
+        if x.numel() != 1:
+            raise UserError(f"LoRA {path}: {name} is {tuple(x.shape)}, not one number")
+    alphas = {n.removesuffix(".alpha"): float(x) for n, x in scales.items()}
     given = {_spelled(n): x for n, x in tensors.items() if not _is_alpha(n)}
     try:
         out = _convert(_split(given, family, size_of), family)

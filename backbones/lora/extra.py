@@ -17,6 +17,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from ...core.errors import UserError
+from ..weights.sources import path_of
 from . import adapters as lora
 from .convert import Lora
 from .read import read
@@ -53,15 +54,15 @@ def parse(text: str) -> tuple[Path, float]:
         UserError: what stands behind the last `@` is no finite number, and no such file exists.
     """
     name, at, tail = text.rpartition("@")
-    if not at or Path(text).exists():
-        return Path(text), 1.0
+    if not at or path_of(text).exists():
+        return path_of(text), 1.0
     try:
         scale = float(tail)
     except ValueError:
         scale = math.nan
     if not name or not math.isfinite(scale):
         raise UserError(f"backbone.loras: {text!r}: write file or file@0.8, {tail!r} is no scale")
-    return Path(name), scale
+    return path_of(name), scale
 
 
 @torch.no_grad()

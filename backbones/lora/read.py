@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from .names import FAMILIES, Family
 if TYPE_CHECKING:
     from ..dit.model import DiT
 
+ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, re.error)
 KNOWN = f"{DIFFUSERS}*.lora_A.weight, {COMFYUI}*.lora_A.weight or {KOHYA}*.lora_down.weight"
 BESIDES = "memory."  # what else a file of ours may hold: the encoder, enhancers
 
@@ -39,7 +42,9 @@ def read(model: DiT, path: Path) -> Lora:
     config = _object(texts.get(LORA_ADAPTER_METADATA_KEY), path)
     found = _by_layout(path, tensors, config, family, sizes)
     facts = _object(texts.get("longtake"), path).get("lora")
-    found = as_exported(found, facts, family) if facts and family else found
+    if facts and family:
+        with _metadata_of(path):
+            found = as_exported(found, facts, family)
     check_fit(found, sizes, path)
     return found
 
@@ -52,6 +57,15 @@ def _object(text: str | None, path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"LoRA {path} is damaged: its metadata is no JSON object")
     return found
+
+
+@contextmanager
+def _metadata_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ODD as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"LoRA {path} is damaged: what its metadata says of it ({said})") from error
 
 
 def size_of(model: DiT, path: Path) -> SizeOf:
@@ -76,7 +90,9 @@ def _by_layout(
     # diffusion-pipe writes original names after diffusers' prefix
     foreign = family is not None and any(name.startswith(family.foreign) for name in bare)
     if prefix == DIFFUSERS and not foreign:
-        return from_tensors(path, bare, _alphas(config, bare), sizes)
+        with _metadata_of(path):
+            alphas = _alphas(config, bare)
+        return from_tensors(path, bare, alphas, sizes)
     if family is None:
         raise UserError(f"LoRA {path}: for this model {DIFFUSERS}*.lora_A.weight alone is read")
     named = dotted(path, bare, family) if prefix == KOHYA else bare
@@ -123,6 +139,8 @@ def as_exported(lora: Lora, facts: Mapping[str, Any], family: Family) -> Lora:
         for linear, pair in lora.pairs.items()
         if kind_of(linear) in kinds
     }
+    if not pairs or rank < 1:
+        raise ValueError(f"no linear of {sorted(kinds)} at rank {rank}")
     if scale != 1.0:
         pairs = {linear: Pair(pair.down, pair.up / scale) for linear, pair in pairs.items()}
     return Lora(pairs=pairs, alphas=dict.fromkeys(pairs, alpha), biases={})

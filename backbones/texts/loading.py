@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from ...core.errors import UserError
@@ -16,7 +17,9 @@ from .specs import WeightsSpec
 from .weights import WHAT
 
 # What loading may raise where files are damaged or do not fit.
-FAULTS = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)
+FAULTS = (
+    OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError
+)  # fmt: skip
 
 
 def check_config(folder: Path, kinds: tuple[str, ...], **wanted: int) -> None:

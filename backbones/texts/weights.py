@@ -14,6 +14,7 @@ import torch
 from ...core.errors import UserError
 from ...core.files import open_tensors, read_object
 from ..weights.hub import cached, download
+from ..weights.sources import path_of
 
 WHAT = "folder of a transformers model (config.json and safetensors files)"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -31,7 +32,8 @@ def located(weights: str, parts: Sequence[str]) -> Path:
     Raises:
         UserError: no such folder, it lacks a part, or the hub does not give it.
     """
-    folder = Path(weights) if Path(weights).is_dir() else _fetched(weights, parts)
+    path = path_of(weights)
+    folder = path if path.is_dir() else _fetched(weights, parts)
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise UserError(
@@ -43,8 +45,8 @@ def located(weights: str, parts: Sequence[str]) -> Path:
 
 def at_hand(weights: str, parts: Sequence[str]) -> bool:
     """Whether all parts are here, in the folder or in the hub's cache."""
-    here: Path | None = Path(weights)
-    if not Path(weights).is_dir():
+    here: Path | None = path_of(weights)
+    if not path_of(weights).is_dir():
         here = cached(weights, parts) if HUB_ID.fullmatch(weights) else None
     return here is not None and all((here / part).is_dir() for part in parts)
 
@@ -57,7 +59,7 @@ def origin(weights: str, parts: Sequence[str]) -> str:
     Raises:
         UserError: no such folder, it lacks a part, or it cannot be read.
     """
-    if not Path(weights).is_dir() and HUB_ID.fullmatch(weights):
+    if not path_of(weights).is_dir() and HUB_ID.fullmatch(weights):
         return weights
     digest = hashlib.sha256()
     for part in parts:

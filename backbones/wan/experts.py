@@ -56,6 +56,7 @@ class Experts(Backbone):
     """
 
     _no_split_modules = Wan._no_split_modules
+    awake_within = 64  # a batch may ask one expert alone for a few steps
 
     def __init__(self, high: Wan, low: Wan, boundary: float) -> None:
         super().__init__()
@@ -165,11 +166,21 @@ class Experts(Backbone):
             if rows.numel():
                 order.append(rows)
                 answers.append(_answer(expert, attrs.evolve(call, context=own), rows))
-            elif torch.is_grad_enabled() and dist.is_initialized():
-                # other ranks may run it, and wait for this one at its gradients
+            elif _is_sharded(expert):  # other ranks may run it, and wait for this one's part of it
                 idle = _answer(expert, attrs.evolve(call, context=own), rows.new_zeros(1)).sum()
+            elif torch.is_grad_enabled():  # so that optimizers do the same for any number of ranks
+                trained = [p for p in expert.parameters() if p.requires_grad]
+                idle = sum((p.sum() for p in trained), idle)
         velocity = torch.cat(answers)[torch.cat(order).argsort()]
         return velocity + 0.0 * idle if idle.requires_grad else velocity
+
+
+def _is_sharded(expert: Wan) -> bool:
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in expert.modules())
 
 
 def _answer(expert: Wan, call: VelocityCall, rows: Tensor) -> Tensor:

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from ...core.backbone import target_positions
-from ...core.calls import Cache, Context, ContextCall, RememberCall, VelocityCall
+from ...core.calls import Context, VelocityCall
 from ...core.fit import pad_to
 from ...core.memory import Part
 from ...core.text import Text
 from ..dit.causal import Sight
 from ..dit.model import DiT
-from ..dit.remember import remember, tokens_of
 from ..dit.rotary import Rotary
 from ..dit.setup import Keys, check_call, pairs, through
 from . import ends
@@ -70,24 +69,14 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
         empty = torch.zeros(shape, device=self.device, dtype=self.dtype)
         return Text(embeddings=empty, mask=empty.new_ones(shape[:2], dtype=torch.bool))
 
-    def _remember(self, call: RememberCall) -> Cache:
-        return remember(call, self.setup, self.device, self._memory_keys)
-
     def _memory_keys(self, new: Part, past: list[Keys] | None, every: Part) -> list[Keys]:
         sight = self._sight(every.valid, 0, every)
         return self._run(None, self._memory_stream(new, None), None, past, sight)[1]
 
-    def _context(self, call: ContextCall) -> Context:
-        embeddings = call.text.embeddings.to(self.device, self.dtype)
+    def _read_text(self, text: Text) -> Text:
+        embeddings = text.embeddings.to(self.device, self.dtype)
         projected = self.condition_embedder.text_embedder(embeddings)
-        text = attrs.evolve(call.text, embeddings=projected)
-        features = self._features(call.memory)
-        if not isinstance(call.memory, Cache):
-            memory = tokens_of(call.memory, self.setup)
-            return Context(text=text, memory=memory, features=features)
-        if self.setup.joint:
-            raise ValueError("full attention reads memory, not a cache")
-        return Context(text=text, cache=call.memory, features=features)
+        return attrs.evolve(text, embeddings=projected)
 
     def _velocity(self, call: VelocityCall) -> Tensor:
         check_call(call, self.setup.time)

@@ -14,7 +14,7 @@ from ..weights.sources import find_source
 from . import published_specs as specs
 from .expert_files import export
 from .experts import Experts
-from .published import LOW_NOISE, RELEASE, PublishedWan
+from .published import HIGH_NOISE, LOW_NOISE, PublishedWan
 
 
 class Wan22Moe(PublishedWan):
@@ -54,7 +54,7 @@ class Wan22Moe(PublishedWan):
     @classmethod
     def _one(cls, spec: specs.Wan22Moe14B, expert: str, seed: int) -> Self:
         loras = tuple(x.removeprefix(f"{expert}:") for x in spec.loras if _for(x, expert))
-        release = LOW_NOISE if expert == "low" else RELEASE
+        release = LOW_NOISE if expert == "low" else HIGH_NOISE
         return cls.of_release(attrs.evolve(spec, loras=loras), seed, release)
 
 
@@ -72,7 +72,7 @@ def _places(weights: str | None) -> tuple[str | None, str | None]:
     if weights is None:
         return None, None
     first, comma, second = weights.partition(",")
-    high = find_source(first.strip(), RELEASE.parts)
+    high = find_source(first.strip(), HIGH_NOISE.parts)
     low = find_source((second if comma else first).strip(), LOW_NOISE.parts)
     if high.path == low.path:
         raise UserError(

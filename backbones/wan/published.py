@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+import attrs
 from torch import Tensor
 
 from ...core.errors import UserError
@@ -37,10 +38,11 @@ def facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return found | {"image_dim": image[0] if image else None}
 
 
-RELEASE = Release(
-    parts=("transformer", "high_noise_model"), original="WanModel", facts=facts
-)  # of 2.2's 14B, the high-noise expert
-LOW_NOISE = Release(parts=("transformer_2", "low_noise_model"), original="WanModel", facts=facts)
+RELEASE = Release(original="WanModel", experts=False, facts=facts)
+HIGH_NOISE, LOW_NOISE = (  # of 2.2's 14B
+    attrs.evolve(RELEASE, parts=parts, experts=True)
+    for parts in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model"))
+)
 
 
 class PublishedWan(Wan):

@@ -99,7 +99,8 @@ class Wan22Moe14B(PublishedWan):
         validator=weights_or_null,
         metadata=doc(
             "as everywhere; of a pipeline, high reads transformer and low transformer_2; both: a "
-            "pipeline, or `high,low` with a comma; null: random weights"
+            "pipeline, or `high,low` with a comma; null: random weights. Only a pipeline tells "
+            "2.2's experts from 2.1's model, whose shape they have"
         ),
     )
     loras: tuple[str, ...] = field(

@@ -25,7 +25,7 @@ from .hub import first_line as first_line
 from .looks import check_numbers
 from .quantize import bitsandbytes_config, gguf_config, settle_gguf
 from .single_file import cast, load_gguf, load_tensors
-from .sources import CHECKPOINT, Release, Source, find_source, weight_files
+from .sources import CHECKPOINT, Release, Source, check_experts, find_source, weight_files
 
 if TYPE_CHECKING:
     from ..dit.model import DiT
@@ -108,6 +108,7 @@ def pretrained_model(
             ones, too little disk for a download, or an extra that is not installed.
     """
     source = find_source(str(weights), release.parts)
+    check_experts(source, release)
     if source.gguf:
         if quantize != "none":
             raise UserError(f"weights {source.name} are quantised already: set quantize to none")

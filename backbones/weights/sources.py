@@ -18,7 +18,7 @@ from torch import Tensor
 from ...core.errors import UserError
 from ...core.files import read_object
 from ...core.registry import registry
-from .hub import download
+from .hub import download, first_line
 
 CHECKPOINT = "diffusers checkpoint (config.json and safetensors files)"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -36,12 +36,14 @@ class Release:
     Attributes:
         parts: names of the folder that holds it inside a pipeline; the first that is there.
         original: what `_class_name` is in folders of the original release; empty: there are none.
+        experts: whether its pipelines hold two transformers; None: they may.
         facts: gives numbers of diffusers' config from tensors in its names, so that a single file
             of another model can be told by these; None where nobody wrote it.
     """
 
     parts: tuple[str, ...] = ("transformer",)
     original: str = ""
+    experts: bool | None = None
     facts: Facts | None = None
 
 
@@ -75,7 +77,7 @@ def find_source(text: str, parts: Sequence[str] = ("transformer",)) -> Source:
         UserError: there is nothing, it is a pipeline without such a folder, a pickle, or a
             download fails.
     """
-    path = Path(text).expanduser()
+    path = path_of(text)
     shipped = registry().weights.get(text)
     if shipped and not path.exists():
         return _part(shipped / "backbone", text, parts)
@@ -86,6 +88,21 @@ def find_source(text: str, parts: Sequence[str] = ("transformer",)) -> Source:
     if found := _HUB.fullmatch(text):
         return _of_hub(found[1], found[2], parts)
     raise UserError(f"weights {text}: no such folder or file; name one with a {CHECKPOINT}")
+
+
+def path_of(text: str) -> Path:
+    """Give the path that users write, `~` for their home.
+
+    Raises:
+        UserError: no path can be that, or this system does not let us look there.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long, or of a user who is not here
+        said = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise UserError(f"{text if len(text) < 99 else text[:99] + '…'}: {said}") from None
+    return path
 
 
 def _single(path: Path) -> Path:
@@ -119,6 +136,25 @@ def _part(folder: Path, name: str, parts: Sequence[str]) -> Source:
     if (folder / "model_index.json").exists():
         raise UserError(f"weights {name} are a pipeline without {parts[0]}/: its model is missing")
     return Source(name=name, path=folder)
+
+
+def check_experts(source: Source, release: Release) -> None:
+    """Refuse a pipeline of one transformer where two are its model, or of two where one is.
+
+    Their shapes are the same: only the pipeline's model_index.json tells them apart.
+
+    Raises:
+        UserError: with what is there, and what is asked for.
+    """
+    index = source.path.parent / "model_index.json"
+    if release.experts is None or not source.path.is_dir() or not index.exists():
+        return
+    listed = read_object(index, CHECKPOINT)
+    two = any(listed.get("transformer_2") or ())
+    if "transformer" in listed and two != release.experts:
+        experts = "two transformers, for high and for low noise, as Wan 2.2 14B has"
+        found, wanted = (experts, "one") if two else ("one transformer, as Wan 2.1 has", experts)
+        raise UserError(f"weights {source.name}: found a pipeline of {found}; expected {wanted}")
 
 
 def weight_files(source: Source) -> list[Path]:

@@ -89,9 +89,11 @@ def cache(
     job = Job.of(experiment, out, rates, pixels, device)
     text: TextEncoder[TextEncoderSpec] = build(experiment.backbone.text_encoder).to(device)
     with claimed(job, text, mine) as index:
-        note_margins(job)
         run = Run.of(job, Texts(out, text), index, progress)
-        outcomes = run.every(mine.of(sources), workers)
+        own = mine.of(sources)
+        tasks = run.prepare(own, workers)
+        note_margins(job)
+        outcomes = run.every(own, tasks, workers)
         gone = run.gone(sources)
     result = CacheResult(out, outcomes, mine, gone, run.elapsed)
     _refuse_none(result, videos, len(sources))

@@ -15,7 +15,8 @@ from ..files import append_line
 from ..grid import Rate
 from .claim import Job
 from .perform import perform, with_cuts
-from .record import Record, rate_path, read_index
+from .record import Record, clip_path, rate_path, read_index
+from .room import Room
 from .sources import Source
 from .texts import Texts
 from .work import Done, Outcome, Task, captions_of, clip_ids, plan
@@ -33,6 +34,7 @@ class Run:
     index: Path
     done: dict[str, Record] = field(repr=False)
     progress: Progress | None
+    room: Room
     outcomes: dict[str, Outcome] = field(factory=dict, repr=False)
     total: int = 0
     began: float = field(factory=time.monotonic)
@@ -44,21 +46,32 @@ class Run:
         done = {record.id: record for record in read_index(job.root)}
         every = {rate for record in done.values() for rate in (*record.rates, *record.added)}
         job.rates |= frozenset(map(Rate.parse, every))
-        return cls(job, texts, index, done, progress)
+        return cls(job, texts, index, done, progress, Room(job.root))
 
-    def every(self, sources: Sequence[Source], workers: int) -> list[Outcome]:
-        """Do what is to be done for these videos, and give what became of each.
+    def prepare(self, sources: Sequence[Source], workers: int) -> list[Task]:
+        """Give what is to be done for these videos, all prompts of it embedded.
+
+        That is before the codec is first used: text encoder and codec are never loaded together.
 
         Raises:
-            UserError: the disk refuses.
-            LongtakeError: a worker cannot start.
+            UserError: the disk refuses, or the text encoder's weights are not there.
         """
         self.total = len(sources)
         tasks = [task for source in sources if (task := self._plan(source))]
         tasks = list(self._with_cuts(tasks, workers))
         self._report("prompts")
-        # All prompts before the first video: text encoder and codec are never loaded together.
         self.texts.ensure(["", *(prompt for task in tasks for prompt in _prompts(task))])
+        return tasks
+
+    def every(
+        self, sources: Sequence[Source], tasks: Sequence[Task], workers: int
+    ) -> list[Outcome]:
+        """Do the tasks of these videos, and give what became of each video.
+
+        Raises:
+            UserError: the disk refuses.
+            LongtakeError: a worker cannot start.
+        """
         self.began = time.monotonic()
         with closing(self._run(tasks, workers)) as run:
             for done in run:
@@ -105,6 +118,8 @@ class Run:
             self._drop_stale(record)
             self.done[record.id] = record
         self.outcomes[done.id] = done.outcome
+        if done.outcome.status == "cached":
+            self.room.add(clip_path(self.job.root, record.id) for record in done.records)
         self.elapsed = time.monotonic() - self.began
 
     def _drop_stale(self, new: Record) -> None:
@@ -116,7 +131,8 @@ class Run:
         if self.progress:
             seconds = sum(outcome.seconds for outcome in self.outcomes.values())
             video = f"{seconds:.0f} s of video" if seconds else ""
-            note = ", ".join(filter(None, (video, name)))
+            lacking = self.room.lacking(self.total - len(self.outcomes))
+            note = ", ".join(filter(None, (video, lacking, name)))
             self.progress(len(self.outcomes), self.total, note)
 
 

@@ -98,6 +98,8 @@ def read_encoder(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
     with open_tensors(path) as file:
         header = read_header(file, path)
+        if not isinstance(header, dict):
+            raise UserError(f"{path} is no encoder: its header is no JSON object")
         names = [n for n in file.keys() if n.startswith(PREFIX) and not n.startswith(ENHANCER)]
         return header, {name: file.get_tensor(name) for name in names}
 
@@ -159,7 +161,10 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
     shipped = any((place / part).exists() for part in ("memory.safetensors", "backbone"))
     spec = place if (place / "spec.json").exists() or not shipped else place.parent
     data = read_object(spec / "spec.json", "run (make one with `longtake pretrain`)", "experiment")
-    experiment = edge.from_json(data["experiment"], Experiment)
+    try:
+        experiment = edge.from_json(data["experiment"], Experiment)
+    except edge.SpecError as error:
+        raise UserError(f"{spec / 'spec.json'}: {error}") from error
     if shipped:
         return experiment, place
     if not checkpoints(place):

@@ -118,8 +118,8 @@ def test_what_was_loaded_to_measure_is_let_go(
         return Margins(margin=9, encode_margin=None)
 
     monkeypatch.setattr("longtake.core.data.margins.measure_margins", found)
-    monkeypatch.setattr("longtake.core.data.cache.Run", None)
-    with pytest.raises(AttributeError):
+    monkeypatch.setattr("longtake.core.data.cache.Run.every", None)
+    with pytest.raises(TypeError):
         cached(tmp_path, experiment(wan_spec(wan_place)))
     ((codec, shape),) = seen
     assert codec.model is None and shape == (1, 3, 1 + 4 * 31, 64, 64)

@@ -230,7 +230,7 @@ def test_bad_adapters_name_the_file_and_the_expert(tmp_path: Path) -> None:
 def test_gradients_go_to_the_experts_that_were_asked() -> None:
     model = trained()
     velocity(model, [0.9, 0.95]).square().sum().backward()
-    given = {n.partition(".")[0] for n, p in model.adapters().items() if p.grad is not None}
+    given = {n.partition(".")[0] for n, p in model.adapters().items() if p.grad.any()}
     assert given == {"transformer"}
     velocity(model, [0.9, 0.2], memory(2)).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.adapters().values())
@@ -294,3 +294,24 @@ def test_rows_are_taken_out_of_anything() -> None:
     assert torch.equal(some.memory.tokens, held.memory.tokens[[2, 0]])
     assert some.memory.name == "test" and some.cache is None and some.text.pooled is None
     assert take_rows((1, "a"), rows) == (1, "a")
+
+
+def test_an_expert_that_is_not_asked_has_zero_gradients_in_one_process_too() -> None:
+    model = trained()
+    velocity(model, [0.2, 0.1]).square().sum().backward()
+    idle = model.transformer.adapters().values()
+    assert all(p.grad is not None and not p.grad.any() for p in idle)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_where_weights_are_sharded_all_ranks_run_both(monkeypatch: Any, sharded: bool) -> None:
+    """Without gradients, too: the other ranks wait for this one's part of the weights."""
+    model, ran = trained(), []
+    for name, expert in model.experts.items():
+        expert.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+    wanted = velocity(model, [0.9, 0.95])  # its context is both experts'
+    ran.clear()
+    monkeypatch.setattr("longtake.backbones.wan.experts._is_sharded", lambda expert: sharded)
+    with torch.no_grad():
+        assert torch.equal(velocity(model, [0.9, 0.95]), wanted)
+    assert ran.count("transformer_2") - ran.count("transformer") == (0 if sharded else -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,31 @@ def test_liveness_names_a_dead_parameter(store: Path) -> None:
             watch.after_step(named)
     with pytest.raises(DeadMemory, match=dead.replace(".", r"\.")):
         watch.after_step(named)
+
+
+def test_liveness_waits_for_what_a_step_may_not_ask(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two experts share the steps of a batch: one that is asked late is not dead."""
+    experiment, model = small(), build_model(small())
+    monkeypatch.setattr(type(model.backbone), "awake_within", 4)
+    stage = StageOne(
+        model, build(experiment.masker), experiment.train, Store.open(store).null_text()
+    )
+    for late, lives in ((3, True), (9, False)):
+        watch, named = Liveness.of(stage), memory_parameters(stage)
+        rare = next(iter(named))
+        ended = nullcontext() if lives else pytest.raises(DeadMemory, match="1 of .* after 4 steps")
+        with ended, torch.no_grad():
+            for step in range(4):
+                for name, parameter in named.items():
+                    asked = name != rare or step == late - 1
+                    parameter.grad = torch.full_like(parameter, float(asked))
+                    parameter -= 0.1 * asked
+                watch.after_backward(named)
+                watch.after_step(named)
+                assert watch.passed == (step >= late - 1)
+        assert watch.passed
 
 
 def test_saving_without_memory_keys_is_refused(store: Path, tmp_path: Path) -> None:
