@@ -24,6 +24,9 @@ def is_main_process() -> bool:
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
     """Say whether `precision` (fp32, bf16, auto) means bf16 autocast on `device`."""
+    if precision == "auto" and device.type == "cpu":
+        # without such instructions a product in bf16 takes 9 times as long as one in fp32
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 

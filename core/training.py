@@ -116,7 +116,7 @@ class TrainSpec:
     precision: str = field(
         default="auto",
         validator=in_(("auto", "fp32", "bf16")),
-        metadata=doc("fp32, bf16 (autocast) or auto: bf16 on a GPU, fp32 on a CPU"),
+        metadata=doc("fp32, bf16 (autocast) or auto: bf16 on a GPU and on CPUs that compute in it"),
     )
     checkpointing: bool = field(
         default=False, validator=instance_of(bool), metadata=doc("gradient checkpointing in G")

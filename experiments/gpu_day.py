@@ -3,10 +3,11 @@
     python -m longtake.experiments.gpu_day --out day --videos videos
 
 runs `tests` (those marked gpu), `bench` (beside the device's limits), `backbones` (published ones
-at their true sizes), `memory-cap` (what fits 12 GB) and `train` (Stage 0, Stage I, measure), each
-in a process of its own, and writes `day/<step>.json` and `day/<step>.log`. Exit 0: all done. Exit
-3: run the same command again. Exit 1: a step failed, and its file says what; the others ran all
-the same. Exit 2: bad input. `--tiny` runs every step in a tiny form on any machine. See README.
+at their true sizes), `memory-cap` (what fits 12 GB), `train` (Stage 0, Stage I, measure) and
+`table` (Table 1), each in a process of its own, and writes `day/<step>.json` and `day/<step>.log`.
+Exit 0: all done. Exit 3: run the same command again. Exit 1: a step failed, and its file says what;
+the others ran all the same. Exit 2: bad input. `--tiny` runs every step in a tiny form on any
+machine. See README.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..core.files import read_json, write_json
 from .gpu_steps.child import work
 from .gpu_steps.day import DONE, FAILED, OPEN, Day
 
-STEPS = ("tests", "bench", "backbones", "memory-cap", "train")
+STEPS = ("tests", "bench", "backbones", "memory-cap", "train", "table")
 GRACE = 25.0  # seconds behind the end until a step that does not stop is killed
 LEAST, TINY_LEAST = 60.0, 5.0  # seconds without which a step is not begun
 AGAIN = 3
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("steps", nargs="*", metavar="STEP", help=steps)
     found.add_argument("--out", type=Path, required=True, help="folder of the results")
     found.add_argument("--keep", type=Path, help="folder of stores and runs; default OUT/keep")
-    found.add_argument("--videos", type=Path, help="folder with train/ and val/, for `train`")
+    found.add_argument("--videos", type=Path, help="folder with train/ and val/")
     found.add_argument("--minutes", type=float, default=9.0, help="length of this run, minutes")
     found.add_argument("--tiny", action="store_true", help="tiny forms, on any machine")
     found.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -72,9 +73,9 @@ def _day(args: argparse.Namespace) -> Day:
             raise UserError(f"unknown step {step!r}; known: {', '.join(STEPS)}")
     if not args.minutes > 0:
         raise UserError(f"--minutes {args.minutes:g}: must be above 0")
-    wanted = not args.tiny and "train" in (args.steps or STEPS)
-    if wanted and (args.videos is None or not (args.videos / "train").is_dir()):
-        raise UserError("`train` needs --videos, a folder that holds train/ and val/")
+    needy = [step for step in args.steps or STEPS if step in ("train", "table")]
+    if needy and not args.tiny and (args.videos is None or not (args.videos / "train").is_dir()):
+        raise UserError(f"`{needy[0]}` needs --videos, a folder that holds train/ and val/")
     return Day(
         out=args.out,
         keep=args.keep or args.out / "keep",

@@ -14,25 +14,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 
 from ..core.errors import LongtakeError, UserError
 from ..core.files import whole_file, write_json
-from ..core.fit import Length
-from ..core.measure.figures import Interval
 from .gpu_steps.facts import commit, facts
 from .gpu_steps.tinier import tiny_clips
 from .gpu_steps.training import alarm
 from .tables.budget import BUDGETS, Budget
 from .tables.claims import claims
-from .tables.figures import Line, floors, line_of
+from .tables.cost import Paces
+from .tables.figures import floors, line_of
+from .tables.found import measured
 from .tables.page import as_data, markdown
 from .tables.plots import by_age, by_length, strips
 from .tables.rows import Row, own_row, rows
-from .tables.work import Bench, prepare, work
+from .tables.work import Bench, paces, prepare, work
 
 AGAIN = 3
 METRIC = "psnr"
@@ -113,41 +113,30 @@ def _go(bench: Bench, chosen: list[Row], minutes: float, cached: bool) -> int:
                     if bench.read(row, seed) is None and not work(bench, row, seed):
                         return AGAIN
                     write(bench, chosen)
+            write(bench, chosen, paces(bench, [row for row, _ in measured(bench, chosen)]))
     except KeyboardInterrupt:
         return AGAIN
     print(bench.out / "table1.md")
     return 0
 
 
-def write(bench: Bench, chosen: Sequence[Row]) -> None:
-    """Write the table and its pictures from the runs that are there."""
-    budget, found = bench.budget, {}
-    for row in chosen:
-        runs = [run for seed in budget.seeds if (run := bench.read(row, seed)) is not None]
-        if runs:
-            found[row.name] = (runs, line_of(row, runs, _tokens(row, budget)))
+def write(bench: Bench, chosen: Sequence[Row], timed: Paces | None = None) -> None:
+    """Write the table and its pictures from all runs that are there, those of other calls, too."""
+    found = measured(bench, chosen)
     if not found:
         return
-    lines = {name: line for name, (_, line) in found.items()}
-    under = floors(next(iter(found.values()))[0], METRIC)
-    told = claims(lines, METRIC)
-    about = {"facts": facts(), **commit()}
-    write_json(bench.out / "table1.json", as_data(list(lines.values()), under, told, budget, about))
-    text = markdown(list(lines.values()), under, budget)
+    lines = [line_of(row, runs) for row, runs in found]
+    under = floors(found[0][1], METRIC)
+    told = claims({line.row.name: line for line in lines}, METRIC)
+    about = {"encoder_seconds": timed or {}, "facts": facts(), **commit()}
+    write_json(bench.out / "table1.json", as_data(lines, under, told, bench.budget, about))
+    text = markdown(lines, under, bench.budget, timed or {})
     text += "\n" + "".join(f"- {claim.state}: {claim.text}\n" for claim in told)
     with whole_file(bench.out / "table1.md") as part:
         part.write_text(text, encoding="utf-8")
-    _draw(bench.out, list(lines.values()), under)
-
-
-def _draw(out: Path, lines: Sequence[Line], under: Mapping[str, Interval]) -> None:
-    by_length(out / "by_length.png", lines, under)
-    by_age(out / "by_age.png", lines)
-    strips(out / "strips.png", out / "strips", lines)
-
-
-def _tokens(row: Row, budget: Budget) -> Length:
-    return row.tokens(budget.backbone.geometry, budget.history)
+    by_length(bench.out / "by_length.png", lines, under)
+    by_age(bench.out / "by_age.png", lines)
+    strips(bench.out / "strips.png", bench.out / "strips", lines)
 
 
 if __name__ == "__main__":

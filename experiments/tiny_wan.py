@@ -69,7 +69,6 @@ def tiny(rate: Rate) -> Experiment:
             memory_dropout=0.05,
             pure=0.5,
             weigh=1.0,
-            precision="bf16",
             save_every=100,
         ),
         measure=MeasureSpec(seconds=10.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,14 @@ INTERFACES = (
 # shapes of the interfaces are checked in tests only (conventions C.2); before their first import
 install_import_hook([f"longtake.core.{name}" for name in INTERFACES], "beartype.beartype")
 
+# Workers share the cores: with a pool of threads in each they wait for one another (6x slower).
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too
+
 import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` takes away
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def test_a_tiny_day_does_every_step(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found["bench"]["figures"]["tiny 4x4x2, channels last"]["error"] < 0.05
     assert found["backbones"]["figures"]["hunyuan, Stage I, 40"]["over_no_memory"] > 0
     assert found["train"]["figures"]["tiny-wan-4x4x2"]["step"] == 2
+    assert [row["row"] for row in found["table"]["figures"]["rows"]] == ["proposed-4x4x2"]
     assert (out / "keep" / "measure" / "tiny-wan-2x2x2" / "report.html").exists()
     assert gpu_day.main(["--out", str(out), "--tiny"]) == 0  # nothing is left to do
     assert capsys.readouterr().out == ""
@@ -56,12 +58,24 @@ def test_training_is_sliced_and_goes_on(tmp_path: Path) -> None:
         pass  # an alarm that was not needed stays silent
 
 
+def test_the_alarm_rings_where_ctrl_c_is_ignored() -> None:
+    """As in a job that a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), alarm(0.05):
+            for _ in range(6000):
+                time.sleep(0.01)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (
             ["fly", "--tiny"],
-            "unknown step 'fly'; known: tests, bench, backbones, memory-cap, train",
+            "unknown step 'fly'; known: tests, bench, backbones, memory-cap, train, table",
         ),
         (["bench", "--tiny", "--minutes", "0"], "--minutes 0: must be above 0"),
         (["train"], "`train` needs --videos, a folder that holds train/ and val/"),

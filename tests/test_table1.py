@@ -7,16 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from longtake.core.fit import Length
+from longtake.core.bench import random_history
+from longtake.core.measure.figures import interval
+from longtake.core.model import build_model
 from longtake.experiments import table1
 from longtake.experiments.tables.budget import BUDGETS, FULL, SMALL
 from longtake.experiments.tables.claims import FAILS, HOLDS, MISSING, OPEN, claims, state_of
-from longtake.experiments.tables.figures import Line, line_of, oldest, paired
+from longtake.experiments.tables.cost import cost
+from longtake.experiments.tables.figures import Line, line_of, minus, over, spread
 from longtake.experiments.tables.page import markdown
+from longtake.experiments.tables.reader import reader
 from longtake.experiments.tables.rows import Row, own_row, paper_rows, rows
-from longtake.plugins.specs import Pool
+from longtake.plugins.specs import Conv, Pool, Window
+
+from .small import RATE, small
 
 ROWS = "proposed-4x4x2,fixed-last-4x4x2"
 
@@ -26,14 +33,20 @@ def row(name: str) -> Row:
 
 
 def made(
-    seed: int, values: Mapping[str, float], ages: tuple[float, ...] = (1.0,)
+    seed: int,
+    values: Mapping[str, float],
+    ages: tuple[float, ...] = (1.0,),
+    swapped: float | None = 0.0,
+    specific: float | None = 0.1,
 ) -> dict[str, Any]:
     """What `work` writes, of clips whose PSNR is given."""
     clips = [
         {
-            "id": clip, "gain": 0.5, "foreign": 0.1,
+            "id": clip, "gain": 0.5, "foreign": 0.1, "specific": specific, "tokens": 7,
             "unmasked": {"flow": {"psnr": value}, "ceiling": {"psnr": 30.0}},
-            "masked": {"flow": {"psnr": value + 1}},
+            "masked": {"flow": {"psnr": value + 1}}, "same": {"flow": {"psnr": value - 1}},
+            "swapped": None if swapped is None else {"psnr": value - swapped},
+            "ages": {f"{k}": {"psnr": value} for k, value in enumerate(ages)},
         }
         for clip, value in values.items()
     ]  # fmt: skip
@@ -42,7 +55,7 @@ def made(
         for k, value in enumerate(ages)
     ]
     kinds = {"ceiling": "ceiling", "flow": "learned"}
-    cost = {"parameters": 5, "gflop": 0.1, "milliseconds": 1.0, "latents": 3}
+    cost = {"parameters": 5, "gflop": 0.1, "latents": 3}
     return {
         "seed": seed, "main": "flow", "metrics": ["psnr"], "missing": {}, "kinds": kinds,
         "clips": clips, "ages": {"flow": bins}, "cost": cost,
@@ -50,29 +63,41 @@ def made(
 
 
 def line(name: str, *runs: dict[str, Any]) -> Line:
-    return line_of(row(name), runs, Length(tokens=7))
+    return line_of(row(name), runs)
 
 
-def test_a_line_is_the_mean_over_seeds_of_each_clip() -> None:
+def test_a_line_holds_every_seed_of_every_clip() -> None:
     found = line("a", made(0, {"x": 10.0, "y": 20.0}), made(1, {"x": 12.0, "y": 20.0}))
-    assert found.clips["psnr"] == {"x": 11.0, "y": 20.0}
-    assert found.figures["psnr"].mean == 15.5
-    assert found.figures["psnr"].n == 2
-    assert found.masked["psnr"].mean == 16.5
-    assert found.spread["psnr"] == pytest.approx(2**-0.5)  # of means 15 and 16
-    assert line("b", made(0, {"x": 1.0})).spread["psnr"] is None
+    assert found.clips["psnr"] == {0: {"x": 10.0, "y": 20.0}, 1: {"x": 12.0, "y": 20.0}}
+    told = over(found.clips["psnr"])
+    assert told is not None and (told.mean, told.n) == (15.5, 2)
+    assert over(minus(found.masked["psnr"], found.same["psnr"])).mean == 2.0  # type: ignore
+    assert spread(found.clips["psnr"]) == pytest.approx(2**-0.5)  # of means 15 and 16
+    assert spread(line("b", made(0, {"x": 1.0})).clips["psnr"]) is None
+    assert found.tokens == 7
 
 
-def test_lines_are_compared_clip_by_clip() -> None:
-    better = line("a", made(0, {"x": 11.0, "y": 31.0}))
-    worse = line("b", made(0, {"y": 30.0, "x": 10.0}))
-    found = paired(better, worse, "psnr")
-    assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
+def test_seeds_that_differ_widen_the_interval() -> None:
+    values = {"x": 10.0, "y": 12.0, "z": 11.0}
+    alike = line("a", made(0, values), made(1, values))
+    apart = line("a", made(0, values), made(1, {k: v + 4 for k, v in values.items()}))
+    one, two = (over(found.clips["psnr"]) for found in (alike, apart))
+    assert one is not None and two is not None
+    assert two.high - two.low > 2 * (one.high - one.low)  # type: ignore[operator]
+    single = line("a", made(0, values))
+    assert over(single.clips["psnr"]) == interval(list(values.values()))
+
+
+def test_lines_are_compared_by_seed_and_clip() -> None:
+    better = line("a", made(0, {"x": 11.0, "y": 31.0}), made(1, {"x": 99.0, "y": 99.0}))
+    worse = line("b", made(0, {"y": 30.0, "x": 10.0, "z": 0.0}))
+    found = over(minus(better.clips["psnr"], worse.clips["psnr"]))
+    assert found is not None and (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
 def test_the_oldest_quarter_is_the_end_of_the_ages() -> None:
     found = line("a", made(0, {"x": 1.0}, ages=(4.0, 3.0, 2.0, 1.0)))
-    assert oldest(found) == 1.0
+    assert found.old == {0: {"x": 1.0}}
 
 
 @pytest.mark.parametrize(
@@ -87,19 +112,37 @@ def test_a_claim_can_hold_fail_and_stay_open(
     ours: dict[str, float], theirs: dict[str, float], state: str
 ) -> None:
     better, worse = line("proposed-4x4x2", made(0, ours)), line("only-lr-4x4x2", made(0, theirs))
-    assert state_of(paired(better, worse, "psnr")) == state
     told = claims({better.row.name: better, worse.row.name: worse}, "psnr")
     own = [claim for claim in told if claim.text.startswith("proposed-4x4x2 above only-lr")]
     assert [claim.state for claim in own] == [state]
     assert MISSING in {claim.state for claim in told}  # the rows that are not there
 
 
-def test_the_control_fails_where_it_is_better_on_old_frames() -> None:
-    ours = line("proposed-4x4x2", made(0, {"x": 1.0}, ages=(5.0, 4.0, 3.0, 2.0)))
-    for old, state in ((1.0, HOLDS), (3.0, FAILS)):
-        control = line("fixed-last-4x4x2", made(0, {"x": 1.0}, ages=(9.0, 4.0, 3.0, old)))
-        told = claims({ours.row.name: ours, control.row.name: control}, "psnr")
-        assert [c.state for c in told if "fixed last" in c.text] == [state]
+@pytest.mark.parametrize(
+    ("old", "state"), [((1.0, 2.0), HOLDS), ((3.0, 4.0), FAILS), ((1.0, 4.0), OPEN)]
+)
+def test_the_control_is_judged_by_old_frames(old: tuple[float, float], state: str) -> None:
+    def of(name: str, *last: float) -> Line:
+        runs = [made(0, {f"{k}": 9.0}, ages=(5.0, 4.0, 3.0, x)) for k, x in enumerate(last)]
+        whole = {**runs[0], "clips": [run["clips"][0] for run in runs]}
+        return line(name, whole)
+
+    ours, control = of("proposed-4x4x2", 2.5, 2.5), of("fixed-last-4x4x2", *old)
+    told = claims({ours.row.name: ours, control.row.name: control}, "psnr")
+    assert [c.state for c in told if "fixed last" in c.text] == [state]
+
+
+@pytest.mark.parametrize(
+    ("swapped", "specific", "state"),
+    [(2.0, 0.1, HOLDS), (0.0, 0.0, OPEN), (-2.0, -0.1, FAILS), (None, None, MISSING)],
+)
+def test_a_memory_that_another_clips_replaces_is_found_out(
+    swapped: float | None, specific: float | None, state: str
+) -> None:
+    own = line("a", made(0, {"x": 9.0, "y": 8.0}, swapped=swapped, specific=specific))
+    told = [claim for claim in claims({"a": own}, "psnr") if "another clip's" in claim.text]
+    assert [claim.state for claim in told] == [state, state]
+    assert state_of(None) == MISSING
 
 
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=lambda found: found.name)
@@ -112,21 +155,34 @@ def test_every_row_gets_the_same_budget(budget: Any) -> None:
     assert [e.masker.where for e in experiments].count("last") == 1
 
 
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=lambda found: found.name)
+def test_the_shared_dit_reads_every_latent_uncompressed(budget: Any) -> None:
+    found = reader(budget)
+    (window,) = found.compressors
+    longest = found.backbone.geometry.latents(found.backbone.geometry.frames(20.0))
+    assert isinstance(window, Window) and window.latents >= longest
+    assert found.masker.clean == 1.0 and found.train.trains == "all"
+    assert found.cache == budget.cache and found.train.seed == 0
+
+
 @pytest.mark.parametrize("budget", [FULL, SMALL], ids=lambda found: found.name)
 def test_peers_are_matched_to_the_context_of_the_paper_row(budget: Any) -> None:
     shapes, size = budget.backbone.geometry, budget.history
     tokens = {one.name: one.tokens(shapes, size).tokens for one in rows(shapes, size)}
-    wanted = tokens["proposed-4x4x2"]
-    assert tokens["pool"] == tokens["patchifier-4x4x2"] == wanted
-    assert tokens["merge"] <= wanted
-    frame = 8 * 14  # tokens of one latent: a window cannot hold less
-    assert wanted <= tokens["window"] <= max(wanted, frame) + frame
+    wanted = tokens["proposed-2x2x2"]
+    assert tokens["pool-2x2x2"] == tokens["merge-2x2x2"] == wanted
+    assert tokens["patchifier-4x4x2"] == tokens["proposed-4x4x2"]
+    cells = (-(-size.height // shapes.patch.height), -(-size.width // shapes.patch.width))
+    frame = cells[0] * cells[1]  # tokens of one latent: a window cannot hold less
+    assert wanted - frame < tokens["window"] <= wanted
 
 
 def test_the_page_shows_the_papers_figures_beside_ours() -> None:
     first = paper_rows()[3]
-    text = markdown([line_of(first, [made(0, {"x": 15.0})], Length(tokens=88))], {}, SMALL)
-    assert "| Proposed 4×4×2 | 88 | 15.00 |" in text
+    paces = {"proposed-4x4x2": 0.002, "pool": 0.001}
+    text = markdown([line_of(first, [made(0, {"x": 15.0})])], {}, SMALL, paces)
+    assert "| Proposed 4×4×2 | 7 | 15.00 |" in text
+    assert "| 2.0 (1.00×) |" in text
     assert "17.41 / 0.596 / 0.171" in text
     assert "not measured" in text  # LPIPS
 
@@ -145,7 +201,7 @@ def test_a_compressor_of_ones_own_is_a_row_by_name() -> None:
         (["--add", "{"], "no JSON"),
         (["--add", '{"rate": "4x4x2"}'], '"type"'),
         (["--add", '{"type": "pool", "name": "a/b"}'], "name"),
-        (["--add", "pool"], "a row has that name"),
+        (["--add", '{"type": "pool", "name": "window"}'], "a row has that name"),
         (["--seeds", "one"], "whole numbers"),
         (["--budget", "small"], "--videos"),
     ],
@@ -171,9 +227,37 @@ def test_the_tiny_table_runs_resumes_and_tells_its_rows_apart(tmp_path: Path) ->
     assert table1.main([*given, *own]) == 0
     found = json.loads((out / "table1.json").read_text())
     assert [one["row"] for one in found["rows"]] == [*ROWS.split(","), "mine"]
-    assert all(len(one["clips"]["psnr"]) == 2 for one in found["rows"])
+    assert all(len(one["clips"]["psnr"]["0"]) == 2 for one in found["rows"])
+    assert set(found["encoder_seconds"]) == {*ROWS.split(","), "mine"}
+    assert {one["swapped"]["psnr"]["0"] != {} for one in found["rows"]} == {True}
     for name in ("table1.md", "by_length.png", "by_age.png", "strips.png"):
         assert (out / name).stat().st_size > 0
+    spec = json.loads((out / "runs" / "mine-0" / "spec.json").read_text())
+    assert Path(spec["experiment"]["backbone"]["weights"]).parts[-3] == "reader"
+    assert (out / "reader" / "checkpoint-1" / "backbone").is_dir()
     before = {path: path.stat().st_mtime_ns for path in (out / "measured").iterdir()}
     assert table1.main([*given, *own]) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "measured").iterdir()} == before
+    less = ["--out", str(out), "--budget", "tiny", "--rows", ROWS.split(",")[0], "--seeds", "0"]
+    assert table1.main(less) == 0  # what other calls measured stays in the table
+    assert [one["row"] for one in json.loads((out / "table1.json").read_text())["rows"]] == [
+        *ROWS.split(","), "mine",
+    ]  # fmt: skip
+    path = out / "measured" / "mine-0.json"
+    other = json.loads(path.read_text())
+    other["spec"]["train"]["steps"] = 9
+    path.write_text(json.dumps(other))
+    assert table1.main([*given, *own]) == 2  # results of another budget are not taken for ours
+
+
+def test_the_operations_of_attention_are_counted() -> None:
+    """Beyond what convolutions take, which is linear in the length of the history."""
+
+    def bend(attention: str) -> float:
+        spec = Conv(rate=RATE, channels=(4, 6), heads=2, head_width=4, attention=attention)
+        model = build_model(attrs.evolve(small(), compressors=(spec,)))
+        at = [cost(model, random_history(model.experiment, s))["gflop"] for s in (0.5, 4.5, 8.5)]
+        return at[2] - 2 * at[1] + at[0]
+
+    assert bend("none") == pytest.approx(0.0, abs=1e-9)
+    assert bend("full") > 1e-6

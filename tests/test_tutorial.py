@@ -57,10 +57,10 @@ def test_every_command_finds_it_by_the_variable(file: Path) -> None:
 @pytest.mark.slow
 def test_naming_it_makes_a_row_of_the_table(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "table"
-    given = ["--budget", "tiny", "--rows", "pool", "--seeds", "0", "--add", str(file)]
+    given = ["--budget", "tiny", "--rows", "pool-2x2x2", "--seeds", "0", "--add", str(file)]
     done = longtake("longtake.experiments.table1", "--out", str(out), *given)
     assert done.returncode == 0, done.stderr
     rows = json.loads((out / "table1.json").read_text())["rows"]
-    assert [row["row"] for row in rows] == ["pool", "moments"]
+    assert [row["row"] for row in rows] == ["pool-2x2x2", "moments"]
     assert rows[1]["compressor"] == {"type": "moments", "rate": "4x4x2"}
     assert rows[1]["cost"]["parameters"] > 0

@@ -66,4 +66,5 @@ class FramePack(HunyuanReader, HunyuanVideoFramepackTransformer3DModel):  # type
         if extents is None:
             return super()._turns(positions)
         turns = replicated(axes_of(self.config), positions, extents)
-        return Rotary(*(x.to(self.device) for x in turns))
+        device = self.device  # asked once: diffusers looks through all modules for it
+        return Rotary(*(x.to(device) for x in turns))

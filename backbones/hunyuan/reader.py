@@ -138,7 +138,8 @@ class HunyuanReader(DiT):
 
     def _turns(self, positions: Tensor, extents: Tensor | None = None) -> Rotary:
         turns = rotary(axes_of(self.config), positions, extents)
-        return Rotary(*(x.to(self.device) for x in turns))
+        device = self.device  # asked once: diffusers looks through all modules for it
+        return Rotary(*(x.to(device) for x in turns))
 
 
 def _pooled(text: Text) -> Tensor:

@@ -135,4 +135,5 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
 
     def _rotary(self, positions: Tensor, extents: Tensor | None = None) -> Rotary:
         turns = rotary(positions, self.config.attention_head_dim, extents)
-        return Rotary(*(x.to(self.device) for x in turns))
+        device = self.device  # asked once: diffusers looks through all modules for it
+        return Rotary(*(x.to(device) for x in turns))

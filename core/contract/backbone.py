@@ -34,7 +34,7 @@ def check_backbone(backbone: Backbone, *, seed: int = 0, cached: float = 0.0) ->
         check_cache(trial, cached)
         check_append(trial)
         _check_adapters(trial)
-    check_enhancer(trial)
+    check_enhancer(trial, cached)
     _check_gradients(trial)
 
 

@@ -19,7 +19,7 @@ from .gain import ClipGain
 from .prepare import Prepared
 from .quality import CEILING, ClipQuality
 from .result import ClipRow, Distance, LongRow, MetricInfo, Quality, Retrieval
-from .scores import Scores, age_width, over_clips
+from .scores import Scores, age_width, by_age, over_clips
 
 
 @frozen(eq=False, kw_only=True)
@@ -135,7 +135,16 @@ def clip_row(at: Prepared, seen: Seen) -> ClipRow:
         gain=gain.gain,
         specific=gain.specific,
         foreign=gain.foreign,
+        same={n: quality.unmasked[n].like(s).means() for n, s in quality.masked.items()},
+        ages=_ages(at, quality.unmasked[at.main]),
+        swapped=quality.foreign.means() if quality.foreign else None,
     )
+
+
+def _ages(at: Prepared, main: Scores) -> dict[str, dict[str, float]]:
+    width = age_width(at.model.experiment.measure.seconds)
+    found = by_age(main, at.store.fps, width)
+    return {f"{number * width:g}": means for number, means in found.items()}
 
 
 def long_row(at: Prepared, record: Record, quality: ClipQuality) -> LongRow:

@@ -37,15 +37,35 @@ def interval(values: Sequence[float]) -> Interval:
     Raises:
         ValueError: there is no value.
     """
-    if not values:
+    return crossed([values])
+
+
+def crossed(values: Sequence[Sequence[float]]) -> Interval:
+    """Give the mean over runs and clips with its 95 % interval: both are resampled.
+
+    With one run this is `interval` of its clips. With few runs such an interval is too narrow.
+
+    Args:
+        values: of each run one value a clip, the same clips in the same order.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if not values or not values[0]:
         raise ValueError("no value, no mean")
-    found = torch.tensor(list(values), dtype=torch.float64)
-    mean, n = float(found.mean()), len(found)
+    found = torch.tensor([list(run) for run in values], dtype=torch.float64)  # [runs, clips]
+    mean, (runs, n) = float(found.mean()), found.shape
     if n == 1:
         return Interval(mean=mean, low=None, high=None, n=1)
-    drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(SEED))
+    generator = torch.Generator().manual_seed(SEED)
+    clips = torch.randint(n, (RESAMPLES, 1, n), generator=generator)
+    which = torch.randint(runs, (RESAMPLES, runs, 1), generator=generator)
+    return _ends(mean, found[which, clips].mean(dim=(1, 2)), n)
+
+
+def _ends(mean: float, means: torch.Tensor, n: int) -> Interval:
     ends = torch.tensor([(1 - SHARE) / 2, (1 + SHARE) / 2], dtype=torch.float64)
-    low, high = found[drawn].mean(dim=1).quantile(ends).tolist()
+    low, high = means.quantile(ends).tolist()
     return Interval(mean=mean, low=min(low, mean), high=max(high, mean), n=n)
 
 

@@ -25,7 +25,7 @@ from .assemble import (
 )
 from .gain import clip_gain, gain_over_clips
 from .prepare import QUERIES, Prepared, evaluating
-from .quality import Kept, clip_quality
+from .quality import Kept, clip_quality, foreign_quality
 from .result import LongRow, MeasureResult
 
 Progress = Callable[[int, int, str], None]
@@ -132,8 +132,10 @@ def _clips(at: Prepared, tick: _Ticks) -> Iterator[Seen]:
     partners = at.partners()
     for record in at.records():
         tick.clip = record.name
-        quality = clip_quality(at, record, tick)
-        gain = clip_gain(at, record, partners.get(record.id))
+        quality, partner = clip_quality(at, record, tick), partners.get(record.id)
+        if partner:
+            quality.foreign = foreign_quality(at, record, partner)
+        gain = clip_gain(at, record, partner)
         tick("memory_gain")
         yield Seen(record=record, quality=quality, gain=gain)
 

@@ -12,7 +12,7 @@ from attrs import define, field
 from torch import Tensor
 
 from ..codec import frames_of, to_unit
-from ..data.batch import Batch
+from ..data.batch import Batch, collate
 from ..data.record import Record
 from ..draws import Draws
 from ..errors import LongtakeError
@@ -20,6 +20,7 @@ from ..history import History
 from ..retriever import LatentFrames, Retrieved, Retriever, Scene
 from ..scene import frames_by_latent, make_scene
 from ..spec import RetrieverSpec
+from ..train.gain import shuffled
 from .prepare import QUERIES, Prepared
 from .scores import Scores, join
 
@@ -34,12 +35,14 @@ class ClipQuality:
 
     Attributes:
         parts: context length of each part of the memory.
+        foreign: of the main retriever, from the memory of another clip of this size, if any.
         latents: what learned retrievers gave for the whole window, `[C, T, H, W]`, to be shown.
     """
 
     parts: dict[str, int] = field(factory=dict)
     unmasked: dict[str, Scores] = field(factory=dict)
     masked: dict[str, Scores] = field(factory=dict)
+    foreign: Scores | None = None
     seconds: dict[str, float] = field(factory=dict)
     numbers: dict[str, int | None] = field(factory=dict)
     latents: dict[str, Tensor] = field(factory=dict)
@@ -71,6 +74,18 @@ def clip_quality(at: Prepared, record: Record, tick: Tick, *, masked: bool = Tru
     if masked:
         found.masked.update(_masked(at, record, scene, tick))
     return found
+
+
+def foreign_quality(at: Prepared, record: Record, partner: Record) -> Scores:
+    """Give the quality of the main retriever from another clip's memory, at this clip's places."""
+    scene, other = scene_of(at, record), at.history(partner, pixels=at.reads_pixels)
+    mine = scene.history if at.reads_pixels else attrs.evolve(scene.history, pixels=None)
+    both = collate([mine, other], [at.text(record), at.text(partner)], (record.id, partner.id))
+    memory = shuffled(at.model.encoder(both.history)).select([0])
+    omega = torch.arange(scene.size.time, device=at.device)[None]
+    swapped = attrs.evolve(scene, memory=memory)
+    given = at.retrievers[at.main](swapped, omega, at.generator(record, "noise"))
+    return scores(at, scene, omega, given, f"{at.main} of another clip, {record.name}")
 
 
 def _alone(at: Prepared, record: Record, scene: Scene, omega: Tensor) -> dict[str, Scores]:

@@ -52,6 +52,10 @@ class ClipRow:
         tokens: context length of its memory; `parts` of each part; `uncompressed` of its latents.
         unmasked, masked: mean over its frames by retriever and metric.
         gain, specific, foreign: mean over draws, as in GainFigures.
+        same: as `masked`, of the same frames from the memory of the clean history.
+        ages: of the main retriever, mean by metric over the frames of each age bin, by its start
+            in seconds before the end.
+        swapped: of the main retriever by metric, from the memory of another clip of this size.
     """
 
     id: str
@@ -69,6 +73,9 @@ class ClipRow:
     specific: float | None
     foreign: float | None
     parts: Mapping[str, int] = field(factory=dict)
+    same: Mapping[str, Mapping[str, float]] = field(factory=dict)
+    ages: Mapping[str, Mapping[str, float]] = field(factory=dict)
+    swapped: Mapping[str, float] | None = None
 
 
 @frozen(kw_only=True)

@@ -35,6 +35,21 @@ class Scores:
         kept = torch.ones_like(self.frames, dtype=torch.bool) if chosen is None else chosen
         return {name: self._mean(name, kept) for name in self.values}
 
+    def like(self, other: Scores) -> Scores:
+        """Give the figures of the frames that `other` holds, as often as it holds them.
+
+        Raises:
+            KeyError: a frame of `other` is not here.
+        """
+        place = {frame: k for k, frame in enumerate(self.frames.tolist())}
+        at = torch.tensor([place[frame] for frame in other.frames.tolist()])
+        return Scores(
+            frames=other.frames,
+            total=self.total,
+            values={name: value[at] for name, value in self.values.items()},
+            weights={name: weight[at] for name, weight in self.weights.items()},
+        )
+
     def _mean(self, name: str, kept: Tensor) -> float:
         value = self.values[name][kept].double()
         weight = self.weights.get(name, torch.ones(len(kept)))[kept].double()
@@ -56,7 +71,7 @@ def over_clips(clips: Sequence[Scores], *, fps: float, width: float) -> Quality:
     means = [clip.means() for clip in clips]
     bins: dict[int, list[dict[str, float]]] = defaultdict(list)
     for clip in clips:
-        for number, found in _by_age(clip, fps, width).items():
+        for number, found in by_age(clip, fps, width).items():
             bins[number].append(found)
     ages = tuple(
         AgeBin(start=number * width, end=(number + 1) * width, figures=_intervals(bins[number]))
@@ -65,7 +80,8 @@ def over_clips(clips: Sequence[Scores], *, fps: float, width: float) -> Quality:
     return Quality(figures=_intervals(means), ages=ages)
 
 
-def _by_age(clip: Scores, fps: float, width: float) -> dict[int, dict[str, float]]:
+def by_age(clip: Scores, fps: float, width: float) -> dict[int, dict[str, float]]:
+    """Give means by metric over the frames of each age bin, `width` seconds wide, by its number."""
     ages = (clip.total - 1 - clip.frames) / fps
     which = (ages / width + 1e-9).floor().long()
     return {number: clip.means(which == number) for number in which.unique().tolist()}

@@ -7,9 +7,10 @@ from typing import Any
 
 import attrs
 
+from ..metric import merit
 from .bars import bars
 from .beside import ByRate, by_rate
-from .figures import Interval
+from .figures import Interval, interval
 from .result import Distance, GainFigures, LongRow, MeasureResult, MetricInfo
 from .words import MISSED, NOTE, OPEN, REACHED, Verdict, doubt, number, spread, state_of
 
@@ -24,6 +25,7 @@ def verdict(result: MeasureResult) -> tuple[Verdict, ...]:
         *bars(result),
         *_masking(result),
         *_gain(result.gain),
+        *_swapped(result),
         *_long(result),
         *_cautions(result),
     )
@@ -105,6 +107,26 @@ def _gain(gain: GainFigures) -> Iterator[Verdict]:
         yield Verdict(state=OPEN, text=text)
         return
     yield _foreign(gain.foreign)
+
+
+def _swapped(result: MeasureResult) -> Iterator[Verdict]:
+    """Say what another clip's memory does to retrieval: it must be worse than the clip's own."""
+    metric, main = result.metrics[0], result.main
+    pairs = [
+        (clip.unmasked[main][metric.name], clip.swapped[metric.name])
+        for clip in result.clips
+        if clip.swapped
+    ]
+    if not pairs:
+        return
+    found = interval([merit(metric.goal, own) - merit(metric.goal, his) for own, his in pairs])
+    text = (
+        f"From another clip's memory {main} is {number(abs(found.mean), metric)} {metric.title} "
+        f"{_side(-found.mean, metric)} the clip's own {spread(found, metric)}"
+    )
+    state = state_of(found, 0.0)
+    but = f"; {doubt(found, 0.0)}" if state == OPEN else ""
+    yield Verdict(state=state, text=f"{text}; asked: not as good{but}.")
 
 
 def _foreign(found: Interval) -> Verdict:

@@ -16,6 +16,7 @@ MODULES = {
     "backbones": "backbones",
     "memory-cap": "cap",
     "train": "training",
+    "table": "table",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -63,6 +64,9 @@ def _all(day: Day, book: Book, videos: Path) -> None:
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
     """Press Ctrl-C after some seconds: training then saves and ends, other work is broken off."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # as a shell starts what it puts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(max(0.0, seconds), _thread.interrupt_main)
     timer.daemon = True
     timer.start()
@@ -70,6 +74,7 @@ def alarm(seconds: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def _cached(day: Day, book: Book, experiment: Experiment, videos: Path, out: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import fmean, mode, stdev
 from typing import Any
 
 from attrs import frozen
 
-from ...core.fit import Length
-from ...core.measure.figures import Interval, interval
+from ...core.measure.figures import Interval, crossed, interval
 from .rows import Row
 
 Run = Mapping[str, Any]  # what `work` wrote
+Grid = Mapping[int, Mapping[str, float]]  # a figure by seed and clip
+OLD = 0.25  # share of a clip's ages that counts as old
 
 
 @frozen(kw_only=True)
@@ -20,54 +22,92 @@ class Line:
     """One row of the table, over the seeds that are done.
 
     Attributes:
-        tokens: context length of the history that is measured.
-        clips: of the main retriever by metric, mean over seeds of each clip, in one order.
-        figures: their mean and interval over clips, by metric.
-        spread: standard deviation of the seeds' means by metric; None with one seed.
-        masked: as `figures`, from masked histories.
-        gain, foreign: memory_gain, and the loss with another clip's memory minus without any.
+        tokens: context length of most clips' memory.
+        clips: of the main retriever, by metric, from the memory of the clean history.
+        sampled: the same of the retriever that samples, where one does.
+        masked, same: of the frames of masked queries, by metric: from the masked history, and
+            from the clean one.
+        swapped: as `clips`, from the memory of another clip.
+        old: the first metric on the oldest quarter of each clip.
+        gain, specific, foreign: of losses, as in `core.measure.result.GainFigures`.
         ages: by age bin, (start, end, mean of the first metric).
         cost: of the encoder, of the first seed.
     """
 
     row: Row
     seeds: tuple[int, ...]
-    tokens: Length
-    clips: Mapping[str, Mapping[str, float]]
-    figures: Mapping[str, Interval]
-    spread: Mapping[str, float | None]
-    masked: Mapping[str, Interval]
-    gain: Interval
-    foreign: Interval | None
+    tokens: int
+    clips: Mapping[str, Grid]
+    sampled: Mapping[str, Grid]
+    masked: Mapping[str, Grid]
+    same: Mapping[str, Grid]
+    swapped: Mapping[str, Grid]
+    old: Grid
+    gain: Grid
+    specific: Grid
+    foreign: Grid
     ages: tuple[tuple[float, float, float], ...]
     cost: Mapping[str, Any]
 
 
-def line_of(row: Row, runs: Sequence[Run], tokens: Length) -> Line:
-    """Give the line of a row from its runs, one a seed, all on the same clips."""
+def line_of(row: Row, runs: Sequence[Run]) -> Line:
+    """Give the line of a row from its runs, one a seed."""
     first = runs[0]
-    clips = {m: _clips(runs, m, "unmasked") for m in first["metrics"]}
-    masked = {m: _clips(runs, m, "masked") for m in first["metrics"]}
-    foreign = _over(runs, "foreign")
+    main, metrics = first["main"], first["metrics"]
+    other = next((n for n, kind in first["kinds"].items() if kind == "learned" and n != main), "")
+
+    def grids(field: str, name: str) -> dict[str, Grid]:
+        return {m: grid(runs, partial(_at, field, name, m)) for m in metrics}
+
     return Line(
         row=row,
         seeds=tuple(run["seed"] for run in runs),
-        tokens=tokens,
-        clips=clips,
-        figures={m: interval(list(found.values())) for m, found in clips.items()},
-        spread={m: _spread(runs, m) for m in first["metrics"]},
-        masked={m: interval(list(found.values())) for m, found in masked.items()},
-        gain=interval(_over(runs, "gain")),
-        foreign=interval(foreign) if foreign else None,
+        tokens=mode(clip["tokens"] for clip in first["clips"]),
+        clips=grids("unmasked", main),
+        sampled=grids("unmasked", other) if other else {},
+        masked=grids("masked", main),
+        same=grids("same", main),
+        swapped={m: grid(runs, partial(_swapped, m)) for m in metrics},
+        old=grid(runs, lambda clip: _old(clip["ages"], metrics[0])),
+        gain=grid(runs, lambda clip: clip["gain"]),
+        specific=grid(runs, lambda clip: clip["specific"]),
+        foreign=grid(runs, lambda clip: clip["foreign"]),
         ages=_ages(runs),
         cost=first["cost"],
     )
 
 
-def paired(better: Line, worse: Line, metric: str) -> Interval:
-    """Give how much higher a metric of one line is than another's, clip by clip."""
-    ours, theirs = better.clips[metric], worse.clips[metric]
-    return interval([ours[clip] - theirs[clip] for clip in ours if clip in theirs])
+def grid(runs: Sequence[Run], pick: Callable[[Any], float | None]) -> Grid:
+    """Give a figure of every clip of every run; clips that lack it are left out."""
+    return {
+        run["seed"]: {c["id"]: value for c in run["clips"] if (value := pick(c)) is not None}
+        for run in runs
+    }
+
+
+def minus(ours: Grid, theirs: Grid) -> Grid:
+    """Give how much higher a figure is than another: by seed and clip, where both have it."""
+    return {
+        seed: {clip: value - theirs[seed][clip] for clip, value in found.items() if clip in both}
+        for seed, found in ours.items()
+        if seed in theirs and (both := theirs[seed])
+    }
+
+
+def over(found: Grid) -> Interval | None:
+    """Give the mean over seeds and clips with its interval; None where there is no figure.
+
+    Clips that some seed lacks are left out.
+    """
+    runs = list(found.values())
+    shared = [clip for clip in runs[0] if all(clip in run for run in runs)] if runs else []
+    return crossed([[run[clip] for clip in shared] for run in runs]) if shared else None
+
+
+def spread(found: Grid) -> float | None:
+    """Give the standard deviation of the seeds' means; None with one seed."""
+    means = [fmean(run.values()) for run in found.values()]
+    return stdev(means) if len(means) > 1 else None
 
 
 def floors(runs: Sequence[Run], metric: str) -> dict[str, Interval]:
@@ -80,27 +120,19 @@ def floors(runs: Sequence[Run], metric: str) -> dict[str, Interval]:
     }
 
 
-def oldest(line: Line) -> float:
-    """Give the first metric on the oldest quarter of ages."""
-    ages = sorted(line.ages, key=lambda found: -found[0])
-    return fmean(found[2] for found in ages[: max(1, len(ages) // 4)])
+def _at(field: str, name: str, metric: str, clip: Any) -> float:
+    found: float = clip[field][name][metric]
+    return found
 
 
-def _clips(runs: Sequence[Run], metric: str, how: str) -> dict[str, float]:
-    names = [clip["id"] for clip in runs[0]["clips"]]
-    by_run = [{clip["id"]: clip[how][run["main"]][metric] for clip in run["clips"]} for run in runs]
-    return {name: fmean(found[name] for found in by_run) for name in names}
+def _swapped(metric: str, clip: Any) -> float | None:
+    found: float | None = clip["swapped"][metric] if clip["swapped"] else None
+    return found
 
 
-def _over(runs: Sequence[Run], key: str) -> list[float]:
-    """Give a figure of each clip that has it, mean over seeds."""
-    columns = zip(*([clip[key] for clip in run["clips"]] for run in runs), strict=True)
-    return [fmean(column) for column in columns if None not in column]
-
-
-def _spread(runs: Sequence[Run], metric: str) -> float | None:
-    means = [fmean(_clips([run], metric, "unmasked").values()) for run in runs]
-    return stdev(means) if len(means) > 1 else None
+def _old(ages: Mapping[str, Mapping[str, float]], metric: str) -> float:
+    oldest = sorted(ages, key=float, reverse=True)[: max(1, round(OLD * len(ages)))]
+    return fmean(ages[start][metric] for start in oldest)
 
 
 def _ages(runs: Sequence[Run]) -> tuple[tuple[float, float, float], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.files import whole_file
 from ...core.measure.figures import Interval
-from .figures import Line
+from .figures import Line, over
 from .strips import ORIGINAL
 
 SIZE = (8.0, 4.5)
@@ -31,7 +31,9 @@ def by_length(path: Path, lines: Sequence[Line], floors: Mapping[str, Interval])
 
 
 def _point(axes: Any, line: Line) -> None:
-    found, tokens = line.figures["psnr"], line.tokens.tokens
+    found, tokens = over(line.clips["psnr"]), line.tokens
+    if found is None:
+        return
     low = found.mean - (found.mean if found.low is None else found.low)
     high = (found.mean if found.high is None else found.high) - found.mean
     marker = "o" if line.row.name.startswith(PROPOSED) else "s"

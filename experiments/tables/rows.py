@@ -12,12 +12,13 @@ from attrs import frozen
 from ...core.edge import from_json
 from ...core.errors import UserError
 from ...core.fit import Length
-from ...core.grid import Geometry, Rate, Size3, ceil_div
+from ...core.grid import Geometry, Rate, Size3
 from ...core.registry import plug_in, registry
 from ...core.spec import CompressorSpec
 from ...plugins.specs import Conv, Merge, Patchifier, Pool, Window
 
 R442 = Rate(height=4, width=4, time=2)
+R222 = Rate(height=2, width=2, time=2)
 
 
 @frozen(kw_only=True)
@@ -56,7 +57,7 @@ class Row:
 
 
 def rows(geometry: Geometry, size: Size3) -> list[Row]:
-    """Give all rows; those beside the paper's hold about as many tokens as Proposed 4×4×2.
+    """Give all rows; those beside the paper's hold about as many tokens as Proposed 2×2×2.
 
     Args:
         geometry: of the backbone.
@@ -79,14 +80,17 @@ def paper_rows() -> list[Row]:
 
 
 def peer_rows(geometry: Geometry, size: Size3) -> list[Row]:
-    """Give other ways to carry history, at the context length of Proposed 4×4×2 or just above."""
-    budget = control_row().tokens(geometry, size).tokens
+    """Give other ways to carry history, at the context length of Proposed 2×2×2.
+
+    `window` holds whole latents: as many as fit, three at 10 s of 16:9.
+    """
+    budget = _row("", "", _conv("2x2x2")).tokens(geometry, size).tokens
     grid = Rate(height=1, width=1, time=1).token_grid(size, geometry.patch)
-    frame = grid.height * grid.width
+    latents = max(1, budget // (grid.height * grid.width))
     return [
-        _row("window", "Sliding window", Window(latents=ceil_div(budget, frame))),
-        _row("merge", "Token merging", Merge(rate=R442)),
-        _row("pool", "Mean pooling", Pool(rate=R442)),
+        _row("window", "Sliding window", Window(latents=latents)),
+        _row("merge-2x2x2", "Token merging", Merge(rate=R222)),
+        _row("pool-2x2x2", "Mean pooling", Pool(rate=R222)),
     ]
 
 

@@ -56,7 +56,8 @@ class CrossHead(Head):
             return
         tokens = part.tokens[part.valid.to(part.tokens.device)].to(self.centre)
         self.centre.copy_(tokens.mean(dim=0))
-        self.scale.copy_(tokens.std(dim=0).clamp_min(LEAST * float(tokens.std())))
+        spread = tokens.std(dim=0).clamp_min(LEAST * float(tokens.std()))
+        self.scale.copy_(torch.where(spread > 0, spread, 1.0))  # a dead memory: all tokens alike
 
     def forward(self, memory: Memory, omega: Frames, start: Counts, size: Size3) -> Targets:
         """Give the latents of frames Ω `[B, C, K, H, W]`, float32."""

@@ -100,7 +100,8 @@ def test_times_fall_from_one_and_count_the_timesteps_to_the_bit(
     schedule = Schedule.of(Sampler(scheduler=name, steps=count), shift, CPU)
     times, timesteps = schedule.times, schedule.scheduler.timesteps
     assert torch.equal((times * STEPS).float(), timesteps.float())
-    assert 0.99 < float(times[0]) <= 1.0 and bool((times >= 0).all())
+    # diffusers' own shift rounds 1 up by a float32 step at some shifts; its bits are kept
+    assert 0.99 < float(times[0]) <= 1 + 2**-23 and bool((times >= 0).all())
     assert bool((times.diff() <= 0).all())
     assert len(times) == (2 * count - 1 if name == "heun" else count)
 

@@ -193,13 +193,49 @@ def test_shuffled_memory_is_of_another_clip_of_the_size(result):
     assert a.foreign == pytest.approx(a.specific - a.gain)
 
 
+def test_masked_and_unmasked_are_compared_on_the_same_frames(result):
+    """The oracle, which needs no memory, is as good on both."""
+    for clip in result.clips:
+        assert set(clip.same) == {"oracle", "flow"}
+        assert clip.same["oracle"] == pytest.approx(clip.masked["oracle"])
+        assert clip.same["oracle"] != clip.unmasked["oracle"]  # all frames, each once
+
+
+def test_ages_of_a_clip_are_of_all_its_frames(result):
+    for clip in result.clips[:3]:  # 13 frames at 8 a second
+        newer, older = clip.ages["0"]["psnr"], clip.ages["1"]["psnr"]
+        assert (8 * newer + 5 * older) / 13 == pytest.approx(clip.unmasked["oracle"]["psnr"])
+
+
+def test_another_clips_memory_is_what_is_retrieved_from(model, store):
+    asked = attrs.evolve(model.experiment, retrievers=(Flow(),), metrics=(Psnr(),))
+    found = measure(attrs.evolve(model, experiment=asked), store)
+    a, b, c, d = found.clips
+    assert c.swapped["psnr"] == pytest.approx(c.unmasked["flow"]["psnr"])  # of the same frames
+    assert abs(b.swapped["psnr"] - b.unmasked["flow"]["psnr"]) > 1e-6
+    assert d.swapped is None
+    told = [line for line in verdict(found) if line.text.startswith("From another clip's memory")]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(("lost", "state"), [(2.0, "reached"), (0.0, "unclear"), (-2.0, "missed")])
+def test_memory_that_another_clips_can_stand_for_is_no_memory(result, lost, state):
+    clips = [
+        attrs.evolve(c, swapped={**c.unmasked["oracle"], "psnr": c.unmasked["oracle"]["psnr"] - x})
+        for c, x in zip(result.clips, (lost - 0.5, lost, lost + 0.5), strict=False)
+    ]
+    found = states(result, clips=tuple(clips))
+    assert [s for text, s in found.items() if text.startswith("From another clip's")] == [state]
+
+
 def test_the_same_seed_gives_the_same_figures_and_another_seed_others(model, store, result):
     few = Store(store.root, store.header, store.records[:1])
     calls = []
     again, other = (
         measure(model, few, seed=s, progress=lambda *call: calls.append(call)) for s in (0, 1)
     )
-    assert again.clips[0] == attrs.evolve(result.clips[0], specific=None, foreign=None)
+    alone = {"specific": None, "foreign": None, "swapped": None}
+    assert again.clips[0] == attrs.evolve(result.clips[0], **alone)
     assert other.clips[0].masked != again.clips[0].masked
     assert calls[0][1] == calls[-1][0] == calls[-1][1] and len(calls) == 2 * calls[0][1]
     assert again.gain.foreign is None and again.gain.gain.low is None
@@ -330,7 +366,7 @@ def test_gain_is_judged_by_its_interval(result, gain, foreign, expected):
     figures = attrs.evolve(result.gain, gain=gain, foreign=foreign)
     found = states(result, gain=figures)
     about = [
-        s for text, s in found.items() if "memory_gain" in text or "other clip's memory" in text
+        s for text, s in found.items() if "memory_gain" in text or "with another clip's" in text
     ]
     shuffled = [s for text, s in found.items() if "no figure with shuffled" in text]
     assert about + shuffled == expected
