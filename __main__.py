@@ -136,6 +136,7 @@ def measure(
 
 @app.command()
 def bench(
+    experiment: o.ExperimentArg = "tiny-wan-2x2x2",
     out: Annotated[Path | None, o.out("also write the result here, as JSON")] = None,
     data: o.BenchData = None,
     as_json: o.Json = False,
@@ -146,7 +147,7 @@ def bench(
     """
     from .core.verbs import bench as verb
 
-    verb.bench(out, data, as_json=as_json)
+    verb.bench(experiment, out, data, as_json=as_json)
 
 
 @app.command()

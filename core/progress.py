@@ -48,23 +48,32 @@ def _bar(title: str) -> Iterator[Report]:
         pace = _Pace()
 
         def report(done: int, total: int, note: str) -> None:
-            pace.see(done)
+            if pace.see(done, total):
+                bar.reset(task)  # else the clock and the ETA would stay those of the other things
             bar.update(task, completed=done, total=total, note=note, pace=pace.words(done))
 
         yield report
 
 
 class _Pace:
-    """How fast things are done: from the last word before the first of them was, until now."""
+    """How fast things are done: from the last word before the first of them was, until now.
+
+    A count that goes back, or another total, is of other things: it begins anew.
+    """
 
     def __init__(self) -> None:
         self.first: int | None = None
         self.since = 0.0
+        self.last = (0, 0)
 
-    def see(self, done: int) -> None:
-        """Begin to count at what was done when work began."""
-        if self.first is None or done == self.first:
+    def see(self, done: int, total: int) -> bool:
+        """Begin to count at what was done when work began; say whether it is of other things."""
+        began = self.first is not None
+        other = began and (done < self.last[0] or total != self.last[1])
+        if not began or other or done == self.first:
             self.first, self.since = done, time.monotonic()
+        self.last = (done, total)
+        return other
 
     def each(self, done: int) -> float | None:
         """Give the seconds that one takes; None where none is done yet."""
@@ -84,7 +93,7 @@ def _lines(title: str) -> Report:
 
     def report(done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        pace.see(done)
+        pace.see(done, total)
         if done < total and now - told[0] < QUIET_SECONDS:
             return
         told[0] = now

@@ -8,15 +8,19 @@ writes `experiments/weights/<experiment>/`; a folder there is found by its name 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from ..core.data.store import Store
-from ..core.edge import to_json
+from ..core.edge import load_experiment, to_json
+from ..core.experiment import Experiment
 from ..core.files import (
     open_tensors,
     read_json,
@@ -24,6 +28,7 @@ from ..core.files import (
     whole_folder,
     write_json,
 )
+from ..core.registry import registry
 from ..core.train.checkpoint import read_run, step_of
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -34,7 +39,7 @@ def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ())
 
     Args:
         run: the last run.
-        data: the store it was trained on.
+        data: the store that it, and those before it, were trained on.
         out: where weights ship from.
         after: the runs that it went on from, first to last.
     """
@@ -51,25 +56,72 @@ def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ())
             {"source": r.source, "fingerprint": r.fingerprint, "mirror": r.mirror}
             for r in Store.open(data).records
         ]
-        parts = [provenance(each) for each in (*after, run)]
+        starts = (None, *after)
+        parts = [
+            provenance(one, data, start) for one, start in zip((*after, run), starts, strict=True)
+        ]
         write_json(part / "training.json", {"parts": parts, "clips": clips})
     return target
 
 
-def provenance(run: Path) -> dict[str, object]:
-    """Give what a run was: spec, steps, seconds and curve."""
+def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, object]:
+    """Give what a run was: its command, spec, steps, minutes and curve.
+
+    Args:
+        run: its folder.
+        data: the store it was trained on.
+        start: the run whose weights it began with.
+    """
     experiment, checkpoint = read_run(run)
     lines = read_lines(run / "metrics.jsonl")
     paced = [*lines, *read_lines(run / "pace.jsonl")]  # older runs had both in one file
     paces = [line["seconds_a_step"] for line in paced if "seconds_a_step" in line]
     return {
-        "verb": "longtake pretrain",
+        "command": command(experiment, run, data, start),
         "train": to_json(experiment)["train"],
         "area": experiment.cache.area,
         "steps": step_of(checkpoint),
         "minutes": round(sum(paces) / max(1, len(paces)) * step_of(checkpoint) / 60, 1),
         "curve": lines,
     }
+
+
+def command(experiment: Experiment, run: Path, data: Path, start: Path | None) -> str:
+    """Give the command that trains so: a shipped experiment, and what differs from it by --set.
+
+    One that does not ship by its name goes by the name of the JSON file that its spec would be.
+    """
+    name = experiment.name
+    shipped = registry().experiments.get(name)
+    words = ["longtake", "pretrain", name if shipped else f"{name}.json"]
+    words += ["--data", str(data), "--out", str(run)]
+    words += ["--start", str(start)] if start else []
+    old = to_json(load_experiment(name)[1]) if shipped else to_json(experiment)
+    for path, value in changes(old, to_json(experiment)):
+        words += ["--set", f"{path}={as_word(value)}"]
+    return shlex.join(words)
+
+
+def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Give path and value of all that --set must change; a plugin of another type whole."""
+    both = isinstance(old, dict) and isinstance(new, dict)
+    if both and old.get("type") == new.get("type"):
+        for key in new:
+            yield from changes(old.get(key), new[key], f"{path}.{key}".lstrip("."))
+    elif old != new:
+        yield path, new
+
+
+def as_word(value: Any) -> str:
+    """Give a value as --set reads it: text as it is where it cannot be taken for JSON."""
+    text = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str):
+        return text
+    try:
+        json.loads(value)
+    except ValueError:
+        return value
+    return text
 
 
 def halve(source: Path, target: Path) -> None:
@@ -99,7 +151,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="the store it was trained on")
+    parser.add_argument("--data", type=Path, required=True, help="the store of all these runs")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--after", type=Path, nargs="*", default=(), help="runs it went on from")
     args = parser.parse_args()

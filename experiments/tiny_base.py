@@ -1,7 +1,9 @@
 r"""`tiny-base`: Stage 0, the tiny DiT as a plain video model without memory (design §6).
 
 A tiny backbone has seen no video before, so it is pretrained here as the real ones were: flow
-matching on a few latent frames with the caption of their shot, on small frames. Stage I then adds
+matching on a few latent frames with the caption of their shot, on small frames. Clips without
+captions go by their file's name and shot, which takes the extra `longtake[cuts]`; the base that
+ships was trained with file names alone, since its store was made without cuts. Stage I then adds
 memory and LoRA:
 
     longtake cache tiny-base --videos clips/ --out stores/base
@@ -23,7 +25,7 @@ TINY_BASE = Experiment(
     masker=Noise(counts=(4,), contiguous=1.0),
     retrievers=(MeanFrame(),),
     metrics=(Psnr(),),
-    cache=CacheSpec(area=64 * 112, mirror=True, pixels=False),
+    cache=CacheSpec(area=64 * 112, mirror=True, pixels=False, cuts=True),
     train=TrainSpec(
         steps=520,
         batch=16,
@@ -36,7 +38,6 @@ TINY_BASE = Experiment(
         memory_dropout=0.0,
         pure=0.2,
         weigh=1.0,
-        precision="bf16",
         save_every=130,
     ),
 )

@@ -109,6 +109,24 @@ def test_measure_writes_a_report_and_json(place: Path) -> None:
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
 
 
+def test_bench_runs_to_its_end_on_an_experiment_of_ones_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longtake.core import bench, bench_loader
+
+    monkeypatch.setattr(bench, "REPEATS", 1)
+    monkeypatch.setattr(bench_loader, "REPEATS", 1)
+    words = ("bench", place / "mine.py", "--data", place / "store", "--out", place / "bench.json")
+    code, out, err = run(*words, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told == json.loads((place / "bench.json").read_text(encoding="utf-8"))
+    assert told["experiment"] == "small" and told["startup"]["ratio"] > 0
+    figures = told["loader"]
+    assert figures["ratio"] == pytest.approx(figures["step_seconds"] / figures["load_seconds"])
+    assert figures["store"] == str(place / "store") and figures["batch"] == 2
+
+
 BAD_VIDEOS = {
     "empty.mp4": b"",
     "words.mp4": b"this is no video at all\n" * 50,
@@ -166,6 +184,7 @@ CASES = [
         "leave out --start",
     ),
     (("bench", "--out", "{root}"), "is a folder"),
+    (("bench", "tiny-wan-2x2x3"), "tiny-wan-2x2x2"),
     (("retrieve", "{root}/none", "{root}/videos/clip-1.mp4", "--at", "1"), "no such run"),
     (("retrieve", "{root}/run", "{root}/videos/clip-1.mp4", "--at", "soon"), "seconds"),
     (("retrieve", "{root}/run", "{root}/videos/clip-1.mp4", "--at", "99"), "has 2"),

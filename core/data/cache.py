@@ -75,7 +75,8 @@ def cache(
         rates: LR rates that plugins need; those of `cache.rates` and of the store are added.
         pixels: whether a plugin needs the frames themselves.
         device: where the text encoder runs, and after it the codec.
-        progress: called with done, total, and the seconds cached and the name of a video.
+        progress: called with done, total, and the seconds cached and the name of a video; where
+            captions depend on cuts, first with how many videos were searched for them.
         share: the part of the videos that this process takes; default: all.
         workers: processes that this one spreads its share over.
 

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..files import append_line
 from ..grid import Rate
 from .claim import Job
-from .perform import perform, with_cuts
+from .perform import needs_cuts, perform, with_cuts
 from .record import Record, clip_path, rate_path, read_index
 from .room import Room
 from .sources import Source
@@ -95,11 +95,19 @@ class Run:
         return task
 
     def _with_cuts(self, tasks: Sequence[Task], workers: int) -> Iterator[Task]:
+        """Look for the cuts that prompts depend on; told by a count of their own."""
+        done, total = 0, sum(map(needs_cuts, tasks))
+        self._tell(done, total, "looking for cuts")
         with ThreadPoolExecutor(workers) as pool:
             for task, found in zip(tasks, pool.map(with_cuts, tasks), strict=True):
-                if found is not task:
-                    self._report(f"cuts of {task.source.name}")
+                if needs_cuts(task):
+                    done += 1
+                    self._tell(done, total, f"cuts of {task.source.name}")
                 yield found
+
+    def _tell(self, done: int, total: int, note: str) -> None:
+        if self.progress and total:
+            self.progress(done, total, note)
 
     def _run(self, tasks: Sequence[Task], workers: int) -> Generator[Done, None, None]:
         def starts(task: Task) -> None:

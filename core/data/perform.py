@@ -48,6 +48,11 @@ def _bad(task: Task, error: UserError) -> Done:
     return Done(id=task.source.id, outcome=outcome)
 
 
+def needs_cuts(task: Task) -> bool:
+    """Say whether the prompts of a task depend on cuts that are yet to be found."""
+    return task.cuts and not task.source.captions
+
+
 def with_cuts(task: Task) -> Task:
     """Give the task with its cuts, where its prompts depend on them; else as it is.
 
@@ -56,7 +61,7 @@ def with_cuts(task: Task) -> Task:
     Raises:
         UserError: what finds cuts is not installed.
     """
-    if not task.cuts or task.source.captions:
+    if not needs_cuts(task):
         return task
     try:
         return attrs.evolve(task, found=detect_cuts(task.source.path))

@@ -81,7 +81,8 @@ def fingerprint(path: Path) -> str:
 
     It is the sha256 over the size (8 bytes, little endian), the first and the last MiB: equal for
     copies and renames, different where a video was cut or encoded anew. Bytes changed in the middle
-    of a file of the same size are not seen.
+    of a file of the same size are not seen: delete its clip from the store to have it cached anew.
+    More samples would see more, but stores hold this value: another hash would cache all again.
 
     Raises:
         VideoError: the file is missing, not a file, unreadable or empty.

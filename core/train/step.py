@@ -51,7 +51,8 @@ class Stepper:
             watch.after_backward(named)
         norm = whole(worker.accelerator.clip_grad_norm_(self.weights, worker.spec.clip))
         if not bool(torch.isfinite(norm)):
-            raise LongtakeError(_sick("gradient", float(norm), step, batch.names))
+            names = worker.gather_names(batch.names)  # the norm is one for all processes
+            raise LongtakeError(_sick("gradient", float(norm), step, names))
         worker.optimizer.step()
         worker.optimizer.zero_grad(set_to_none=True)
         if worker.average:
@@ -78,7 +79,7 @@ def gradients(worker: Worker, batch: Batch, step: int) -> float:
             worker.accelerator.backward(loss / count if count > 1 else loss)
         losses.append(loss.detach())
     every = worker.gather(torch.stack(losses))
-    _check(every, losses, parts, step)
+    _check(worker, every, losses, parts, step)
     return float(every.mean())
 
 
@@ -90,16 +91,18 @@ def _apart(worker: Worker, *, last: bool) -> AbstractContextManager[None]:
     return apart
 
 
-def _check(every: Tensor, mine: list[Tensor], parts: list[Batch], step: int) -> None:
-    if bool(torch.isfinite(every).all()):
+def _check(
+    worker: Worker, every: Tensor, mine: list[Tensor], parts: list[Batch], step: int
+) -> None:
+    if bool(torch.isfinite(every).all()):  # all processes see the same losses: they part nowhere
         return
     sick = [part for part, loss in zip(parts, mine, strict=True) if not torch.isfinite(loss)]
-    names = [name for part in sick for name in part.names]
+    names = worker.gather_names([name for part in sick for name in part.names])
     value = next(float(loss) for loss in every if not torch.isfinite(loss))
-    raise LongtakeError(_sick("loss", value, step, names or ["of another process"]))
+    raise LongtakeError(_sick("loss", value, step, names))
 
 
-def _sick(what: str, value: float, step: int, names: list[str] | tuple[str, ...]) -> str:
+def _sick(what: str, value: float, step: int, names: list[str]) -> str:
     return (
         f"the {what} is {value} at step {step}, on clips {', '.join(names)}; the last checkpoint "
         "is whole: lower train.rate, or leave those clips out, and --resume latest"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,15 @@ class Worker:
     def gather(self, values: Tensor) -> Tensor:
         """Give the values `[N]` of all processes, one behind the other."""
         found: Tensor = self.accelerator.gather(values)
+        return found
+
+    def gather_names(self, names: Sequence[str]) -> list[str]:
+        """Give the names of all processes; all must ask."""
+        if self.accelerator.num_processes == 1:
+            return list(names)
+        from accelerate.utils import gather_object
+
+        found: list[str] = gather_object(list(names))
         return found
 
     def any(self, *flags: bool) -> list[bool]:

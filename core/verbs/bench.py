@@ -11,11 +11,9 @@ from ..errors import UserError
 from ..files import disk_errors, write_json
 from .common import emit
 
-DEFAULT = "tiny-wan-2x2x2"
 
-
-def bench(out: Path | None, data: Path | None, *, as_json: bool, experiment: str = DEFAULT) -> None:
-    """Measure this machine on the embedded default."""
+def bench(experiment: str, out: Path | None, data: Path | None, *, as_json: bool) -> None:
+    """Measure this machine on an experiment."""
     if out is not None:
         _writable(out)
     _, found = edge.load_experiment(experiment)

@@ -15,6 +15,7 @@ from longtake.core.data import cache as module
 from longtake.core.data import perform
 from longtake.core.data.batch import collate
 from longtake.core.data.cache import CacheResult, cache
+from longtake.core.data.cache_run import Progress
 from longtake.core.data.captions import Caption
 from longtake.core.data.record import clip_path, read_index
 from longtake.core.data.sources import find_sources
@@ -49,10 +50,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return prompts
 
 
-def run(videos: Path, rates: frozenset[Rate] = frozenset({RATE}), **changes: object) -> CacheResult:
+def run(
+    videos: Path,
+    rates: frozenset[Rate] = frozenset({RATE}),
+    progress: Progress | None = None,
+    **changes: object,
+) -> CacheResult:
     return cache(
         changed(**changes), videos, videos.parent / "s",
-        rates=rates, pixels=False, device=torch.device("cpu"),
+        rates=rates, pixels=False, device=torch.device("cpu"), progress=progress,
     )  # fmt: skip
 
 
@@ -212,6 +218,24 @@ def test_cuts_are_found_once_and_name_the_shots(
     monkeypatch.setattr(perform, "detect_cuts", None)
     assert counts(run(videos, cuts=True)) == counts(run(videos, cuts=False)) == (0, 0, 2)
     assert opened(videos).records[0].cuts == (1.0,)
+
+
+def test_the_search_for_cuts_is_counted(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos with captions wait for no cuts: they are no part of the count."""
+    told: list[tuple[int, int, str]] = []
+    monkeypatch.setattr(perform, "detect_cuts", found_at(1.0))
+    write_clips(videos, seeds=(3,))
+    (videos / "clip-2.txt").write_text("a square")
+    run(videos, cuts=True, progress=lambda *call: told.append(call))
+    assert told[:4] == [
+        (0, 2, "looking for cuts"),
+        (1, 2, "cuts of clip-1.mp4"),
+        (2, 2, "cuts of clip-3.mp4"),
+        (0, 3, "prompts"),
+    ]
+    told.clear()
+    run(videos, cuts=True, progress=lambda *call: told.append(call))
+    assert [call[:2] for call in told] == [(3, 3), (3, 3)], "nothing is left to look for"
 
 
 def test_a_video_whose_cuts_cannot_be_found_is_listed(

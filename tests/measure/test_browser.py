@@ -1,7 +1,8 @@
-"""The report in a real browser: the slider draws the frame that it is at."""
+"""The report in a real browser: the slider draws the frame that it is at, on phone and desktop."""
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -18,6 +19,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not BROWSER, reason="needs Chromium on the path"),
 ]
+SCREENS = [(390, 844), (1280, 900)]  # a phone's, a desktop's
+# A headless window is never narrower than 500 px, but a frame in it is: to the page that it holds
+# its width is that of a screen.
+FRAME = """<!doctype html><body style="margin:0">
+<iframe style="border:0" width="{width}" height="{height}" srcdoc="{page}"></iframe>"""
 DRIVE = """
 <script>
 addEventListener("load", async () => {
@@ -36,23 +42,32 @@ addEventListener("load", async () => {
       pixels: pens.map((pen) => [...pen.getImageData(40, 20, 1, 1).data].slice(0, 3)),
     });
   }
-  const note = document.createElement("pre");
+  const root = document.documentElement, over = [];
+  for (const one of document.body.querySelectorAll("*")) {
+    const box = one.getBoundingClientRect(), held = one.parentElement.closest(".scroll, pre, svg");
+    if (!held && (box.right > root.clientWidth + 1 || box.left < -1)) over.push(one.outerHTML);
+  }
+  const note = parent.document.createElement("pre");
   note.id = "seen";
   note.textContent = JSON.stringify({
-    seen, wide: document.documentElement.scrollWidth, view: innerWidth,
+    seen, over: over.map((text) => text.slice(0, 80)), screen: [innerWidth, innerHeight],
+    view: root.clientWidth, wide: Math.max(root.scrollWidth, document.body.scrollWidth),
+    narrow: matchMedia("(max-width: 40rem)").matches,
     hidden: document.querySelector(".scrubs").hidden,
   });
-  document.body.append(note);
+  parent.document.body.append(note);
 });
 </script>
 """
 
 
-def dump(path, profile, *flags):
+def dump(path, profile):
     """Give the page as Chromium has it after its scripts ran."""
     words = [
-        BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000",
-        f"--user-data-dir={profile}", *flags, "--dump-dom", path.as_uri(),
+        BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--no-first-run", "--virtual-time-budget=8000", "--window-size=1400,1100",
+        f"--user-data-dir={profile}", "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     return subprocess.run(words, capture_output=True, text=True, timeout=300, check=True).stdout
 
@@ -70,12 +85,24 @@ def test_the_script_runs_under_its_own_policy(tmp_path, text, scrubs):
     assert seen.count("0.0 s</output>") == len(scrubs)
 
 
-def test_the_slider_goes_through_time_and_a_phone_needs_no_sideways_scroll(tmp_path, text, scrubs):
-    open_page = re.sub(r"<meta http-equiv[^>]*>", "", text)  # its policy would stop the test, too
-    (tmp_path / "driven.html").write_text(open_page.replace("</body>", DRIVE + "</body>"))
-    seen = dump(tmp_path / "driven.html", tmp_path / "profile", "--window-size=390,844")
-    found = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', seen)[1])
-    assert found["wide"] <= found["view"] and not found["hidden"]
+def driven(folder, text, size):
+    """Give what a script finds that moves every slider of the page on a screen of that size."""
+    page = re.sub(r"<meta http-equiv[^>]*>", "", text)  # its policy would stop the test, too
+    page = html.escape(page.replace("</body>", DRIVE + "</body>"))
+    page = FRAME.format(width=size[0], height=size[1], page=page)
+    (folder / "driven.html").write_text(page, encoding="utf-8")
+    seen = dump(folder / "driven.html", folder / "profile")
+    return json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', seen)[1]))
+
+
+@pytest.mark.parametrize("size", SCREENS, ids=["phone", "desktop"])
+def test_the_slider_goes_through_time_and_nothing_needs_sideways_scroll(
+    tmp_path, text, scrubs, size
+):
+    found = driven(tmp_path, text, size)
+    assert tuple(found["screen"]) == size and found["view"] == size[0], "the page has that width"
+    assert found["narrow"] == (size[0] < 640)
+    assert found["wide"] == size[0] and found["over"] == [] and not found["hidden"]
     order = [(scrub, at) for scrub in scrubs for at in (0, 3, 4)]
     for (scrub, at), shown in zip(order, found["seen"], strict=True):
         assert shown["clock"] == f"{scrub.times[at]:.1f} s"
@@ -85,6 +112,13 @@ def test_the_slider_goes_through_time_and_a_phone_needs_no_sideways_scroll(tmp_p
         for panel, pixel in zip(scrub.panels, shown["pixels"], strict=True):
             true = panel.frames[at, :, 20, 40].tolist()
             assert all(abs(a - b) < 40 for a, b in zip(true, pixel, strict=True)), panel.label
+
+
+def test_what_sticks_out_is_seen(tmp_path, text):
+    """Else the test above could not fail."""
+    wide = '<div id="wide" style="width: 500px; height: 1px"></div>'
+    found = driven(tmp_path, text.replace("</body>", wide + "</body>"), SCREENS[0])
+    assert found["wide"] > 390 and len(found["over"]) == 1 and 'id="wide"' in found["over"][0]
 
 
 def test_without_scripts_the_strips_remain(tmp_path, text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,12 +15,16 @@ import torch
 
 from longtake.core.data.batch import Batch
 from longtake.core.data.windows import WindowBatches
+from longtake.core.errors import LongtakeError
 from longtake.core.experiment import Experiment
 from longtake.core.files import read_lines
+from longtake.core.train import step
 from longtake.core.train.checkpoint import checkpoints, load_run
 from longtake.core.train.pretrain import pretrain
+from longtake.core.train.stage import StageOne
 
 from ..small import small
+from .launched import spoil
 from .runs import batches_of, stage_of, tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,14 +63,19 @@ def test_loss_and_gradient_do_not_depend_on_how_a_batch_is_dealt(
 
 
 def launch(
-    folder: Path, settings: dict[str, object], store: Path, out: Path, *more: str
+    folder: Path, settings: dict[str, object], store: Path, out: Path, *more: str, do: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run `accelerate launch -m longtake pretrain` with two processes, to its end."""
+    """Run `accelerate launch -m longtake pretrain` with two processes, to its end.
+
+    Each does the Python of `do` first, a call of a function in `launched`.
+    """
     kind = more if more[:1] == FSDP[:1] else ("--multi_gpu", *more)  # gloo, where there is no GPU
     flags = [x for x in kind if not x.startswith("--resume")]
     verb = ["--resume", "latest"] if len(flags) < len(kind) else []
     (folder / "mine.py").write_text(
-        f"from tests.small import small\n\nMINE = small(**{settings!r})\n", encoding="utf-8"
+        "from tests.small import small\nfrom tests.train.launched import *\n\n"
+        f"{do}\nMINE = small(**{settings!r})\n",
+        encoding="utf-8",
     )
     command = [
         sys.executable, "-m", "accelerate.commands.launch", *flags,
@@ -97,17 +107,31 @@ def agree(one: Path, other: Path, rate: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dropout", [0.5, 1.0])
-def test_two_processes_train_as_one(store: Path, tmp_path: Path, dropout: float) -> None:
+@pytest.mark.parametrize("dropout,steps", [(0.5, 4), (1.0, 5)])
+def test_two_processes_train_as_one(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float, steps: int
+) -> None:
+    """And fall sick as one: a fifth step has no loss for the samples of the second process."""
     settings = {
-        "batch": 4, "steps": 4, "gain_every": 2, "accumulate": 2, "memory_dropout": dropout,
+        "batch": 4, "steps": steps, "gain_every": 2, "accumulate": 2, "memory_dropout": dropout,
         "text_dropout": 0.5, "seed": 5,
     }  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
-    done = launch(tmp_path, settings, store, two)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("done at step 4") == 1, "one process speaks"
-    pretrain(small(**settings), store, one)
+    done = launch(tmp_path, settings, store, two, do=f"spoil({str(tmp_path)!r}, 4, (1, 3))")
+    if steps == 4:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("done at step 4") == 1, "one process speaks"
+        pretrain(small(**settings), store, one)
+    else:
+        assert done.returncode != 0
+        told = [json.loads((tmp_path / f"sick-{rank}.json").read_text()) for rank in (0, 1)]
+        assert told[0] == told[1] == [*batches_of(small(**settings), store)[4].names[1::2]]
+        assert f"on clips {', '.join(told[0])};" in done.stderr
+        monkeypatch.setattr(StageOne, "forward", StageOne.forward)  # given back at the end
+        monkeypatch.setattr(step, "_sick", step._sick)
+        spoil(str(tmp_path), 4, (1, 3))
+        with pytest.raises(LongtakeError, match=f"on clips {', '.join(told[0])};"):
+            pretrain(small(**settings), store, one)
     agree(one, two, rate=1e-3)
     written = [{p.relative_to(run).parent for p in run.rglob("*")} for run in (one, two)]
     assert written[0] == written[1], "only the main process writes"
@@ -131,6 +155,14 @@ def test_bad_input_ends_all_processes_with_one_line(store: Path, tmp_path: Path)
         assert not out.exists(), "a refused run must leave nothing behind"
 
 
+def in_parts(folder: Path) -> None:
+    """Both processes told that they hold a part of every weight, and together all of them."""
+    told = [json.loads((folder / f"held-{rank}.json").read_text()) for rank in (0, 1)]
+    (weights, first_sharded, first), (same, second_sharded, second) = told
+    assert first_sharded and second_sharded, "whole weights: this is DDP, not FSDP"
+    assert weights == same == first + second and 0 < second <= first < 0.75 * weights
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trains,ema", [("all", 0.5), ("lora", 0.0)])
 def test_fsdp2_saves_resumes_and_gives_the_files_of_one_process(
@@ -144,8 +176,9 @@ def test_fsdp2_saves_resumes_and_gives_the_files_of_one_process(
     whole, sharded, mixed, back = (tmp_path / name for name in ("whole", "sharded", "mix", "back"))
     pretrain(small(**long), store, whole)
 
-    done = launch(tmp_path, short, store, sharded, *FSDP)
+    done = launch(tmp_path, short, store, sharded, *FSDP, do=f"tell_parts({str(tmp_path)!r})")
     assert done.returncode == 0, done.stderr
+    in_parts(tmp_path)
     shutil.copytree(sharded, mixed)
     done = launch(tmp_path, long, store, sharded, *FSDP, "--resume")
     assert done.returncode == 0, done.stderr

@@ -77,7 +77,8 @@ def test_seconds_are_kept_apart_from_metrics(store: Path, tmp_path: Path) -> Non
     assert [line["step"] for line in paces] == [1, 2]
     assert all(line["seconds_a_step"] > 0 for line in paces)
     (tmp_path / "pace.jsonl").write_text('{"step": 1, "seconds_a_step": 90.0}\n')
-    assert provenance(tmp_path)["minutes"] == 3.0, "weights that ship say how long they took"
+    part = provenance(tmp_path, store)
+    assert part["minutes"] == 3.0, "weights that ship say how long they took"
 
 
 def test_a_second_ctrl_c_ends_at_once_and_what_was_saved_stays_whole(
