@@ -13,32 +13,47 @@ from .strips import ORIGINAL
 
 SIZE = (8.0, 4.5)
 PROPOSED = "proposed"
+ASIDE = 1.035  # of a length, from one of its points to the next
 
 
 def by_length(path: Path, lines: Sequence[Line], floors: Mapping[str, Interval]) -> None:
     """Draw the first metric of every memory against its tokens; floors lie across."""
 
     def draw(axes: Any) -> None:
-        for line in lines:
-            _point(axes, line)
+        for place, line in enumerate(lines):
+            # those of one length stand side by side
+            alike = sum(other.tokens == line.tokens for other in lines[:place])
+            _point(axes, line, line.tokens * ASIDE**alike)
         for (name, found), style in zip(floors.items(), ("-", "--", ":"), strict=False):
             axes.axhline(found.mean, color="0.5", linestyle=style, linewidth=1, label=name)
+        lengths = _apart(sorted({line.tokens for line in lines}))
         axes.set_xscale("log")
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("tokens of context (logarithmic)")
         axes.set_ylabel("PSNR, dB")
 
     _figure(path, draw)
 
 
-def _point(axes: Any, line: Line) -> None:
-    found, tokens = over(line.clips["psnr"]), line.tokens
+def _apart(lengths: Sequence[int]) -> list[int]:
+    """Give the lengths whose labels do not run into the one before."""
+    kept: list[int] = []
+    for length in lengths:
+        if not kept or length > 1.1 * kept[-1]:
+            kept.append(length)
+    return kept
+
+
+def _point(axes: Any, line: Line, across: float) -> None:
+    found = over(line.clips["psnr"])
     if found is None:
         return
     low = found.mean - (found.mean if found.low is None else found.low)
     high = (found.mean if found.high is None else found.high) - found.mean
     marker = "o" if line.row.name.startswith(PROPOSED) else "s"
     axes.errorbar(
-        [tokens], [found.mean], yerr=[[low], [high]], fmt=marker, capsize=2, label=line.row.title
+        [across], [found.mean], yerr=[[low], [high]], fmt=marker, capsize=2, label=line.row.title
     )
 
 
@@ -77,10 +92,12 @@ def strips(path: Path, folder: Path, lines: Sequence[Line]) -> None:
 
 
 def _figure(path: Path, draw: Callable[[Any], None]) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
     draw(axes)
     axes.grid(axis="y", linewidth=0.5, alpha=0.5)
     for side in ("top", "right"):
