@@ -59,11 +59,6 @@ class Budget:
             seconds=self.seconds,
             seed=seed,
             adapter=LoRA(rank=self.rank, alpha=3.0 * self.rank, seed=seed),
-            pure=self.pure,
-            gain_every=10**6,
-            log_every=10,
-            save_every=25,
-            keep=1,
         )
         found = evolve(
             base,
@@ -93,9 +88,13 @@ class Budget:
 
     @property
     def shared(self) -> Experiment:
-        """What all experiments of the table share."""
-        sized = evolve(TINY_WAN_4X4X2, cache=evolve(TINY_WAN_4X4X2.cache, area=self.area))
-        return tinier(sized) if self.name == "tiny" else sized
+        """What all experiments of the table share: the size of frames, times, logs and saves."""
+        base = TINY_WAN_4X4X2
+        train = evolve(
+            base.train, pure=self.pure, gain_every=10**6, log_every=10, save_every=25, keep=1
+        )
+        found = evolve(base, train=train, cache=evolve(base.cache, area=self.area))
+        return tinier(found) if self.name == "tiny" else found
 
     @property
     def history(self) -> Size3:

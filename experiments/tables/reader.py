@@ -36,11 +36,6 @@ def reader(budget: Budget) -> Experiment:
         rate=1e-3,
         warmup=min(20, budget.reader_steps),
         memory_dropout=0.0,
-        pure=budget.pure,
-        gain_every=10**6,
-        log_every=10,
-        save_every=25,
-        keep=1,
     )
     return evolve(
         base,
