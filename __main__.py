@@ -9,12 +9,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .core.cli import options as o
+from .core.cli.export import export
+from .core.cli.options import Door, stopped
+from .core.cli.probe import probe
+from .core.cli.show import show
 from .core.errors import LongtakeError
-from .core.verbs import options as o
-from .core.verbs.door import Door, stopped
-from .core.verbs.export import export
-from .core.verbs.probe import probe
-from .core.verbs.show import show
 
 app = typer.Typer(
     name="longtake",
@@ -38,7 +38,7 @@ def list_(as_json: o.Json = False) -> None:
 
     Example: longtake list
     """
-    from .core import describe
+    from .core import show as describe
 
     found = describe.list_plugins()
     _print(found) if as_json else describe.print_plugins(found)
@@ -62,7 +62,7 @@ def cache(
 
     Example: longtake cache tiny-wan-2x2x2 --videos clips/ --out stores/clips
     """
-    from .core.verbs import cache as verb
+    from .core.cli import cache as verb
 
     verb.cache(
         experiment, sets or [], videos, out,
@@ -87,7 +87,7 @@ def pretrain(
 
     Example: longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/first
     """
-    from .core.verbs import pretrain as verb
+    from .core.cli import pretrain as verb
 
     changes = [*(sets or []), *([] if seed is None else [f"train.seed={seed}"])]
     verb.pretrain(experiment, changes, data, out, resume=resume, start=start, as_json=as_json)
@@ -107,7 +107,7 @@ def retrieve(
 
     Example: longtake retrieve tiny-wan-2x2x2 holiday.mp4 --at 3.2,7.5
     """
-    from .core.verbs import retrieve as verb
+    from .core.cli import retrieve as verb
 
     verb.retrieve(run, video, at, out, steps=steps, seed=seed, as_json=as_json)
 
@@ -128,7 +128,7 @@ def measure(
 
     Example: longtake measure runs/first --data stores/val --beside runs/other
     """
-    from .core.verbs import measure as verb
+    from .core.cli import measure as verb
 
     shown = verb.PictureOptions.of(picture, clips, credit)
     verb.measure(run, data, out, sets or [], beside=beside or [], picture=shown, as_json=as_json)
@@ -145,7 +145,7 @@ def bench(
 
     Example: longtake bench
     """
-    from .core.verbs import bench as verb
+    from .core.cli import bench as verb
 
     verb.bench(experiment, out, data, as_json=as_json)
 
@@ -161,7 +161,7 @@ def demo(
 
     Example: longtake demo
     """
-    from .core.verbs import demo as verb
+    from .core.cli import demo as verb
 
     verb.demo(video, out, steps=steps, as_json=as_json)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ..core.grid import Geometry
 from ..core.hooks import Plugin, impl
-from ..core.spec import PluginSpec
+from ..core.interfaces.spec import PluginSpec
+from ..core.values.grid import Geometry
 from .codecs import specs as codecs
-from .dit.specs import DiTSpec
 from .hunyuan import specs as hunyuan
+from .specs import DiTSpec
 from .texts import specs as texts
-from .wan import published_specs as wans
 from .wan import specs as wan
+from .wan import specs as wans
 
 _HERE = __package__
 
@@ -23,7 +23,7 @@ def longtake_backbones() -> list[Plugin]:
             "tiny-wan",
             "the real Wan 2.2 transformer with small numbers, for CPUs",
             wan.TinyWan,
-            "wan.tiny:TinyWan",
+            "wan.published:TinyWan",
         ),
         _record("wan21-1.3b", "Wan 2.1 T2V 1.3B", wans.Wan21Small, "wan.published:PublishedWan"),
         _record("wan21-14b", "Wan 2.1 T2V 14B", wans.Wan21Large, "wan.published:PublishedWan"),
@@ -37,14 +37,14 @@ def longtake_backbones() -> list[Plugin]:
             "wan22-14b",
             "Wan 2.2 T2V A14B: the high-noise expert, the low-noise one, or both",
             wans.Wan22Moe14B,
-            "wan.moe:Wan22Moe",
+            "wan.experts:Wan22Moe",
         ),
         _record("hunyuan", "HunyuanVideo 12.8B", hunyuan.Hunyuan, "hunyuan.model:Hunyuan"),
         _record(
             "framepack",
             "FramePack's HunyuanVideo 12.8B; its memory is made by `patchifier`",
             hunyuan.FramePack,
-            "hunyuan.framepack:FramePack",
+            "hunyuan.model:FramePack",
         ),
         _record(
             "tiny-hunyuan",

@@ -8,20 +8,243 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from .grid import Rate
-from .spec import (
+from .interfaces.spec import (
     BackboneSpec,
     CompressorSpec,
+    LoRA,
     MaskerSpec,
     MetricSpec,
     RetrieverSpec,
+    between,
     doc,
     each,
+    ge,
+    gt,
+    in_,
     instance_of,
+    unit,
 )
-from .stages import CacheSpec as CacheSpec
-from .stages import MeasureSpec as MeasureSpec
-from .training import TrainSpec as TrainSpec
+from .values.grid import Rate
+
+# ⟦core/stages.py⟧ Specs of caching and measuring; that of training is in `training`.
+
+
+@frozen(kw_only=True)
+class CacheSpec:
+    """How videos become a latent store."""
+
+    area: int = field(
+        default=96 * 160,
+        validator=ge(64),
+        metadata=doc("pixels of a frame: size buckets hold at least this many, ≥ 64"),
+    )
+    max_aspect: float = field(
+        default=3.0, validator=ge(1.0), metadata=doc("longest side over shortest of a bucket, ≥ 1")
+    )
+    min_seconds: float = field(
+        default=4.0, validator=gt(0.0), metadata=doc("shorter videos are refused, seconds, > 0")
+    )
+    rates: tuple[Rate, ...] = field(
+        default=(),
+        validator=each(instance_of(Rate)),
+        metadata=doc("LR rates to cache beside those that the plugins need"),
+    )
+    pixels: bool = field(
+        default=True,
+        validator=instance_of(bool),
+        metadata=doc("keep the frames too (uint8): measuring compares with them"),
+    )
+    mirror: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc("cache every video a second time, mirrored left to right, to train on"),
+    )
+    dtype: str = field(
+        default="float16",
+        validator=in_(("float32", "float16", "bfloat16")),
+        metadata=doc("number type of cached latents: float32, float16 or bfloat16"),
+    )
+    cuts: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc(
+            "look for hard cuts, for captions by shot (the extra longtake[cuts]); false keeps "
+            "those found before"
+        ),
+    )
+    chunk: int = field(
+        default=32, validator=ge(4), metadata=doc("frames decoded at a time, ≥ 4: bounds memory")
+    )
+
+
+@frozen(kw_only=True)
+class MeasureSpec:
+    """What `measure` looks at."""
+
+    seconds: float = field(
+        default=10.0, validator=gt(0.0), metadata=doc("length of the history, seconds, > 0")
+    )
+    long_seconds: float = field(
+        default=20.0,
+        validator=ge(0.0),
+        metadata=doc("clips of this length are measured at it, too, seconds; 0 or ≤ seconds: off"),
+    )
+    seed: int = field(
+        default=0, validator=between(0, 2**62), metadata=doc("seed of noise and Ω, 0 to 2^62")
+    )
+    draws: int = field(
+        default=8,
+        validator=ge(1),
+        metadata=doc("noise draws a clip for memory_gain, ≥ 1: more narrows nothing but its noise"),
+    )
+
+
+# ⟦core/training.py⟧ How Stage 0 and Stage I train, as a spec.
+
+
+def _span(instance: object, attribute: object, value: tuple[float, float]) -> None:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"needs two numbers of seconds, 0 < first <= second, not {value}")
+
+
+def _decay(instance: object, attribute: object, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"must be 0 (off) or a decay above 0 and below 1, not {value:g}")
+
+
+def _crop(instance: object, attribute: object, value: tuple[int, int]) -> None:
+    if min(value) < 0 or (min(value) == 0) != (max(value) == 0):
+        raise ValueError(f"needs two numbers of latents, both ≥ 1, or 0 and 0 for none: {value}")
+
+
+@frozen(kw_only=True)
+class TrainSpec:
+    """How Stage 0 and Stage I train (Eq. 3)."""
+
+    steps: int = field(default=2000, validator=ge(1), metadata=doc("optimizer steps, ≥ 1"))
+    batch: int = field(
+        default=6, validator=ge(1), metadata=doc("samples in a batch over all processes, ≥ 1")
+    )
+    accumulate: int = field(
+        default=1,
+        validator=ge(1),
+        metadata=doc("micro-batches a step's batch is dealt into, ≥ 1: less memory, same step"),
+    )
+    seconds: tuple[float, float] = field(
+        default=(4.0, 20.0),
+        validator=_span,
+        metadata=doc("shortest and longest training window, seconds"),
+    )
+    crop: tuple[int, int] = field(
+        default=(0, 0),
+        validator=_crop,
+        metadata=doc("train on random crops of so many latent rows and columns; 0, 0 whole frames"),
+    )
+    trains: str = field(
+        default="lora",
+        validator=in_(("lora", "all", "encoder")),
+        metadata=doc("lora: adapters + encoder; all: a small DiT from scratch too; encoder alone"),
+    )
+    adapter: LoRA = field(
+        default=LoRA(), validator=instance_of(LoRA), metadata=doc("the adapters of `trains: lora`")
+    )
+    optimizer: str = field(
+        default="adamw",
+        validator=in_(("adamw", "muon")),
+        metadata=doc("adamw, or muon for the matrices of the blocks and adamw for the rest"),
+    )
+    optimizer_bits: int = field(
+        default=32,
+        validator=in_((32, 8)),
+        metadata=doc("bits of AdamW's moments: 32, or 8 (needs bitsandbytes and a GPU)"),
+    )
+    rate: float = field(
+        default=1e-4, validator=gt(0.0), metadata=doc("learning rate after the warm-up, > 0")
+    )
+    warmup: int = field(default=100, validator=ge(0), metadata=doc("steps of linear warm-up, ≥ 0"))
+    decay: float = field(
+        default=0.0,
+        validator=unit,
+        metadata=doc("last share of the steps over which the rate falls to zero, 0 to 1"),
+    )
+    weight_decay: float = field(
+        default=0.01, validator=ge(0.0), metadata=doc("AdamW weight decay of matrices, ≥ 0")
+    )
+    betas: tuple[float, float] = field(
+        default=(0.9, 0.99),
+        validator=each(between(0.0, 0.99999)),
+        metadata=doc("AdamW betas, 0 to 0.99999"),
+    )
+    clip: float = field(
+        default=1.0, validator=gt(0.0), metadata=doc("largest norm of the gradient, > 0")
+    )
+    ema: float = field(
+        default=0.0,
+        validator=_decay,
+        metadata=doc("decay a step of the average of the weights that users read; 0 off, below 1"),
+    )
+    memory_dropout: float = field(
+        default=0.1, validator=unit, metadata=doc("chance that a batch trains without memory")
+    )
+    text_dropout: float = field(
+        default=0.1, validator=unit, metadata=doc("chance that a sample trains without its caption")
+    )
+    mean: float = field(
+        default=0.0,
+        validator=between(-10, 10),
+        metadata=doc("mean of the logit-normal of t, −10 to 10"),
+    )
+    std: float = field(
+        default=1.0, validator=between(0.01, 10), metadata=doc("its standard deviation")
+    )
+    pure: float = field(
+        default=0.0,
+        validator=unit,
+        metadata=doc("share of samples at t = 1, pure noise, which one-step retrieval starts from"),
+    )
+    weigh: float = field(
+        default=0.0,
+        validator=between(0, 2),
+        metadata=doc("exponent of a channel's reach into pixels in the loss: 0 Eq. 3, 2 as pixels"),
+    )
+    precision: str = field(
+        default="auto",
+        validator=in_(("auto", "fp32", "bf16")),
+        metadata=doc("fp32, bf16 (autocast) or auto: bf16 on a GPU and on CPUs that compute in it"),
+    )
+    checkpointing: bool = field(
+        default=False, validator=instance_of(bool), metadata=doc("gradient checkpointing in G")
+    )
+    seed: int = field(
+        default=0, validator=between(0, 2**62), metadata=doc("seed of everything, 0 to 2^62")
+    )
+    save_every: int = field(
+        default=500, validator=ge(1), metadata=doc("steps between checkpoints, ≥ 1")
+    )
+    save_minutes: float = field(
+        default=0.0,
+        validator=ge(0.0),
+        metadata=doc("minutes after which a checkpoint is due besides save_every, ≥ 0; 0 off"),
+    )
+    keep: int = field(
+        default=2, validator=ge(1), metadata=doc("checkpoints kept, the newest ones, ≥ 1")
+    )
+    log_every: int = field(default=20, validator=ge(1), metadata=doc("steps between logs, ≥ 1"))
+    gain_every: int = field(
+        default=200,
+        validator=ge(1),
+        metadata=doc("steps between measuring memory_gain and drawing retrieved frames, ≥ 1"),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.optimizer_bits != 32 and self.optimizer != "adamw":
+            raise ValueError(
+                f"optimizer_bits {self.optimizer_bits} is of adamw, {self.optimizer} keeps 32"
+            )
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"batch {self.batch} cannot be dealt into accumulate {self.accumulate} equal parts"
+            )
 
 
 @frozen(kw_only=True)

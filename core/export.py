@@ -19,13 +19,13 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from . import edge
+from . import config as edge
 from .errors import UserError
 from .experiment import Experiment
-from .files import disk_errors, whole_file
-from .lora_file import LoraFile
+from .interfaces.backbone import LoraFile
 from .model import compressor_needs
 from .registry import registry
+from .tools.files import disk_errors, whole_file
 from .train.checkpoint import read_encoder, read_run, step_of
 
 DTYPES = ("float32", "bfloat16", "float16")

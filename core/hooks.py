@@ -17,8 +17,8 @@ from typing import Any
 import pluggy
 from attrs import frozen
 
-from .grid import Geometry
-from .spec import PluginSpec
+from .interfaces.spec import PluginSpec
+from .values.grid import Geometry
 
 GROUP = "longtake"
 KINDS = (

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Sequence
 
 import torch
-from attrs import define
+from attrs import define, frozen
+from torch import Tensor, nn
 
-from .backbone import Backbone
-from .compressor import Compressor, MemoryEncoder
+from .data.windows import Batch
+from .errors import UserError
 from .experiment import Experiment
-from .fit import Fit, Needs
+from .interfaces.backbone import Backbone
+from .interfaces.codec import Codec, decode_among, frames_of, to_bytes
+from .interfaces.compressor import Compressor, Fit, MemoryEncoder, Needs
+from .interfaces.retriever import LatentFrames, Retrieved, Retriever, Scene
+from .interfaces.spec import BackboneSpec, CodecSpec, CompressorSpec, RetrieverSpec
 from .registry import build, registry
-from .retriever import Retriever
-from .spec import CompressorSpec, RetrieverSpec
+from .values.grid import Geometry
+from .values.text import Text
 
 
 @define
@@ -78,3 +84,107 @@ def build_retriever(spec: RetrieverSpec) -> Retriever[RetrieverSpec]:
     """Give the retriever of a spec."""
     made: Retriever[RetrieverSpec] = build(spec)
     return made
+
+
+# ⟦core/scene.py⟧ Scenes to retrieve from, and retrieved latents as pixels.
+
+
+def learned_retriever(experiment: Experiment) -> RetrieverSpec:
+    """Give the first retriever of the experiment that reads memory.
+
+    Raises:
+        UserError: all of them are floors.
+    """
+    for spec in experiment.retrievers:
+        if registry().load(spec).learned:
+            return spec
+    raise UserError(f"{experiment.name}: none of its retrievers reads memory; add one, as flow")
+
+
+def make_scene(
+    model: Model, codec: Codec[CodecSpec], batch: Batch, null_text: Text, index: int = 0
+) -> Scene:
+    """Give the scene of one sample, with the memory of its clean history."""
+    history = batch.history.select([index])
+    return Scene(
+        memory=model.encoder(history),
+        history=history,
+        size=history.size,
+        text=batch.text.select([index]),
+        null_text=null_text.to(history.latents.device),
+        backbone=model.backbone,
+        codec=codec,
+        shift=model.experiment.backbone.shift,
+    )
+
+
+def last_frames(
+    codec: Codec[CodecSpec], latents: Tensor, omega: Tensor, result: Retrieved
+) -> Tensor:
+    """Give the last video frame of each latent of Ω side by side, uint8 `[3, P, K·Q]`."""
+    pixels = frames_by_latent(codec, latents, omega, result)
+    return torch.cat([to_bytes(frames[0, :, -1]).cpu() for frames in pixels], dim=-1)
+
+
+def frames_by_latent(
+    codec: Codec[CodecSpec], latents: Tensor, omega: Tensor, result: Retrieved
+) -> list[Tensor]:
+    """Give the pixels `[1, 3, f, P, Q]` in [−1, 1] of every latent of Ω, in order.
+
+    Latents are decoded among their true predecessors; pixels are only split.
+    """
+    indices = [int(i) for i in omega[0]]
+    if isinstance(result, LatentFrames):
+        each = result.latents.to(latents.dtype).split(1, dim=2)
+        return [decode_among(codec, latents, i, x) for i, x in zip(indices, each, strict=True)]
+    counts = [len(frames_of(i, codec.stride.time)) for i in indices]
+    return list(result.pixels.clamp(-1, 1).split(counts, dim=2))
+
+
+# ⟦core/sizes.py⟧ Real sizes without real memory: models built on the meta device, and their parameters counted.
+
+
+@frozen(kw_only=True)
+class Sizes:
+    """What a backbone and encoders on it hold.
+
+    Attributes:
+        geometry: of the backbone, as built.
+        parameters: of the backbone.
+        encoders: parameters of each encoder that was asked for.
+    """
+
+    geometry: Geometry
+    parameters: int
+    encoders: tuple[int, ...]
+
+
+def sizes(spec: BackboneSpec, compressors: Sequence[CompressorSpec] = ()) -> Sizes:
+    """Give the sizes of a backbone and of encoders on it, through their real classes.
+
+    Nothing is read, and no memory is taken but for the modules themselves: Wan 14B takes seconds.
+
+    Args:
+        spec: whose weights are random; weights that it named would be read.
+        compressors: each counted as an encoder of its own.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        backbone = registry().load(spec).load(spec)
+        fit = _of_zeros(backbone.fit())
+        encoders = [MemoryEncoder([build(each, fit)]) for each in compressors]
+    return Sizes(
+        geometry=backbone.geometry,
+        parameters=count(backbone),
+        encoders=tuple(count(encoder) for encoder in encoders),
+    )
+
+
+def _of_zeros(fit: Fit) -> Fit:
+    """Give the fit with values, which encoders hash."""
+    weight, bias = (torch.zeros(x.shape, device="cpu") for x in (fit.patch_weight, fit.patch_bias))
+    return Fit(geometry=fit.geometry, patch_weight=weight, patch_bias=bias)
+
+
+def count(module: nn.Module) -> int:
+    """Give the number of parameters of a module; what two places share counts once."""
+    return sum(parameter.numel() for parameter in module.parameters())

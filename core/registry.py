@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
+import importlib.util
+import os
+import sys
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from importlib.metadata import distributions
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -14,10 +20,50 @@ from attrs import define, field
 
 from . import hooks
 from .errors import UserError
-from .grid import Geometry
 from .hooks import GROUP, KINDS, Plugin
-from .spec import PluginSpec
-from .third_parties import imported, third_parties
+from .interfaces.spec import PluginSpec
+from .values.grid import Geometry
+
+# ⟦core/third_parties.py⟧ Where plugins of others are: installed distributions, and single Python files.
+
+
+VARIABLE = "LONGTAKE_PLUGINS"
+
+
+def third_parties() -> list[tuple[str, str]]:
+    """Give distribution and module of every third party, by name; the first on the path counts.
+
+    Python files that the variable names come last, under their own path.
+    """
+    wanted = os.environ.get(VARIABLE)
+    given = None if wanted is None else [name.strip() for name in wanted.split(",")]
+    files = [name for name in given or () if name.endswith(".py")]
+    names = None if given is None else {_normal(name) for name in given if name}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for dist in distributions():
+        points = [p.value for p in dist.entry_points if p.group == GROUP]
+        name = str(dist.metadata["Name"]) if points else ""
+        if points and (names is None or _normal(name) in names):
+            found.setdefault(_normal(name), [(name, value) for value in points])
+    installed = [pair for _, pairs in sorted(found.items()) for pair in pairs]
+    return installed + [(name, name) for name in files]
+
+
+def imported(module: str) -> ModuleType:
+    """Give a module by its dotted name, or by the path of its file where it ends in `.py`.
+
+    Raises:
+        Exception: whatever it raises.
+    """
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+
+    return import_file(Path(module))
+
+
+def _normal(name: str) -> str:
+    return name.strip().lower().replace("_", "-").replace(".", "-")
+
 
 _SHIPPED: list[str] = []
 _NAMED = {"experiments": str, "weights": Path, "geometries": Geometry}  # name: such a value
@@ -197,3 +243,30 @@ def _add(found: Registry, plugin: Plugin, origin: str) -> None:
         )
     found.plugins[key] = plugin
     found.origins[key] = origin
+
+
+# ⟦core/edge/source.py⟧ Python files and modules that hold experiments.
+
+
+def import_file(path: Path) -> ModuleType:
+    """Give the module of a Python file, run with its folder importable, as Python itself does.
+
+    Raises:
+        Exception: whatever the file raises.
+    """
+    full = path.absolute()
+    name = f"_longtake_{hashlib.sha256(str(full).encode()).hexdigest()[:12]}_{full.stem}"
+    found = importlib.util.spec_from_file_location(name, full)
+    if found is None or found.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    sys.path.insert(0, str(full.parent))
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(full.parent))
+    return module

@@ -12,8 +12,8 @@ from .paper import named
 @impl
 def longtake_experiments() -> Mapping[str, str]:
     """Name the shipped experiments."""
-    module, base = "longtake.experiments.tiny_wan", "longtake.experiments.tiny_base"
-    wan21, wan22 = "longtake.experiments.wan21", "longtake.experiments.wan22"
+    module, base = "longtake.experiments.tiny", "longtake.experiments.tiny"
+    wan21, wan22 = "longtake.experiments.paper", "longtake.experiments.paper"
     return {
         "tiny-base": f"{base}:TINY_BASE",
         "tiny-wan-2x2x2": f"{module}:TINY_WAN_2X2X2",
@@ -26,7 +26,7 @@ def longtake_experiments() -> Mapping[str, str]:
         **named("wan21-14b", wan21),
         **named("wan22-5b", wan22),
         **named("wan22-14b", wan22),
-        **named("hunyuan", "longtake.experiments.hunyuan"),
+        **named("hunyuan", "longtake.experiments.paper"),
     }
 
 

@@ -15,11 +15,15 @@ with `--set cache.pixels=true`.
 
 from __future__ import annotations
 
+from ..backbones.hunyuan.specs import Hunyuan
+from ..backbones.wan.specs import Wan21Large, Wan21Small, Wan22Dense5B, Wan22Moe14B
 from ..core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
-from ..core.grid import Rate
-from ..core.lora import LoRA
-from ..core.spec import BackboneSpec
-from ..plugins.specs import Conv, Flow, HighBand, Lpips, MsSsim, Noise, Psnr, Ssim, Upsample
+from ..core.interfaces.spec import BackboneSpec, LoRA
+from ..core.values.grid import Rate
+from ..plugins.compressors.specs import Conv
+from ..plugins.maskers.specs import Noise
+from ..plugins.metrics.specs import HighBand, Lpips, MsSsim, Psnr, Ssim
+from ..plugins.retrievers.specs import Flow, Upsample
 
 RATES = ("2x2x1", "2x2x2", "2x2x4", "4x4x2")
 SECONDS = 20.0
@@ -64,3 +68,29 @@ def named(name: str, module: str) -> dict[str, str]:
     """Give what the hook says of a family: `wan22-5b-2x2x1` is `WAN22_5B_2X2X1` of `module`."""
     names = [f"{name}-{rate}" for rate in RATES]
     return {n: f"{module}:{n.upper().replace('-', '_').replace('.', '_')}" for n in names}
+
+
+# ⟦experiments/hunyuan.py⟧ The paper's Stage I on HunyuanVideo 12.8B: `hunyuan-4x4x2` and its other rates.
+
+
+HUNYUAN_2X2X1, HUNYUAN_2X2X2, HUNYUAN_2X2X4, HUNYUAN_4X4X2 = family("hunyuan", Hunyuan())
+
+
+# ⟦experiments/wan21.py⟧ The paper's Stage I on Wan 2.1: `wan21-1.3b-4x4x2`, `wan21-14b-4x4x2` and their rates. The 1.3B is the smallest of the published backbones, and so the cheapest real one to begin with.
+
+
+WAN21_1_3B_2X2X1, WAN21_1_3B_2X2X2, WAN21_1_3B_2X2X4, WAN21_1_3B_4X4X2 = family(
+    "wan21-1.3b", Wan21Small()
+)
+WAN21_14B_2X2X1, WAN21_14B_2X2X2, WAN21_14B_2X2X4, WAN21_14B_4X4X2 = family(
+    "wan21-14b", Wan21Large()
+)
+
+
+# ⟦experiments/wan22.py⟧ The paper's Stage I on Wan 2.2: `wan22-5b-2x2x2`, `wan22-14b-4x4x2` and their rates. The two that the paper trains have about 5k tokens for 20 s of 480×832: 2×2×2 on the 5B, whose VAE is 16×, and 4×4×2 on the high-noise expert of the 14B.
+
+
+WAN22_5B_2X2X1, WAN22_5B_2X2X2, WAN22_5B_2X2X4, WAN22_5B_4X4X2 = family("wan22-5b", Wan22Dense5B())
+WAN22_14B_2X2X1, WAN22_14B_2X2X2, WAN22_14B_2X2X4, WAN22_14B_4X4X2 = family(
+    "wan22-14b", Wan22Moe14B()
+)

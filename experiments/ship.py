@@ -18,17 +18,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from ..core.config import load_experiment, to_json
 from ..core.data.store import Store
-from ..core.edge import load_experiment, to_json
 from ..core.experiment import Experiment
-from ..core.files import (
-    open_tensors,
-    read_json,
-    read_lines,
-    whole_folder,
-    write_json,
-)
 from ..core.registry import registry
+from ..core.tools.files import open_tensors, read_json, read_lines, whole_folder, write_json
 from ..core.train.checkpoint import read_run, step_of
 
 WEIGHTS = Path(__file__).parent / "weights"

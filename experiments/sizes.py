@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import attrs
 
-from ..backbones.dit.specs import DiTSpec
-from ..core.describe import RATES
-from ..core.grid import Rate
+from ..backbones.specs import DiTSpec
+from ..core.model import Sizes, sizes
 from ..core.registry import registry
-from ..core.sizes import Sizes, sizes
-from ..plugins.specs import Conv
+from ..core.show import RATES
+from ..core.values.grid import Rate
+from ..plugins.compressors.specs import Conv
 
 MILLION = 1e6
 BEGIN, END = "<!-- sizes -->", "<!-- /sizes -->"

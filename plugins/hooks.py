@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.hooks import Plugin, impl
-from ..core.spec import PluginSpec
+from ..core.interfaces.spec import PluginSpec
 from . import specs
 
 
@@ -33,7 +33,7 @@ def longtake_compressors() -> list[Plugin]:
             "window",
             "the newest latents uncompressed",
             specs.Window,
-            "compressors.window:WindowCompressor",
+            "compressors.keyframes:WindowCompressor",
         ),
         _record(
             "pool",
@@ -82,31 +82,31 @@ def longtake_maskers() -> list[Plugin]:
             "noise",
             "noise of a random level on every frame outside Ω",
             specs.Noise,
-            "maskers.noise:NoiseMasker",
+            "maskers.hiding:NoiseMasker",
         ),
         _record(
             "scale",
             "values of every frame outside Ω shrink towards 0",
             specs.Scale,
-            "maskers.scale:ScaleMasker",
+            "maskers.hiding:ScaleMasker",
         ),
         _record(
             "shift",
             "values of every frame outside Ω move by a random vector",
             specs.Shift,
-            "maskers.shift:ShiftMasker",
+            "maskers.hiding:ShiftMasker",
         ),
         _record(
             "drop",
             "every frame outside Ω replaced by zeros or the mean",
             specs.Drop,
-            "maskers.drop:DropMasker",
+            "maskers.hiding:DropMasker",
         ),
         _record(
             "none",
             "control: nothing is masked",
             specs.Unmasked,
-            "maskers.none:NoMasker",
+            "maskers.hiding:NoMasker",
         ),
     ]
 
@@ -131,19 +131,19 @@ def longtake_retrievers() -> list[Plugin]:
             "upsample",
             "floor, the bar: LR latents decoded and upsampled",
             specs.Upsample,
-            "retrievers.upsample:UpsampleRetriever",
+            "retrievers.floors:UpsampleRetriever",
         ),
         _record(
             "thumbnail",
             "floor, a guide: raw pixels of the same rate, upsampled",
             specs.Thumbnail,
-            "retrievers.thumbnail:ThumbnailRetriever",
+            "retrievers.floors:ThumbnailRetriever",
         ),
         _record(
             "mean-frame",
             "floor: the mean of all frames",
             specs.MeanFrame,
-            "retrievers.mean_frame:MeanFrameRetriever",
+            "retrievers.floors:MeanFrameRetriever",
         ),
     ]
 
@@ -156,25 +156,25 @@ def longtake_metrics() -> list[Plugin]:
             "psnr",
             "peak signal-to-noise ratio of each frame, dB",
             specs.Psnr,
-            "metrics.psnr:PsnrMetric",
+            "metrics.pixels:PsnrMetric",
         ),
         _record(
             "ssim",
             "structural similarity of each frame, −1 to 1",
             specs.Ssim,
-            "metrics.ssim:SsimMetric",
+            "metrics.pixels:SsimMetric",
         ),
         _record(
             "ms-ssim",
             "structural similarity over several scales, 0 to 1",
             specs.MsSsim,
-            "metrics.ms_ssim:MsSsimMetric",
+            "metrics.pixels:MsSsimMetric",
         ),
         _record(
             "high-band",
             "energy of fine detail over the original's; 1 is as much",
             specs.HighBand,
-            "metrics.high_band:HighBandMetric",
+            "metrics.pixels:HighBandMetric",
         ),
         _record(
             "lpips",

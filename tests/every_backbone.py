@@ -18,14 +18,9 @@ from attrs import evolve, frozen
 from longtake.backbones.codecs.specs import Dct, WanVae
 from longtake.backbones.hunyuan.specs import Hunyuan, TinyHunyuan
 from longtake.backbones.texts.specs import Bytes, LlamaClip, Umt5
-from longtake.backbones.wan.published_specs import (
-    PublishedWan,
-    Wan21Small,
-    Wan22Dense5B,
-    Wan22Moe14B,
-)
-from longtake.core.edge import to_json
-from longtake.core.spec import BackboneSpec
+from longtake.backbones.wan.specs import PublishedWan, Wan21Small, Wan22Dense5B, Wan22Moe14B
+from longtake.core.config import to_json
+from longtake.core.interfaces.spec import BackboneSpec
 
 from .backbones import text_kit
 from .backbones.vaes import HUNYUAN, NEW, OLD, diffusers_hunyuan, diffusers_wan

@@ -12,13 +12,16 @@ from attrs import evolve
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.texts.specs import Bytes
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.data.cache import cache
-from longtake.core.data.video import write_video
+from longtake.core.cache.cache import cache
 from longtake.core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
-from longtake.core.grid import Rate
-from longtake.core.lora import LoRA
+from longtake.core.interfaces.spec import LoRA
 from longtake.core.model import all_needs
-from longtake.plugins.specs import Conv, Flow, MeanFrame, Noise, Psnr, Ssim, Upsample
+from longtake.core.values.grid import Rate
+from longtake.core.video.write import write_video
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.maskers.specs import Noise
+from longtake.plugins.metrics.specs import Psnr, Ssim
+from longtake.plugins.retrievers.specs import Flow, MeanFrame, Upsample
 
 RATE = Rate(height=2, width=2, time=2)
 

@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     at = Place(root=root, pipelines={name: PIPELINES[name](root / name) for name in names})
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        patch.setattr("longtake.core.data.margins.SIDE", 16)  # small is fast
+        patch.setattr("longtake.core.cache.job.SIDE", 16)  # small is fast
         short = ("cache.area=1536", "cache.min_seconds=0.5")
         code, _, err = at.does(
             "cache", "--videos", root / "videos", "--out", root / "store", sets=short

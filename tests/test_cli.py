@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from longtake import __main__ as door
-from longtake.core.data.video import write_video
+from longtake.core.video.write import write_video
 
 from .small import moving, write_clips
 
@@ -112,7 +112,8 @@ def test_measure_writes_a_report_and_json(place: Path) -> None:
 def test_bench_runs_to_its_end_on_an_experiment_of_ones_own(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longtake.core import bench, bench_loader
+    from longtake.core import bench
+    from longtake.core import bench as bench_loader
 
     monkeypatch.setattr(bench, "REPEATS", 1)
     monkeypatch.setattr(bench_loader, "REPEATS", 1)
@@ -261,7 +262,7 @@ def test_misuse_is_exit_2_with_the_usage(words: tuple[str, ...]) -> None:
 
 
 def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    from longtake.core import describe
+    from longtake.core import show as describe
 
     def stop() -> None:
         raise KeyboardInterrupt
@@ -277,7 +278,7 @@ def test_training_that_was_stopped_is_saved_and_130(
     from collections.abc import Callable, Iterator
     from contextlib import contextmanager
 
-    from longtake.core.verbs import pretrain as verb
+    from longtake.core.cli import pretrain as verb
 
     @contextmanager
     def interrupted(_: str) -> Iterator[Callable[[int, int, str], None]]:

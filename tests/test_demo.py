@@ -9,18 +9,16 @@ import pytest
 import torch
 from attrs import evolve
 
+from longtake.core import demo as module
 from longtake.core.data.store import Store
-from longtake.core.data.video import write_video
-from longtake.core.demo import story as module
-from longtake.core.demo.clip import builtin_clip
-from longtake.core.demo.lesson import gentle, lesson
-from longtake.core.demo.story import Story, demo_experiment, tell
-from longtake.core.demo.words import change, trend
+from longtake.core.demo import Story, change, demo_experiment, gentle, lesson, tell, trend
 from longtake.core.errors import UserError
-from longtake.core.lora import LoRA
+from longtake.core.interfaces.spec import LoRA
 from longtake.core.registry import registry
 from longtake.core.train.checkpoint import checkpoints, load_run, read_run
 from longtake.core.train.pretrain import pretrain
+from longtake.core.video.builtin_clip import builtin_clip
+from longtake.core.video.write import write_video
 
 from .small import make_store, moving, small
 

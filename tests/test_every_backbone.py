@@ -18,14 +18,13 @@ from safetensors.torch import load_file
 from longtake.backbones.codecs import vae as vaes
 from longtake.backbones.codecs.dct import DctCodec
 from longtake.backbones.texts.bytes import ByteEncoder
-from longtake.backbones.texts.lazy import WeightsEncoder
-from longtake.core.data.cache import cache
-from longtake.core.data.fits import check_fits
-from longtake.core.data.store import Store
+from longtake.backbones.texts.loading import WeightsEncoder
+from longtake.core.cache.cache import cache
+from longtake.core.data.store import Store, check_fits
 from longtake.core.errors import UserError
 from longtake.core.train.checkpoint import checkpoints
+from longtake.core.train.log import Previews
 from longtake.core.train.pretrain import pretrain
-from longtake.core.train.preview import Previews
 
 from .every_backbone import PIPELINES, Pipeline
 from .small import RATE, make_store, small, write_clips
@@ -90,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "mine.py").write_text(EXPERIMENT)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
-        patch.setattr("longtake.core.data.margins.SIDE", 16)  # small is fast
+        patch.setattr("longtake.core.cache.job.SIDE", 16)  # small is fast
         yield root
 
 
@@ -438,7 +437,7 @@ def test_a_disk_that_will_not_hold_the_rest_is_said(
     assert len(notes) > 3 and not any("the rest needs" in note for note in notes)
     usage = shutil.disk_usage(tmp_path)._replace(free=int(1.5 * size))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr("longtake.core.data.room.GIGABYTE", float(size))
+    monkeypatch.setattr("longtake.core.cache.job.GIGABYTE", float(size))
     caches(tmp_path / "second")
     said = [note for note in notes if "the rest needs about" in note]
     assert len(said) == 1, "with one of three done; one more fits"

@@ -13,16 +13,16 @@ from attrs import evolve
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from longtake.backbones.wan.moe import Wan22Moe
-from longtake.backbones.wan.published_specs import Wan22Moe14B
-from longtake.core.edge import to_json
+from longtake.backbones.wan.experts import Wan22Moe
+from longtake.backbones.wan.specs import Wan22Moe14B
+from longtake.core.config import to_json
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
 from longtake.core.export import shown
-from longtake.core.files import write_json
 from longtake.core.model import Model, build_model
+from longtake.core.tools.files import write_json
 from longtake.core.train.checkpoint import load_encoder, save_model
-from longtake.core.train.run import resolved
+from longtake.core.train.pretrain import resolved
 
 from .small import small
 from .test_cli import run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longtake.core import edge
+from longtake.core import config as edge
 from longtake.core.experiment import Experiment
 from longtake.core.registry import registry
 

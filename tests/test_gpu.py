@@ -14,17 +14,17 @@ import torch
 from attrs import evolve
 
 from longtake.core.bench import random_history
-from longtake.core.data.batch import Batch
-from longtake.core.data.cache import cache
+from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store
-from longtake.core.device import pick_device
-from longtake.core.history import History
+from longtake.core.data.windows import Batch
 from longtake.core.measure.measure import measure
 from longtake.core.model import Model, all_needs, build_model
 from longtake.core.registry import build
+from longtake.core.tools.device import pick_device
 from longtake.core.train.checkpoint import load_run, read_run
+from longtake.core.train.loss import StageOne
 from longtake.core.train.pretrain import pretrain
-from longtake.core.train.stage import StageOne
+from longtake.core.values.history import History
 
 from .small import make_store, small, write_clips
 

@@ -13,18 +13,25 @@ import torch
 from longtake.core.errors import LongtakeError
 from longtake.core.model import build_encoder
 from longtake.core.registry import registry
-from longtake.experiments.gpu_steps import backbones
-from longtake.experiments.gpu_steps.backbones_attention import attention
-from longtake.experiments.gpu_steps.backbones_cost import FAULT, Bench, Shelf, asked_mib, fitting
-from longtake.experiments.gpu_steps.backbones_inputs import (
+from longtake.experiments.gpu_day import backbones
+from longtake.experiments.gpu_day.backbones import (
+    append,
+    attention,
+    batch_of,
+    stage_of,
+    stage_one,
+    step,
+    step_of,
+)
+from longtake.experiments.gpu_day.cost import FAULT, Bench, Shelf, asked_mib, fitting
+from longtake.experiments.gpu_day.day import Book, Day, TimeIsUp
+from longtake.experiments.gpu_day.subjects import (
+    Subject,
     random_backbone,
     random_history,
     random_memory,
+    subjects,
 )
-from longtake.experiments.gpu_steps.backbones_plan import Subject, subjects
-from longtake.experiments.gpu_steps.backbones_steps import append, step
-from longtake.experiments.gpu_steps.backbones_train import batch_of, stage_of, stage_one, step_of
-from longtake.experiments.gpu_steps.day import Book, Day, TimeIsUp
 
 CPU = torch.device("cpu")
 BENCH = Bench(device=CPU, repeats=1, limits={"bf16_flop_per_second": 1e9})

@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from longtake.core.errors import LongtakeError, UserError
-from longtake.experiments import gpu_day
-from longtake.experiments.gpu_steps.checks import judge, marked, read
-from longtake.experiments.gpu_steps.day import DONE, FAILED, OPEN, Book, Day, TimeIsUp
-from longtake.experiments.gpu_steps.facts import ROOT, facts
-from longtake.experiments.gpu_steps.plan import measured, runs, store_of
-from longtake.experiments.gpu_steps.shapes import cases
-from longtake.experiments.gpu_steps.stage_one import doubled
-from longtake.experiments.gpu_steps.training import alarm
+from longtake.experiments.common import ROOT, alarm, facts
+from longtake.experiments.gpu_day import __main__ as gpu_day
+from longtake.experiments.gpu_day.cap import doubled
+from longtake.experiments.gpu_day.checks import judge, marked, read
+from longtake.experiments.gpu_day.day import DONE, FAILED, OPEN, Book, Day, TimeIsUp
+from longtake.experiments.gpu_day.shapes import cases
+from longtake.experiments.gpu_day.training import measured, runs, store_of
 
 HEAD = {"step": "bench", "tiny": True, "at": {"commit": "a", "dirty": False}}
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -84,14 +85,35 @@ def test_lower_floors_name_no_upper_module(path: Path) -> None:
             assert named not in above, f"{path.name}:{node.lineno}: {node.value}"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in SOURCES if room_of(p) != "kernels"],
-    ids=lambda p: p.relative_to(ROOT).as_posix(),
-)
-def test_files_stay_short(path: Path) -> None:
-    count = len(path.read_text(encoding="utf-8").splitlines())
-    assert count <= 200, f"{path.relative_to(ROOT)} has {count} lines: split it"
+def modules_of(path: Path) -> set[str]:
+    """Give the files of the house that a file imports, wherever in it and for whatever."""
+    found = set()
+    for _, name in imports(path):
+        parts = tuple(name.split("."))[1:] if name.startswith("longtake.") else ()
+        for end in (len(parts), len(parts) - 1):
+            here = ROOT.joinpath(*parts[:end])
+            file = next(
+                (
+                    p
+                    for p in (here.with_suffix(".py"), here / "__init__.py")
+                    if end > 0 and p.is_file()
+                ),
+                None,
+            )
+            if file is not None:
+                found.add(file.relative_to(ROOT).as_posix())
+                break
+    return found - {path.relative_to(ROOT).as_posix()}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    seen = {path.relative_to(ROOT).as_posix(): modules_of(path) for path in FILES}
+    try:
+        order = tuple(TopologicalSorter(seen).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle: {' imports '.join(reversed(error.args[1]))}")
+    assert len(order) >= len(FILES)
+    assert sum(map(len, seen.values())) > len(FILES), "imports are not seen"
 
 
 def test_kernels_hides_no_package() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from longtake import __main__ as door
-from longtake.core.data.video import write_video
+from longtake.core.video.write import write_video
 
 from .small import moving
 

@@ -13,19 +13,30 @@ import pytest
 import torch
 
 from longtake.backbones.codecs.specs import Dct
-from longtake.core import edge
-from longtake.core.codec import frames_of
+from longtake.core import config as edge
 from longtake.core.data.store import Store
-from longtake.core.data.video import read_frames, write_video
-from longtake.core.demo.clip import CREDITS, filmed
 from longtake.core.experiment import Experiment
-from longtake.core.files import write_json
+from longtake.core.interfaces.codec import frames_of
 from longtake.core.model import build_model
 from longtake.core.registry import build
+from longtake.core.tools.files import write_json
 from longtake.core.train.checkpoint import load_run, save_model
-from longtake.experiments import returns
-from longtake.experiments.tables import return_clips
-from longtake.experiments.tables.return_clips import (
+from longtake.core.video.builtin_clip import CREDITS, filmed
+from longtake.core.video.read import read_frames
+from longtake.core.video.write import write_video
+from longtake.experiments.returns import __main__ as returns
+from longtake.experiments.returns import clips as return_clips
+from longtake.experiments.returns.ask import (
+    ANSWERS,
+    CEILING,
+    FIRST,
+    LAST,
+    OWN,
+    Asker,
+    ended,
+    returned,
+)
+from longtake.experiments.returns.clips import (
     ASKED,
     FRAMES,
     LEFT,
@@ -39,9 +50,7 @@ from longtake.experiments.tables.return_clips import (
     likeness,
     script,
 )
-from longtake.experiments.tables.return_figures import ANSWERS, CEILING, FIRST, LAST, OWN
-from longtake.experiments.tables.returning import Asker, ended, returned
-from longtake.plugins.specs import Window
+from longtake.plugins.compressors.specs import Window
 
 from .small import RATE, small
 

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from longtake.__main__ import app
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.texts.specs import Bytes
-from longtake.core import edge
+from longtake.core import config as edge
+from longtake.core.cli import pretrain as verb
 from longtake.core.experiment import Experiment
 from longtake.core.train.pretrain import pretrain
-from longtake.core.verbs import pretrain as verb
 from longtake.experiments.ship import command, ship
-from longtake.plugins.specs import Conv
+from longtake.plugins.compressors.specs import Conv
 
 from .small import make_store, small
 

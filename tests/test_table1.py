@@ -11,17 +11,26 @@ import attrs
 import pytest
 
 from longtake.core.bench import random_history
-from longtake.core.measure.figures import interval
+from longtake.core.measure.result import interval
 from longtake.core.model import build_model
-from longtake.experiments import table1
-from longtake.experiments.tables.budget import BUDGETS, FULL, SMALL
-from longtake.experiments.tables.claims import FAILS, HOLDS, MISSING, OPEN, claims, state_of
-from longtake.experiments.tables.cost import cost
-from longtake.experiments.tables.figures import Line, line_of, minus, over, spread
-from longtake.experiments.tables.page import markdown
-from longtake.experiments.tables.reader import reader
-from longtake.experiments.tables.rows import Row, own_row, paper_rows, rows
-from longtake.plugins.specs import Conv, Pool, Window
+from longtake.experiments.table1 import __main__ as table1
+from longtake.experiments.table1.page import (
+    FAILS,
+    HOLDS,
+    MISSING,
+    OPEN,
+    Line,
+    claims,
+    line_of,
+    markdown,
+    minus,
+    over,
+    spread,
+    state_of,
+)
+from longtake.experiments.table1.rows import BUDGETS, FULL, SMALL, Row, own_row, paper_rows, rows
+from longtake.experiments.table1.work import cost, reader
+from longtake.plugins.compressors.specs import Conv, Pool, Window
 
 from .small import RATE, small
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import longtake
-from longtake.core.data.video import write_video
+from longtake.core.video.write import write_video
 
 SOURCE = Path(__file__).parent / "thirdparty"
 Longtake = Callable[..., subprocess.CompletedProcess[str]]
@@ -89,7 +89,7 @@ def test_its_context_lengths_are_shown(run: Longtake) -> None:
 def test_it_keeps_the_law_of_compressors(place: Path) -> None:
     code = """
 from longtake.core.contract.compressor import check_compressor
-from longtake.core.grid import Rate
+from longtake.core.values.grid import Rate
 from longtake.core.registry import registry
 plugin = registry().get("compressor", "mean-pool")
 for rate in ("2x2x2", "4x4x2", "1x2x8"):

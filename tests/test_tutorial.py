@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from longtake.core.contract.compressor import check_compressor
-from longtake.core.edge.source import import_file
 from longtake.core.hooks import Plugin
+from longtake.core.registry import import_file
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.codec import Codec
-from ...core.compressor import State
-from ...core.grid import Size3, ceil_div
-from ...core.shapes import Latents, Pixels
-from .chunks import check_frames, check_latents
+from ...core.interfaces.codec import Codec
+from ...core.interfaces.compressor import State
+from ...core.values.grid import Size3, ceil_div
+from ...core.values.shapes import Latents, Pixels
 from .specs import Dct
+from .tiles import check_frames, check_latents
 
 BLOCK = Size3(time=4, height=8, width=8)
 COLOURS = 3

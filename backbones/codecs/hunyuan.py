@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.compressor import State
-from ...core.shapes import Latents, Pixels
-from .chunks import check_frames, check_latents, check_sides
+from ...core.interfaces.compressor import State
+from ...core.values.shapes import Latents, Pixels
+from ..weights.find import Kind
 from .specs import HUNYUAN_HUB, HunyuanVae
-from .tiles import TimeTiles
+from .tiles import TimeTiles, check_frames, check_latents, check_sides
 from .vae import VaeCodec
-from .weights import Kind
 
 TIME, SPACE = 4, 8
 

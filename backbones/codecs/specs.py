@@ -7,8 +7,8 @@ from typing import Any
 from attrs import Attribute, field, frozen
 from attrs.validators import optional
 
-from ...core.grid import Size3
-from ...core.spec import CodecSpec, doc, each, ge, in_, instance_of
+from ...core.interfaces.spec import CodecSpec, doc, each, ge, in_, instance_of
+from ...core.values.grid import Size3
 
 DTYPES = ("float32", "bfloat16", "float16")
 WAN21_HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

@@ -7,13 +7,67 @@ from abc import abstractmethod
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...core.codec import Codec
-from ...core.grid import Size3
-from .load import load
+from ...core.errors import UserError
+from ...core.interfaces.codec import Codec
+from ...core.tools.hub import first_line
+from ...core.values.grid import Size3
+from ..weights.find import Kind, VaeSource, digest, find, vae_at_hand
 from .specs import VaeSpec
-from .weights import Kind, Source, at_hand, digest, find
+
+# ⟦backbones/codecs/load.py⟧ Loading a diffusers VAE that `weights` found.
+
+
+BAD = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, SafetensorError)
+
+
+def load(source: VaeSource, cls: type[Any], dtype: torch.dtype) -> Any:
+    """Give the model, ready to run, on the CPU; nothing of it trains.
+
+    Raises:
+        UserError: a file is damaged, lacks tensors, or has others than its config says.
+    """
+    read = _read_folder if source.path.is_dir() else _read_file
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model, missing = read(source, cls, dtype)
+    except BAD as error:
+        raise UserError(f"weights {source.path} cannot be read: {first_line(error)}") from error
+    if missing:
+        count, one = len(missing), min(missing)
+        raise UserError(f"weights {source.path} lack {count} tensors, such as {one}")
+    return model.eval().requires_grad_(False)
+
+
+def _read_folder(source: VaeSource, cls: type[Any], dtype: torch.dtype) -> tuple[Any, list[str]]:
+    model, info = cls.from_pretrained(
+        str(source.path),
+        torch_dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    return model, list(info["missing_keys"])
+
+
+def _read_file(source: VaeSource, cls: type[Any], dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """Read one file, in diffusers' layout or in Wan's own, which diffusers' converter reads."""
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    with torch.device("meta"):
+        model = cls(**source.config)
+    wanted, tensors = model.state_dict().keys(), load_file(source.path)
+    if not wanted <= tensors.keys():
+        tensors = convert_wan_vae_to_diffusers(tensors)
+    missing = [name for name in wanted if name not in tensors]
+    if not missing:
+        found = {name: tensors[name].to(dtype) for name in wanted}
+        model.load_state_dict(found, strict=True, assign=True)
+    return model, missing
+
 
 V = TypeVar("V", bound=VaeSpec)
 
@@ -74,10 +128,10 @@ class VaeCodec(Codec[V]):
     @property
     def at_hand(self) -> bool:
         """Whether a VAE is where `weights` says, or in the hub's cache."""
-        return at_hand(self.spec.weights)
+        return vae_at_hand(self.spec.weights)
 
     @functools.cached_property
-    def source(self) -> Source:
+    def source(self) -> VaeSource:
         """Where the weights are; errors as `identity`."""
         return find(self.spec.weights, self.kind)
 

@@ -2,24 +2,187 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ...core.backbone import target_positions
-from ...core.calls import VelocityCall
-from ...core.fit import pad_to
-from ...core.memory import Part
-from ...core.text import Text
-from ..dit.causal import groups_of
-from ..dit.model import DiT
-from ..dit.rotary import Rotary, rotary
-from ..dit.setup import Keys, check_call, pairs
-from . import ends
-from .attend import Stream, View
-from .block import DualBlock, SingleBlock, blocks_of
-from .rotary import axes_of
-from .run import Run, run_blocks
+from ...core.interfaces.backbone import Feature, VelocityCall, target_positions
+from ...core.interfaces.compressor import pad_to
+from ...core.values.memory import Part
+from ...core.values.shapes import Valid
+from ...core.values.text import Text
+from ..blocks.memory import groups_of
+from ..blocks.rotary import Rotary, rotary
+from ..blocks.setup import Keys, check_call, pairs, through
+from ..dit import DiT
+from ..specs import DiTSpec
+from .block import DualBlock, Known, SingleBlock, Stream, View, axes_of, blocks_of
+from .specs import HunyuanSpec
+
+# ⟦backbones/hunyuan/ends.py⟧ What happens before and after HunyuanVideo's blocks: text, time and the head, without state.
+
+
+STEPS = 1000.0  # HunyuanVideo counts time, and guidance, in thousandths
+
+
+def packed(text: Text) -> Text:
+    """Give the prompts with their real tokens first, cut to the longest prompt.
+
+    HunyuanVideo's text has no positions, so only what is read counts; diffusers carries the
+    padding along and masks it in every block.
+
+    Raises:
+        ValueError: a prompt has no real token, or no pooled vector.
+    """
+    if text.pooled is None:
+        raise ValueError("HunyuanVideo reads a pooled vector of each prompt: this text has none")
+    lengths = text.mask.sum(dim=1)
+    if not bool((lengths > 0).all()):
+        raise ValueError("a prompt has no real token: attention over nothing is undefined")
+    if bool(text.mask.all()):
+        return text
+    order = text.mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
+    index = order[..., None].expand(-1, -1, text.embeddings.shape[-1])
+    return attrs.evolve(
+        text,
+        embeddings=text.embeddings.gather(1, index.to(text.embeddings.device)),
+        mask=text.mask.gather(1, order),
+    )
+
+
+def view_of(view: View, valid: Valid | None, targets: int, words: Tensor | None) -> View:
+    """Give a view with the real keys of memory `[B, M]`, targets and text `[B, L]`.
+
+    A memory of padding alone keeps all of it for itself, because a softmax over nothing is NaN;
+    no one else sees it.
+    """
+    given = [x for x in (valid, words) if x is not None]
+    if all(bool(x.all()) for x in given):
+        return view
+    announce_ragged()
+    ones = given[0].new_ones(given[0].shape[0], targets)
+    parts = [x.to(ones.device) for x in (valid, ones, words) if x is not None]
+    view = view._replace(all=_places(torch.cat(parts, dim=1)))
+    if valid is None or bool(valid.all()):
+        return view
+    return view._replace(memory=_places(valid | ~valid.any(dim=1, keepdim=True)))
+
+
+def _places(real: Tensor) -> tuple[Tensor, ...]:
+    return tuple(row.nonzero()[:, 0] for row in real)
+
+
+@functools.cache
+def announce_ragged() -> None:
+    """Say once which way was taken."""
+    logging.getLogger(__name__).info(
+        "prompts or memories of different lengths in one batch: attention runs sample by sample, "
+        "without masks; batches of one length are faster where samples are small"
+    )
+
+
+def embed_time(embedder: Any, t: Tensor, pooled: Tensor, guidance: float | None) -> Tensor:
+    """Give the embedding `[B, D]` of time, prompt and guidance, as diffusers makes it.
+
+    Args:
+        embedder: diffusers' `HunyuanVideoConditionEmbedding`.
+        t: `[B]`, 0 to 1.
+        pooled: `[B, G]`.
+        guidance: the scale that the model was distilled on; None where it knows none.
+    """
+    scale = None
+    if guidance is not None:  # rounded in the model's dtype, as the pipeline does
+        scale = torch.full((t.shape[0],), guidance, dtype=pooled.dtype, device=t.device) * STEPS
+    time: Tensor = embedder(t.float() * STEPS, pooled, scale)[0]
+    return time
+
+
+def embed_clean(embedder: Any, t: Tensor, pooled: Tensor) -> Tensor:
+    """Give the embedding `[B or 1, D]` of time and prompt, guidance left out.
+
+    What diffusers' `token_replace` models use for the clean first frame, at time 0.
+    """
+    steps = embedder.time_proj(t.float() * STEPS).to(pooled.dtype)
+    time: Tensor = embedder.timestep_embedder(steps) + embedder.text_embedder(pooled)
+    return time
+
+
+def unpatchify(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, int, int]) -> Tensor:
+    """Give latents `[B, C, T, H, W]` of the tokens of a grid (time, rows, columns)."""
+    cells = tokens.reshape(tokens.shape[0], *grid, -1, *patch)
+    return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+# ⟦backbones/hunyuan/run.py⟧ All blocks of a HunyuanVideo, one after the other: those of two streams, then those of one.
+
+
+class Run(NamedTuple):
+    """What goes through the blocks.
+
+    Attributes:
+        target: the noisy tokens; None (and no text) to run memory alone.
+        text: refined prompts `[B, L, D]`; they join the targets in the single-stream blocks.
+        memory: its tokens; None where there is none, or where a cache stands for them.
+    """
+
+    target: Stream | None
+    text: Tensor | None
+    memory: Stream | None
+
+
+def run_blocks(
+    model: Any,
+    run: Run,
+    past: Sequence[Keys] | None,
+    view: View,
+    features: Mapping[str, Feature],
+) -> tuple[Tensor | None, list[Keys]]:
+    """Give the targets' hidden tokens `[B, N, D]`, and the memory's keys block by block.
+
+    One call a block, so that whatever hooks blocks (offload, FSDP) moves weights once.
+
+    Args:
+        model: with `transformer_blocks` and `single_transformer_blocks`.
+        run: what goes through.
+        past: keys and values by block, from a cache; None where there is none.
+        view: who sees whom.
+        features: of a memory, for the blocks' enhancers.
+    """
+    total = len(model.transformer_blocks) + len(model.single_transformer_blocks)
+    held: Sequence[Keys | None] = past or [None] * total
+    known = [Known(held[i], view, features, i == total - 1) for i in range(total)]
+    target, text, memory = run
+    made: list[Keys] = []
+    for block in model.transformer_blocks:
+        out, text, own, keys = through(model, block, target, text, memory, known[len(made)])
+        target, memory = _moved(target, out), _moved(memory, own)
+        made.append(keys)
+    main = _with_text(target, text)
+    for block in model.single_transformer_blocks:
+        out, own, keys = through(model, block, main, memory, known[len(made)])
+        main, memory = _moved(main, out), _moved(memory, own)
+        made.append(keys)
+    return _without_text(main, run.target), made
+
+
+def _moved(stream: Stream | None, hidden: Tensor | None) -> Stream | None:
+    return None if stream is None or hidden is None else stream._replace(hidden=hidden)
+
+
+def _with_text(target: Stream | None, text: Tensor | None) -> Stream | None:
+    if target is None or text is None:
+        return None
+    return target._replace(hidden=torch.cat([target.hidden, text], dim=1))
+
+
+def _without_text(main: Stream | None, target: Stream | None) -> Tensor | None:
+    return None if main is None or target is None else main.hidden[:, : target.hidden.shape[1]]
 
 
 class HunyuanReader(DiT):
@@ -66,6 +229,11 @@ class HunyuanReader(DiT):
             blocks_of(SingleBlock, config, config.num_single_layers)
         )
 
+    def set_up(self, spec: DiTSpec) -> None:
+        """Keep what a spec says of how memory enters, and its guidance scale."""
+        super().set_up(spec)
+        self.guidance = spec.guidance if isinstance(spec, HunyuanSpec) else None
+
     def fitted(self) -> list[Parameter]:
         """Give the parameters that `fit` copies."""
         return list(self.x_embedder.proj.parameters())
@@ -80,11 +248,11 @@ class HunyuanReader(DiT):
 
     def _memory_keys(self, new: Part, past: list[Keys] | None, every: Part) -> list[Keys]:
         stream = self._memory_stream(new, None, None)
-        view = ends.view_of(self._view(every), every.valid.to(self.device), 0, None)
+        view = view_of(self._view(every), every.valid.to(self.device), 0, None)
         return run_blocks(self, Run(None, None, stream), past, view, {})[1]
 
     def _read_text(self, text: Text) -> Text:
-        return ends.packed(text.to(self.device, self.dtype))
+        return packed(text.to(self.device, self.dtype))
 
     def _velocity(self, call: VelocityCall) -> Tensor:
         check_call(call, self.setup.time)
@@ -93,18 +261,18 @@ class HunyuanReader(DiT):
         noisy = pad_to(call.noisy, patch.height, patch.width).to(self.device, self.dtype)
         grid = tuple(size // cell for size, cell in zip(noisy.shape[2:], cells, strict=True))
         t, pooled = call.t.to(self.device), _pooled(call.context.text)
-        time = ends.embed_time(self.time_text_embed, t, pooled, self.guidance)
+        time = embed_time(self.time_text_embed, t, pooled, self.guidance)
         turns = self._turns(target_positions(call.frames, grid[1], grid[2]))
         out = self._read(Stream(self.x_embedder(noisy), time, turns), call)
         tokens = self.proj_out(self.norm_out(out, time))
-        return ends.unpatchify(tokens, grid, cells)[..., :height, :width]
+        return unpatchify(tokens, grid, cells)[..., :height, :width]
 
     def _read(self, target: Stream, call: VelocityCall) -> Tensor:
         context, memory = call.context, None
         words, mask = self._words(context.text, call.t.to(self.device))
         held = context.cache or context.memory
         valid = None if held is None or not held.valid.shape[1] else held.valid.to(self.device)
-        view = ends.view_of(self._view(context.memory), valid, target.hidden.shape[1], mask)
+        view = view_of(self._view(context.memory), valid, target.hidden.shape[1], mask)
         if context.memory is not None:
             memory = self._memory_stream(context.memory, target, _pooled(context.text))
         past = pairs(context.cache) if context.cache else None
@@ -114,7 +282,7 @@ class HunyuanReader(DiT):
 
     def _words(self, text: Text, t: Tensor) -> tuple[Tensor, Tensor]:
         """Give the text as the blocks read it `[B, L, D]`, and which of it is real `[B, L]`."""
-        return self.context_embedder(text.embeddings, t.float() * ends.STEPS, text.mask), text.mask
+        return self.context_embedder(text.embeddings, t.float() * STEPS, text.mask), text.mask
 
     def _view(self, memory: Part | None) -> View:
         """Give who sees whom where a memory of these tokens goes through, all of them real."""
@@ -134,7 +302,7 @@ class HunyuanReader(DiT):
             shape = (1, self.config.pooled_projection_dim)
             pooled = torch.zeros(shape, device=self.device, dtype=self.dtype)
         t = torch.full((1,), self.setup.memory_time, device=self.device)
-        return ends.embed_clean(self.time_text_embed, t, pooled)
+        return embed_clean(self.time_text_embed, t, pooled)
 
     def _turns(self, positions: Tensor, extents: Tensor | None = None) -> Rotary:
         turns = rotary(axes_of(self.config), positions, extents)

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from attrs import Attribute, field, frozen
 
-from ...core.grid import Geometry, Size3
-from ...core.spec import doc, in_, instance_of
+from ...core.interfaces.spec import doc, in_, instance_of
+from ...core.values.grid import Geometry, Size3
 from ..codecs.specs import Dct, HunyuanVae
-from ..dit.specs import DiTSpec, count_field, dtype_field, number_field, weights_field
+from ..specs import DiTSpec, count_field, dtype_field, number_field, weights_field
 from ..texts.specs import Bytes, LlamaClip
 
 HUB = "hunyuanvideo-community/HunyuanVideo"

@@ -6,32 +6,31 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter, init
 
 from ...core.errors import UserError
-from ...core.files import whole_file
-from ...core.lora import LoRA
-from .convert import Lora
-from .keys import DIFFUSERS
-from .read import read
-
-if TYPE_CHECKING:
-    from ..dit.model import DiT
+from ...core.interfaces.spec import LoRA
+from ...core.tools.files import whole_file
+from ..blocks.base import DiffusersBackbone
+from ..weights.find import path_of
+from .layouts import DIFFUSERS
+from .read import Lora, read
 
 NAME = "default"  # of ours in peft; LoRAs that stay frozen beside ours have other names
 _BLOCK = re.compile(r"\w*blocks\.\d+\.")
 
 
-def add(model: DiT, lora: LoRA) -> None:
+def add(model: DiffusersBackbone, lora: LoRA) -> None:
     """Freeze the model and add adapters: A drawn from the seed, B zero.
 
     Raises:
@@ -50,13 +49,15 @@ def add(model: DiT, lora: LoRA) -> None:
             weight.data.copy_(fresh)
 
 
-def linears(model: DiT, ends: Iterable[str]) -> list[str]:
+def linears(model: DiffusersBackbone, ends: Iterable[str]) -> list[str]:
     """Give the names of the blocks' modules that end so; those outside of blocks never count."""
     dotted = tuple(f".{end}" for end in ends)
     return [n for n, _ in model.named_modules() if _BLOCK.match(n) and f".{n}".endswith(dotted)]
 
 
-def _attach(model: DiT, names: list[str], rank: int, alpha: float, dtype: str) -> None:
+def _attach(
+    model: DiffusersBackbone, names: list[str], rank: int, alpha: float, dtype: str
+) -> None:
     """Freeze the model and add adapters of a type, trainable; float32 is never below the base's."""
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
     model.requires_grad_(False)
@@ -66,7 +67,7 @@ def _attach(model: DiT, names: list[str], rank: int, alpha: float, dtype: str) -
         weight.data = weight.data.to(wide if dtype == "float32" else torch.bfloat16)
 
 
-def inject(model: DiT, config: LoraConfig, name: str) -> None:
+def inject(model: DiffusersBackbone, config: LoraConfig, name: str) -> None:
     """Add a LoRA to peft's and let all act, ours last; ours alone can train."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
@@ -77,7 +78,7 @@ def inject(model: DiT, config: LoraConfig, name: str) -> None:
             weight.requires_grad_(f".{NAME}." in key)
 
 
-def adapters(model: DiT) -> dict[str, Parameter]:
+def adapters(model: DiffusersBackbone) -> dict[str, Parameter]:
     """Give our LoRA's parameters by the names that files use, without the prefix."""
     return {
         name.replace(f".{NAME}.", "."): weight
@@ -86,7 +87,7 @@ def adapters(model: DiT) -> dict[str, Parameter]:
     }
 
 
-def save(model: DiT, path: Path, besides: Mapping[str, Tensor]) -> None:
+def save(model: DiffusersBackbone, path: Path, besides: Mapping[str, Tensor]) -> None:
     """Write the adapters as diffusers' pipelines do: keys, and metadata that keeps rank and alpha.
 
     Args:
@@ -106,7 +107,7 @@ def save(model: DiT, path: Path, besides: Mapping[str, Tensor]) -> None:
         save_file(flat, part, metadata={"format": "pt"} | kept)
 
 
-def _config_text(model: DiT) -> dict[str, str]:
+def _config_text(model: DiffusersBackbone) -> dict[str, str]:
     config = model.peft_config[NAME]
     names = {name.partition(".lora_")[0] for name in adapters(model)}
     return metadata(int(config.r), float(config.lora_alpha), names)
@@ -122,7 +123,7 @@ def metadata(rank: int, alpha: float, names: Iterable[str]) -> dict[str, str]:
     return {LORA_ADAPTER_METADATA_KEY: text}
 
 
-def load(model: DiT, path: Path) -> None:
+def load(model: DiffusersBackbone, path: Path) -> None:
     """Read a LoRA file of any layout into the adapters here, or as new ones on a frozen base.
 
     Raises:
@@ -164,7 +165,9 @@ def _some(numbers: set[int] | set[float]) -> str:
     return ", ".join(f"{number:g}" for number in sorted(numbers)[:3])
 
 
-def _check_alike(model: DiT, here: dict[str, Parameter], lora: Lora, path: Path) -> None:
+def _check_alike(
+    model: DiffusersBackbone, here: dict[str, Parameter], lora: Lora, path: Path
+) -> None:
     mine = {name.partition(".lora_")[0] for name in here}
     if mine != set(lora.pairs):
         other = min(mine ^ set(lora.pairs))
@@ -176,3 +179,77 @@ def _check_alike(model: DiT, here: dict[str, Parameter], lora: Lora, path: Path)
     if alpha != config.lora_alpha:
         said = f"the adapters here have {config.lora_alpha:g}"
         raise UserError(f"LoRA {path} has alpha {alpha:g}, {said}")
+
+
+# ⟦backbones/lora/extra.py⟧ More LoRAs beside ours (`DiTSpec.loras`): few-step distillation, styles; frozen and scaled. Each is an adapter of its own in peft and acts together with ours. None is trained, and none is written into files of ours.
+
+
+EXTRA_NAME = "beside_{}"
+
+
+def stack(model: DiffusersBackbone, loras: Sequence[str]) -> None:
+    """Add LoRA files to a model, frozen, in any layout that `lora_read` knows.
+
+    Call it where `load` ends, for every expert of a model that has two. Ranks, alphas and biases
+    may differ by linear.
+
+    Args:
+        model: with or without adapters of ours.
+        loras: `file` or `file@0.8`: the scale of what it adds, 1 where none is given.
+
+    Raises:
+        UserError: a file is missing, of no known layout or of another model, or a scale is no
+            number.
+    """
+    for text in loras:
+        path, scale = parse(text)
+        _add(model, read(model, path), scale)
+
+
+def parse(text: str) -> tuple[Path, float]:
+    """Give the file and the scale that `file@0.8` names.
+
+    Raises:
+        UserError: what stands behind the last `@` is no finite number, and no such file exists.
+    """
+    name, at, tail = text.rpartition("@")
+    if not at or path_of(text).exists():
+        return path_of(text), 1.0
+    try:
+        scale = float(tail)
+    except ValueError:
+        scale = math.nan
+    if not name or not math.isfinite(scale):
+        raise UserError(f"backbone.loras: {text!r}: write file or file@0.8, {tail!r} is no scale")
+    return path_of(name), scale
+
+
+@torch.no_grad()
+def _add(model: DiffusersBackbone, found: Lora, scale: float) -> None:
+    known = model.peft_config if model._hf_peft_config_loaded else {}
+    name = EXTRA_NAME.format(sum(other != NAME for other in known))
+    inject(model, _config(found), name)
+    for linear, pair in found.pairs.items():
+        layer = model.get_submodule(linear)
+        assert isinstance(layer, LoraLayer)
+        layer.lora_A[name].weight.copy_(pair.down)
+        # peft scales B's bias as well, but alpha is not meant for it: alpha goes into B
+        layer.lora_B[name].weight.copy_(pair.up.float() * (found.alphas[linear] / pair.rank))
+        if layer.lora_B[name].bias is not None:
+            layer.lora_B[name].bias.copy_(found.biases.get(linear, torch.zeros(())))
+        layer.set_scale(name, scale)
+
+
+def _config(found: Lora) -> LoraConfig:
+    ranks = {linear: pair.rank for linear, pair in found.pairs.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    # `^`: peft would take the end of another linear's name for it
+    others = {f"^{linear}": other for linear, other in ranks.items() if other != rank}
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        target_modules=list(found.pairs),
+        lora_bias=bool(found.biases),
+    )

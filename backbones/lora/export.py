@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ...core.errors import UserError
-from ...core.files import open_tensors
-from ...core.lora_file import LoraFile
-from ...core.spec import BackboneSpec
-from ..dit.specs import DiTSpec
-from ..weights.headers import skeleton
-from . import keys as lora_keys
+from ...core.interfaces.backbone import LoraFile
+from ...core.interfaces.spec import BackboneSpec
+from ...core.tools.files import open_tensors
+from ..blocks.base import DiffusersBackbone
+from ..specs import DiTSpec
+from ..weights.check import skeleton
+from . import layouts as lora_keys
 from .adapters import metadata, one_scale
-from .convert import Lora
-from .keys import DIFFUSERS, kind_of
-from .names import FAMILIES, Family
-from .read import BESIDES, read, size_of
-
-if TYPE_CHECKING:
-    from ..dit.model import DiT
+from .layouts import DIFFUSERS, FAMILIES, Family, kind_of
+from .read import BESIDES, Lora, read, size_of
 
 
-def export(cls: type[DiT], spec: BackboneSpec, path: Path, layout: str) -> LoraFile:
+def export(cls: type[DiffusersBackbone], spec: BackboneSpec, path: Path, layout: str) -> LoraFile:
     """Give the adapters of a file of ours in a layout of `core.lora_file.LAYOUTS`.
 
     Where the original model joins linears (HunyuanVideo's q, k and v), so do other programs'
@@ -79,7 +74,7 @@ def _plain(found: Lora) -> dict[str, Tensor]:
 
 
 def _foreign(
-    model: DiT, found: Lora, family: Family, layout: str, scale: float
+    model: DiffusersBackbone, found: Lora, family: Family, layout: str, scale: float
 ) -> Mapping[str, Tensor]:
     sizes = size_of(model, Path("of this model"))
     named = lora_keys.original(found.pairs, family, sizes)

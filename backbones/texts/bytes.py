@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...core.text import Text, TextEncoder
+from ...core.interfaces.text_encoder import TextEncoder
+from ...core.values.text import Text
 from .specs import Bytes
 
 BEGIN = 256  # the code after the 256 bytes

@@ -10,12 +10,11 @@ import attrs
 from torch import Tensor
 
 from ...core.errors import UserError
-from ...core.files import read_object
-from ...core.text import Text
-from .lazy import WeightsEncoder
-from .loading import check_config, load_model, load_tokenizer
+from ...core.tools.files import read_object
+from ...core.values.text import Text
+from ..weights.find import WHAT, located
+from .loading import WeightsEncoder, check_config, load_model, load_tokenizer
 from .specs import LlamaClip
-from .weights import WHAT, located
 
 CLIP_LENGTH = 77
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ...core.spec import TextEncoderSpec, doc, ge, in_
+from ...core.interfaces.spec import TextEncoderSpec, doc, ge, in_
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Source: diffusers, pipelines/hunyuan_video, DEFAULT_PROMPT_TEMPLATE.

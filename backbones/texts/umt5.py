@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...core.text import Text
-from .lazy import WeightsEncoder
-from .loading import check_config, load_model, load_tokenizer
+from ...core.values.text import Text
+from ..weights.find import located
+from .loading import WeightsEncoder, check_config, load_model, load_tokenizer
 from .specs import Umt5
-from .weights import located
 
 TIED = "encoder.embed_tokens.weight"
 

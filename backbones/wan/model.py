@@ -12,18 +12,64 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ...core.backbone import target_positions
-from ...core.calls import Context, VelocityCall
-from ...core.fit import pad_to
-from ...core.memory import Part
-from ...core.text import Text
-from ..dit.causal import Sight
-from ..dit.model import DiT
-from ..dit.rotary import Rotary
-from ..dit.setup import Keys, check_call, pairs, through
-from . import ends
-from .block import MemoryBlock, Stream
-from .rotary import rotary
+from ...core.interfaces.backbone import Context, VelocityCall, target_positions
+from ...core.interfaces.compressor import pad_to
+from ...core.values.memory import Part
+from ...core.values.text import Text
+from ..blocks.memory import Sight
+from ..blocks.rotary import Rotary
+from ..blocks.setup import Keys, Setup, check_call, pairs, through
+from ..dit import DiT
+from ..specs import DiTSpec
+from .block import MemoryBlock, Stream, rotary
+from .specs import WanSpec
+
+# ⟦backbones/wan/ends.py⟧ What happens before and after Wan's blocks: time, masks and the head, without any state.
+
+
+STEPS = 1000.0  # Wan counts time in thousandths
+
+
+def each_token(t: Tensor, frames: int, cells: int) -> Tensor:
+    """Give the time of each target token `[B, frames · cells]` of times `[B]` or `[B, frames]`."""
+    by_frame = t[:, None].expand(-1, frames) if t.ndim == 1 else t
+    return by_frame[:, :, None].expand(-1, -1, cells).flatten(1)
+
+
+def embed_time(embedder: Any, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Give temb `[..., D]` and modulation `[..., 6, D]` of times `[B]` or `[B, N]`.
+
+    The time half of diffusers' condition embedder, step by step as there; the other half (text)
+    ran in `context`. Dtype and device are those of `like`.
+    """
+    # float64 as it is: 127/1000 in float32 is not 127 thousandths
+    exact = t.to(torch.promote_types(t.dtype, torch.float32)) * STEPS
+    steps = embedder.timesteps_proj(exact.float().to(like.device).flatten())
+    steps = steps.unflatten(0, tuple(t.shape))
+    dtype = next(iter(embedder.time_embedder.parameters())).dtype
+    if steps.dtype != dtype and dtype != torch.int8:
+        steps = steps.to(dtype)
+    temb = embedder.time_embedder(steps).type_as(like)
+    return temb, embedder.time_proj(embedder.act_fn(temb)).unflatten(-1, (6, -1))
+
+
+def modulate_out(hidden: Tensor, temb: Tensor, table: Tensor, norm: nn.Module) -> Tensor:
+    """Give the tokens as the last projection reads them; temb is `[B, D]` or `[B, N, D]`."""
+    table = table.to(temb.device)
+    if temb.ndim == 3:
+        parts = (table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
+        shift, scale = (part.squeeze(2).to(hidden.device) for part in parts)
+    else:
+        parts = (table + temb.unsqueeze(1)).chunk(2, dim=1)
+        shift, scale = (part.to(hidden.device) for part in parts)
+    out: Tensor = norm(hidden.float()) * (1 + scale) + shift
+    return out.type_as(hidden)
+
+
+def unpatchify(tokens: Tensor, grid: torch.Size, patch: tuple[int, int, int]) -> Tensor:
+    """Give latents `[B, C, T, H, W]` of the tokens of a grid (time, rows, columns)."""
+    cells = tokens.reshape(tokens.shape[0], *grid, *patch, -1)
+    return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
@@ -36,7 +82,7 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
     `isolated-causal`: and no later block of memory, so that they serve a take that grows, too.
     Targets alone read the features of a memory, after the prompt.
 
-    Subclasses say in `load` what their spec means; `setup` must be set before the first call.
+    `setup` must be set before the first call, as `load` does.
     """
 
     _no_split_modules = ["MemoryBlock"]
@@ -58,6 +104,10 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
         self.blocks = nn.ModuleList(
             MemoryBlock.of(self.config) for _ in range(self.config.num_layers)
         )
+
+    def set_up(self, spec: DiTSpec) -> None:
+        """Keep what a spec says of how memory and time enter."""
+        self.setup = Setup.of(spec, time=spec.time if isinstance(spec, WanSpec) else "sample")
 
     def fitted(self) -> list[Parameter]:
         """Give the parameters that `fit` copies."""
@@ -86,12 +136,12 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
         grid = hidden.shape[2:]
         hidden = hidden.flatten(2).transpose(1, 2).contiguous()  # [B, N, D]
         by_token = self.setup.time == "token"
-        t = ends.each_token(call.t, grid[0], grid[1] * grid[2]) if by_token else call.t
-        temb, modulation = ends.embed_time(self.condition_embedder, t, noisy)
+        t = each_token(call.t, grid[0], grid[1] * grid[2]) if by_token else call.t
+        temb, modulation = embed_time(self.condition_embedder, t, noisy)
         turns = self._rotary(target_positions(call.frames, grid[1], grid[2]))
         out = self._read(Stream(hidden, modulation, turns), call)
-        out = ends.modulate_out(out, temb, self.scale_shift_table, self.norm_out)
-        latents = ends.unpatchify(self.proj_out(out), grid, self.config.patch_size)
+        out = modulate_out(out, temb, self.scale_shift_table, self.norm_out)
+        latents = unpatchify(self.proj_out(out), grid, self.config.patch_size)
         return latents[..., :height, :width]
 
     def _read(self, target: Stream, call: VelocityCall) -> Tensor:
@@ -130,7 +180,7 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
         tokens = self._memory_tokens(part)
         t = self._memory_time(t, tokens.device)
         # All memory of a sample has one time, so [B, 6, D] serves where targets have [B, N, 6, D].
-        _, modulation = ends.embed_time(self.condition_embedder, t, tokens)
+        _, modulation = embed_time(self.condition_embedder, t, tokens)
         return Stream(tokens, modulation, self._rotary(*self._memory_places(part)))
 
     def _rotary(self, positions: Tensor, extents: Tensor | None = None) -> Rotary:

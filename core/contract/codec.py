@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..codec import Codec, decode_among, decode_whole, encode_whole, frames_of
-from ..compressor import State
-from ..spec import CodecSpec
-from .expect import copied, require, require_close, require_shape, require_unchanged
+from ..interfaces.codec import Codec, decode_among, decode_whole, encode_whole, frames_of
+from ..interfaces.compressor import State
+from ..interfaces.spec import CodecSpec
+from .samples import copied, require, require_close, require_shape, require_unchanged
 
 Pass = Callable[[Tensor, State | None], tuple[Tensor, State]]
 Rest = Callable[[State], Tensor | None]

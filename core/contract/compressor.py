@@ -2,18 +2,232 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from attrs import frozen
+from safetensors.torch import load, save
+from torch import Tensor
 
-from ..grid import Geometry, Size3, ceil_div
-from ..history import History
-from ..memory import Memory, Part
-from .case import AnyCompressor, Case, tensors
-from .expect import require
-from .liveness import awaken, check_liveness
-from .samples import SMALL, alone, sample_fit, shortened
-from .streaming import check_law, check_state
+from ..interfaces.compressor import Compressor, Fit, State
+from ..values.grid import Geometry, Size3, ceil_div
+from ..values.history import History
+from ..values.memory import Memory, Part, merge
+from .samples import SMALL, alone, require, sample_fit, sample_history, shortened
+
+# ⟦core/contract/case.py⟧ What a contract of compressors runs on, and when two memories count as equal.
+
+
+AnyCompressor: TypeAlias = Compressor[Any]
+
+
+@frozen(kw_only=True)
+class Case:
+    """What is under test, and how to build it and its input."""
+
+    compressor_cls: type[AnyCompressor]
+    spec: Any
+    fit: Fit
+    seed: int
+    dtype: torch.dtype
+
+    def built(self) -> AnyCompressor:
+        """A new compressor."""
+        return self.compressor_cls(self.spec, self.fit).to(self.dtype)
+
+    def history(self, size: Size3, batch: int = 2) -> History:
+        """A random history with what the compressor needs."""
+        needs = self.compressor_cls.needs(self.spec)
+        return sample_history(
+            size,
+            needs,
+            batch,
+            geometry=self.fit.geometry,
+            seed=self.seed,
+            dtype=self.dtype,
+            start=16,
+        )
+
+    def sizes(self) -> list[Size3]:
+        """Sizes: landscape, portrait, dividing nothing, one latent, none."""
+        shapes = [(11, 16, 18), (10, 9, 5), (8, 7, 7), (1, 6, 6), (2, 3, 17), (0, 6, 6)]
+        return [Size3(time=t, height=h, width=w) for t, h, w in shapes]
+
+    def near(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two tensors are equal up to rounding."""
+        tolerance = 1e-12 if self.dtype == torch.float64 else 1e-4
+        if a.shape != b.shape or a.numel() == 0:
+            return a.shape == b.shape
+        scale = max(1.0, float(b.double().abs().max()))
+        return float((a.double() - b.double()).abs().max()) <= tolerance * scale
+
+    def same(self, a: Memory, b: Memory) -> bool:
+        """Whether two memories are equal up to rounding; parts without tokens do not count."""
+        parts_a, parts_b = real_parts(a), real_parts(b)
+        return list(parts_a) == list(parts_b) and all(
+            self.near(x, y)
+            for name in parts_a
+            for x, y in zip(tensors(parts_a[name]), tensors(parts_b[name]), strict=True)
+        )
+
+
+def real_parts(memory: Memory) -> dict[str, Part]:
+    """Give the parts that have tokens, by name."""
+    return {part.name: part for part in memory.parts if part.tokens.shape[1]}
+
+
+def tensors(part: Part) -> list[Tensor]:
+    """Give all tensors of a part; features by name."""
+    features = [part.features[name] for name in sorted(part.features)]
+    return [part.tokens, part.positions, part.extents, part.valid.double(), *features]
+
+
+def snapshot(memory: Memory) -> State:
+    """Give copies of all tensors of a memory."""
+    named = {f"{p.name}.{i}": x for p in memory.parts for i, x in enumerate(tensors(p))}
+    return {name: x.clone() for name, x in named.items()}
+
+
+def equal(a: State, b: State) -> bool:
+    """Whether two dicts hold the same tensors, bit for bit."""
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ⟦core/contract/liveness.py⟧ Liveness: no parameter may be dead (design §3; three released systems shipped a dead memory).
+
+
+STEPS = 2  # the first one opens zero-initialised outputs, the second reaches what feeds them
+
+
+def check_liveness(compressor: Compressor[Any], history: History) -> None:
+    """Hold every parameter to a gradient, and to having moved after two optimizer steps.
+
+    Raises:
+        AssertionError: naming the parameters that have none or did not move.
+    """
+    named = dict(compressor.named_parameters())
+    if not named:
+        return
+    before = {name: p.detach().clone() for name, p in named.items()}
+    optimizer = torch.optim.Adam(named.values(), lr=1e-2)
+    compressor.train()
+    for _ in range(STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        loss = probe(compressor(history))
+        require(loss.requires_grad, "liveness: the memory does not depend on any parameter")
+        loss.backward()
+        optimizer.step()
+    silent = [name for name, p in named.items() if p.grad is None or not bool(p.grad.any())]
+    require(not silent, f"liveness: no gradient after {STEPS} steps: {', '.join(silent)}")
+    still = [name for name, p in named.items() if torch.equal(p.detach(), before[name])]
+    require(not still, f"liveness: not moved after {STEPS} steps: {', '.join(still)}")
+
+
+def probe(memory: Memory) -> Tensor:
+    """Give a loss that weighs every token and feature differently."""
+    random = torch.Generator().manual_seed(0)
+    floats = [x for part in memory.parts for x in (part.tokens, *part.features.values())]
+    terms = [(x * torch.randn(x.shape, generator=random, dtype=x.dtype)).sum() for x in floats]
+    return sum(terms, torch.zeros(()))
+
+
+def awaken(compressor: Compressor[Any], seed: int = 0) -> Compressor[Any]:
+    """Give the compressor with its all-zero parameters made random, so that laws mean something."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in compressor.parameters():
+            if not bool(parameter.any()):
+                noise = torch.randn(parameter.shape, generator=random, dtype=parameter.dtype)
+                parameter.copy_(noise / max(1, parameter[0].numel()) ** 0.5)
+    return compressor
+
+
+# ⟦core/contract/streaming.py⟧ Laws of `step`, `pending` and the state between them.
+
+
+LONG = 65  # latents that must fill any window: 1 + 8·8, eight blocks of the coarsest rate
+
+
+def check_law(case: Case, compressor: AnyCompressor, history: History) -> None:
+    """Hold all that `step` gave, merged with `pending`, to `forward`, after every chunk."""
+    for lengths in chunkings(history.size.time, case.seed):
+        state, settled, copies = None, [], []
+        seen = 0
+        for chunk in history.chunks(lengths):
+            state, memory = compressor.step(state, chunk)
+            pending = check_pending(compressor, state)
+            settled.append(memory)
+            copies.append(snapshot(memory))
+            seen += chunk.size.time
+            check_settled(compressor, memory, pending, seen)
+            whole = compressor(history.chunk(0, seen))
+            line = f"law: step over chunks of {lengths} latents, then pending, is not forward"
+            require(case.same(merge([*settled, pending]), whole), f"{line} at {seen} latents")
+        kept = all(equal(snapshot(m), copy) for m, copy in zip(settled, copies, strict=True))
+        require(kept, "settled: what step gave was changed later")
+
+
+def chunkings(latents: int, seed: int) -> list[list[int]]:
+    """Give ways to cut latents into chunks: by ones, whole, the first alone, two at random."""
+    random = torch.Generator().manual_seed(seed)
+    ways = [[1] * latents, [latents], [1, latents - 1]]
+    for _ in range(2):
+        cuts = torch.randperm(latents - 1, generator=random)[: latents // 3].sort().values + 1
+        edges = [0, *cuts.tolist(), latents]
+        ways.append([b - a for a, b in zip(edges, edges[1:], strict=False)])
+    return ways
+
+
+def check_pending(compressor: AnyCompressor, state: State) -> Memory:
+    """Give what is pending; the state must be plain tensors, and left as it was."""
+    plain = all(isinstance(x, Tensor) for x in state.values())
+    require(isinstance(state, dict) and plain, "state: it is not a dict of tensors")
+    before = {name: x.clone() for name, x in state.items()}
+    memory = compressor.pending(state)
+    require(equal(before, state), "pending: it changed the state")
+    return memory
+
+
+def check_settled(compressor: AnyCompressor, memory: Memory, pending: Memory, seen: int) -> None:
+    """Hold a step to its size, and a compressor that never settles to empty steps."""
+    for name, given in (("step", memory), ("pending", pending)):
+        told = given.size.time if given.size else None
+        require(told == seen, f"size: {name} says {told} latents of {seen} seen")
+    quiet = compressor.settles or not memory.length
+    require(quiet, "settles: it is False, but step gave tokens")
+
+
+def check_state(case: Case, compressor: AnyCompressor) -> None:
+    """Hold the state to a constant size, and to a safetensors file and back."""
+    history = case.history(Size3(time=2 * LONG - 1, height=4, width=4), batch=1)
+    state, sizes = None, {}
+    for chunk in history.chunks([1, *[8] * (LONG // 4)]):
+        state, _ = compressor.step(state, chunk)
+        sizes[chunk.offset + chunk.size.time] = sum(x.numel() for x in state.values())
+    small, large = sizes[LONG], sizes[2 * LONG - 1]
+    constant = small == large or not compressor.settles
+    require(constant, f"state: {small} numbers after {LONG} latents, {large} after {2 * LONG - 1}")
+    check_file(case, compressor)
+
+
+def check_file(case: Case, compressor: AnyCompressor) -> None:
+    """Hold a state that was saved and loaded to what the first would give."""
+    history = case.history(Size3(time=10, height=6, width=10))
+    state, _ = compressor.step(None, history.chunk(0, 6))
+    try:
+        loaded = load(save(state))
+    except (RuntimeError, ValueError) as error:
+        raise AssertionError(f"file: safetensors cannot write the state: {error}") from error
+    for one, other in zip(
+        _next(compressor, state, history), _next(compressor, loaded, history), strict=True
+    ):
+        require(case.same(one, other), "file: a saved state goes on otherwise")
+
+
+def _next(compressor: AnyCompressor, state: State, history: History) -> list[Memory]:
+    pending = compressor.pending(state)
+    state, memory = compressor.step(state, history.chunk(6, 10))
+    return [pending, memory, compressor.pending(state)]
 
 
 def check_compressor(

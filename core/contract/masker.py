@@ -8,14 +8,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from ..draws import Draws
-from ..grid import Rate
-from ..history import History
-from ..masker import Masker
-from ..query import Query
-from ..spec import MaskerSpec
-from ..text import Text
-from .expect import copied, require, require_close, require_unchanged
+from ..interfaces.masker import Masker
+from ..interfaces.spec import MaskerSpec
+from ..values.draws import Draws
+from ..values.grid import Rate
+from ..values.history import History, Query
+from ..values.text import Text
+from .samples import copied, require, require_close, require_unchanged
 
 RATES = (Rate(height=2, width=2, time=2), Rate(height=4, width=4, time=4))
 SEEDS = range(8)

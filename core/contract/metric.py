@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..metric import Metric, merit
-from ..spec import MetricSpec
-from .expect import require, require_close, require_shape
+from ..interfaces.metric import Metric, merit
+from ..interfaces.spec import MetricSpec
+from .samples import require, require_close, require_shape
 
 FRAMES, SIDE = 3, 64
 

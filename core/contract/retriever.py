@@ -6,14 +6,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from ..codec import frames_of
-from ..fit import Needs
-from ..history import History
-from ..memory import Memory
-from ..retriever import LatentFrames, PixelFrames, Retrieved, Retriever, Scene
-from ..shapes import Frames
-from ..spec import RetrieverSpec
-from .expect import copied, require, require_close, require_shape, require_unchanged
+from ..interfaces.codec import frames_of
+from ..interfaces.compressor import Needs
+from ..interfaces.retriever import LatentFrames, PixelFrames, Retrieved, Retriever, Scene
+from ..interfaces.spec import RetrieverSpec
+from ..values.history import History
+from ..values.memory import Memory
+from ..values.shapes import Frames
+from .samples import copied, require, require_close, require_shape, require_unchanged
 
 
 def check_retriever(retriever: Retriever[RetrieverSpec], scene: Scene) -> None:

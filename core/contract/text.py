@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..spec import TextEncoderSpec
-from ..text import Text, TextEncoder
-from .expect import require, require_close, require_shape
+from ..interfaces.spec import TextEncoderSpec
+from ..interfaces.text_encoder import TextEncoder
+from ..values.text import Text
+from .samples import require, require_close, require_shape
 
 PROMPTS = ("", "a cat", "ein Kätzchen schläft 猫", "long " * 4000)
 

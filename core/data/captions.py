@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from .names import printable
+from ..errors import printable
 
 INSTANT = 1e-6  # seconds; what a moment counts as
 

@@ -4,17 +4,63 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from attrs import frozen
 
-from ..errors import UserError
-from .captions import Caption, caption_at, name_in_words
-from .layouts.beside import captions_beside
-from .layouts.rows import SUFFIXES as LISTS
-from .layouts.rows import Row, read_rows
-from .names import printable
+from ..errors import UserError, printable
+from .captions import Caption, caption_at, name_in_words, whole
+from .lists import SUFFIXES as LISTS
+from .lists import Row, read_rows
+from .subtitles import read_subtitles, read_text, read_timed
+
+# ⟦core/data/layouts/beside.py⟧ Captions in a file beside a video: `x.json`, `x.srt`, `x.vtt` or `x.txt` for `x.mp4`.
+
+
+TIMED: dict[str, Callable[[Path], tuple[Caption, ...]]] = {
+    ".json": read_timed,
+    ".srt": read_subtitles,
+    ".vtt": read_subtitles,
+}
+
+
+def captions_beside(path: Path) -> tuple[Caption, ...]:
+    """Give the captions beside a video, none where there are none.
+
+    Timed captions (`x.json`, `x.srt`, `x.vtt`) go before those of the whole (`x.txt`); two timed
+    files must say the same. A blank file says nothing.
+
+    Raises:
+        UserError: a file cannot be read as what it is, or two timed ones differ.
+    """
+    found = [(file, read(file)) for end, read in TIMED.items() if (file := _file(path, end))]
+    timed = [(file, captions) for file, captions in found if captions]
+    for file, captions in timed[1:]:
+        if captions != timed[0][1]:
+            names = f"{printable(timed[0][0].name)} and {printable(file.name)}"
+            raise UserError(f"{names} caption {printable(path.name)} differently: keep one")
+    if timed:
+        return timed[0][1]
+    text = _file(path, ".txt")
+    return whole(read_text(text)) if text else ()
+
+
+def _file(video: Path, suffix: str) -> Path | None:
+    """Give the file beside `video` with that suffix, in small or capital letters."""
+    for end in (suffix, suffix.upper()):
+        beside = video.with_suffix(end)
+        if beside != video and _is_file(beside):
+            return beside
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long with this suffix; no such file can be there
+        return False
+
 
 SUFFIXES = frozenset(
     ".mp4 .mov .mkv .webm .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .gif .mxf".split()

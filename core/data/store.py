@@ -17,20 +17,142 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import attrs
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 from torch import Tensor
 
-from ..codec import Codec, frames_of
+from ..config import SpecError, from_json, to_json
 from ..errors import UserError
-from ..files import open_tensors, read_object
-from ..grid import Geometry, Rate, shared_period
-from ..history import History, lr_between
-from ..spec import CodecSpec
-from ..text import Text
-from .captions import caption_at
-from .record import FORMAT, WHAT, Record, check_format, clip_path, rate_path, read_index
+from ..experiment import Experiment
+from ..interfaces.codec import Codec, frames_of
+from ..interfaces.spec import BackboneSpec, CodecSpec, PluginSpec, TextEncoderSpec
+from ..registry import build
+from ..tools.files import open_tensors, read_lines, read_object
+from ..values.grid import Geometry, Rate, shared_period
+from ..values.history import History, lr_between
+from ..values.text import Text
+from .captions import Caption, caption_at, whole
 from .texts import read_text, text_path
+
+# ⟦core/data/record.py⟧ The index of a store: one line a clip, one file a process.
+
+
+WHAT = "latent store (make one with `longtake cache`)"
+FORMAT = 2
+READABLE = (1, 2)
+
+
+@frozen(kw_only=True)
+class Record:
+    """One clip of a store: a line of its index.
+
+    Attributes:
+        id: names its file; `mirror` marks the mirrored copy of a video.
+        source, fingerprint: the video it was made of.
+        latents, height, width: its latent size; `frames` and `fps` its video's, as cached.
+        captions: its prompts, each with the seconds it is about.
+        cuts: seconds of its hard cuts; None where they were not looked for.
+        rates: of the LR latents inside the clip's file; `added` of those in files of their own.
+        placement: how frames were resized and cropped.
+        revision: of several lines of a clip, the highest counts.
+        own_text: its embedded caption is inside the clip's file (format 1), not shared by prompt.
+    """
+
+    id: str
+    source: str
+    fingerprint: str
+    latents: int
+    height: int
+    width: int
+    frames: int
+    fps: float
+    captions: tuple[Caption, ...]
+    placement: str
+    mirror: bool = False
+    cuts: tuple[float, ...] | None = None
+    rates: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    revision: int = 0
+    own_text: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the source without its folder and suffix."""
+        return Path(self.source).stem
+
+    @property
+    def seconds(self) -> float:
+        """The length of the clip."""
+        return self.frames / self.fps
+
+    @property
+    def caption(self) -> str:
+        """The caption that covers most of the clip, "" where there is none."""
+        return caption_at(self.captions, 0.0, self.seconds)
+
+    def line(self) -> dict[str, Any]:
+        """Give the record as a line of the index."""
+        return attrs.asdict(self, filter=lambda attribute, _: attribute.name != "own_text")
+
+
+def check_format(root: Path, header: Mapping[str, Any]) -> None:
+    """Refuse a store that another version of the program made.
+
+    Raises:
+        UserError: its format is none that this version reads.
+    """
+    if header["format"] not in READABLE:
+        found, readable = header["format"], " and ".join(map(str, READABLE))
+        raise UserError(f"{root} is a store of format {found}; this version reads {readable}")
+
+
+def clip_path(root: Path, clip: str) -> Path:
+    """Give where a clip's tensors are."""
+    return root / "clips" / f"{clip}.safetensors"
+
+
+def rate_path(root: Path, rate: str, clip: str) -> Path:
+    """Give where the LR latents of a rate are that was added after the clip was cached."""
+    return root / "rates" / rate / f"{clip}.safetensors"
+
+
+def read_index(root: Path) -> list[Record]:
+    """Give the newest record of every clip, by id; each process of `cache` has its own file.
+
+    Raises:
+        UserError: a line is no record of a clip.
+    """
+    records: dict[str, Record] = {}
+    for path in sorted((root / "index").glob("*.jsonl")):
+        for line in read_lines(path):
+            record = _record(line, root, path)
+            known = records.get(record.id)
+            if known is None or record.revision >= known.revision:
+                records[record.id] = record
+    return [records[key] for key in sorted(records)]
+
+
+def _record(line: Mapping[str, Any], root: Path, path: Path) -> Record:
+    try:
+        if "caption" in line:
+            return _first_format(line, root)
+        lists = {name: tuple(line[name]) for name in ("rates", "added")}
+        cuts = None if line["cuts"] is None else tuple(line["cuts"])
+        captions = tuple(Caption(**caption) for caption in line["captions"])
+        return Record(**{**line, **lists, "cuts": cuts, "captions": captions})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: a line is no record of a clip: {error}") from None
+
+
+def _first_format(line: Mapping[str, Any], root: Path) -> Record:
+    """Give a line of format 1: one caption, its embedding in the clip, rates in the header."""
+    rest = {name: value for name, value in line.items() if name != "caption"}
+    header = read_object(root / "store.json", WHAT, "rates")
+    return Record(
+        **rest, captions=whole(line["caption"]), rates=tuple(header["rates"]), own_text=True
+    )
+
 
 IDENTITY = ("codec", "text", "channels", "fps")
 NAMED = 5  # clips named in a message
@@ -196,3 +318,65 @@ def made_with(geometry: Geometry, *, codec: str, text: str, fps: float) -> dict[
         "stride": geometry.vae_stride.time,
         "fps": fps,
     }
+
+
+# ⟦core/data/fits.py⟧ Whether a store fits an experiment: by the weights where they are at hand, else by their specs. Training reads latents and embedded prompts, so the machine that trains needs neither the VAE nor the text encoder: the store says by which specs it was made.
+
+
+SPECS = "specs"  # in a store's header: of the codec and of the text encoder
+
+
+def specs_of(backbone: BackboneSpec) -> dict[str, Any]:
+    """Give the specs that a store's header keeps beside the identities, as JSON."""
+    return {"codec": to_json(backbone.codec), "text": to_json(backbone.text_encoder)}
+
+
+def check_fits(
+    experiment: Experiment, store: Store, rates: Iterable[Rate], *, decodes: bool = False
+) -> None:
+    """Refuse a store that was made with another codec, text encoder or frame rate, or lacks rates.
+
+    Of a codec or text encoder whose weights are on this machine the weights themselves are
+    compared. Where they are not, nothing is fetched: the specs must be the same, `weights` as it
+    is written included. A store that keeps no specs is held to the weights.
+
+    Args:
+        experiment: what is to read it.
+        store: a latent store.
+        rates: LR rates that it must have.
+        decodes: whether the codec will be used: then its weights are compared, fetched or not.
+
+    Raises:
+        UserError: it does not fit, or weights that must be compared cannot be found.
+    """
+    backbone, kept = experiment.backbone, store.header.get(SPECS, {})
+    wanted: dict[str, Any] = {}
+    for key, spec in (("codec", backbone.codec), ("text", backbone.text_encoder)):
+        part = build(spec)
+        if key not in kept or part.at_hand or (decodes and key == "codec"):
+            wanted[key] = part.identity
+        else:
+            _check_spec(store, key, spec, kept[key])
+    geometry = backbone.geometry
+    wanted |= {"channels": geometry.channels, "fps": geometry.fps}
+    store.check(made_with=wanted, rates=rates)
+
+
+def _check_spec(store: Store, key: str, spec: PluginSpec, kept: Any) -> None:
+    made, mine = _whole(kept, key), to_json(spec)
+    odd = [name for name in {**mine, **made} if made.get(name) != mine.get(name)]
+    if odd:
+        where = "codec" if key == "codec" else "text_encoder"
+        raise UserError(
+            f"{store.root} was cached with backbone.{where}.{odd[0]} {made.get(odd[0])}, the "
+            f"experiment has {mine.get(odd[0])}, whose weights are not here to compare: name the "
+            "same, or fetch them"
+        )
+
+
+def _whole(kept: Any, key: str) -> dict[str, Any]:
+    """Give a spec of a header with the fields that have come since, at their defaults."""
+    try:
+        return to_json(from_json(kept, CodecSpec if key == "codec" else TextEncoderSpec))
+    except SpecError:  # of a plugin that is not here
+        return dict(kept)

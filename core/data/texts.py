@@ -11,9 +11,10 @@ from attrs import define, field
 from torch import Tensor
 from torch.nn import functional
 
-from ..files import is_tensors, open_tensors, write_tensors
-from ..spec import TextEncoderSpec
-from ..text import Text, TextEncoder
+from ..interfaces.spec import TextEncoderSpec
+from ..interfaces.text_encoder import TextEncoder
+from ..tools.files import is_tensors, open_tensors, write_tensors
+from ..values.text import Text
 
 AT_ONCE = 16  # prompts given to the encoder together
 

@@ -8,19 +8,192 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Self
 
-from attrs import define, frozen
+import attrs
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import UserError
 from ..experiment import TrainSpec
-from ..fit import Needs
-from ..grid import Geometry, shared_period
-from ..history import History
-from .batch import Batch, collate
-from .crop import Area, Crops, crop
-from .record import Record
-from .store import Store
+from ..interfaces.compressor import Needs
+from ..values.grid import Geometry, Rate, shared_period
+from ..values.history import History
+from ..values.text import Text
+from .store import Record, Store
+
+# ⟦core/data/batch.py⟧ Batches: windows of several clips side by side.
+
+
+@frozen(eq=False, kw_only=True)
+class Batch:
+    """What a training step reads.
+
+    Attributes:
+        history: windows of clips, one a sample.
+        text: their captions.
+        names: which clips they are of.
+        places: the place of each sample in the step's batch over all processes.
+    """
+
+    history: History
+    text: Text
+    names: tuple[str, ...]
+    places: tuple[int, ...] = field()
+
+    @places.default
+    def _in_order(self) -> tuple[int, ...]:
+        return tuple(range(len(self.names)))
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Give the batch on `device`."""
+        return attrs.evolve(self, history=self.history.to(device), text=self.text.to(device))
+
+    def select(self, order: Sequence[int]) -> Batch:
+        """Give the samples at the indices `order`, as a batch; each keeps its place."""
+        return Batch(
+            history=self.history.select(order),
+            text=self.text.select(order),
+            names=tuple(self.names[i] for i in order),
+            places=tuple(self.places[i] for i in order),
+        )
+
+    def deal(self, count: int) -> list[Batch]:
+        """Give the batch dealt into `count` micro-batches of equal size.
+
+        Raises:
+            ValueError: the samples cannot be dealt evenly.
+        """
+        if len(self.names) % count:
+            raise ValueError(f"{len(self.names)} samples cannot be dealt into {count} equal parts")
+        return [self.select(range(k, len(self.names), count)) for k in range(count)]
+
+
+def collate(
+    histories: Sequence[History],
+    texts: Sequence[Text],
+    names: Sequence[str],
+    places: Sequence[int] | None = None,
+) -> Batch:
+    """Give one batch of single samples; shorter histories are padded by zeros at their end."""
+    latents = pad_time([history.latents for history in histories])
+    lr = {rate: pad_time([h.lr[rate] for h in histories]) for rate in histories[0].lr}
+    whole = histories[0].pixels is not None
+    history = History(
+        latents=latents,
+        lr=lr,
+        start=torch.cat([history.start for history in histories]),
+        length=torch.cat([history.length for history in histories]),
+        pixels=pad_time([h.pixels for h in histories if h.pixels is not None]) if whole else None,
+        cuts=tuple(c for h in histories for c in h.cuts) if all(h.cuts for h in histories) else (),
+    )
+    return Batch(
+        history=history,
+        text=stack_texts(texts),
+        names=tuple(names),
+        places=tuple(range(len(names)) if places is None else places),
+    )
+
+
+def pad_time(tensors: Sequence[Tensor]) -> Tensor:
+    """Give tensors `[1, C, T, ...]` of different T as one batch, zeros behind the shorter."""
+    longest = max(tensor.shape[2] for tensor in tensors)
+
+    def pad(tensor: Tensor) -> Tensor:
+        rest = longest - tensor.shape[2]
+        shape = (*tensor.shape[:2], rest, *tensor.shape[3:])
+        return torch.cat([tensor, tensor.new_zeros(shape)], dim=2) if rest else tensor
+
+    return torch.cat([pad(tensor) for tensor in tensors])
+
+
+def stack_texts(texts: Sequence[Text]) -> Text:
+    """Give texts of one length as one batch."""
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    return Text(
+        embeddings=torch.cat([text.embeddings for text in texts]),
+        mask=torch.cat([text.mask for text in texts]),
+        pooled=torch.cat(pooled) if pooled else None,
+    )
+
+
+# ⟦core/data/crop.py⟧ Random crops of cached windows: cheap training samples at the scale of full frames.
+
+
+@frozen(kw_only=True)
+class Area:
+    """A rectangle of latent cells of a frame."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@frozen(kw_only=True)
+class Crops:
+    """Draws crops of one size; their corners stand on the grid of the coarsest memory token.
+
+    So HR and LR cells stay aligned. A frame smaller than a crop is taken whole along that side.
+
+    Attributes:
+        height, width: latent rows and columns of a crop.
+        rows, columns: latent rows and columns of a token of the coarsest rate.
+    """
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, size: tuple[int, int], geometry: Geometry, rates: frozenset[Rate]) -> Self | None:
+        """Give the crops of `train.crop`, or None where it is 0, 0: whole frames."""
+        if not all(size):
+            return None
+        rows = geometry.patch.height * max((rate.height for rate in rates), default=1)
+        columns = geometry.patch.width * max((rate.width for rate in rates), default=1)
+        return cls(height=size[0], width=size[1], rows=rows, columns=columns)
+
+    def size(self, record: Record) -> tuple[int, int]:
+        """Give height and width of a clip's crops."""
+        return min(record.height, self.height), min(record.width, self.width)
+
+    def draw(self, rng: random.Random, record: Record) -> Area:
+        """Give a random crop of a clip."""
+        height, width = self.size(record)
+        top = self.rows * rng.randint(0, (record.height - height) // self.rows)
+        left = self.columns * rng.randint(0, (record.width - width) // self.columns)
+        return Area(top=top, left=left, height=height, width=width)
+
+
+def crop(history: History, area: Area) -> History:
+    """Give an area of a history: its latents, the LR latents over it, and its pixels.
+
+    It is what encoding the cropped video would give only where the codec sees no further than its
+    cells; elsewhere the border has seen beyond the crop.
+    """
+    bottom, right = area.top + area.height, area.left + area.width
+    pixels = history.pixels
+    if pixels is not None:
+        scale = pixels.shape[-1] // history.latents.shape[-1]
+        pixels = pixels[..., scale * area.top : scale * bottom, scale * area.left : scale * right]
+    return attrs.evolve(
+        history,
+        latents=history.latents[..., area.top : bottom, area.left : right],
+        lr={
+            rate: x[
+                ...,
+                area.top // rate.height : -(-bottom // rate.height),
+                area.left // rate.width : -(-right // rate.width),
+            ]
+            for rate, x in history.lr.items()
+        },
+        pixels=pixels,
+    )
 
 
 @frozen(kw_only=True)

@@ -12,22 +12,55 @@ import torch
 from attrs import frozen
 from torch import nn
 
-from ..codec import Codec
-from ..data.record import Record
-from ..data.store import Store
-from ..draws import step_generator
+from ..data.store import Record, Store, check_fits
 from ..errors import UserError
-from ..grid import Size3
-from ..history import History
-from ..masker import Masker
-from ..metric import Metric
-from ..model import Model, all_needs, build_retriever, compressor_needs
+from ..interfaces.codec import Codec
+from ..interfaces.masker import Masker
+from ..interfaces.metric import Metric
+from ..interfaces.retriever import Retriever
+from ..interfaces.spec import CodecSpec, MaskerSpec, MetricSpec, PluginSpec, RetrieverSpec
+from ..model import Model, all_needs, build_retriever, compressor_needs, learned_retriever
 from ..registry import build, registry
-from ..retriever import Retriever
-from ..scene import learned_retriever
-from ..spec import CodecSpec, MaskerSpec, MetricSpec, PluginSpec, RetrieverSpec
-from ..text import Text
-from .checks import check_metrics, check_store
+from ..values.draws import step_generator
+from ..values.grid import Size3
+from ..values.history import History
+from ..values.text import Text
+
+# ⟦core/measure/checks.py⟧ What cannot be measured is refused before any work is done.
+
+
+Metrics = Mapping[str, Metric[MetricSpec]]
+
+
+def check_store(model: Model, store: Store) -> None:
+    """Refuse a store that does not fit the experiment.
+
+    Raises:
+        UserError: it was made for something else, or holds mirrored clips only.
+    """
+    check_fits(model.experiment, store, all_needs(model.experiment).rates, decodes=True)
+    if all(record.mirror for record in store.records):
+        raise UserError(f"{store.root} holds mirrored clips only: there is nothing to measure")
+
+
+def check_metrics(store: Store, measured: Metrics, missing: Metrics, stride: Size3) -> None:
+    """Refuse frames that a metric cannot compare.
+
+    Raises:
+        UserError: no metric can be measured here, or a clip is too small for one.
+    """
+    if not measured:
+        lacking = "; ".join(f"{name} needs {metric.lacks()}" for name, metric in missing.items())
+        raise UserError(f"none of the experiment's metrics can be measured here: {lacking}")
+    for record in store.records:
+        size = (record.height * stride.height, record.width * stride.width)
+        for name, metric in measured.items():
+            if min(size) < metric.least:
+                raise UserError(
+                    f"{name} needs frames of {metric.least}x{metric.least} or more, but "
+                    f"{record.name} has {size[0]}x{size[1]}: change its spec, or leave it out"
+                )
+
 
 QUERIES = 6  # masked queries for each clip
 

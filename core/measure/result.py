@@ -2,18 +2,172 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from attrs import field, frozen
+from torch import Tensor
 
-from .figures import Interval
-from .quantities import AgeBin as AgeBin
-from .quantities import Distance as Distance
-from .quantities import MetricInfo as MetricInfo
-from .quantities import Quality as Quality
-from .quantities import Retrieval as Retrieval
+from ..interfaces.metric import Goal, merit
+
+# ⟦core/measure/figures.py⟧ Figures that say how sure they are: a mean, its interval over clips, and how many clips.
+
+
+RESAMPLES = 2000
+SHARE = 0.95
+SEED = 2512
+
+
+@frozen(kw_only=True)
+class Interval:
+    """A mean over clips and its 95 % interval, which one clip alone does not have.
+
+    Attributes:
+        mean: over clips, each counted once.
+        low, high: ends of the interval; None where n is 1.
+        n: clips.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Give the mean of one value a clip with its 95 % interval, by bootstrap over clips.
+
+    Percentiles of the means of 2000 resamples, drawn from a fixed seed: the same values always
+    give the same interval. With few clips such an interval is rather too narrow.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    return crossed([values])
+
+
+def crossed(values: Sequence[Sequence[float]]) -> Interval:
+    """Give the mean over runs and clips with its 95 % interval: both are resampled.
+
+    With one run this is `interval` of its clips. With few runs such an interval is too narrow.
+
+    Args:
+        values: of each run one value a clip, the same clips in the same order.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if not values or not values[0]:
+        raise ValueError("no value, no mean")
+    found = torch.tensor([list(run) for run in values], dtype=torch.float64)  # [runs, clips]
+    mean, (runs, n) = float(found.mean()), found.shape
+    if n == 1:
+        return Interval(mean=mean, low=None, high=None, n=1)
+    generator = torch.Generator().manual_seed(SEED)
+    clips = torch.randint(n, (RESAMPLES, 1, n), generator=generator)
+    which = torch.randint(runs, (RESAMPLES, runs, 1), generator=generator)
+    return _ends(mean, found[which, clips].mean(dim=(1, 2)), n)
+
+
+def _ends(mean: float, means: torch.Tensor, n: int) -> Interval:
+    ends = torch.tensor([(1 - SHARE) / 2, (1 + SHARE) / 2], dtype=torch.float64)
+    low, high = means.quantile(ends).tolist()
+    return Interval(mean=mean, low=min(low, mean), high=max(high, mean), n=n)
+
+
+def interval_or_none(values: Sequence[float | None]) -> Interval | None:
+    """Give the interval of the values that exist, or None where none does."""
+    kept = [value for value in values if value is not None]
+    return interval(kept) if kept else None
+
+
+# ⟦core/measure/quantities.py⟧ Metrics, and quality by retriever, as plain values.
+
+
+@frozen(kw_only=True)
+class MetricInfo:
+    """A metric as reports need it.
+
+    Attributes:
+        name: unique in the result; `plugin` the name it is found by; `title` as printed.
+        unit: printed behind figures, "" for none.
+        goal: "higher" or "lower" is better, or the number that equal frames have.
+        needs: why it was not measured here; "": it was.
+    """
+
+    name: str
+    plugin: str
+    title: str
+    unit: str
+    goal: Goal
+    needs: str = ""
+
+    def merit(self, value: float) -> float:
+        """Give a figure so that more is better."""
+        return merit(self.goal, value)
+
+    @property
+    def wish(self) -> str:
+        """What is good, in words."""
+        return f"{self.goal} is better" if isinstance(self.goal, str) else f"best at {self.goal:g}"
+
+
+@frozen(kw_only=True)
+class AgeBin:
+    """Quality of the frames `start` to `end` seconds before the end of the history, by metric."""
+
+    start: float
+    end: float
+    figures: Mapping[str, Interval]
+
+
+@frozen(kw_only=True)
+class Quality:
+    """Quality over clips by metric, and by age."""
+
+    figures: Mapping[str, Interval]
+    ages: tuple[AgeBin, ...]
+
+
+@frozen(kw_only=True)
+class Retrieval:
+    """One retriever over all clips.
+
+    Attributes:
+        name: unique among the retrievers of the result.
+        kind: learned, part (learned, of one part of the memory alone), floor, guide (a floor that
+            had no codec to pass) or ceiling.
+        unmasked: from the memory of the clean history, every frame asked for.
+        masked: from the memory of masked histories, Ω asked for; learned ones only.
+        numbers: how many numbers a clip is kept as (median over clips), where it is known.
+        seconds: median over clips of the time that one latent frame takes, not decoded.
+        samples: what it gives is a sample, of which detail is asked, and no mean.
+    """
+
+    name: str
+    kind: str
+    unmasked: Quality
+    masked: Quality | None = None
+    numbers: int | None = None
+    seconds: float | None = None
+    samples: bool = False
+
+
+@frozen(kw_only=True)
+class Distance:
+    """How much better the main retriever is than another, clip by clip; below 0 it is worse.
+
+    Where the goal of a metric is a number, it is how much nearer to it.
+    """
+
+    name: str
+    kind: str
+    figures: Mapping[str, Interval]
+
 
 FORMAT = 2
 
@@ -158,3 +312,88 @@ def _put_nulls(data: dict[str, Any], names: Sequence[str]) -> None:
 
 
 _HOW = ("unmasked", "masked")
+
+
+# ⟦core/measure/scores.py⟧ Figures of single frames, and their means over frames, ages and clips.
+
+
+@frozen(eq=False, kw_only=True)
+class Scores:
+    """Figures of video frames of one clip.
+
+    Attributes:
+        frames: which frames, counted in the window, int64 `[F]`; some may stand twice.
+        total: frames of the window.
+        values: by metric, `[F]`.
+        weights: how much each frame counts by metric, `[F]`; metrics that are left out: alike.
+    """
+
+    frames: Tensor
+    total: int
+    values: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = field(factory=dict)
+
+    def means(self, chosen: Tensor | None = None) -> dict[str, float]:
+        """Give the weighted mean by metric over all frames, or over those `chosen`, bool `[F]`."""
+        kept = torch.ones_like(self.frames, dtype=torch.bool) if chosen is None else chosen
+        return {name: self._mean(name, kept) for name in self.values}
+
+    def like(self, other: Scores) -> Scores:
+        """Give the figures of the frames that `other` holds, as often as it holds them.
+
+        Raises:
+            KeyError: a frame of `other` is not here.
+        """
+        place = {frame: k for k, frame in enumerate(self.frames.tolist())}
+        at = torch.tensor([place[frame] for frame in other.frames.tolist()])
+        return Scores(
+            frames=other.frames,
+            total=self.total,
+            values={name: value[at] for name, value in self.values.items()},
+            weights={name: weight[at] for name, weight in self.weights.items()},
+        )
+
+    def _mean(self, name: str, kept: Tensor) -> float:
+        value = self.values[name][kept].double()
+        weight = self.weights.get(name, torch.ones(len(kept)))[kept].double()
+        return float((value * weight).sum() / weight.sum())
+
+
+def join(parts: Sequence[Scores]) -> Scores:
+    """Give the scores of several questions about one clip as one."""
+    return Scores(
+        frames=torch.cat([part.frames for part in parts]),
+        total=parts[0].total,
+        values={m: torch.cat([part.values[m] for part in parts]) for m in parts[0].values},
+        weights={m: torch.cat([part.weights[m] for part in parts]) for m in parts[0].weights},
+    )
+
+
+def over_clips(clips: Sequence[Scores], *, fps: float, width: float) -> Quality:
+    """Give the quality over clips: each clip's mean counts once, by age bins of `width` seconds."""
+    means = [clip.means() for clip in clips]
+    bins: dict[int, list[dict[str, float]]] = defaultdict(list)
+    for clip in clips:
+        for number, found in by_age(clip, fps, width).items():
+            bins[number].append(found)
+    ages = tuple(
+        AgeBin(start=number * width, end=(number + 1) * width, figures=_intervals(bins[number]))
+        for number in sorted(bins)
+    )
+    return Quality(figures=_intervals(means), ages=ages)
+
+
+def by_age(clip: Scores, fps: float, width: float) -> dict[int, dict[str, float]]:
+    """Give means by metric over the frames of each age bin, `width` seconds wide, by its number."""
+    ages = (clip.total - 1 - clip.frames) / fps
+    which = (ages / width + 1e-9).floor().long()
+    return {number: clip.means(which == number) for number in which.unique().tolist()}
+
+
+def _intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
+    return {name: interval([row[name] for row in rows]) for name in rows[0]}
+
+
+def age_width(seconds: float) -> float:
+    """Give the width of age bins: whole seconds, so that there are ten at most."""
+    return float(max(1, math.ceil(seconds / 10)))

@@ -6,13 +6,143 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
+from attrs import frozen
 
-from ..metric import merit
-from .bars import bars
-from .beside import ByRate, by_rate
-from .figures import Interval, interval
-from .result import Distance, GainFigures, LongRow, MeasureResult, MetricInfo
-from .words import MISSED, NOTE, OPEN, REACHED, Verdict, doubt, number, spread, state_of
+from ..interfaces.metric import merit
+from .compare import ByRate, by_rate
+from .result import (
+    Distance,
+    GainFigures,
+    Interval,
+    LongRow,
+    MeasureResult,
+    MetricInfo,
+    Retrieval,
+    interval,
+)
+
+# ⟦core/measure/words.py⟧ Figures as words: numbers with units, intervals, and what they mean.
+
+
+REACHED, MISSED, OPEN, NOTE = "reached", "missed", "unclear", "note"
+
+
+@frozen(kw_only=True)
+class Verdict:
+    """A sentence and what it means: reached, missed, unclear (the interval holds both), or note."""
+
+    state: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"[{self.state}] {self.text}"
+
+
+def state_of(found: Interval, low: float, high: float = float("inf")) -> str:
+    """Say whether a mean lies in [low, high]; unclear where it does but its interval does not."""
+    if not low <= found.mean <= high:
+        return MISSED
+    if found.low is None or found.high is None:
+        return OPEN
+    return REACHED if low <= found.low and found.high <= high else OPEN
+
+
+def doubt(found: Interval, low: float) -> str:
+    """Say why a figure is unclear that should be `low` or more."""
+    if found.low is None:
+        return "one clip shows little"
+    return f"its interval reaches {'below' if found.low < low else 'above'} that"
+
+
+def number(value: float, metric: MetricInfo | None = None, *, sign: bool = False) -> str:
+    """Give a figure as text with its unit: 2 digits behind the point for dB, 3 where
+    the metric has no unit, 4 for losses.
+    """
+    unit = f" {metric.unit}" if metric and metric.unit else ""
+    return _digits(value, metric, sign) + unit
+
+
+def bare(value: float, metric: MetricInfo) -> str:
+    """Give a figure as text without its unit."""
+    return _digits(value, metric, sign=False)
+
+
+def spread(found: Interval, metric: MetricInfo | None = None, *, sign: bool = False) -> str:
+    """Give the interval of a figure as text, with its n."""
+    clips = f"{found.n} clip{'s' if found.n > 1 else ''}"
+    ends = span(found, metric, sign=sign)
+    return f"[{ends}] ({clips})" if ends else f"(no interval, {clips})"
+
+
+def span(found: Interval, metric: MetricInfo | None = None, *, sign: bool = False) -> str:
+    """Give the two ends of an interval as text, or nothing where it has none."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"{_digits(found.low, metric, sign)}, {_digits(found.high, metric, sign)}"
+
+
+def _digits(value: float, metric: MetricInfo | None, sign: bool) -> str:
+    digits = 4 if metric is None else 2 if metric.unit else 3
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+# ⟦core/measure/bars.py⟧ Bars that a memory is held to: the paper's figures, and detail as fine as the original's.
+
+
+# PSNR of retrieval in dB by rate, arXiv 2512.23851, Table 1: a large backbone on its own data.
+PAPER: Mapping[str, float] = {"4x4x2": 17.41, "2x2x2": 19.12, "2x2x4": 18.63, "2x2x1": 20.19}
+WITHIN = 0.2  # of the original's energy in the high band
+
+
+def bars(result: MeasureResult) -> Iterator[Verdict]:
+    """Give a line for each learned retriever and bar; only samples are judged, the rest noted."""
+    learned = [found for found in result.retrievals if found.kind == "learned"]
+    paper = PAPER.get(result.rates[0]) if len(result.rates) == 1 else None
+    psnr, band = result.metric("psnr"), result.metric("high-band")
+    for found in learned:
+        if psnr and paper:
+            yield _beside_paper(found, psnr, paper, result.rates[0])
+    for found in learned:
+        if band:
+            yield _detail(found, band, result.retrievals[0])
+    if not any(found.samples for found in learned):
+        text = "No retriever of the experiment gives samples (as flow does from 20 steps on), of "
+        text += "which the paper's figure and detail would be asked."
+        yield Verdict(state=NOTE, text=text)
+
+
+def _beside_paper(found: Retrieval, metric: MetricInfo, paper: float, rate: str) -> Verdict:
+    own = found.unmasked.figures[metric.name]
+    gap = own.mean - paper
+    text = (
+        f"{found.name} gives {number(own.mean, metric)} {metric.title} {spread(own, metric)}, "
+        f"{number(abs(gap), metric)} {'above' if gap >= 0 else 'below'} the {paper:.2f} dB of the "
+        f"paper at {rate} (a large backbone on other data: a yardstick, no comparison)"
+    )
+    return _judged(found, own, text, paper)
+
+
+def _detail(found: Retrieval, metric: MetricInfo, ceiling: Retrieval) -> Verdict:
+    own, best = (one.unmasked.figures[metric.name] for one in (found, ceiling))
+    text = (
+        f"{found.name} holds {number(own.mean, metric)} of the original's energy in the "
+        f"{metric.title} {spread(own, metric)}; the codec's own reconstruction holds "
+        f"{number(best.mean, metric)}"
+    )
+    return _judged(found, own, text, 1 - WITHIN, 1 + WITHIN)
+
+
+def _judged(
+    found: Retrieval, own: Interval, text: str, low: float, high: float = float("inf")
+) -> Verdict:
+    """Judge a sample; of a mean the line is a note, since a mean blurs."""
+    if not found.samples:
+        return Verdict(state=NOTE, text=f"{text}.")
+    state = state_of(own, low, high)
+    wanted = f"{low:.2f} or more" if high == float("inf") else f"{low:.2f} to {high:.2f}"
+    but = f"; {doubt(own, low)}" if state == OPEN else ""
+    return Verdict(state=state, text=f"{text}; asked: {wanted}{but}.")
+
 
 ASKED: Mapping[str, float] = {"mean-frame": 1.0}  # dB above; other floors ask for 0
 FEW = 8  # clips below which an interval is called a guess

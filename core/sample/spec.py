@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from ..spec import doc, ge, in_, unit
+from ..interfaces.spec import doc, ge, in_, unit
 
 # What diffusers calls them, and whether times are given to them (evenly spaced, then shifted).
 SCHEDULERS = {

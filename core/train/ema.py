@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from ..errors import UserError
-from ..files import open_tensors, read_header, write_tensors
-from .parts import part_of, whole_tree
+from ..tools.files import open_tensors, read_header, write_tensors
+from .distributed import part_of, whole_tree
 
 
 def trained(module: nn.Module) -> dict[str, Parameter]:

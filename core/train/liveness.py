@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..errors import LongtakeError
-from .parts import whole
-from .stage import StageOne
+from .distributed import whole
+from .loss import StageOne
 
 STEPS = 2  # a zero-initialised output lets gradients through from the second step on
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from ..device import pick_device
 from ..errors import UserError
 from ..experiment import TrainSpec
 from ..model import Model
-from . import sharded
-from .stage import StageOne
+from ..tools.device import pick_device
+from . import distributed as sharded
+from .loss import StageOne
 
 BLOCK = re.compile(r"(blocks|attention)\.\d+\.|compressors\.\d+\.")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor
 from ..experiment import Experiment, TrainSpec
 from ..model import Model
 from .ema import Average
-from .stage import StageOne
+from .loss import StageOne
 
 
 @define
@@ -76,3 +79,37 @@ class Worker:
             return list(flags)
         raised = torch.tensor([flags], dtype=torch.int64, device=self.device)
         return [bool(n) for n in self.gather(raised).sum(dim=0)]
+
+
+# ⟦core/train/signals.py⟧ Signals: the first Ctrl-C ends a run after its step, saved; the second one ends it at once.
+
+
+@define
+class Stop:
+    """Whether the run was asked to end."""
+
+    asked: bool = False
+
+
+@contextmanager
+def graceful() -> Iterator[Stop]:
+    """Give what Ctrl-C and SIGTERM set; at the second one, KeyboardInterrupt is raised.
+
+    Outside the main thread, where Python hears no signals, nobody sets it.
+    """
+    stop = Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,20 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...core.compressor import Compressor, State
-from ...core.fit import Fit, Length, Needs
-from ...core.grid import Geometry, Size3
-from ...core.history import History
-from ...core.memory import Memory
-from ...core.parts import grid_part
+from ...core.interfaces.compressor import Compressor, Fit, Length, Needs, State, pad_to
+from ...core.interfaces.streaming import joined, own
+from ...core.values.grid import Geometry, Size3
+from ...core.values.history import History
+from ...core.values.memory import Memory, grid_part
 from ...kernels.reference import out_tokens
-from ..specs import Conv
-from .conv_branches import HrBranch, LrBranch
-from .conv_layers import token_grid
+from .conv_layers import AttentionStack, ConvTrunk, PixelStem, token_grid
+from .specs import Conv
+from .tokens import LrBranch, extended
+
+# ⟦plugins/compressors/conv_branches.py⟧ The two branches of `conv`, each as a whole, chunk by chunk, and for what is still pending.
+
+
+class HrBranch(nn.Module):
+    """Full-size latents → convs → attention: features `[B, T', S, C]` of S = rows × columns.
+
+    With a pixel stem, its features of frames stand for the latents.
+
+    State: `waiting`, the latents of the incomplete block; `conv.i`, a tail a conv; `attention.i`,
+    keys and values of the last window − 1 memory frames. With full attention `hidden`, the convs'
+    features of all complete memory frames, instead.
+    """
+
+    def __init__(self, spec: Conv, geometry: Geometry) -> None:
+        super().__init__()
+        self.spec = spec
+        self.geometry = geometry
+        self.full = spec.attention == "full"
+        self.stem = PixelStem(spec.channels[0], geometry) if spec.stem == "pixels" else None
+        self.trunk = ConvTrunk(spec, geometry)
+        self.attention = AttentionStack(spec)
+        self.out = nn.Linear(spec.channels[-1], geometry.width)
+        if spec.lr:  # step 0 is Only-LR; alone, zero tokens would blow up under the DiT's norms
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+    def whole(self, history: History, frames: int) -> Tensor:
+        """Give the features of `frames` memory frames of a window."""
+        rate = self.spec.rate
+        latents = extended(self.read(history), history.length, 1 + (frames - 1) * rate.time)
+        hidden, _ = self.convolve(latents, {})
+        keys = None
+        if history.ragged:
+            counts = torch.tensor([rate.time_tokens(int(n)) for n in history.length])
+            keys = torch.arange(frames)[None] < counts[:, None]
+        return self.attend(hidden, {}, keys)[0]
+
+    def read(self, history: History) -> Tensor:
+        """Give what the convs read `[B, C, T, H, W]`: the latents, or the stem's features."""
+        return history.latents if self.stem is None else self.stem(history)
+
+    def take(self, state: State, chunk: History, ready: int) -> Tensor | None:
+        """Put a chunk into `state`; give the features that the first `ready` of all complete."""
+        waiting = joined(state.get("waiting"), self.read(chunk), dim=2)
+        state["waiting"] = own(waiting[:, :, ready:])
+        if not ready:
+            return None
+        hidden, tails = self.convolve(waiting[:, :, :ready], state)
+        if self.full:
+            state.update(tails, hidden=own(joined(state.get("hidden"), hidden, dim=1)))
+            return None
+        hidden, windows = self.attend(hidden, state)
+        state.update(tails | windows)
+        return hidden
+
+    def rest(self, state: State, missing: int) -> Tensor:
+        """Give the features of the incomplete block, if `missing`; full attention: of all."""
+        parts = [state["hidden"]] if self.full else []
+        if missing:
+            waiting = state["waiting"]
+            length = torch.full_like(state["start"], waiting.shape[2])
+            block = extended(waiting, length, self.spec.rate.time)
+            parts.append(self.convolve(block, state)[0])
+        return self.attend(torch.cat(parts, dim=1), state)[0]
+
+    def convolve(
+        self, latents: Tensor, past: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give the convs' features `[B, T', S, C]` of complete blocks, and the convs' tails."""
+        rate, patch = self.spec.rate, self.geometry.patch
+        time, height, width = latents.shape[2:]
+        grid = token_grid(self.spec, self.geometry, Size3(time=time, height=height, width=width))
+        latents = pad_to(latents, rate.height * patch.height, rate.width * patch.width)
+        hidden, tails = self.trunk(latents.to(self.out.weight.dtype), past)
+        return hidden[..., : grid.height, : grid.width].flatten(3).permute(0, 2, 3, 1), tails
+
+    def attend(
+        self, hidden: Tensor, past: Mapping[str, Tensor], keys: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give the features after attention, and its window to go on from."""
+        seen: tuple[Tensor, dict[str, Tensor]] = self.attention(hidden, past, keys)
+        return seen
 
 
 class ConvCompressor(Compressor[Conv]):

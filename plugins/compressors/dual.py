@@ -7,15 +7,22 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from ...core.compressor import Compressor, MemoryEncoder, State, side_by_side
-from ...core.fit import Fit, Length, Needs
-from ...core.grid import Geometry, Size3
-from ...core.history import History
-from ...core.memory import Memory, merge
+from ...core.interfaces.compressor import (
+    Compressor,
+    Fit,
+    Length,
+    MemoryEncoder,
+    Needs,
+    State,
+    side_by_side,
+)
+from ...core.interfaces.spec import CompressorSpec
+from ...core.interfaces.streaming import emptied
 from ...core.registry import build, registry
-from ...core.spec import CompressorSpec
-from ...core.streams import emptied
-from ..compressor_specs import DualEncoder
+from ...core.values.grid import Geometry, Size3
+from ...core.values.history import History
+from ...core.values.memory import Memory, merge
+from .specs import DualEncoder
 
 
 class DualEncoderCompressor(Compressor[DualEncoder]):

@@ -7,18 +7,194 @@ from collections.abc import Iterator
 
 import attrs
 import torch
-from attrs import frozen
+from attrs import define, frozen
 from torch import Tensor
 
-from ...core.compressor import State
-from ...core.fit import Fit, Length, Needs
-from ...core.grid import Geometry, Rate, Size3, ceil_div
-from ...core.history import History
-from ...core.memory import Memory, Part, merge
-from ...core.streams import Run, Streamed, take_blocks, waiting
-from ..compressor_specs import Merge
-from .merge_regions import boxes, means, regions, tokens_first
-from .streams_tokens import OwnTokens
+from ...core.interfaces.compressor import Fit, Length, Needs, State
+from ...core.interfaces.streaming import Run, Streamed, take_blocks, waiting
+from ...core.values.grid import Geometry, Rate, Size3, ceil_div
+from ...core.values.history import History
+from ...core.values.memory import Memory, Part, merge
+from .specs import Merge
+from .tokens import OwnTokens
+
+# ⟦plugins/compressors/merge_regions.py⟧ Regions of a grid: neighbours in time and space joined, those first that lose least.
+
+
+OCTAVE = 16  # losses count as equal within 1/16 of an octave, so that rounding decides nothing
+FLOOR = 2.0**-20  # of a loss, in latent values squared: below it areas are flat
+LEVELS = 2**11  # more than there are losses between FLOOR and any that occurs
+SIZES = 2**20  # more than a region has cells
+TIES = 2**28  # more than there are edges
+SHUFFLE = 2654435761  # odd, so that no two edges draw the same lot (Knuth's multiplicative hash)
+DONE = -1  # key of an edge that must not join
+
+
+def neighbours(grid: Size3) -> Tensor:
+    """Give all pairs of neighbouring cells of a grid, int64 `[2, E]`; time is slowest."""
+    cells = torch.arange(grid.cells).view(grid.time, grid.height, grid.width)
+    pairs = [
+        torch.stack([cells.narrow(d, 0, n - 1).flatten(), cells.narrow(d, 1, n - 1).flatten()])
+        for d, n in enumerate(cells.shape)
+    ]
+    return torch.cat(pairs, dim=1)
+
+
+@torch.no_grad()
+def regions(x: Tensor, grid: Size3, *, keep: int, threshold: float | None = None) -> Tensor:
+    """Give the region of every cell, named by its first cell, int64 `[K, N]`.
+
+    In each round two regions join where each is the other's best neighbour, best pairs first;
+    rounds go on until `keep` regions are left. The best is the one that loses least: the rise of
+    the squared error of all cells when two regions get a common mean, n·m / (n + m) · |a − b|²
+    (Ward's criterion); then the smaller, then by lot. A region is connected, as two join only
+    across a face of their cells.
+
+    Args:
+        x: K grids of N = time × height × width cells, `[K, N, F]`, float32 or wider.
+        grid: their shape.
+        keep: regions that are left of each grid, ≥ 1.
+        threshold: greatest difference (RMS over F) of two means that join; None: any.
+    """
+    ends = neighbours(grid).to(x.device)
+    lot = torch.arange(ends.shape[1], device=x.device) * SHUFFLE % TIES
+    at = _Search.of(x, ends)
+    left = torch.full((len(x), 1), grid.cells - keep, device=x.device)
+    while bool((left > 0).any()):
+        one, two = at.label[:, ends[0]], at.label[:, ends[1]]
+        barred = (one == two) if threshold is None else (one == two) | (at.apart > threshold**2)
+        key = (at.preference(one, two) + lot).masked_fill(barred, DONE)
+        chosen = best_pairs(key, one, two, left, grid.cells)
+        if not chosen.any():
+            break
+        left = left - chosen.sum(dim=1, keepdim=True)
+        at.join(chosen, one, two)
+    return at.label
+
+
+@define(eq=False)
+class _Search:
+    """The regions so far: each has its mean and size at its first cell, each edge its difference.
+
+    Attributes:
+        ends: the cells at both ends of the edges, `[2, E]`.
+        label: `[K, N]`.
+        mean: `[K, N, F]`.
+        size: `[K, N]`.
+        apart: mean squared difference of the means at both ends of the edges, `[K, E]`.
+    """
+
+    ends: Tensor
+    label: Tensor
+    mean: Tensor
+    size: Tensor
+    apart: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, ends: Tensor) -> _Search:
+        """Give the search at its start: every cell is a region."""
+        label = torch.arange(x.shape[1], device=x.device).repeat(len(x), 1)
+        apart = (x[:, ends[0]] - x[:, ends[1]]).square().mean(dim=2)
+        return cls(ends, label, x.clone(), torch.ones_like(label), apart)
+
+    def preference(self, one: Tensor, two: Tensor) -> Tensor:
+        """Give how good it is to join the regions `[K, E]`, as multiples of TIES, the best last."""
+        n, m = self.size.gather(1, one), self.size.gather(1, two)
+        loss = (n * m / (n + m) * self.apart).clamp(min=FLOOR)
+        level = (OCTAVE * (loss / FLOOR).log2()).round().long().clamp(max=LEVELS - 1)
+        small = SIZES - 1 - (n + m).clamp(max=SIZES - 1)
+        return ((LEVELS - 1 - level) * SIZES + small) * TIES
+
+    def join(self, chosen: Tensor, one: Tensor, two: Tensor) -> None:
+        """Join the regions at the ends of the chosen edges, each under the lower name."""
+        grid, edge = chosen.nonzero(as_tuple=True)
+        low, high = (f(one[grid, edge], two[grid, edge]) for f in (torch.minimum, torch.maximum))
+        n, m = self.size[grid, low], self.size[grid, high]
+        sums = n[:, None] * self.mean[grid, low] + m[:, None] * self.mean[grid, high]
+        self.mean[grid, low] = sums / (n + m)[:, None]
+        self.size[grid, low] = n + m
+        target = torch.arange(self.label.shape[1], device=low.device).repeat(len(self.label), 1)
+        target[grid, high] = low
+        self.label = target.gather(1, self.label)
+        self._refresh(grid, low)
+
+    def _refresh(self, grid: Tensor, first: Tensor) -> None:
+        """Renew the differences across the edges of the regions `first` of the grids `grid`."""
+        new = torch.zeros_like(self.label, dtype=torch.bool)
+        new[grid, first] = True
+        one, two = (self.label[:, end] for end in self.ends)
+        stale = (one != two) & (new.gather(1, one) | new.gather(1, two))
+        row, edge = stale.nonzero(as_tuple=True)
+        gap = self.mean[row, one[row, edge]] - self.mean[row, two[row, edge]]
+        self.apart[row, edge] = gap.square().mean(dim=1)
+
+
+def means(x: Tensor, label: Tensor) -> Tensor:
+    """Give the mean of each region at its first cell, `[K, N, F]`; zeros elsewhere."""
+    size = torch.zeros_like(label).scatter_add(1, label, torch.ones_like(label))
+    total = torch.zeros_like(x).scatter_add(1, label[..., None].expand_as(x), x)
+    return total / size.clamp(min=1)[..., None]
+
+
+def best_pairs(key: Tensor, one: Tensor, two: Tensor, left: Tensor, cells: int) -> Tensor:
+    """Give the edges whose two regions are each other's best, at most `left` of each grid.
+
+    Args:
+        key: of each edge, `[K, E]`, the greater the better; DONE never joins.
+        one: region at one end, `[K, E]`.
+        two: region at the other end.
+        left: how many regions are still too many, `[K, 1]`.
+        cells: N.
+    """
+    best = key.new_full((len(key), cells), DONE)
+    best = best.scatter_reduce(1, one, key, "amax").scatter_reduce(1, two, key, "amax")
+    mutual = (key > DONE) & (best.gather(1, one) == key) & (best.gather(1, two) == key)
+    rank = torch.where(mutual, key, DONE).argsort(dim=1, descending=True).argsort(dim=1)
+    return mutual & (rank < left)
+
+
+def boxes(label: Tensor, grid: Size3, count: int) -> tuple[Tensor, Tensor]:
+    """Give first and last (time, row, column) of the box around each region, at its first cell.
+
+    Args:
+        label: of B · count grids, one behind the other in time, `[B·count, N]`.
+        grid: the shape of one.
+        count: grids of a sample.
+
+    Returns:
+        Two of int64 `[B, count·N, 3]`, time counted from the sample's first grid.
+    """
+    sides = (grid.time, grid.height, grid.width)
+    cell = torch.cartesian_prod(*(torch.arange(n) for n in sides)).to(label.device)
+    cell = cell.view(1, -1, 3).repeat(len(label), 1, 1)
+    index = label[..., None].expand_as(cell)
+    ends = [cell.scatter_reduce(1, index, cell, how) for how in ("amin", "amax")]
+    later = torch.zeros(count, 1, 3, dtype=torch.int64, device=label.device)
+    later[:, 0, 0] = torch.arange(count) * grid.time
+    low, high = (x.unflatten(0, (-1, count)) + later for x in ends)
+    return low.flatten(1, 2), high.flatten(1, 2)
+
+
+def tokens_first(label: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Give where the first cells of regions stand, by the last latent they cover, and validity.
+
+    Args:
+        label: `[B·count, N]`.
+        last: last latent of the region of each first cell, `[B, count·N]`.
+
+    Returns:
+        Order and validity, both `[B, M]`: M is what the fullest sample needs of each grid, so that
+        it does not matter how many grids are looked at together. Padding goes last.
+    """
+    first = label == torch.arange(label.shape[1], device=label.device)
+    found = first.sum(dim=1).view(len(last), -1)  # [B, count]
+    total = int(found.max(dim=0).values.sum())
+    place = torch.arange(last.shape[1], device=last.device)
+    late = torch.iinfo(torch.int64).max
+    key = torch.where(first.view_as(last), last * last.shape[1] + place, late)
+    valid = torch.arange(total, device=last.device) < found.sum(dim=1, keepdim=True)
+    return key.argsort(dim=1)[:, :total], valid
+
 
 AT_ONCE = 2**17  # cells whose regions are sought together: bounds what the search needs
 EACH = Rate(height=1, width=1, time=1)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...core.compressor import State
-from ...core.fit import Fit, Length, Needs
-from ...core.grid import Geometry, Size3
-from ...core.history import History
-from ...core.memory import Memory
-from ...core.parts import grid_part
-from ...core.streams import Run, Streamed, take_blocks, waiting
-from ..compressor_specs import Pool
-from .streams_tokens import OwnTokens, block_means
+from ...core.interfaces.compressor import Fit, Length, Needs, State
+from ...core.interfaces.streaming import Run, Streamed, take_blocks, waiting
+from ...core.values.grid import Geometry, Size3
+from ...core.values.history import History
+from ...core.values.memory import Memory, grid_part
+from .specs import Pool
+from .tokens import OwnTokens, block_means
 
 
 class PoolCompressor(Streamed[Pool]):

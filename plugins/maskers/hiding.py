@@ -10,17 +10,59 @@ import attrs
 import torch
 from torch import Tensor
 
-from ...core.codec import from_bytes, to_bytes
-from ...core.draws import Draws
-from ...core.flow import levels
-from ...core.grid import Rate
-from ...core.history import History
-from ...core.masker import Masker
-from ...core.query import Query
-from ...core.shapes import Counts, Frames
-from ...core.text import Text
-from ..masker_specs import Graded, Hiding
-from .omega import choose, frames_at
+from ...core.errors import UserError
+from ...core.interfaces.codec import from_bytes, to_bytes
+from ...core.interfaces.masker import Masker
+from ...core.values.draws import Draws
+from ...core.values.flow import interpolate, levels
+from ...core.values.grid import Rate
+from ...core.values.history import History, Query
+from ...core.values.shapes import Counts, Frames, Latents, Targets
+from ...core.values.text import Text
+from .specs import Asking, Drop, Graded, Hiding, Noise, Scale, Shift, Unmasked
+
+# ⟦plugins/maskers/omega.py⟧ Which frames are asked for: Ω, and copies of them.
+
+
+def choose(spec: Asking, length: Counts, draws: Draws) -> Frames:
+    """Give Ω `[B, K]`, int64 on the CPU, ascending and inside each sample's length.
+
+    K is drawn for the batch, at most its shortest history. `where: last` gives the last K frames
+    of every sample; as many numbers are drawn as for `random`, so that the rest is masked alike.
+
+    Raises:
+        UserError: a history of the batch is empty, so that nothing can be asked.
+    """
+    shortest = int(length.min())
+    if shortest < 1:
+        raise UserError("a history of the batch is empty: there is no frame to ask for")
+    drawn = int(torch.randint(len(spec.counts), (), generator=draws.shared))
+    count = min(spec.counts[drawn], shortest)
+    run = draws.uniform() < spec.contiguous
+    rows = [
+        (_run if one else _scattered)(int(n), count, generator)
+        for n, one, generator in zip(length, run, draws.each, strict=True)
+    ]
+    if spec.where == "last":
+        rows = [torch.arange(int(n) - count, int(n)) for n in length]
+    return torch.stack(rows)
+
+
+def frames_at(latents: Latents, omega: Frames) -> Targets:
+    """Give copies of the latent frames Ω of each sample, `[B, C, K, H, W]`."""
+    batch, channels, _, height, width = latents.shape
+    index = omega[:, None, :, None, None].expand(batch, channels, -1, height, width)
+    return latents.gather(2, index)
+
+
+def _run(length: int, count: int, generator: torch.Generator) -> Tensor:
+    first = torch.randint(length - count + 1, (), generator=generator)
+    return first + torch.arange(count)
+
+
+def _scattered(length: int, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(length, generator=generator)[:count].sort().values
+
 
 H = TypeVar("H", bound=Hiding)
 G = TypeVar("G", bound=Graded)
@@ -132,3 +174,103 @@ class GradedMasker(HidingMasker[G], Generic[G]):
 def per_frame(level: Tensor) -> Tensor:
     """Give levels `[B, T]` so that they broadcast against frames `[B, C, T, H, W]`."""
     return level[:, None, :, None, None]
+
+
+# ⟦plugins/maskers/drop.py⟧ Masking by leaving frames out.
+
+
+class DropMasker(HidingMasker[Drop]):
+    """Replaces frames outside Ω by zeros or by the mean of each channel: nothing of them is left.
+
+    Their level is 1. An LR latent whose level lies between (`lr_level: mean`) is blended.
+    """
+
+    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+        """Give (1 − level)·x + level·fill."""
+        t = per_frame(level)
+        if self.spec.fill == "zeros":
+            return (1 - t) * x
+        fill = torch.stack([_mean(one, int(n)) for one, n in zip(x, length, strict=True)])
+        return (1 - t) * x + t * fill
+
+
+def _mean(frames: Tensor, length: int) -> Tensor:
+    """Give the mean of each channel over the first `length` frames, `[C, 1, 1, 1]`."""
+    return frames[:, :length].mean(dim=(1, 2, 3), keepdim=True)
+
+
+# ⟦plugins/maskers/noise.py⟧ Masking by noise, as the paper pretrains (Eq. 3).
+
+
+class NoiseMasker(GradedMasker[Noise]):
+    """Noises all latents outside Ω by Eq. 1, each frame at a level of its own (method.md §2, §3).
+
+    LR latents and pixels get noise of their own.
+    """
+
+    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+        """Give (1 − level)·x + level·ε; ε is drawn on CPU in float32."""
+        noise = draws.normal(*x.shape[1:])
+        return interpolate(x, noise.to(x), per_frame(level))
+
+
+# ⟦plugins/maskers/none.py⟧ No masking: the control.
+
+
+class NoMasker(Masker[Unmasked]):
+    """Asks for Ω of a history that stays clean; what `measure` calls masked is clean here, too."""
+
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        """Give the query; only Ω is random.
+
+        Raises:
+            UserError: a history of the batch is empty, so that nothing can be asked.
+        """
+        device = history.latents.device
+        omega = choose(self.spec, history.length.cpu(), draws).to(device)
+        return Query(
+            history=history,
+            text=text,
+            omega=omega,
+            targets=frames_at(history.latents, omega),
+            levels=torch.zeros(history.batch, history.size.time, device=device),
+            lr_levels={
+                rate: torch.zeros(history.batch, x.shape[2], device=device)
+                for rate, x in history.lr.items()
+            },
+        )
+
+
+# ⟦plugins/maskers/scale.py⟧ Masking by scaling the range of values.
+
+
+class ScaleMasker(GradedMasker[Scale]):
+    """Shrinks the values of frames outside Ω towards 0: contrast goes, structure stays.
+
+    A masked frame keeps its content up to its level, so an encoder that is told no level can
+    still read it where the level is not 1: a weaker mask than noise. Named, without numbers, as an
+    alternative in the paper (method.md §3); that it means values, not sizes, is our reading.
+    """
+
+    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+        """Give (1 − level)·x."""
+        return (1 - per_frame(level)) * x
+
+
+# ⟦plugins/maskers/shift.py⟧ Masking by translation of values.
+
+
+class ShiftMasker(GradedMasker[Shift]):
+    """Moves the values of each frame outside Ω by one vector over channels, alike in all cells.
+
+    The direction is random for each frame, of rms 1 over channels; its length is level × `amount`.
+    As with `scale`, structure stays, so the mask is weaker than noise. Named, without numbers, as
+    an alternative in the paper (method.md §3); that values move, not places, is our reading.
+    """
+
+    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+        """Give x + level · amount · direction."""
+        normal = draws.normal(x.shape[1], x.shape[2], 1, 1)
+        rms = normal.square().mean(dim=1, keepdim=True).sqrt()
+        direction = normal / rms.clamp_min(torch.finfo(normal.dtype).tiny)
+        return x + self.spec.amount * per_frame(level) * direction.to(x)

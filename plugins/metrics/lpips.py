@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...core.metric import Metric
-from ..specs import Lpips
+from ...core.interfaces.metric import Metric
+from .specs import Lpips
 
 SMALLEST = 64  # pixels; fewer leave AlexNet's last layers nothing
 

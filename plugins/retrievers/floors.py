@@ -6,11 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.codec import frames_of
+from ...core.cache.encode import LowRes
 from ...core.errors import UserError
-from ...core.grid import Rate, ceil_div
-from ...core.history import History
-from ...core.shapes import Bytes, Counts, Frames, Pixels
+from ...core.interfaces.codec import decode_whole, frames_of, from_bytes
+from ...core.interfaces.compressor import Needs, State
+from ...core.interfaces.retriever import PixelFrames, Retriever, Scene
+from ...core.values.grid import Rate, ceil_div
+from ...core.values.history import History
+from ...core.values.shapes import Bytes, Counts, Frames, Pixels
+from .specs import MeanFrame, Thumbnail, Upsample
 
 
 def frames_asked(omega: Frames, stride: int) -> list[int]:
@@ -69,3 +73,131 @@ def pixels_of(history: History, name: str) -> Bytes:
 def frames_in(length: Counts, stride: int) -> Counts:
     """Give how many video frames the real latents of each sample stand for."""
     return stride * (length - 1) + 1
+
+
+# ⟦plugins/retrievers/mean_frame.py⟧ Floor `mean-frame`: what is known without any memory of time.
+
+
+class MeanFrameRetriever(Retriever[MeanFrame]):
+    """Gives the mean of all frames of the window, whatever is asked (design §6)."""
+
+    learned = False
+
+    @classmethod
+    def needs(cls, spec: MeanFrame) -> Needs:
+        """Give pixels."""
+        return Needs(pixels=True)
+
+    def numbers(self, scene: Scene) -> int:
+        """Give the colours of one frame."""
+        return pixels_of(scene.history, "mean-frame")[0, :, 0].numel()
+
+    @torch.no_grad()
+    def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> PixelFrames:
+        """Give the frames of Ω, all alike, from the pixels of the history.
+
+        Raises:
+            UserError: the history has no pixels.
+            ValueError: Ω differs over the batch.
+        """
+        stride = scene.codec.stride.time
+        count = len(frames_asked(omega, stride))
+        pixels = pixels_of(scene.history, "mean-frame")
+        real = frames_in(scene.history.length, stride).tolist()
+        means = [_mean(video[:, :n]) for video, n in zip(pixels, real, strict=True)]
+        mean = torch.stack(means)[:, :, None]
+        return PixelFrames(pixels=mean.expand(-1, -1, count, -1, -1))
+
+
+def _mean(video: torch.Tensor) -> torch.Tensor:
+    """Give the mean of `[3, F, P, Q]` over time, frame by frame so that no float copy is made."""
+    total = torch.zeros_like(video[:, 0], dtype=torch.float32)
+    for frame in video.unbind(dim=1):
+        total += from_bytes(frame)
+    return total / video.shape[1]
+
+
+# ⟦plugins/retrievers/thumbnail.py⟧ Floor `thumbnail`: a guide only, since it never passes the codec.
+
+
+class ThumbnailRetriever(Retriever[Thumbnail]):
+    """Shrinks the raw video by the rate and enlarges it again (design §6)."""
+
+    learned = False
+    guide = True
+
+    @classmethod
+    def needs(cls, spec: Thumbnail) -> Needs:
+        """Give pixels."""
+        return Needs(pixels=True)
+
+    def numbers(self, scene: Scene) -> int:
+        """Give the colours of the LR video."""
+        colours, frames, rows, columns = pixels_of(scene.history, "thumbnail").shape[1:]
+        rate, stride = self.spec.rate, scene.codec.stride
+        down = ceil_div(rows, rate.height * stride.height) * stride.height
+        across = ceil_div(columns, rate.width * stride.width) * stride.width
+        return colours * (1 + (frames - 1) // rate.time) * down * across
+
+    @torch.no_grad()
+    def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> PixelFrames:
+        """Give the frames of Ω, from the pixels of the history.
+
+        Raises:
+            UserError: the history has no pixels.
+            ValueError: Ω differs over the batch.
+        """
+        rate, stride = self.spec.rate, scene.codec.stride
+        asked = frames_asked(omega, stride.time)
+        pixels = pixels_of(scene.history, "thumbnail")
+        video = _shrunk(pixels, LowRes(rate, stride))
+        complete = 1 + (frames_in(scene.history.length, stride.time) - 1) // rate.time
+        rows, columns = pixels.shape[-2:]
+        return PixelFrames(pixels=from_lr_video(video, asked, complete, rate, (rows, columns)))
+
+
+def _shrunk(pixels: Bytes, lowres: LowRes) -> Tensor:
+    """Give the whole LR video, shrunk a few frames at a time so that floats stay few."""
+    state: State | None = None
+    parts = []
+    for chunk in pixels.split(32, dim=2):
+        part, state = lowres.push(from_bytes(chunk), state)
+        parts.append(part)
+    return torch.cat(parts, dim=2)
+
+
+# ⟦plugins/retrievers/upsample.py⟧ Floor `upsample`: the bar that memory has to pass.
+
+
+class UpsampleRetriever(Retriever[Upsample]):
+    """Decodes the LR latents and enlarges them: all that the LR branch holds (design §6)."""
+
+    learned = False
+
+    @classmethod
+    def needs(cls, spec: Upsample) -> Needs:
+        """Give the LR latents of the rate."""
+        return Needs(rates=frozenset({spec.rate}))
+
+    def numbers(self, scene: Scene) -> int:
+        """Give the numbers of the LR latents."""
+        return scene.history.lr[self.spec.rate][0].numel()
+
+    @torch.no_grad()
+    def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> PixelFrames:
+        """Give the frames of Ω, from the LR latents of the history.
+
+        Raises:
+            UserError: the history has no LR latents of the rate.
+            ValueError: Ω differs over the batch.
+        """
+        rate, stride = self.spec.rate, scene.codec.stride
+        if rate not in scene.history.lr:
+            raise UserError(f"upsample needs LR latents at {rate}, which this history lacks")
+        asked = frames_asked(omega, stride.time)
+        video = decode_whole(scene.codec, scene.history.lr[rate])
+        complete = 1 + (scene.history.length - 1) // rate.time
+        size = (scene.size.height * stride.height, scene.size.width * stride.width)
+        count = frames_in(complete, stride.time)
+        pixels = from_lr_video(video, asked, count, rate, size)
+        return PixelFrames(pixels=pixels.clamp(-1, 1))

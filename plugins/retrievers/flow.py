@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ...core.grid import Size3
-from ...core.retriever import LatentFrames, Retriever, Scene
+from ...core.interfaces.retriever import LatentFrames, Retriever, Scene
 from ...core.sample.loop import Contexts, Given, draw_noise, steps
 from ...core.sample.spec import Sampler
-from ...core.shapes import Frames, Targets
-from ..specs import Flow
+from ...core.values.grid import Size3
+from ...core.values.shapes import Frames, Targets
+from .specs import Flow
 
 SAMPLED = 20  # steps, ⚡ our choice
 

@@ -2,10 +2,144 @@
 
 from __future__ import annotations
 
-from ...core.grid import Geometry
-from ...core.probe import Budget, Probing
-from ..specs import Probe
-from .probe_head import CrossHead
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.errors import UserError
+from ...core.interfaces.backbone import target_positions
+from ...core.train.probe import Budget, Head, Probing
+from ...core.values.grid import Geometry, Size3, ceil_div
+from ...core.values.memory import Memory, Part
+from ...core.values.shapes import Counts, Frames, Targets
+from .specs import Probe
+
+# ⟦plugins/retrievers/probe_head.py⟧ The head of `probe`: cells of a wanted frame ask memory tokens by their place.
+
+
+PERIODS = (2.0, 512.0)  # shortest and longest of the waves that places are told by, in cells
+WAVES = 10  # an axis
+LEAST = 1e-3  # of the tokens' spread, that a dimension is divided by at least
+NEAR = 30.0  # logit by which a fresh head prefers a token at its own place to a far one
+
+
+class CrossHead(Head):
+    """One query a patch cell of the wanted frames, made of its place; 1 or 2 layers; linear out.
+
+    Places go in as sines and cosines of (time in the window, row, column). Queries and keys share
+    one projection of them, so that a fresh head looks near its own place first. Tokens are brought
+    to mean 0 and variance 1 in each of their dimensions, by the first memory that is seen: what all
+    tokens have in common is most of their length.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: Probe, geometry: Geometry) -> None:
+        super().__init__()
+        if geometry.patch.time != 1:
+            raise UserError("probe needs a DiT whose patches hold one latent frame")
+        self.geometry = geometry
+        patch = geometry.patch
+        self.register_buffer("centre", torch.zeros(geometry.width))
+        self.register_buffer("scale", torch.ones(geometry.width))
+        self.read = nn.Linear(geometry.width, spec.width)
+        self.ask = nn.Linear(6 * WAVES, spec.width)
+        self.layers = nn.ModuleList(_Layer(spec.width, spec.heads) for _ in range(spec.layers))
+        self.out = nn.Linear(spec.width, geometry.channels * patch.height * patch.width)
+        nn.init.zeros_(self.out.weight)
+
+    @torch.no_grad()
+    def begin(self, memory: Memory) -> None:
+        """Take mean and standard deviation of each dimension of the real tokens."""
+        part = memory.joined()
+        if part is None or int(part.valid.sum()) < 2:
+            return
+        tokens = part.tokens[part.valid.to(part.tokens.device)].to(self.centre)
+        self.centre.copy_(tokens.mean(dim=0))
+        spread = tokens.std(dim=0).clamp_min(LEAST * float(tokens.std()))
+        self.scale.copy_(torch.where(spread > 0, spread, 1.0))  # a dead memory: all tokens alike
+
+    def forward(self, memory: Memory, omega: Frames, start: Counts, size: Size3) -> Targets:
+        """Give the latents of frames Ω `[B, C, K, H, W]`, float32."""
+        patch, weight = self.geometry.patch, self.out.weight
+        rows, columns = ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)
+        wanted = waves(target_positions(omega.to(weight.device), rows, columns)).to(weight.dtype)
+        x = self.ask(wanted)
+        part = memory.joined()
+        if part is not None:
+            tokens, places, mask = self._keys(part, start)
+            for layer in self.layers:
+                x = layer(x, wanted, tokens, places, mask)
+        cells: Tensor = self.out(F.layer_norm(x, x.shape[-1:]))
+        shape = (omega.shape[1], rows, columns, -1, patch.height, patch.width)
+        whole: Tensor = cells.unflatten(-1, shape[3:]).unflatten(1, shape[:3])
+        # [B, K, rows, columns, C, h, w] to [B, C, K, rows · h, columns · w]
+        latents = whole.permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+        return latents[..., : size.height, : size.width].float()
+
+    def _keys(self, part: Part, start: Counts) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Give tokens `[B, N, width]`, their places as waves, and a mask where some are padding."""
+        weight = self.read.weight
+        origin = torch.zeros(len(start), 1, 3, dtype=torch.float64)
+        origin[:, 0, 0] = start.cpu().double()
+        places = waves((part.positions.cpu() - origin).to(weight.device)).to(weight.dtype)
+        valid = part.valid.to(weight.device)
+        tokens = (part.tokens.to(self.centre) - self.centre) / self.scale
+        read = self.read(tokens.masked_fill(~valid[..., None], 0.0))
+        # a sample without any token sees its padding, all zeros, so that softmax stays finite
+        seen = valid | ~valid.any(dim=1, keepdim=True)
+        return read, places, None if bool(valid.all()) else seen[:, None, None]
+
+
+class _Layer(nn.Module):
+    """x + attention(x, memory), then x + mlp(x), both on normed input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.place = nn.Linear(6 * WAVES, width, bias=False)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
+        )
+        _look_near(self.place.weight, width // heads)
+
+    def forward(
+        self, x: Tensor, wanted: Tensor, tokens: Tensor, places: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        query = self.query(F.layer_norm(x, x.shape[-1:])) + self.place(wanted)
+        key = self.key(tokens) + self.place(places)
+        q, k, v = (self._split(y) for y in (query, key, self.value(tokens)))
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        made: Tensor = x + self.mlp(F.layer_norm(x, x.shape[-1:]))
+        return made
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Give `[B, heads, N, width / heads]` of `[B, N, width]`."""
+        heads: Tensor = x.unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
+
+
+def _look_near(weight: Tensor, head_width: int) -> None:
+    """Scale a random projection so that equal places meet at a logit of `NEAR` on average."""
+    gain = (NEAR * math.sqrt(head_width) / (head_width * 3 * WAVES)) ** 0.5
+    nn.init.normal_(weight, std=gain)
+
+
+def waves(positions: Tensor) -> Tensor:
+    """Give sines and cosines `[B, N, 6 · WAVES]` of positions `[B, N, 3]`, float64."""
+    low, high = PERIODS
+    steps = torch.arange(WAVES, dtype=torch.float64, device=positions.device) / (WAVES - 1)
+    speeds = 2 * math.pi / (low * (high / low) ** steps)
+    angles = (positions[..., None] * speeds).flatten(2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class ProbeRetriever(Probing[Probe]):

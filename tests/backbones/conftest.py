@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.texts.specs import Bytes
 from longtake.backbones.wan import specs
-from longtake.backbones.wan.tiny import TinyWan
-from longtake.core.memory import Memory, Part
-from longtake.core.text import Text
+from longtake.backbones.wan.published import TinyWan
+from longtake.core.values.memory import Memory, Part
+from longtake.core.values.text import Text
 
 from .hunyuan_kit import HunyuanKit
 

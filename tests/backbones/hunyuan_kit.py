@@ -13,10 +13,10 @@ from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.hunyuan import specs
 from longtake.backbones.hunyuan.model import Hunyuan
 from longtake.backbones.texts.specs import Bytes
-from longtake.core.backbone import target_positions
-from longtake.core.fit import pad_to
-from longtake.core.memory import Memory, Part
-from longtake.core.text import Text
+from longtake.core.interfaces.backbone import target_positions
+from longtake.core.interfaces.compressor import pad_to
+from longtake.core.values.memory import Memory, Part
+from longtake.core.values.text import Text
 
 
 class HunyuanKit:

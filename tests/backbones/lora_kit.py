@@ -16,8 +16,8 @@ from diffusers import (
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longtake.core.backbone import Backbone
-from longtake.core.lora import LoRA
+from longtake.core.interfaces.backbone import Backbone
+from longtake.core.interfaces.spec import LoRA
 
 ALL = ("attention", "cross-attention", "feed-forward")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from longtake.backbones.texts.bytes import BEGIN, ByteEncoder, byte_vectors
 from longtake.backbones.texts.specs import Bytes
 from longtake.core.contract.text import check_text_encoder
-from longtake.core.text import Text
+from longtake.core.values.text import Text
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.backbones.codecs import dct_fit
 from longtake.backbones.codecs.dct import DctCodec, constants, full_basis
 from longtake.backbones.codecs.specs import Dct
-from longtake.core.codec import from_bytes
 from longtake.core.contract.codec import check_codec
-from longtake.core.data.video import read_frames
-from longtake.core.data.write import write_video
+from longtake.core.interfaces.codec import from_bytes
+from longtake.core.video.read import read_frames
+from longtake.core.video.write import write_video
+from longtake.experiments import fit_dct as dct_fit
 
 BOTH = pytest.mark.parametrize("channels", [16, 48])
 

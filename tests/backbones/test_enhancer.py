@@ -13,15 +13,14 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longtake.backbones.dit.enhance import Enhancer
-from longtake.backbones.wan.tiny import TinyWan
-from longtake.core.backbone import Cache
-from longtake.core.calls import Feature
+from longtake.backbones.blocks.enhancer import Enhancer
+from longtake.backbones.wan.published import TinyWan
 from longtake.core.errors import UserError
-from longtake.core.lora import LoRA
-from longtake.core.memory import Memory, Part
+from longtake.core.interfaces.backbone import Cache, Feature
+from longtake.core.interfaces.spec import LoRA
 from longtake.core.train.checkpoint import checkpoints, load_run
 from longtake.core.train.pretrain import pretrain
+from longtake.core.values.memory import Memory, Part
 
 from ..small import make_store
 from ..small import small as small_experiment

@@ -11,11 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from longtake.backbones.wan.tiny import TinyWan
-from longtake.core.backbone import Backbone
+from longtake.backbones.wan.published import TinyWan
 from longtake.core.errors import UserError
-from longtake.core.lora import LoRA
-from longtake.core.lora_file import LAYOUTS
+from longtake.core.interfaces.backbone import LAYOUTS, Backbone
+from longtake.core.interfaces.spec import LoRA
 
 from .hunyuan_kit import HunyuanKit
 from .lora_kit import ALL, exported, pipeline, stir, theirs, trained, velocity

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longtake.backbones.lora.extra import parse, stack
+from longtake.backbones.lora.adapters import parse, stack
 from longtake.core.errors import UserError
-from longtake.core.lora import LoRA
-from longtake.core.lora_file import LAYOUTS
+from longtake.core.interfaces.backbone import LAYOUTS
+from longtake.core.interfaces.spec import LoRA
 
 from .hunyuan_kit import HunyuanKit
 from .lora_kit import exported, pipeline, stir, theirs, trained, velocity

@@ -12,22 +12,21 @@ import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch import Tensor
 
-from longtake.backbones.dit.rotary import rotary
+from longtake.backbones.blocks.rotary import rotary
 from longtake.backbones.hunyuan import specs
-from longtake.backbones.hunyuan.framepack import FramePack
-from longtake.backbones.hunyuan.rotary import axes_of, replicated
+from longtake.backbones.hunyuan.block import axes_of, replicated
+from longtake.backbones.hunyuan.model import FramePack
 from longtake.backbones.texts.specs import LlamaClip
 from longtake.core.contract.backbone import check_backbone
 from longtake.core.errors import UserError
-from longtake.core.files import read_json, write_json
-from longtake.core.fit import pad_to
-from longtake.core.grid import ceil_div
-from longtake.core.history import History
-from longtake.core.memory import Memory, Part
-from longtake.core.positions import spans
-from longtake.core.text import Text
+from longtake.core.interfaces.compressor import pad_to
+from longtake.core.tools.files import read_json, write_json
+from longtake.core.values.grid import ceil_div
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, Part, spans
+from longtake.core.values.text import Text
 from longtake.plugins.compressors.patchifier import PatchifierCompressor
-from longtake.plugins.patchifier_specs import Patchifier
+from longtake.plugins.compressors.specs import Patchifier
 
 IMAGE = 9  # width of an embedding of an image
 # FramePack's own order in time: the first frame, what is made now, then the past, newest first

@@ -10,14 +10,12 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from longtake.core.backbone import Backbone, Context
-from longtake.core.compressor import Compressor, MemoryEncoder, State
-from longtake.core.fit import Fit, Length, Needs
-from longtake.core.grid import Geometry, Rate, Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory, Part, merge
-from longtake.core.positions import token_places
-from longtake.core.spec import CompressorSpec
+from longtake.core.interfaces.backbone import Backbone, Context
+from longtake.core.interfaces.compressor import Compressor, Fit, Length, MemoryEncoder, Needs, State
+from longtake.core.interfaces.spec import CompressorSpec
+from longtake.core.values.grid import Geometry, Rate, Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, Part, merge, token_places
 
 RATE = Rate(height=1, width=1, time=2)
 SIZE, CHUNK, STEPS, GUIDANCE = (6, 7), 3, (1.0, 0.75, 0.4), 2.0

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 
 from longtake.backbones.texts.specs import Umt5
 from longtake.backbones.wan.published import PublishedWan
-from longtake.backbones.wan.published_specs import Wan22Dense5B
-from longtake.backbones.weights import hub
-from longtake.backbones.weights.sources import find_source
+from longtake.backbones.wan.specs import Wan22Dense5B
+from longtake.backbones.weights.find import find_source
 from longtake.core.errors import UserError
+from longtake.core.tools import hub
 
 REPO, COMMIT = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "0123456789abcdef0123456789abcdef01234567"
 SPEC = Wan22Dense5B(heads=2, head_width=12, layers=2, ffn=16, text_encoder=Umt5(width=8))

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.dit.rotary import Axes, rotary
+from longtake.backbones.blocks.rotary import Axes, rotary
 from longtake.backbones.hunyuan.model import Hunyuan
 from longtake.backbones.hunyuan.specs import Hunyuan as Published
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.backbone import target_positions
 from longtake.core.contract.backbone import check_backbone
 from longtake.core.errors import UserError
-from longtake.core.text import Text
+from longtake.core.interfaces.backbone import target_positions
+from longtake.core.values.text import Text
 
 DTYPES = (torch.float32, torch.float64)
 LIMITS = pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longtake.backbones.hunyuan.model import Hunyuan
-from longtake.core.memory import Memory
+from longtake.core.values.memory import Memory
 
 WIDTHS = {"test.last": 7}
 KINDS = ("full", "isolated", "isolated-causal")

@@ -13,13 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longtake.backbones.hunyuan.facts import facts
-from longtake.backbones.hunyuan.model import Hunyuan
+from longtake.backbones.hunyuan.model import Hunyuan, facts
 from longtake.backbones.hunyuan.specs import Hunyuan as Published
-from longtake.backbones.weights import single_file
-from longtake.backbones.weights.headers import skeleton
+from longtake.backbones.weights import load as single_file
+from longtake.backbones.weights.check import skeleton
 from longtake.core.errors import UserError
-from longtake.core.lora import LoRA
+from longtake.core.interfaces.spec import LoRA
 
 ALL = ("attention", "cross-attention", "feed-forward")
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.hunyuan import attend, ends
+from longtake.backbones.hunyuan import block as attend
+from longtake.backbones.hunyuan import reader as ends
 from longtake.backbones.hunyuan.model import Hunyuan
-from longtake.core.backbone import Backbone, Cache
-from longtake.core.lora import LoRA
-from longtake.core.memory import Memory, Part
+from longtake.core.interfaces.backbone import Backbone, Cache
+from longtake.core.interfaces.spec import LoRA
+from longtake.core.values.memory import Memory, Part
 
 STEPS = (1.0, 0.2)
 KINDS = ("full", "isolated", "isolated-causal")

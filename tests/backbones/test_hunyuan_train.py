@@ -13,10 +13,10 @@ from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.hunyuan.specs import TinyHunyuan
 from longtake.backbones.texts.specs import Bytes
 from longtake.core.experiment import Experiment
-from longtake.core.files import read_lines
-from longtake.core.history import History
+from longtake.core.tools.files import read_lines
 from longtake.core.train.checkpoint import checkpoints, load_run
 from longtake.core.train.pretrain import pretrain
+from longtake.core.values.history import History
 
 from ..small import RATE, make_store, small
 

@@ -12,9 +12,15 @@ from hypothesis import strategies as st
 
 from longtake.backbones.codecs.hunyuan import HunyuanVaeCodec
 from longtake.backbones.codecs.specs import HunyuanVae
-from longtake.core.codec import Codec, decode_among, decode_whole, encode_whole, frames_of
 from longtake.core.contract.codec import check_codec
-from longtake.core.spec import CodecSpec
+from longtake.core.interfaces.codec import (
+    Codec,
+    decode_among,
+    decode_whole,
+    encode_whole,
+    frames_of,
+)
+from longtake.core.interfaces.spec import CodecSpec
 
 from .vaes import HUNYUAN, diffusers_hunyuan, hunyuan_codec, video
 

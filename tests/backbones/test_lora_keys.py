@@ -16,7 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.lora.keys import (
+from longtake.backbones.lora.layouts import (
+    HUNYUAN,
+    WAN,
+    Family,
     Pair,
     Sizes,
     comfyui,
@@ -27,7 +30,6 @@ from longtake.backbones.lora.keys import (
     original,
     pairs_of,
 )
-from longtake.backbones.lora.names import HUNYUAN, WAN, Family
 
 WIDTH, MLP = 3072, 5  # diffusers reads single-stream blocks of this width only
 RANK = 2

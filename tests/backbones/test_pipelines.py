@@ -16,10 +16,10 @@ from diffusers import (
 from torch import Tensor
 
 from longtake.backbones.wan.experts import Experts
-from longtake.core.grid import Size3
 from longtake.core.sample.loop import Given, draw_noise, sample
 from longtake.core.sample.spec import Sampler
-from longtake.core.text import Text
+from longtake.core.values.grid import Size3
+from longtake.core.values.text import Text
 
 from .hunyuan_kit import HunyuanKit
 

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.dit.rotary import Axes, rotary
-from longtake.core.memory import Memory
+from longtake.backbones.blocks.rotary import Axes, rotary
+from longtake.core.values.memory import Memory
 
 HUNYUAN = Axes(256.0, (16, 56, 56), torch.float32)
 WAN = Axes(10000.0, (44, 42, 42))

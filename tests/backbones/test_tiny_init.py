@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from longtake.backbones.codecs.specs import Dct
-from longtake.backbones.wan.rotary import rotary, rotate
+from longtake.backbones.wan.block import rotary, rotate
+from longtake.backbones.wan.published import CORNERS, _direction
+from longtake.backbones.wan.published import TinyWan as Model
 from longtake.backbones.wan.specs import TinyWan
-from longtake.backbones.wan.tiny import TinyWan as Model
-from longtake.backbones.wan.tiny_init import CORNERS, _direction
 
 SPEC = TinyWan(heads=8, head_width=32, layers=2, ffn=64, codec=Dct(channels=48))
 

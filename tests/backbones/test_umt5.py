@@ -173,7 +173,7 @@ def test_damaged_weights(copied: Path) -> None:
 
 
 def test_quantization_that_is_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longtake.backbones.weights.quantize.find_spec", lambda name: None)
+    monkeypatch.setattr("longtake.backbones.weights.load.find_spec", lambda name: None)
     assert "text_encoder.quantize nf4 needs bitsandbytes" in refused(spec(folder, quantize="nf4"))
-    monkeypatch.setattr("longtake.backbones.weights.quantize.find_spec", lambda name: name)
+    monkeypatch.setattr("longtake.backbones.weights.load.find_spec", lambda name: name)
     assert "needs a GPU" in refused(spec(folder, quantize="nf4"))

@@ -14,16 +14,14 @@ from attrs.validators import instance_of
 from longtake.backbones.codecs.dct import DctCodec
 from longtake.backbones.codecs.hunyuan import HunyuanVaeCodec
 from longtake.backbones.codecs.specs import HunyuanVae, WanVae
-from longtake.backbones.codecs.wan import WanVaeCodec
-from longtake.backbones.codecs.wan_cache import decode_reach
+from longtake.backbones.codecs.wan import WanVaeCodec, decode_reach
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.codec import from_bytes
-from longtake.core.data.cache import cache
-from longtake.core.data.lowres import encode_lowres
+from longtake.core.cache.cache import cache
+from longtake.core.cache.encode import encode_lowres
 from longtake.core.data.store import Store
 from longtake.core.experiment import CacheSpec, Experiment
-from longtake.core.margins import Margins
-from longtake.core.spec import doc
+from longtake.core.interfaces.codec import Margins, from_bytes
+from longtake.core.interfaces.spec import doc
 
 from ..small import RATE, small, write_clips
 from .vaes import HUNYUAN, OLD, diffusers_hunyuan, diffusers_wan, shown
@@ -67,7 +65,7 @@ def wan_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("cached")
     diffusers_wan(OLD).save_pretrained(place / "vae")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("longtake.core.data.margins.SIDE", 16)  # small is fast
+        patch.setattr("longtake.core.cache.job.SIDE", 16)  # small is fast
         cached(place, experiment(wan_spec(place)))
     return place
 
@@ -102,7 +100,7 @@ def test_margins_are_measured_once_and_read_back(
     store.teach(codec)
     assert codec.margin == 17 and not codec.margin_is_bound
     header = (wan_place / "s" / "store.json").read_text()
-    monkeypatch.setattr("longtake.core.data.margins.measure_margins", None)
+    monkeypatch.setattr("longtake.core.cache.job.measure_margins", None)
     assert len(cached(wan_place, experiment(wan_spec(wan_place))).records) == 2
     assert (wan_place / "s" / "store.json").read_text() == header
 
@@ -117,8 +115,8 @@ def test_what_was_loaded_to_measure_is_let_go(
         seen.append((codec, tuple(video.shape)))
         return Margins(margin=9, encode_margin=None)
 
-    monkeypatch.setattr("longtake.core.data.margins.measure_margins", found)
-    monkeypatch.setattr("longtake.core.data.cache.Run.every", None)
+    monkeypatch.setattr("longtake.core.cache.job.measure_margins", found)
+    monkeypatch.setattr("longtake.core.cache.cache.Run.every", None)
     with pytest.raises(TypeError):
         cached(tmp_path, experiment(wan_spec(wan_place)))
     ((codec, shape),) = seen

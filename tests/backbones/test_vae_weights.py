@@ -16,12 +16,12 @@ from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import load_file, save_file
 
-from longtake.backbones.codecs import weights
 from longtake.backbones.codecs.hunyuan import HunyuanVaeCodec
 from longtake.backbones.codecs.hunyuan import config as hunyuan_config
 from longtake.backbones.codecs.specs import WAN21, WAN22, HunyuanVae, WanVae
 from longtake.backbones.codecs.wan import WanVaeCodec
 from longtake.backbones.codecs.wan import config as wan_config
+from longtake.backbones.weights import find as weights
 from longtake.core.errors import UserError
 
 from .vaes import HUNYUAN, NEW, OLD, diffusers_hunyuan, diffusers_wan, normal, video

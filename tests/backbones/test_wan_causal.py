@@ -11,18 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.dit import setup as dit_setup
-from longtake.backbones.dit.causal import by_block, groups_of, in_order
-from longtake.backbones.dit.setup import Keys
+from longtake.backbones.blocks import setup as dit_setup
+from longtake.backbones.blocks.memory import by_block, groups_of, in_order
+from longtake.backbones.blocks.setup import Keys
 from longtake.backbones.wan import block as wan_block
-from longtake.backbones.wan.tiny import TinyWan
-from longtake.core.backbone import Cache
-from longtake.core.compressor import MemoryEncoder
+from longtake.backbones.wan.published import TinyWan
 from longtake.core.errors import UserError
-from longtake.core.grid import Rate, Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory, Part, merge
-from longtake.core.positions import token_places
+from longtake.core.interfaces.backbone import Cache
+from longtake.core.interfaces.compressor import MemoryEncoder
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, Part, merge, token_places
 
 from .test_generation_loop import CHUNK, SIZE, PairCompressor, Pairs, denoise
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longtake.backbones import hooks
-from longtake.backbones.wan.rotary import rotary
-from longtake.backbones.wan.tiny import TinyWan
-from longtake.core.backbone import target_positions
+from longtake.backbones.wan.block import rotary
+from longtake.backbones.wan.published import TinyWan
 from longtake.core.contract.backbone import check_backbone
-from longtake.core.fit import pad_to
-from longtake.core.memory import Memory, Part
+from longtake.core.interfaces.backbone import target_positions
+from longtake.core.interfaces.compressor import pad_to
+from longtake.core.values.memory import Memory, Part
 
 DTYPES = (torch.float32, torch.float64)
 TIMES = ("sample", "token")

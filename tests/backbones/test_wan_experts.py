@@ -15,15 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longtake.backbones.texts.specs import Umt5
-from longtake.backbones.wan.experts import Experts
-from longtake.backbones.wan.published_specs import Wan22Moe14B
-from longtake.backbones.wan.rows import take_rows
-from longtake.core.backbone import Backbone, Context
+from longtake.backbones.wan.experts import Experts, take_rows
+from longtake.backbones.wan.specs import Wan22Moe14B
 from longtake.core.contract.backbone import check_backbone
 from longtake.core.errors import UserError
-from longtake.core.lora import LoRA
-from longtake.core.memory import Memory, Part
+from longtake.core.interfaces.backbone import Backbone, Context
+from longtake.core.interfaces.spec import LoRA
 from longtake.core.registry import registry
+from longtake.core.values.memory import Memory, Part
 
 MODES: list[dict[str, Any]] = [
     dict(attention="full"),

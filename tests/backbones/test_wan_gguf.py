@@ -13,9 +13,9 @@ from torch import Tensor
 
 from longtake.backbones.texts.specs import Umt5
 from longtake.backbones.wan.published import PublishedWan
-from longtake.backbones.wan.published_specs import Wan22Dense5B
+from longtake.backbones.wan.specs import Wan22Dense5B
 from longtake.core.errors import UserError
-from longtake.core.lora import LoRA
+from longtake.core.interfaces.spec import LoRA
 
 from .wan_names import original
 

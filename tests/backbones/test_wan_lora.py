@@ -12,10 +12,10 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from longtake.backbones.wan.tiny import TinyWan
-from longtake.core.backbone import Backbone
+from longtake.backbones.wan.published import TinyWan
 from longtake.core.errors import UserError
-from longtake.core.lora import LoRA
+from longtake.core.interfaces.backbone import Backbone
+from longtake.core.interfaces.spec import LoRA
 
 from .hunyuan_kit import HunyuanKit
 from .lora_kit import ALL, stir, theirs, trained, velocity

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.dit import setup as dit_setup
-from longtake.backbones.wan.tiny import TinyWan
-from longtake.core.backbone import Backbone
-from longtake.core.lora import LoRA
-from longtake.core.memory import Memory
+from longtake.backbones.blocks import setup as dit_setup
+from longtake.backbones.wan.published import TinyWan
+from longtake.core.interfaces.backbone import Backbone
+from longtake.core.interfaces.spec import LoRA
+from longtake.core.values.memory import Memory
 
 STEPS = (1.0, 0.6, 0.2)
 

@@ -11,18 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.backbones.dit.specs import DiTSpec
+from longtake.backbones.specs import DiTSpec
 from longtake.backbones.texts.specs import Umt5
-from longtake.backbones.wan import published_specs as specs
+from longtake.backbones.wan import specs
+from longtake.core.config import apply_sets
 from longtake.core.contract.samples import sample_history
-from longtake.core.edge import apply_sets
-from longtake.core.grid import Rate, Size3
-from longtake.core.model import build_model
+from longtake.core.interfaces.spec import BackboneSpec
+from longtake.core.model import build_model, count, sizes
 from longtake.core.registry import registry
-from longtake.core.sizes import count, sizes
-from longtake.core.spec import BackboneSpec
+from longtake.core.values.grid import Rate, Size3
 from longtake.experiments import sizes as script
-from longtake.plugins.specs import Conv
+from longtake.plugins.compressors.specs import Conv
 
 from ..small import small
 

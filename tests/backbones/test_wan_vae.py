@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.backbones.codecs.specs import WanVae
-from longtake.backbones.codecs.wan import WanVaeCodec
-from longtake.backbones.codecs.wan_cache import decode_reach
-from longtake.core.codec import decode_among, frames_of
+from longtake.backbones.codecs.wan import WanVaeCodec, decode_reach
 from longtake.core.contract.codec import check_codec
+from longtake.core.interfaces.codec import decode_among, frames_of
 
 from .vaes import MEAN, NEW, OLD, diffusers_wan, normal, same_shapes, shown, video, wan_codec
 
@@ -168,7 +167,7 @@ def test_chunks_that_cannot_be_are_refused(pairs: dict[str, Pair]) -> None:
 
 def test_the_published_ones_have_their_shapes() -> None:
     from longtake.backbones.codecs.specs import WAN21, WAN22
-    from longtake.core.grid import Size3
+    from longtake.core.values.grid import Size3
 
     assert (WAN21.channels, WAN21.stride) == (16, Size3(time=4, height=8, width=8))
     assert (WAN22.channels, WAN22.stride) == (48, Size3(time=4, height=16, width=16))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.texts.specs import Bytes, Umt5
-from longtake.backbones.wan import published_specs as specs
+from longtake.backbones.wan import specs
 from longtake.backbones.wan.published import PublishedWan, facts
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.errors import UserError
@@ -237,7 +237,7 @@ def test_odd_places_are_said(tmp_path: Path) -> None:
 
 
 def test_extras_that_are_missing_are_named(tmp_path: Path, monkeypatch: Any) -> None:
-    from longtake.backbones.weights import quantize
+    from longtake.backbones.weights import load as quantize
 
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
     (tmp_path / "wan.gguf").write_bytes(b"GGUF")
@@ -250,7 +250,7 @@ def test_extras_that_are_missing_are_named(tmp_path: Path, monkeypatch: Any) -> 
 
 
 def test_what_quantisation_reads_is_said(tmp_path: Path, monkeypatch: Any) -> None:
-    from longtake.backbones.weights import quantize
+    from longtake.backbones.weights import load as quantize
 
     monkeypatch.setattr(quantize, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -261,7 +261,7 @@ def test_what_quantisation_reads_is_said(tmp_path: Path, monkeypatch: Any) -> No
 
 def test_quantisation_is_asked_of_diffusers(tmp_path: Path, monkeypatch: Any) -> None:
     """Without bitsandbytes here: what `from_pretrained` is told, and that the rest goes on."""
-    from longtake.backbones.weights import quantize
+    from longtake.backbones.weights import load as quantize
 
     monkeypatch.setattr(quantize, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -277,7 +277,7 @@ def test_quantisation_is_asked_of_diffusers(tmp_path: Path, monkeypatch: Any) ->
 
 
 def test_quantisation_needs_a_gpu(tmp_path: Path, monkeypatch: Any) -> None:
-    from longtake.backbones.weights import quantize
+    from longtake.backbones.weights import load as quantize
 
     monkeypatch.setattr(quantize, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from longtake.core import bench_loader
-from longtake.core.bench_loader import loader, loader_line
+from longtake.core import bench as bench_loader
+from longtake.core.bench import loader, loader_line
 from longtake.core.data.store import Store
 from longtake.core.errors import UserError
-from longtake.core.grid import Size3
+from longtake.core.values.grid import Size3
 
 from ..small import make_store, small
 

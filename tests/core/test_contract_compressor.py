@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from longtake.core.compressor import Compressor, State
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
-from longtake.core.fit import Fit, Length, Needs
-from longtake.core.grid import Geometry, Rate, Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory
+from longtake.core.interfaces.compressor import Compressor, Fit, Length, Needs, State
+from longtake.core.values.grid import Geometry, Rate, Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory
 from longtake.plugins.compressors.conv import ConvCompressor
-from longtake.plugins.specs import Conv
+from longtake.plugins.compressors.specs import Conv
 
 SPEC = Conv(rate=Rate(height=2, width=2, time=2), channels=(4, 6), heads=2, head_width=4, window=2)
 

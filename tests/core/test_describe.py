@@ -8,13 +8,16 @@ import attrs
 import pytest
 
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core import describe
-from longtake.core.edge import from_json
+from longtake.core import show as describe
+from longtake.core.config import from_json
 from longtake.core.experiment import CacheSpec, Experiment
-from longtake.core.grid import Geometry, Rate, Size3
 from longtake.core.hooks import Plugin
 from longtake.core.registry import registry
-from longtake.plugins.specs import Conv, Flow, Noise, Psnr
+from longtake.core.values.grid import Geometry, Rate, Size3
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.maskers.specs import Noise
+from longtake.plugins.metrics.specs import Psnr
+from longtake.plugins.retrievers.specs import Flow
 
 EXPERIMENT = Experiment(
     name="test",

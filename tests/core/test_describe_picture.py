@@ -10,17 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from longtake.core.data.video import write_video
-from longtake.core.describe_masked import CELLS, LATENTS, look
-from longtake.core.describe_picture import (
+from longtake.core.errors import LongtakeError, UserError
+from longtake.core.pages.masker import (
+    CELLS,
+    LATENTS,
     draw_masker,
+    look,
     lr_spans,
     save_masker_picture,
     title_of,
 )
-from longtake.core.errors import LongtakeError, UserError
-from longtake.core.grid import Rate, Size3
-from longtake.plugins.specs import Conv, Drop, Noise, Scale, Unmasked
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.video.write import write_video
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.maskers.specs import Drop, Noise, Scale, Unmasked
 
 from ..small import moving, small
 

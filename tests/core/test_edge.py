@@ -14,14 +14,25 @@ from hypothesis import strategies as st
 
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.edge import SpecError, dumps, from_json, loads, message, parse, to_json
+from longtake.core.config import SpecError, dumps, from_json, loads, message, parse, to_json
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment, TrainSpec
-from longtake.core.grid import STEPS, Rate
 from longtake.core.hooks import Plugin
+from longtake.core.interfaces.spec import (
+    BackboneSpec,
+    CodecSpec,
+    CompressorSpec,
+    each,
+    ge,
+    in_,
+    instance_of,
+)
 from longtake.core.registry import registry
-from longtake.core.spec import BackboneSpec, CodecSpec, CompressorSpec, each, ge, in_, instance_of
-from longtake.plugins.specs import Conv, Flow, MeanFrame, Noise, Psnr, Ssim
+from longtake.core.values.grid import STEPS, Rate
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.maskers.specs import Noise
+from longtake.plugins.metrics.specs import Psnr, Ssim
+from longtake.plugins.retrievers.specs import Flow, MeanFrame
 
 EXPERIMENT = Experiment(
     name="test",

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.edge import SpecError, dumps, load_experiment
+from longtake.core.config import SpecError, dumps, load_experiment
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
 from longtake.core.registry import registry
-from longtake.plugins.specs import Conv, Flow, Noise, Psnr
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.maskers.specs import Noise
+from longtake.plugins.metrics.specs import Psnr
+from longtake.plugins.retrievers.specs import Flow
 
 EXPERIMENT = Experiment(
     name="base",

@@ -9,10 +9,13 @@ import pytest
 
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.edge import SpecError, apply_sets
+from longtake.core.config import SpecError, apply_sets
 from longtake.core.experiment import Experiment
-from longtake.core.grid import Rate
-from longtake.plugins.specs import Conv, Flow, MeanFrame, Noise, Psnr, Ssim
+from longtake.core.values.grid import Rate
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.maskers.specs import Noise
+from longtake.plugins.metrics.specs import Psnr, Ssim
+from longtake.plugins.retrievers.specs import Flow, MeanFrame
 
 EXPERIMENT = Experiment(
     name="test",

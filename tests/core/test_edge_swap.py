@@ -8,12 +8,14 @@ import attrs
 import pytest
 
 from longtake.backbones.codecs.specs import Dct
-from longtake.backbones.wan.published_specs import Wan22Dense5B, Wan22Moe14B
-from longtake.backbones.wan.specs import TinyWan
-from longtake.core.edge import SpecError, apply_sets, dumps, loads
+from longtake.backbones.wan.specs import TinyWan, Wan22Dense5B, Wan22Moe14B
+from longtake.core.config import SpecError, apply_sets, dumps, loads
 from longtake.core.experiment import Experiment
 from longtake.core.registry import registry
-from longtake.plugins.specs import Conv, Flow, Noise, Psnr, Ssim
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.maskers.specs import Noise
+from longtake.plugins.metrics.specs import Psnr, Ssim
+from longtake.plugins.retrievers.specs import Flow
 
 EXPERIMENT = Experiment(
     name="test",

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core import flow
+from longtake.core.values import flow
 
 
 def test_ends_of_the_path_and_its_velocity() -> None:

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core.grid import STEPS, Geometry, Rate, Size3, ceil_div, shared_period
-from longtake.core.history import History, lr_between
-from longtake.core.positions import token_places
+from longtake.core.values.grid import STEPS, Geometry, Rate, Size3, ceil_div, shared_period
+from longtake.core.values.history import History, lr_between
+from longtake.core.values.memory import token_places
 
 PATCH = Size3(time=1, height=2, width=2)
 rates = st.builds(Rate, **dict.fromkeys(("height", "width", "time"), st.sampled_from(STEPS)))

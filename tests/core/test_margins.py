@@ -8,8 +8,8 @@ from torch import Tensor
 
 from longtake.backbones.codecs.dct import DctCodec
 from longtake.backbones.codecs.specs import Dct
-from longtake.core.compressor import State
-from longtake.core.margins import HALF_A_LEVEL, Margins, measure_margins
+from longtake.core.interfaces.codec import HALF_A_LEVEL, Margins, measure_margins
+from longtake.core.interfaces.compressor import State
 
 DCT = Dct(channels=16)
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core.grid import Size3
-from longtake.core.memory import Memory, Part, join, merge
+from longtake.core.values.grid import Size3
+from longtake.core.values.memory import Memory, Part, join, merge
 
 SIZE = Size3(time=4, height=2, width=2)
 

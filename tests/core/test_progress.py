@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from longtake.core import progress
-from longtake.core.progress import progress_bar
+from longtake.core.tools import progress
+from longtake.core.tools.progress import progress_bar
 
 
 @pytest.fixture

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.edge import SpecError, from_json
+from longtake.core.config import SpecError, from_json
 from longtake.core.errors import UserError
 from longtake.core.hooks import KINDS, Plugin
+from longtake.core.interfaces.spec import CompressorSpec, MetricSpec, kind_of
 from longtake.core.registry import build, nearest, registry
-from longtake.core.spec import CompressorSpec, MetricSpec, kind_of
-from longtake.plugins.specs import Conv, MeanFrame
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.retrievers.specs import MeanFrame
 
 HOOKS = """
 from attrs import frozen
 from longtake.core.hooks import Plugin, impl
-from longtake.core.spec import MetricSpec
+from longtake.core.interfaces.spec import MetricSpec
 
 @frozen(kw_only=True)
 class Own(MetricSpec):
@@ -33,7 +34,7 @@ IMPL = "from longtake.core.hooks import impl\n@impl\ndef longtake_"
 NAMED = {
     "experiments": "'x:y'",
     "weights": "__import__('pathlib').Path('x')",
-    "geometries": "__import__('longtake.core.grid').core.grid.Geometry(\n"
+    "geometries": "__import__('longtake.core.values.grid').core.values.grid.Geometry(\n"
     "        channels=1, vae_stride=None, patch=None, width=1, blocks=1, fps=1.0)",
 }
 Install = Callable[..., None]

@@ -13,19 +13,29 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longtake.backbones.texts.specs import Bytes
+from longtake.backbones.wan.published import TinyWan
 from longtake.backbones.wan.specs import TinyWan as TinyWanSpec
-from longtake.backbones.wan.tiny import TinyWan
-from longtake.core.backbone import Backbone, Context
-from longtake.core.grid import Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory, Part
-from longtake.core.retriever import Scene
-from longtake.core.sample.loop import Contexts, Given, draw_noise, guided, sample, steps, weight_at
-from longtake.core.sample.schedule import STEPS, Schedule, times_of
+from longtake.core.interfaces.backbone import Backbone, Context
+from longtake.core.interfaces.retriever import Scene
+from longtake.core.sample.loop import (
+    STEPS,
+    Contexts,
+    Given,
+    Schedule,
+    draw_noise,
+    guided,
+    sample,
+    steps,
+    times_of,
+    weight_at,
+)
 from longtake.core.sample.spec import SCHEDULERS, Sampler
-from longtake.core.text import Text
+from longtake.core.values.grid import Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, Part
+from longtake.core.values.text import Text
 from longtake.plugins.retrievers.flow import FlowRetriever
-from longtake.plugins.specs import Flow
+from longtake.plugins.retrievers.specs import Flow
 
 CPU = torch.device("cpu")
 SPREAD = 0.5  # of the clean values, whose flow is known

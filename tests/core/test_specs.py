@@ -13,13 +13,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.edge import SpecError, from_json, to_json
-from longtake.core.edge.hints import hints, optional
+from longtake.core.config import SpecError, from_json, to_json
+from longtake.core.config.convert import hints, optional
 from longtake.core.experiment import Experiment
-from longtake.core.grid import Rate
+from longtake.core.interfaces.spec import PluginSpec
 from longtake.core.registry import registry
-from longtake.core.spec import PluginSpec
-from longtake.plugins.specs import Conv, Flow, Noise, Psnr, Upsample
+from longtake.core.values.grid import Rate
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.maskers.specs import Noise
+from longtake.plugins.metrics.specs import Psnr
+from longtake.plugins.retrievers.specs import Flow, Upsample
 
 EXPERIMENT = Experiment(
     name="test",

@@ -18,11 +18,11 @@ from attrs import evolve, field, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core.data.cache import CacheResult, cache
+from longtake.core.cache.cache import CacheResult, cache
 from longtake.core.data.captions import Caption, whole
-from longtake.core.data.record import clip_path, read_index
+from longtake.core.data.store import clip_path, read_index
 from longtake.core.errors import UserError
-from longtake.core.files import open_tensors
+from longtake.core.tools.files import open_tensors
 
 from ..small import small
 from .odd_files import broken_inside, cut, gif, image, numbers, turned, video

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core.data.bucket import buckets, cover, place
 from longtake.core.errors import UserError
+from longtake.core.video.placement import buckets, cover, place
 
 sides = st.integers(1, 4000)
 steps = st.sampled_from([8, 16, 32])
@@ -93,8 +93,6 @@ def test_impossible_input_is_one_clear_line(width, height, area, multiple):
 
 
 def test_the_module_is_light():
-    code = (
-        "import sys, longtake.core.data.bucket; print({'torch', 'numpy', 'av'} & set(sys.modules))"
-    )
+    code = "import sys, longtake.core.video.placement; print({'torch', 'numpy', 'av'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

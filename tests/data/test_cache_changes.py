@@ -11,20 +11,19 @@ import torch
 from attrs import evolve
 
 from longtake.backbones.texts.bytes import ByteEncoder
-from longtake.core.data import cache as module
-from longtake.core.data import perform
-from longtake.core.data.batch import collate
-from longtake.core.data.cache import CacheResult, cache
-from longtake.core.data.cache_run import Progress
+from longtake.core.cache import cache as module
+from longtake.core.cache import tasks as perform
+from longtake.core.cache.cache import CacheResult, Progress, cache
 from longtake.core.data.captions import Caption
-from longtake.core.data.record import clip_path, read_index
 from longtake.core.data.sources import find_sources
-from longtake.core.data.store import Store
+from longtake.core.data.store import Store, clip_path, read_index
 from longtake.core.data.texts import text_path
-from longtake.core.data.video import VideoError, write_video
+from longtake.core.data.windows import collate
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
-from longtake.core.grid import Rate
+from longtake.core.values.grid import Rate
+from longtake.core.video.decode import VideoError
+from longtake.core.video.write import write_video
 
 from ..small import RATE, moving, small, write_clips
 

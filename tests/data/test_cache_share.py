@@ -15,15 +15,13 @@ import pytest
 import torch
 from attrs import evolve
 
-from longtake.core import disk
-from longtake.core.data import workers as pool
-from longtake.core.data.cache import CacheResult, cache
-from longtake.core.data.record import read_index
-from longtake.core.data.share import Share, find_share
-from longtake.core.data.store import Store
-from longtake.core.disk import create_file, is_live, part_path, remove_parts
+from longtake.core.cache import workers as pool
+from longtake.core.cache.cache import CacheResult, cache
+from longtake.core.cache.job import Share, find_share
+from longtake.core.data.store import Store, read_index
 from longtake.core.errors import LongtakeError, UserError
-from longtake.core.files import read_lines
+from longtake.core.tools import files as disk
+from longtake.core.tools.files import create_file, is_live, part_path, read_lines, remove_parts
 
 from ..small import RATE, small, write_clips
 
@@ -198,7 +196,7 @@ AT_ONCE = """
 import sys, torch
 from pathlib import Path
 from tests.small import RATE, small
-from longtake.core.data.cache import cache
+from longtake.core.cache.cache import cache
 print(cache(small(), Path(sys.argv[1]), Path(sys.argv[2]), rates=frozenset({RATE}), pixels=False,
             device=torch.device("cpu")).count("bad"))
 """

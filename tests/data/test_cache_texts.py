@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from longtake.backbones.codecs.dct import DctCodec
 from longtake.backbones.texts.bytes import ByteEncoder
 from longtake.backbones.texts.specs import Bytes
-from longtake.core.data import perform
-from longtake.core.data.cache import cache
+from longtake.core.cache import tasks as perform
+from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store
 from longtake.core.data.texts import Texts, read_text, text_path
-from longtake.core.data.video import VideoError
-from longtake.core.text import Text
+from longtake.core.values.text import Text
+from longtake.core.video.decode import VideoError
 
 from ..small import small, write_clips
 

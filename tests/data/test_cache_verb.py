@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from longtake.core import edge
-from longtake.core.data import cache_run
-from longtake.core.data.video import write_video
-from longtake.core.data.work import Done, Outcome
+from longtake.core import config as edge
+from longtake.core.cache import cache as cache_run
+from longtake.core.cache.tasks import Done, Outcome
+from longtake.core.cli.cache import cache
 from longtake.core.errors import LongtakeError, UserError
-from longtake.core.verbs.cache import cache
+from longtake.core.video.write import write_video
 
 from ..small import moving, small, write_clips
 

@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.core.data.captions import Caption, caption_at, shot_captions, whole
-from longtake.core.data.layouts.beside import captions_beside
-from longtake.core.data.layouts.subtitles import read_subtitles
-from longtake.core.data.layouts.timed import read_timed
-from longtake.core.data.names import printable
-from longtake.core.errors import UserError
+from longtake.core.data.sources import captions_beside
+from longtake.core.data.subtitles import read_subtitles, read_timed
+from longtake.core.errors import UserError, printable
 
 
 def said(start, end, text):

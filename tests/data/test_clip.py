@@ -5,9 +5,10 @@ import socket
 import numpy as np
 import pytest
 
-from longtake.core.data.video import probe, read_frames
-from longtake.core.demo import clip
 from longtake.core.errors import UserError
+from longtake.core.video import builtin_clip as clip
+from longtake.core.video.decode import probe
+from longtake.core.video.read import read_frames
 
 SMALL = {"height": 48, "width": 80}
 

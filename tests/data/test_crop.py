@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.backbones.codecs.specs import Dct
-from longtake.core.codec import from_bytes
-from longtake.core.data.crop import Area, Crops, crop
-from longtake.core.data.lowres import encode_lowres
+from longtake.core.cache.encode import encode_lowres
 from longtake.core.data.store import Store
-from longtake.core.data.windows import WindowBatches, Windows
-from longtake.core.grid import Rate
-from longtake.core.history import History
+from longtake.core.data.windows import Area, Crops, WindowBatches, Windows, crop
+from longtake.core.interfaces.codec import from_bytes
 from longtake.core.model import compressor_needs
 from longtake.core.registry import build
+from longtake.core.values.grid import Rate
+from longtake.core.values.history import History
 
 from ..small import make_store, small
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core.data.cuts import detect_cuts
-from longtake.core.data.decode import VideoError
-from longtake.core.data.video import read_frames
 from longtake.core.errors import UserError
+from longtake.core.video.cuts import detect_cuts
+from longtake.core.video.decode import VideoError
+from longtake.core.video.read import read_frames
 
 cuts_extra = pytest.mark.skipif(find_spec("scenedetect") is None, reason="needs longtake[cuts]")
 SIZE = (48, 80)

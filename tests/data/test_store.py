@@ -13,12 +13,12 @@ import pytest
 import torch
 from attrs import evolve
 
-from longtake.core.data.cache import CacheResult, cache
-from longtake.core.data.record import clip_path, read_index
-from longtake.core.data.store import Store
+from longtake.core.cache.cache import CacheResult, cache
+from longtake.core.data.store import Store, clip_path, read_index
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
-from longtake.core.files import (
+from longtake.core.model import all_needs
+from longtake.core.tools.files import (
     append_line,
     disk_errors,
     only_parts,
@@ -27,8 +27,7 @@ from longtake.core.files import (
     remove_parts,
     write_tensors,
 )
-from longtake.core.grid import Rate
-from longtake.core.model import all_needs
+from longtake.core.values.grid import Rate
 
 from ..small import small, write_clips
 
@@ -61,7 +60,7 @@ FILL = """
 import resource, signal, sys, torch
 from pathlib import Path
 from longtake.core.errors import UserError
-from longtake.core.files import whole_file, write_tensors
+from longtake.core.tools.files import whole_file, write_tensors
 import safetensors.torch
 
 path, large = Path(sys.argv[1]), {"x": torch.zeros(10**6)}

@@ -14,18 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core.data import decode
-from longtake.core.data.bucket import cover, place
-from longtake.core.data.timing import Clock, Shown, resample
-from longtake.core.data.video import (
-    VideoError,
-    fingerprint,
-    iter_frames,
-    probe,
-    read_frames,
-    write_video,
-)
 from longtake.core.errors import UserError
+from longtake.core.video import decode
+from longtake.core.video.decode import Clock, Shown, VideoError, fingerprint, probe, resample
+from longtake.core.video.placement import cover, place
+from longtake.core.video.read import iter_frames, read_frames
+from longtake.core.video.write import write_video
 
 LOSSLESS = {"codec": "ffv1"}
 

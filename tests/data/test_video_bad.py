@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core.data.video import VideoError, fingerprint, iter_frames, probe, read_frames
 from longtake.core.errors import UserError
+from longtake.core.video.decode import VideoError, fingerprint, probe
+from longtake.core.video.read import iter_frames, read_frames
 
 
 def noise(count, seed=0):

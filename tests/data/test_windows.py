@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from longtake.core.draws import Draws
+from longtake.core.values.draws import Draws
 
 
 def test_a_sample_draws_by_its_place_and_no_other() -> None:

@@ -11,32 +11,28 @@ import torch
 from attrs import frozen
 
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.data.cache import cache
+from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store
-from longtake.core.data.video import write_video
 from longtake.core.experiment import CacheSpec, Experiment, MeasureSpec
-from longtake.core.grid import Rate
 from longtake.core.hooks import Plugin
+from longtake.core.interfaces.metric import Metric
+from longtake.core.interfaces.retriever import LatentFrames, PixelFrames, Retriever
+from longtake.core.interfaces.spec import MetricSpec, RetrieverSpec
 from longtake.core.measure.measure import measure
-from longtake.core.measure.scrubs import make_scrubs
-from longtake.core.measure.strips import make_strips
-from longtake.core.metric import Metric
+from longtake.core.measure.strips import make_scrubs, make_strips
 from longtake.core.model import all_needs, build_model
 from longtake.core.registry import registry
-from longtake.core.retriever import LatentFrames, PixelFrames, Retriever
-from longtake.core.spec import MetricSpec, RetrieverSpec
-from longtake.plugins.specs import (
-    Conv,
+from longtake.core.values.grid import Rate
+from longtake.core.video.write import write_video
+from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.maskers.specs import Noise
+from longtake.plugins.metrics.specs import HighBand, MsSsim, Psnr, Ssim
+from longtake.plugins.retrievers.specs import (
     Flow,
-    HighBand,
     MeanFrame,
-    MsSsim,
-    Noise,
-    Psnr,
-    Ssim,
     Thumbnail,
-    Upsample,
-)  # fmt: skip
+    Upsample,  # fmt: skip
+)
 
 HOSTILE = '<script>alert("x")</script> & <img src=http://x.test/a.png>'
 RATE = Rate(height=2, width=2, time=2)

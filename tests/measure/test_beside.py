@@ -8,11 +8,11 @@ import attrs
 import pytest
 
 from longtake.core.errors import UserError
-from longtake.core.files import write_json
-from longtake.core.measure.beside import by_rate, read_side, side_of
-from longtake.core.measure.rate_chart import has_lengths, marks_of, rate_chart
-from longtake.core.measure.report import Page, render
+from longtake.core.measure.compare import by_rate, read_side, side_of
 from longtake.core.measure.verdict import as_data
+from longtake.core.pages.charts import has_lengths, marks_of, rate_chart
+from longtake.core.pages.report import Page, render
+from longtake.core.tools.files import write_json
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from longtake.core.measure.report import Page, render
+from longtake.core.pages.report import Page, render
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""

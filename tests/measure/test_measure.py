@@ -12,21 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.core.data.store import Store
-from longtake.core.draws import Draws
 from longtake.core.errors import LongtakeError, UserError
-from longtake.core.measure.beside import by_rate
-from longtake.core.measure.figures import Interval, interval, interval_or_none
-from longtake.core.measure.gain import clean_query
+from longtake.core.measure.compare import by_rate
 from longtake.core.measure.measure import measure
 from longtake.core.measure.prepare import Prepared, named
-from longtake.core.measure.quality import ceiling, one_by_one, scene_of
-from longtake.core.measure.result import Distance
-from longtake.core.measure.scores import Scores, join, over_clips
+from longtake.core.measure.quality import ceiling, clean_query, one_by_one, scene_of
+from longtake.core.measure.result import (
+    Distance,
+    Interval,
+    Scores,
+    interval,
+    interval_or_none,
+    join,
+    over_clips,
+)
 from longtake.core.measure.strips import make_strips, spread_over
 from longtake.core.measure.verdict import as_data, verdict
 from longtake.core.model import build_model
-from longtake.plugins.metrics.high_band import ROUNDING, high_band
-from longtake.plugins.specs import Flow, MeanFrame, MsSsim, Psnr
+from longtake.core.values.draws import Draws
+from longtake.plugins.metrics.pixels import ROUNDING, high_band
+from longtake.plugins.metrics.specs import MsSsim, Psnr
+from longtake.plugins.retrievers.specs import Flow, MeanFrame
 
 from .conftest import Broken, Wanting
 

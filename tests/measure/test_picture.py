@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from longtake.core.errors import UserError
-from longtake.core.measure.picture import credit_of, draw_picture, save_picture
+from longtake.core.pages.picture import credit_of, draw_picture, save_picture
 
 
 def test_it_holds_rows_columns_and_the_credit(tmp_path, strips):

@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 
 from longtake.core.errors import UserError
-from longtake.core.measure.charts import series_of
-from longtake.core.measure.embed import data_uri, sheets
-from longtake.core.measure.report import Page, render, write_report
+from longtake.core.pages.charts import series_of
+from longtake.core.pages.report import Page, data_uri, render, sheets, write_report
 
 from .conftest import HOSTILE
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from longtake import __main__ as door
+from longtake.core.cli import measure as verb
 from longtake.core.measure.verdict import as_data
-from longtake.core.verbs import measure as verb
 
 
 @pytest.fixture

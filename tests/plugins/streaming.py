@@ -10,14 +10,14 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.core.compressor import Compressor, State
-from longtake.core.contract.liveness import awaken
+from longtake.core.contract.compressor import awaken
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
-from longtake.core.grid import Rate, Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory, Part, merge
+from longtake.core.interfaces.compressor import Compressor, State
+from longtake.core.interfaces.spec import CompressorSpec
 from longtake.core.registry import build, registry
-from longtake.core.spec import CompressorSpec
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, Part, merge
 
 step = st.sampled_from([1, 2, 4, 8])
 rates = st.builds(lambda h, w, t: Rate(height=h, width=w, time=t), step, step, step)

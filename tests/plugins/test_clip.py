@@ -19,15 +19,15 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from longtake.core.compressor import State
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
 from longtake.core.errors import UserError
-from longtake.core.grid import Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory, merge
+from longtake.core.interfaces.compressor import State
+from longtake.core.values.grid import Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, merge
 from longtake.plugins.compressors.clip import ClipCompressor
-from longtake.plugins.specs import Clip
+from longtake.plugins.compressors.specs import Clip
 
 NUMBERS = {
     "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,

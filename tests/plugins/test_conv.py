@@ -11,18 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.core.compressor import MemoryEncoder, State
-from longtake.core.contract.compressor import check_compressor
-from longtake.core.contract.liveness import awaken
+from longtake.core.contract.compressor import awaken, check_compressor
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
 from longtake.core.errors import UserError
-from longtake.core.grid import Rate, Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory, merge
+from longtake.core.interfaces.compressor import MemoryEncoder, State
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, merge
 from longtake.plugins.compressors.conv import ConvCompressor
-from longtake.plugins.compressors.conv_attention import windowed
-from longtake.plugins.compressors.conv_layers import stages
-from longtake.plugins.specs import Conv
+from longtake.plugins.compressors.conv_layers import stages, windowed
+from longtake.plugins.compressors.specs import Conv
 
 TINY = Conv(rate=Rate.parse("2x2x2"), channels=(4, 6, 8), heads=2, head_width=4, window=2, layers=1)
 QUICK = settings(max_examples=60, deadline=None)

@@ -8,14 +8,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longtake.core.config import SpecError, from_json, to_json
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL
-from longtake.core.edge import SpecError, from_json, to_json
-from longtake.core.grid import Rate, Size3
+from longtake.core.interfaces.spec import CompressorSpec
 from longtake.core.registry import registry
-from longtake.core.spec import CompressorSpec
+from longtake.core.values.grid import Rate, Size3
 from longtake.plugins.compressors.dual import DualEncoderCompressor
-from longtake.plugins.specs import Conv, DualEncoder, Keyframes, Pool, Transformer, Window
+from longtake.plugins.compressors.specs import (
+    Conv,
+    DualEncoder,
+    Keyframes,
+    Pool,
+    Transformer,
+    Window,
+)
 
 from .streaming import built, check_chunking, check_ragged, history_for, same, sizes, streamed
 

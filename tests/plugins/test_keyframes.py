@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, sample_fit
 from longtake.core.errors import UserError
-from longtake.core.grid import Rate, Size3
-from longtake.core.history import History
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.history import History
 from longtake.plugins.compressors.keyframes import KeyframesCompressor, first_latent
-from longtake.plugins.specs import Keyframes
+from longtake.plugins.compressors.specs import Keyframes
 
 from .streaming import built, check_chunking, check_ragged, history_for, sizes
 

@@ -8,18 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longtake.core.config import from_json
 from longtake.core.contract.masker import check_masker
-from longtake.core.draws import Draws
-from longtake.core.edge import from_json
 from longtake.core.errors import UserError
-from longtake.core.grid import Rate
-from longtake.core.history import History
-from longtake.core.masker import Masker
-from longtake.core.query import Query
+from longtake.core.interfaces.masker import Masker
+from longtake.core.interfaces.spec import MaskerSpec
 from longtake.core.registry import build
-from longtake.core.spec import MaskerSpec
-from longtake.core.text import Text
-from longtake.plugins.specs import Drop, Noise, Scale, Shift, Unmasked
+from longtake.core.values.draws import Draws
+from longtake.core.values.grid import Rate
+from longtake.core.values.history import History, Query
+from longtake.core.values.text import Text
+from longtake.plugins.maskers.specs import Drop, Noise, Scale, Shift, Unmasked
 
 RATE = Rate(height=2, width=2, time=2)
 TEXT = Text(embeddings=torch.zeros(4, 1, 2), mask=torch.ones(4, 1, dtype=torch.bool))
@@ -186,7 +185,7 @@ def test_half_precision_stays_and_an_empty_history_is_refused(spec: MaskerSpec) 
     ],
 )
 def test_bad_specs_are_one_line(data: dict[str, object], said: str) -> None:
-    from longtake.core.edge.faults import SpecError
+    from longtake.core.config.faults import SpecError
 
     with pytest.raises(SpecError) as found:
         from_json(data, MaskerSpec)

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, sample_fit
-from longtake.core.grid import Rate, Size3
-from longtake.core.memory import merge
-from longtake.plugins.compressors.merge import MergeCompressor
-from longtake.plugins.compressors.merge_regions import boxes, neighbours, regions
-from longtake.plugins.specs import Merge
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.memory import merge
+from longtake.plugins.compressors.merge import MergeCompressor, boxes, neighbours, regions
+from longtake.plugins.compressors.specs import Merge
 
 from .streaming import (
     built,

@@ -12,15 +12,19 @@ from hypothesis import strategies as st
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from longtake.core.contract.metric import check_metric
-from longtake.core.metric import merit
+from longtake.core.interfaces.metric import merit
 from longtake.core.registry import build
 from longtake.plugins.metrics import lpips
-from longtake.plugins.metrics.high_band import HighBandMetric, high_band
 from longtake.plugins.metrics.lpips import LpipsMetric
-from longtake.plugins.metrics.ms_ssim import BETAS, MsSsimMetric
-from longtake.plugins.metrics.psnr import PsnrMetric
-from longtake.plugins.metrics.ssim import SsimMetric
-from longtake.plugins.specs import HighBand, Lpips, MsSsim, Psnr, Ssim
+from longtake.plugins.metrics.pixels import (
+    BETAS,
+    HighBandMetric,
+    MsSsimMetric,
+    PsnrMetric,
+    SsimMetric,
+    high_band,
+)
+from longtake.plugins.metrics.specs import HighBand, Lpips, MsSsim, Psnr, Ssim
 
 SPECS = [
     Psnr(),

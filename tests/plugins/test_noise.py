@@ -7,14 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.core.contract.masker import check_masker
-from longtake.core.draws import Draws
 from longtake.core.errors import UserError
-from longtake.core.grid import Rate
-from longtake.core.history import History
-from longtake.core.query import Query
-from longtake.core.text import Text
-from longtake.plugins.maskers.noise import NoiseMasker
-from longtake.plugins.specs import Noise
+from longtake.core.values.draws import Draws
+from longtake.core.values.grid import Rate
+from longtake.core.values.history import History, Query
+from longtake.core.values.text import Text
+from longtake.plugins.maskers.hiding import NoiseMasker
+from longtake.plugins.maskers.specs import Noise
 
 TEXT = Text(embeddings=torch.zeros(4, 1, 2), mask=torch.ones(4, 1, dtype=torch.bool))
 TWO, FOUR = Rate(height=2, width=2, time=2), Rate(height=4, width=4, time=4)

@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longtake.core.compressor import State
+from longtake.core.config import from_json, to_json
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
-from longtake.core.edge import from_json, to_json
 from longtake.core.errors import UserError
-from longtake.core.grid import Rate, Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory, Part, merge
-from longtake.core.spec import CompressorSpec
+from longtake.core.interfaces.compressor import State
+from longtake.core.interfaces.spec import CompressorSpec
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, Part, merge
 from longtake.plugins.compressors.patchifier import PatchifierCompressor
 from longtake.plugins.compressors.patchifier_layers import spread
-from longtake.plugins.specs import Patchifier
+from longtake.plugins.compressors.specs import Patchifier
 
 FRAMEPACK = Patchifier(schedule=((1, 1), (2, 2), (4, 16)))
 EVEN = Patchifier(rate=Rate.parse("2x2x2"))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, sample_fit
 from longtake.core.errors import UserError
-from longtake.core.grid import Rate, Size3
+from longtake.core.values.grid import Rate, Size3
 from longtake.plugins.compressors.pool import PoolCompressor
-from longtake.plugins.specs import Pool
+from longtake.plugins.compressors.specs import Pool
 
 from .streaming import built, check_chunking, check_ragged, history_for, rates, sizes
 

@@ -14,24 +14,25 @@ import torch
 from torch import Tensor
 
 from longtake import __main__ as door
+from longtake.core.cli.probe import named_by, probe_spec
+from longtake.core.config import apply_sets, from_json, to_json
 from longtake.core.contract.retriever import check_retriever
 from longtake.core.contract.samples import SMALL
 from longtake.core.data.store import Store
-from longtake.core.edge import apply_sets, from_json, to_json
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
-from longtake.core.files import write_tensors
-from longtake.core.grid import Rate, Size3
+from longtake.core.interfaces.retriever import LatentFrames
+from longtake.core.interfaces.spec import RetrieverSpec
 from longtake.core.measure.measure import measure
-from longtake.core.memory import Memory
 from longtake.core.model import Model, build_model
-from longtake.core.retriever import LatentFrames
-from longtake.core.spec import RetrieverSpec
+from longtake.core.tools.files import write_tensors
 from longtake.core.train.probe import Fitted, fit_probe, write_probe
-from longtake.core.verbs.probe import named_by, probe_spec
-from longtake.plugins.retrievers.probe import ProbeRetriever
-from longtake.plugins.retrievers.probe_head import CrossHead, waves
-from longtake.plugins.specs import Conv, Flow, Pool, Probe, Psnr
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.memory import Memory
+from longtake.plugins.compressors.specs import Conv, Pool
+from longtake.plugins.metrics.specs import Psnr
+from longtake.plugins.retrievers.probe import CrossHead, ProbeRetriever, waves
+from longtake.plugins.retrievers.specs import Flow, Probe
 
 from ..small import RATE, make_store, small
 from .test_retrievers import memory, scene

@@ -6,21 +6,30 @@ import torch
 
 from longtake.backbones.codecs.dct import DctCodec
 from longtake.backbones.codecs.specs import Dct
-from longtake.core.backbone import Backbone, Cache, Call, Context, ContextCall, VelocityCall
-from longtake.core.codec import decode_among, frames_of, from_bytes, to_bytes
+from longtake.core.cache.encode import encode_lowres
 from longtake.core.contract.retriever import check_retriever
-from longtake.core.data.lowres import encode_lowres
 from longtake.core.errors import UserError
-from longtake.core.grid import Geometry, Rate, Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory, Part
-from longtake.core.retriever import LatentFrames, PixelFrames, Scene
-from longtake.core.text import Text
+from longtake.core.interfaces.backbone import (
+    Backbone,
+    Cache,
+    Call,
+    Context,
+    ContextCall,
+    VelocityCall,
+)
+from longtake.core.interfaces.codec import decode_among, frames_of, from_bytes, to_bytes
+from longtake.core.interfaces.retriever import LatentFrames, PixelFrames, Scene
+from longtake.core.values.grid import Geometry, Rate, Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, Part
+from longtake.core.values.text import Text
+from longtake.plugins.retrievers.floors import (
+    MeanFrameRetriever,
+    ThumbnailRetriever,
+    UpsampleRetriever,
+)
 from longtake.plugins.retrievers.flow import FlowRetriever
-from longtake.plugins.retrievers.mean_frame import MeanFrameRetriever
-from longtake.plugins.retrievers.thumbnail import ThumbnailRetriever
-from longtake.plugins.retrievers.upsample import UpsampleRetriever
-from longtake.plugins.specs import Flow, MeanFrame, Thumbnail, Upsample
+from longtake.plugins.retrievers.specs import Flow, MeanFrame, Thumbnail, Upsample
 
 RATE = Rate(height=2, width=2, time=2)
 CODEC = DctCodec(Dct(channels=16))

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import sample_fit
-from longtake.core.grid import Rate, Size3
-from longtake.plugins.compressors.transformer import TransformerCompressor
-from longtake.plugins.compressors.transformer_layers import rotated, rotation
-from longtake.plugins.specs import Conv, Transformer
+from longtake.core.values.grid import Rate, Size3
+from longtake.plugins.compressors.specs import Conv, Transformer
+from longtake.plugins.compressors.transformer import TransformerCompressor, rotated, rotation
 
 from .streaming import (
     built,

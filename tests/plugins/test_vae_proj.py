@@ -13,17 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.core.codec import from_bytes
-from longtake.core.compressor import State
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
 from longtake.core.errors import UserError
-from longtake.core.grid import Rate, Size3
-from longtake.core.history import History
-from longtake.core.memory import Memory, merge
-from longtake.plugins.compressors.vae_proj import VaeProjCompressor
-from longtake.plugins.compressors.vae_proj_blocks import rate_of
-from longtake.plugins.specs import VaeProj
+from longtake.core.interfaces.codec import from_bytes
+from longtake.core.interfaces.compressor import State
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, merge
+from longtake.plugins.compressors.specs import VaeProj
+from longtake.plugins.compressors.vae_proj import VaeProjCompressor, rate_of
 
 CHANNELS = 6
 

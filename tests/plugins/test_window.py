@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import sample_fit
-from longtake.core.grid import Size3
-from longtake.plugins.compressors.window import WindowCompressor
-from longtake.plugins.specs import Window
+from longtake.core.values.grid import Size3
+from longtake.plugins.compressors.keyframes import WindowCompressor
+from longtake.plugins.compressors.specs import Window
 
 from .streaming import built, check_chunking, check_ragged, history_for, sizes
 

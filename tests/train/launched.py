@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from longtake.core.data.batch import Batch
-from longtake.core.train import sharded, step
-from longtake.core.train.parts import is_sharded
-from longtake.core.train.stage import StageOne
+from longtake.core.data.windows import Batch
+from longtake.core.train import distributed as sharded
+from longtake.core.train import trainer as step
+from longtake.core.train.distributed import is_sharded
+from longtake.core.train.loss import StageOne
 
 
 def tell_parts(folder: str) -> None:

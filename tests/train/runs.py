@@ -14,7 +14,7 @@ from longtake.core.experiment import Experiment
 from longtake.core.model import build_model, compressor_needs
 from longtake.core.registry import build
 from longtake.core.train.checkpoint import checkpoints
-from longtake.core.train.stage import StageOne
+from longtake.core.train.loss import StageOne
 
 
 def stage_of(experiment: Experiment, store: Path) -> StageOne:

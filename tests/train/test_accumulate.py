@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator
 from attrs import evolve
 
-from longtake.core.data.batch import Batch
+from longtake.core.data.windows import Batch
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.experiment import Experiment
-from longtake.core.files import read_lines
+from longtake.core.tools.files import read_lines
 from longtake.core.train.checkpoint import checkpoints, load_run
+from longtake.core.train.loss import StageOne
 from longtake.core.train.pretrain import check_shares, pretrain
-from longtake.core.train.stage import StageOne
-from longtake.core.train.step import gradients
+from longtake.core.train.trainer import gradients
 from longtake.core.train.worker import Worker
 
 from ..small import small

@@ -13,15 +13,14 @@ import attrs
 import pytest
 import torch
 
-from longtake.core.data.batch import Batch
-from longtake.core.data.windows import WindowBatches
+from longtake.core.data.windows import Batch, WindowBatches
 from longtake.core.errors import LongtakeError
 from longtake.core.experiment import Experiment
-from longtake.core.files import read_lines
-from longtake.core.train import step
+from longtake.core.tools.files import read_lines
+from longtake.core.train import trainer as step
 from longtake.core.train.checkpoint import checkpoints, load_run
+from longtake.core.train.loss import StageOne
 from longtake.core.train.pretrain import pretrain
-from longtake.core.train.stage import StageOne
 
 from ..small import small
 from .launched import spoil

@@ -15,8 +15,8 @@ from torch.nn import Parameter
 from longtake.core.errors import UserError
 from longtake.core.train.checkpoint import checkpoints, load_model
 from longtake.core.train.ema import Average, decay_at, trained
-from longtake.core.train.loop import Trainer
 from longtake.core.train.pretrain import pretrain
+from longtake.core.train.trainer import Trainer
 
 from ..small import small
 from .runs import stage_of

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
-from longtake.core.lora import LoRA
+from longtake.core.interfaces.spec import LoRA
 from longtake.core.model import build_model
 from longtake.core.train import optim
 from longtake.core.train.checkpoint import checkpoints, load_run

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from longtake.core.data.store import Store
 from longtake.core.data.windows import WindowBatches, Windows
 from longtake.core.errors import LongtakeError, UserError
-from longtake.core.files import read_lines
-from longtake.core.grid import Rate
 from longtake.core.model import build_model, compressor_needs
 from longtake.core.registry import build
+from longtake.core.tools.files import read_lines
 from longtake.core.train.checkpoint import checkpoints, load_model, load_run, save_encoder
 from longtake.core.train.liveness import DeadMemory, Liveness, memory_parameters
+from longtake.core.train.loss import StageOne
 from longtake.core.train.optim import learning_rate
 from longtake.core.train.pretrain import pretrain
-from longtake.core.train.stage import StageOne
+from longtake.core.values.grid import Rate
 
 from ..small import RATE, small
 

@@ -12,11 +12,11 @@ import pytest
 from attrs import evolve
 
 from longtake.core.errors import UserError
-from longtake.core.files import read_lines, write_json
-from longtake.core.train import saver as saving
+from longtake.core.tools.files import read_lines, write_json
+from longtake.core.train import trainer as saving
 from longtake.core.train.checkpoint import checkpoints
-from longtake.core.train.loop import Progress, Trainer, TrainResult
 from longtake.core.train.pretrain import pretrain
+from longtake.core.train.trainer import Progress, Trainer, TrainResult
 from longtake.experiments.ship import provenance
 
 from ..small import small

@@ -2,9 +2,9 @@
 
 from attrs import field, frozen
 
-from longtake.core.grid import Rate
 from longtake.core.hooks import Plugin, impl
-from longtake.core.spec import CompressorSpec, doc, instance_of
+from longtake.core.interfaces.spec import CompressorSpec, doc, instance_of
+from longtake.core.values.grid import Rate
 
 
 @frozen(kw_only=True)

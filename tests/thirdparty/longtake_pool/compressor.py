@@ -1,14 +1,12 @@
-"""The compressor: everything that `longtake.core.compressor.Compressor` asks for."""
+"""The compressor: everything that `longtake.core.interfaces.compressor.Compressor` asks for."""
 
 import attrs
 import torch
 import torch.nn.functional as F
 
-from longtake.core.compressor import Compressor
-from longtake.core.fit import Length, Needs, pad_to, project
-from longtake.core.grid import Size3
-from longtake.core.memory import Memory, Part
-from longtake.core.positions import token_places
+from longtake.core.interfaces.compressor import Compressor, Length, Needs, pad_to, project
+from longtake.core.values.grid import Size3
+from longtake.core.values.memory import Memory, Part, token_places
 
 
 class MeanPoolCompressor(Compressor):

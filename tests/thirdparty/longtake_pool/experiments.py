@@ -2,7 +2,7 @@
 
 from attrs import evolve
 
-from longtake.experiments.tiny_wan import TINY_WAN_2X2X2
+from longtake.experiments.tiny import TINY_WAN_2X2X2
 
 from . import MeanPool
 

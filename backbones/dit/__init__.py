@@ -1,1 +1,0 @@
-"""What every diffusion transformer here shares: weights, adapters, masks and memory streams."""

@@ -1,0 +1,126 @@
+"""What the specs of all diffusion transformers share; light: no torch, no diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from attrs import Attribute, field, frozen
+
+from ..core.interfaces.spec import BackboneSpec, doc, each, ge, gt, in_, instance_of
+from ..core.values.grid import Rate
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _time_or_null(instance: Any, attribute: Attribute[Any], value: float | None) -> None:
+    if value is not None and not 0.0 <= value <= 1.0:
+        raise ValueError(f"must be between 0 and 1, or null for shared, not {value:g}")
+
+
+def weights_or_null(instance: Any, attribute: Attribute[Any], value: str | None) -> None:
+    """Refuse what names no weights."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError("must name weights, or be null")
+
+
+def memory_time_field(default: float | None) -> Any:
+    """Give the field `memory_time` with another default."""
+    text = "time of memory tokens in (0, 1] or 0; null shares the targets' (full only)"
+    return field(default=default, validator=_time_or_null, metadata=doc(text))
+
+
+def weights_field(default: str | None) -> Any:
+    """Give the field `weights` with another default."""
+    text = (
+        "a diffusers folder, hub id (org/name, or org/name/file), single .safetensors or .gguf "
+        "file, or weights that ship; null: random weights"
+    )
+    return field(default=default, validator=weights_or_null, metadata=doc(text))
+
+
+def dtype_field(default: str) -> Any:
+    """Give the field `dtype` with another default."""
+    text = "number type of the frozen weights; what diffusers keeps in float32 stays so"
+    return field(default=default, validator=in_(DTYPES), metadata=doc(text))
+
+
+def count_field(default: int, text: str) -> Any:
+    """Give a field of a whole number ≥ 1, such as a width."""
+    return field(default=default, validator=ge(1), metadata=doc(f"{text}, ≥ 1"))
+
+
+def number_field(default: float, text: str) -> Any:
+    """Give a field of a number > 0, such as a timestep shift."""
+    return field(default=default, validator=gt(0.0), metadata=doc(f"{text}, > 0"))
+
+
+@frozen(kw_only=True)
+class DiTSpec(BackboneSpec):
+    """How memory enters a diffusion transformer, and where its weights come from.
+
+    A subclass has the model's numbers as fields, says in `config` what diffusers calls them, and
+    is `published` where its defaults are those of weights that people can have.
+    """
+
+    published: ClassVar[bool] = False
+
+    attention: str = field(
+        default="full",
+        validator=in_(("full", "isolated", "isolated-causal")),
+        metadata=doc(
+            "full: memory is a token prefix; isolated: memory sees memory only, cacheable; "
+            "isolated-causal: earlier memory only, so that the cache grows with a take"
+        ),
+    )
+    memory_time: float | None = memory_time_field(None)
+    cache_block: int = field(
+        default=8,
+        validator=ge(1),
+        metadata=doc("isolated-causal: latents of a block, a multiple of all time rates, ≥ 1"),
+    )
+    rotary: str = field(
+        default="centre",
+        validator=in_(("centre", "averaged")),
+        metadata=doc(
+            "place of a memory token: its centre, or FramePack's mean of the rotary "
+            "embedding over all cells that it covers"
+        ),
+    )
+    weights: str | None = weights_field(None)
+    dtype: str = dtype_field("float32")
+    quantize: str = field(
+        default="none",
+        validator=in_(("none", "nf4", "int8")),
+        metadata=doc("none; nf4 or int8: linears in 4 or 8 bits (needs bitsandbytes and a GPU)"),
+    )
+    loras: tuple[str, ...] = field(
+        default=(),
+        validator=each(instance_of(str)),
+        metadata=doc("more LoRA files that stay frozen beside ours, `file` or `file@0.8` (scale)"),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.attention != "full" and self.memory_time is None:
+            raise ValueError(
+                "memory_time is shared (null), but isolated memory must not see the targets' time: "
+                "give a number, such as 0"
+            )
+        if self.quantize != "none" and self.weights is None:
+            raise ValueError(f"quantize is {self.quantize}, but there are no weights to quantise")
+
+    def check_rates(self, rates: Iterable[Rate]) -> None:
+        """Refuse rates whose tokens lie in two blocks of `cache_block`: ValueError."""
+        if self.attention != "isolated-causal":
+            return
+        for rate in rates:
+            if self.cache_block % rate.time:
+                raise ValueError(
+                    f"backbone.cache_block {self.cache_block} is no multiple of the time rate of "
+                    f"{rate}, as isolated-causal memory wants"
+                )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Give diffusers' config of the model, without `_class_name`."""
+        raise NotImplementedError

@@ -1,0 +1,317 @@
+"""One video into latents: read, fitted into its bucket, encoded in chunks at every rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+from ..errors import UserError
+from ..experiment import CacheSpec
+from ..interfaces.codec import Codec, from_bytes
+from ..interfaces.compressor import State, pad_to
+from ..interfaces.spec import CodecSpec
+from ..values.grid import Geometry, Rate, Size3
+from ..values.history import History
+from ..values.shapes import Latents, Pixels
+from ..video.decode import probe
+from ..video.placement import Placement, place
+from ..video.read import iter_frames
+
+# ⟦core/data/lowres.py⟧ The LR video and its latents, streamed and exact (design §2).
+
+
+class LowRes:
+    """Gives the LR video of a rate, in chunks of any number of frames.
+
+    LR frame 0 is frame 0; LR frame i is the mean of frames r(i − 1) + 1 … ri. In space last row
+    and column are repeated to whole LR latent cells (rate × VAE stride), then boxes are averaged,
+    so LR latents have ⌈H / rate⌉ rows and stand exactly over the HR cells that they cover.
+    """
+
+    def __init__(self, rate: Rate, stride: Size3) -> None:
+        self.rate = rate
+        self.stride = stride
+
+    def push(self, pixels: Pixels, state: State | None = None) -> tuple[Pixels, State]:
+        """Give the LR frames that the next frames complete (maybe none), and the state.
+
+        The state holds the frames that wait for more, fewer than the time rate, and whether
+        frame 0 is behind.
+
+        Raises:
+            ValueError: `pixels` are no floats, no frame, or of another size than those before.
+        """
+        if not pixels.is_floating_point() or not pixels.shape[2]:
+            raise ValueError(
+                f"a chunk holds one frame or more as floats in [−1, 1], not {pixels.shape[2]} as "
+                f"{pixels.dtype}"
+            )
+        small = self._shrink(pixels)
+        if state is None:
+            lone, rest = small[:, :, :1], small[:, :, 1:]
+        else:
+            lone, rest = small[:, :, :0], torch.cat([_waiting(state, small), small], dim=2)
+        count, extra = divmod(rest.shape[2], self.rate.time)
+        whole, left = rest.split([rest.shape[2] - extra, extra], dim=2)
+        means = whole.unflatten(2, (count, self.rate.time)).mean(dim=3)
+        return torch.cat([lone, means], dim=2), {"waiting": left.clone()}
+
+    def _shrink(self, pixels: Pixels) -> Tensor:
+        rate, stride = self.rate, self.stride
+        padded = pad_to(pixels, rate.height * stride.height, rate.width * stride.width)
+        rows, columns = padded.shape[-2] // rate.height, padded.shape[-1] // rate.width
+        boxes = padded.reshape(*padded.shape[:3], rows, rate.height, columns, rate.width)
+        return boxes.mean(dim=(-3, -1))
+
+
+def _waiting(state: State, small: Tensor) -> Tensor:
+    before, now = tuple(state["waiting"].shape[-2:]), tuple(small.shape[-2:])
+    if before != now:
+        raise ValueError(f"frames of another size than before: LR {now} after {before}")
+    return state["waiting"]
+
+
+class LowResEncoder:
+    """Gives the LR latents of a rate of a video that comes in chunks of any number of frames.
+
+    LR latent j comes with the chunk that completes LR frame 4j, which is frame 4·r·j: the last of
+    HR latent rj, with which it travels. T HR latents give 1 + ⌊(T − 1) / r⌋ of them.
+    """
+
+    def __init__(self, codec: Codec[CodecSpec], rate: Rate) -> None:
+        self.codec = codec
+        self.lowres = LowRes(rate, codec.stride)
+
+    def push(self, pixels: Pixels, state: State | None = None) -> tuple[Latents, State]:
+        """Give the LR latents that the next frames complete (maybe none), and the state.
+
+        Raises:
+            ValueError: as `LowRes.push`.
+        """
+        frames, reduced = self.lowres.push(pixels, _part(state, "lowres."))
+        if state is not None:
+            frames = torch.cat([state["frames"], frames], dim=2)
+        stride = self.codec.stride.time
+        first = int(state is None)
+        ready = first + (frames.shape[2] - first) // stride * stride
+        latents, coded = self._encode(frames[:, :, :ready], _part(state, "codec."))
+        left = {"frames": frames[:, :, ready:].clone()}
+        return latents, left | _named(reduced, "lowres.") | _named(coded, "codec.")
+
+    def rest(self, state: State) -> Latents | None:
+        """Give the provisional LR latents that a codec which is not causal holds back, or None."""
+        coded = _part(state, "codec.")
+        return None if coded is None else self.codec.encode_rest(coded)
+
+    def _encode(self, frames: Pixels, state: State | None) -> tuple[Latents, State]:
+        if state is None or frames.shape[2]:
+            return self.codec.encode(frames, state)
+        stride = self.codec.stride
+        size = (frames.shape[-2] // stride.height, frames.shape[-1] // stride.width)
+        return frames.new_zeros(frames.shape[0], self.codec.channels, 0, *size), state
+
+
+def encode_lowres(codec: Codec[CodecSpec], rate: Rate, chunks: Iterable[Pixels]) -> Latents:
+    """Give all LR latents `[B, C, 1 + ⌊(T − 1) / r⌋, ⌈H / rate⌉, ⌈W / rate⌉]` of a video.
+
+    Args:
+        codec: of the HR latents.
+        rate: of the LR latents.
+        chunks: of the video, of any number of frames each, in [−1, 1].
+    """
+    encoder = LowResEncoder(codec, rate)
+    state: State | None = None
+    latents = []
+    for chunk in chunks:
+        out, state = encoder.push(chunk, state)
+        latents.append(out)
+    rest = None if state is None else encoder.rest(state)
+    return torch.cat(latents if rest is None else [*latents, rest], dim=2)
+
+
+def _part(state: State | None, prefix: str) -> State | None:
+    if state is None:
+        return None
+    return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
+
+
+def _named(state: State, prefix: str) -> State:
+    return {prefix + key: x for key, x in state.items()}
+
+
+@frozen(eq=False, kw_only=True)
+class Encoded:
+    """A video as latents, one sample.
+
+    Attributes:
+        latents: `[1, C, T, H, W]` float32; `lr` the same by rate.
+        pixels: uint8 `[1, 3, F, P, Q]`, or None where they are not kept.
+        frames: F = 1 + stride·(T − 1).
+        placement: how frames were fitted into their bucket.
+    """
+
+    latents: Tensor
+    lr: dict[Rate, Tensor]
+    pixels: Tensor | None
+    frames: int
+    fps: float
+    placement: Placement
+
+    def history(self) -> History:
+        """Give it as a history that starts at latent 0."""
+        return History(latents=self.latents, lr=self.lr, pixels=self.pixels)
+
+    def mirrored(self, codec: Codec[CodecSpec], rates: frozenset[Rate]) -> Encoded:
+        """Give the same video mirrored left to right, encoded afresh from its pixels."""
+        assert self.pixels is not None
+        return encode_pixels(
+            codec, iter([self.pixels.flip(-1)]), rates, True, self.fps, self.placement
+        )
+
+
+def encode_file(
+    path: Path,
+    codec: Codec[CodecSpec],
+    geometry: Geometry,
+    spec: CacheSpec,
+    *,
+    fps: float,
+    rates: frozenset[Rate],
+    keep_pixels: bool,
+    seconds: float | None = None,
+) -> Encoded:
+    """Give a video file as latents, with one chunk of frames in memory at a time.
+
+    Args:
+        path: the video.
+        codec: of the experiment; `geometry` of its backbone, `spec` of its cache.
+        geometry: shapes of the backbone.
+        spec: bucket area, shortest length and chunk.
+        fps: frames a second to read at.
+        rates: LR rates to encode.
+        keep_pixels: whether the frames are kept.
+        seconds: read no more than so much; None reads all.
+
+    Raises:
+        UserError: the file is no video, or shorter than the spec allows (one line, with reason).
+    """
+    count = None if seconds is None else geometry.frames(seconds, fps)
+    least = geometry.frames(spec.min_seconds, fps)
+    placement, pixels = file_chunks(path, geometry, spec, fps=fps, count=count)
+    encoded = encode_pixels(codec, pixels, rates, keep_pixels, fps, placement)
+    if encoded.frames < least:
+        raise UserError(
+            f"{path.name}: too short: {encoded.frames} frames at {fps:g} fps, "
+            f"{least} ({spec.min_seconds:g} s) are needed (cache.min_seconds)"
+        )
+    return encoded
+
+
+def file_chunks(
+    path: Path, geometry: Geometry, spec: CacheSpec, *, fps: float, count: int | None = None
+) -> tuple[Placement, Iterator[Tensor]]:
+    """Give how a video is fitted into its bucket, and its frames so, uint8 `[1, 3, n, P, Q]`.
+
+    Raises:
+        UserError: the file is no video; while iterating, where it cannot be decoded.
+    """
+    info = probe(path)
+    placement = place(info.width, info.height, spec.area, geometry.multiple, spec.max_aspect)
+    chunks = iter_frames(path, fps=fps, size=placement, count=count, chunk=spec.chunk)
+    return placement, (torch.from_numpy(chunk).movedim(-1, 0)[None] for chunk in chunks)
+
+
+def encode_pixels(
+    codec: Codec[CodecSpec],
+    chunks: Iterator[Tensor],
+    rates: frozenset[Rate],
+    keep_pixels: bool,
+    fps: float,
+    placement: Placement,
+) -> Encoded:
+    """Give uint8 chunks `[1, 3, n, P, Q]` of a video as latents; n may vary as it likes.
+
+    Raises:
+        UserError: the chunks hold no frame.
+    """
+    state: State | None = None
+    device, kept, latents = _device(codec), [], []
+    lowres = LowStreams.of(codec, rates)
+    for chunk in regroup(chunks, codec.stride.time):
+        frames = from_bytes(chunk.to(device))
+        out, state = codec.encode(frames, state)
+        latents.append(out.cpu())
+        lowres.push(frames)
+        kept += [chunk] if keep_pixels else []
+    if state is None:
+        raise UserError("the video has no frame")
+    rest = codec.encode_rest(state)
+    joined = torch.cat(latents if rest is None else [*latents, rest.cpu()], dim=2)
+    return Encoded(
+        latents=joined,
+        lr=lowres.joined(),
+        pixels=torch.cat(kept, dim=2) if keep_pixels else None,
+        frames=1 + codec.stride.time * (joined.shape[2] - 1),
+        fps=fps,
+        placement=placement,
+    )
+
+
+def encode_rates(
+    codec: Codec[CodecSpec], chunks: Iterable[Tensor], rates: Iterable[Rate]
+) -> dict[Rate, Tensor]:
+    """Give the LR latents alone of uint8 chunks `[1, 3, n, P, Q]`, as `encode_pixels` does."""
+    device, lowres = _device(codec), LowStreams.of(codec, rates)
+    for chunk in regroup(iter(chunks), codec.stride.time):
+        lowres.push(from_bytes(chunk.to(device)))
+    return lowres.joined()
+
+
+@define
+class LowStreams:
+    """LR latents of several rates, gathered chunk by chunk."""
+
+    encoders: dict[Rate, LowResEncoder]
+    states: dict[Rate, State] = field(factory=dict)
+    latents: dict[Rate, list[Tensor]] = field(factory=dict)
+
+    @classmethod
+    def of(cls, codec: Codec[CodecSpec], rates: Iterable[Rate]) -> LowStreams:
+        """Begin with no frame."""
+        return cls({rate: LowResEncoder(codec, rate) for rate in sorted(rates)})
+
+    def push(self, frames: Tensor) -> None:
+        """Take the next frames in [−1, 1]."""
+        for rate, encoder in self.encoders.items():
+            out, self.states[rate] = encoder.push(frames, self.states.get(rate))
+            self.latents.setdefault(rate, []).append(out.cpu())
+
+    def joined(self) -> dict[Rate, Tensor]:
+        """Give the LR latents by rate, as if no frame came any more; no rate where none came."""
+        return {rate: torch.cat(self._all(rate), dim=2) for rate in self.latents}
+
+    def _all(self, rate: Rate) -> list[Tensor]:
+        rest = self.encoders[rate].rest(self.states[rate])
+        return self.latents[rate] if rest is None else [*self.latents[rate], rest.cpu()]
+
+
+def regroup(chunks: Iterator[Tensor], stride: int) -> Iterator[Tensor]:
+    """Give chunks of 1 + k·stride frames, then of k·stride; a rest that fills no latent is cut."""
+    rest: Tensor | None = None
+    first = True
+    for chunk in chunks:
+        rest = chunk if rest is None else torch.cat([rest, chunk], dim=2)
+        head = 1 if first else 0
+        usable = head + (rest.shape[2] - head) // stride * stride
+        if usable > 0:
+            yield rest[:, :, :usable]
+            rest, first = rest[:, :, usable:], False
+
+
+def _device(codec: Codec[CodecSpec]) -> torch.device:
+    tensors = [*codec.parameters(), *codec.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")

@@ -1,0 +1,293 @@
+"""Doing what is to be done for a video that is cached: its tensors, and records to index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import attrs
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from ..data.captions import Caption, name_in_words, shot_captions
+from ..data.sources import Source
+from ..data.store import Record, clip_path, rate_path
+from ..errors import UserError
+from ..tools.files import is_tensors, open_tensors, write_tensors
+from ..values.grid import Rate
+from ..video.cuts import detect_cuts
+from ..video.decode import VideoError, fingerprint
+from .encode import Encoded, encode_file, encode_rates, file_chunks
+from .job import Job
+
+# ⟦core/data/work.py⟧ What is to be done for a video that is cached.
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """What became of one video.
+
+    Attributes:
+        source: its name.
+        status: `cached`; `updated` (captions, cuts or a rate, its latents untouched); `kept`
+            (already done); `bad` (cannot be used); `lost` (the process at work on it died).
+        detail: how it was fitted, what was updated, or the reason.
+        seconds: of the video that were cached.
+    """
+
+    source: str
+    status: str
+    detail: str = ""
+    seconds: float = 0.0
+
+
+@frozen(kw_only=True)
+class Task:
+    """What is to be done for one video.
+
+    Attributes:
+        source: the video; `mark` its fingerprint.
+        old: its records in the store, where they are to be updated; none: encode it.
+        rates: LR rates to add to those.
+        cuts: whether to look for cuts.
+        found: the cuts, where they had to be looked for before (its prompts depend on them).
+        revision: of the records to write.
+    """
+
+    source: Source
+    mark: str
+    revision: int
+    old: tuple[Record, ...] = ()
+    rates: tuple[Rate, ...] = ()
+    cuts: bool = False
+    found: tuple[float, ...] | None = None
+
+
+@frozen(kw_only=True)
+class Done:
+    """The outcome of a task of source `id`, and the records to index."""
+
+    id: str
+    outcome: Outcome
+    records: tuple[Record, ...] = ()
+
+
+def plan(job: Job, source: Source, done: Mapping[str, Record]) -> Task | None:
+    """Give what is to be done for a video, None where the store has all of it unchanged.
+
+    Raises:
+        UserError: the file is missing, unreadable or empty, or its captions are at fault.
+    """
+    if source.fault:
+        raise UserError(source.fault)
+    mark = fingerprint(source.path)
+    ids = clip_ids(source, job.spec.mirror)
+    old = tuple(done[i] for i in ids if i in done)
+    next_one = 1 + max((record.revision for record in old), default=0)
+    if len(old) < len(ids) or not all(_whole(job, record, mark) for record in old):
+        return Task(source=source, mark=mark, revision=next_one, cuts=job.spec.cuts)
+    rates = tuple(r for r in sorted(job.rates) if not all(has_rate(job, o, str(r)) for o in old))
+    cuts = job.spec.cuts and old[0].cuts is None
+    if not (rates or cuts or any(r.captions != captions_of(source, r.cuts) for r in old)):
+        return None
+    return Task(source=source, mark=mark, revision=next_one, old=old, rates=rates, cuts=cuts)
+
+
+def clip_ids(source: Source, mirror: bool) -> list[str]:
+    """Give the ids of the clips that a video makes."""
+    return [source.id, *([source.id + "-mirror"] if mirror else [])]
+
+
+def _whole(job: Job, record: Record, mark: str) -> bool:
+    return record.fingerprint == mark and is_tensors(clip_path(job.root, record.id))
+
+
+def has_rate(job: Job, record: Record, rate: str) -> bool:
+    """Whether a clip has its LR latents of a rate, in a file that can be opened."""
+    added = rate in record.added and is_tensors(rate_path(job.root, rate, record.id))
+    return rate in record.rates or added
+
+
+def captions_of(source: Source, cuts: Sequence[float] | None) -> tuple[Caption, ...]:
+    """Give the captions of a video: its own, else its name and the shot."""
+    return source.captions or shot_captions(name_in_words(Path(source.name)), cuts or ())
+
+
+Cuts = tuple[float, ...] | None
+
+
+def perform(job: Job, task: Task) -> Done:
+    """Do a task; a video that cannot be read is an outcome `bad`, and nothing is written for it.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    try:
+        cuts = _cuts(task)
+    except VideoError as error:  # another is not of the video but of the machine: it ends the run
+        return _bad(task, error)
+    try:
+        with torch.no_grad():
+            encoded = None if task.old else _encode(job, task)
+            lr = {r.id: _further(job, task, r) for r in task.old if task.rates}
+    except UserError as error:
+        return _bad(task, error)
+    if encoded is None:
+        return _updated(job, task, cuts, lr)
+    return _cached(job, task, cuts, encoded)
+
+
+def _bad(task: Task, error: UserError) -> Done:
+    outcome = Outcome(source=task.source.name, status="bad", detail=str(error))
+    return Done(id=task.source.id, outcome=outcome)
+
+
+def needs_cuts(task: Task) -> bool:
+    """Say whether the prompts of a task depend on cuts that are yet to be found."""
+    return task.cuts and not task.source.captions
+
+
+def with_cuts(task: Task) -> Task:
+    """Give the task with its cuts, where its prompts depend on them; else as it is.
+
+    A video that cannot be read stays as it is, too: doing the task says why.
+
+    Raises:
+        UserError: what finds cuts is not installed.
+    """
+    if not needs_cuts(task):
+        return task
+    try:
+        return attrs.evolve(task, found=detect_cuts(task.source.path))
+    except VideoError:
+        return task
+
+
+def _cuts(task: Task) -> Cuts:
+    if task.found is not None:
+        return task.found
+    if task.cuts:
+        return detect_cuts(task.source.path)
+    return task.old[0].cuts if task.old else None
+
+
+def _encode(job: Job, task: Task) -> Encoded:
+    geometry, spec = job.experiment.backbone.geometry, job.spec
+    return encode_file(
+        task.source.path,
+        job.codec.to(job.device),
+        geometry,
+        spec,
+        fps=geometry.fps,
+        rates=job.rates,
+        keep_pixels=spec.pixels or spec.mirror,
+    )
+
+
+def _further(job: Job, task: Task, record: Record) -> dict[Rate, Tensor]:
+    """Give the LR latents that a clip lacks, out of its frames or of the video."""
+    lacking = [rate for rate in task.rates if not has_rate(job, record, str(rate))]
+    with ExitStack() as stack:
+        lr = encode_rates(job.codec.to(job.device), _frames(job, task, record, stack), lacking)
+    for rate in lacking:
+        wanted, found = 1 + (record.latents - 1) // rate.time, lr[rate].shape[2]
+        if found != wanted:
+            raise UserError(
+                f"{task.source.name}: gives {found} LR latents at {rate}, {wanted} were expected: "
+                f"the video or its decoder changed; delete {clip_path(job.root, record.id).name}"
+            )
+    return lr
+
+
+def _frames(job: Job, task: Task, record: Record, stack: ExitStack) -> Iterator[Tensor]:
+    """Give the frames of a clip as they were encoded, uint8 `[1, 3, n, P, Q]`."""
+    file = stack.enter_context(open_tensors(clip_path(job.root, record.id)))
+    if "pixels" in file.keys():
+        kept, chunk = file.get_slice("pixels"), job.spec.chunk
+        return (kept[:, k : k + chunk][None] for k in range(0, record.frames, chunk))
+    geometry = job.experiment.backbone.geometry
+    _, chunks = file_chunks(task.source.path, geometry, job.spec, fps=record.fps)
+    return (chunk.flip(-1) for chunk in chunks) if record.mirror else chunks
+
+
+def _updated(job: Job, task: Task, cuts: Cuts, lr: Mapping[str, Mapping[Rate, Tensor]]) -> Done:
+    records = []
+    for old in task.old:
+        added = lr.get(old.id, {})
+        for rate, latents in added.items():
+            path = rate_path(job.root, str(rate), old.id)
+            write_tensors(path, {"latents": latents[0].to(_dtype(job))}, {"clip": old.id})
+        records.append(_revised(task, old, cuts, added))
+    outcome = Outcome(source=task.source.name, status="updated", detail=_changes(task, records[0]))
+    return Done(id=task.source.id, outcome=outcome, records=tuple(records))
+
+
+def _revised(task: Task, old: Record, cuts: Cuts, added: Mapping[Rate, Tensor]) -> Record:
+    return attrs.evolve(
+        old,
+        captions=captions_of(task.source, cuts),
+        cuts=cuts,
+        added=tuple(sorted({*old.added, *map(str, added)})),
+        revision=task.revision,
+        own_text=False,
+    )
+
+
+def _changes(task: Task, new: Record) -> str:
+    said = [f"LR {rate}" for rate in task.rates]
+    said += ["cuts"] if task.cuts else []
+    said += ["captions"] if new.captions != task.old[0].captions else []
+    return ", ".join(said)
+
+
+def _cached(job: Job, task: Task, cuts: Cuts, encoded: Encoded) -> Done:
+    records = [_write(job, task, encoded, cuts, mirror=False)]
+    if job.spec.mirror:
+        with torch.no_grad():
+            mirrored = encoded.mirrored(job.codec, job.rates)
+        records.append(_write(job, task, mirrored, cuts, mirror=True))
+    outcome = Outcome(
+        source=task.source.name,
+        status="cached",
+        detail=str(encoded.placement),
+        seconds=records[0].seconds,
+    )
+    return Done(id=task.source.id, outcome=outcome, records=tuple(records))
+
+
+def _write(job: Job, task: Task, encoded: Encoded, cuts: Cuts, *, mirror: bool) -> Record:
+    record = _record(task, encoded, cuts, mirror)
+    tensors = {"latents": encoded.latents[0].to(_dtype(job))}
+    tensors |= {f"lr/{rate}": lr[0].to(_dtype(job)) for rate, lr in encoded.lr.items()}
+    if job.spec.pixels and encoded.pixels is not None:
+        tensors["pixels"] = encoded.pixels[0]
+    header = {**record.line(), "codec": job.codec.identity, "margin": job.codec.margin}
+    write_tensors(clip_path(job.root, record.id), tensors, header)
+    return record
+
+
+def _dtype(job: Job) -> torch.dtype:
+    found: torch.dtype = getattr(torch, job.spec.dtype)
+    return found
+
+
+def _record(task: Task, encoded: Encoded, cuts: Cuts, mirror: bool) -> Record:
+    _, _, latents, height, width = encoded.latents.shape
+    return Record(
+        id=task.source.id + ("-mirror" if mirror else ""),
+        source=task.source.name,
+        fingerprint=task.mark,
+        latents=latents,
+        height=height,
+        width=width,
+        frames=encoded.frames,
+        fps=encoded.fps,
+        captions=captions_of(task.source, cuts),
+        placement=str(encoded.placement),
+        mirror=mirror,
+        cuts=cuts,
+        rates=tuple(sorted(map(str, encoded.lr))),
+        revision=task.revision,
+    )

@@ -1,0 +1,303 @@
+"""Backbone G: a video diffusion transformer that reads memory beside text (design §3)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, cast
+
+import torch
+from attrs import field, frozen
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from ..errors import UserError
+from ..values.grid import Geometry
+from ..values.memory import Memory, Part
+from ..values.shapes import Coordinates, Frames, Targets, Valid
+from ..values.text import Text
+from .compressor import Fit
+from .spec import BackboneSpec, LoRA
+
+# ⟦core/calls.py⟧ What a backbone is asked, and what it answers with: calls, caches and contexts.
+
+
+class Feature(NamedTuple):
+    """A feature of a memory's tokens, as cross-attention in the blocks reads it.
+
+    Attributes:
+        values: `[B, M, F]`.
+        valid: `[B, M]`, False on padding; None where all are real.
+    """
+
+    values: Tensor
+    valid: Tensor | None
+
+
+@frozen(eq=False, kw_only=True)
+class Cache:
+    """Keys and values of an `isolated` memory in every block: made once, read by every step.
+
+    A cache never changes; `Backbone.remember(more, cache)` gives a longer one.
+
+    Attributes:
+        keys, values: one `[B, N, heads, head width]` a block, rotary already applied to keys.
+        positions: of the cached tokens in the order of the keys, `[B, N, 3]`.
+        valid: `[B, N]`.
+        memory: what it was made of: the tokens to go on from, and their features. They weigh as
+            much as the keys and values of half a block.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    positions: Coordinates
+    valid: Valid
+    memory: Memory = field(factory=Memory)
+
+    @property
+    def length(self) -> int:
+        """The number of cached tokens N."""
+        return int(self.valid.shape[1])
+
+
+@frozen(eq=False, kw_only=True)
+class Context:
+    """What G reads beside the noisy latents; made by `Backbone.context`, read by no one else.
+
+    Attributes:
+        text: as the blocks read it. Wan: embeddings already projected to the DiT's width, so that
+            it is done once for all steps. HunyuanVideo: LLaMA's states and CLIP's pooled vector
+            as they came, because its token refiner and its modulation also read t; the guidance
+            scale is a field of its spec.
+        memory: tokens for `full` attention, or for `isolated` without a cache; None where empty.
+        cache: keys and values for `isolated`.
+        features: of the memory, by `part.name`, for cross-attention in the blocks; where the
+            backbone has none, empty.
+    """
+
+    text: Text
+    memory: Part | None = None
+    cache: Cache | None = None
+    features: Mapping[str, Feature] = field(factory=dict)
+
+
+@frozen(eq=False, kw_only=True)
+class RememberCall:
+    """Ask for the keys and values of a memory."""
+
+    memory: Memory
+    cache: Cache | None
+
+
+@frozen(eq=False, kw_only=True)
+class ContextCall:
+    """Ask for a context of text and memory."""
+
+    text: Text
+    memory: Memory | Cache
+
+
+@frozen(eq=False, kw_only=True)
+class VelocityCall:
+    """Ask for the velocity of noisy latents."""
+
+    noisy: Targets
+    t: Tensor
+    frames: Frames
+    context: Context
+
+
+Call: TypeAlias = RememberCall | ContextCall | VelocityCall
+
+
+# ⟦core/lora_file.py⟧ LoRA in the layouts of other programs: what a backbone gives `longtake export`.
+
+
+LAYOUTS = ("diffusers", "comfyui", "kohya")
+
+
+@frozen(eq=False, kw_only=True)
+class LoraFile:
+    """A backbone's adapters as files hold them.
+
+    Attributes:
+        tensors: LoRA by another program's keys; none where there is no LoRA.
+        besides: adapters that other programs do not know (attention to features), by our keys.
+        metadata: texts for the header of the safetensors file.
+        facts: plain data for our own header, by which the file is read back: `layout`, `rank`,
+            `alpha`, and what else the backbone needs; empty where there is no LoRA.
+    """
+
+    tensors: Mapping[str, Tensor] = field(factory=dict)
+    besides: Mapping[str, Tensor] = field(factory=dict)
+    metadata: Mapping[str, str] = field(factory=dict)
+    facts: Mapping[str, Any] = field(factory=dict)
+
+
+class Backbone(nn.Module, ABC):
+    """G: predicts the velocity ε − X₀ of noisy latents at given frames, given text and memory.
+
+    A plugin subclasses diffusers' own model and this class, and answers `forward(call)` for the
+    three calls. Everything that touches weights runs inside the root's call because group
+    offload, layerwise casting, FSDP and context parallelism hook it; the public methods below
+    only wrap it. Per-call values travel through arguments, never on attention processors.
+
+    The loop of generation, as these methods carry it (memory `isolated-causal`; w = guidance):
+
+        state, settled = encoder.step(None, first_chunk)            # φ, only what is new
+        cache = backbone.remember(settled)                          # durable: it never changes
+        for segment in segments:
+            held = backbone.remember(encoder.pending(state), cache)  # what may still change, too
+            prompt, empty = (backbone.context(t, held) for t in (segment.text, null_text))
+            for t, next_t in schedule:                              # one cache, both branches
+                v0, v1 = (backbone.velocity(x, t, frames, c) for c in (empty, prompt))
+                x = scheduler.step(v0 + w * (v1 - v0), t, x)
+            state, settled = encoder.step(state, History(x))        # `held` is thrown away
+            cache = backbone.remember(settled, cache)               # append, go on
+
+    `isolated` cannot append: `held = backbone.remember(merge([*all_settled, pending]))` once a
+    segment. With `full` attention there is no cache: `context(text, memory)` carries the tokens.
+    """
+
+    # Names of the block classes, as diffusers' models have them: FSDP shards block by block.
+    _no_split_modules: list[str] | None = None
+    # Steps in which every adapter must have trained, or it is dead (`core.train.liveness`).
+    awake_within: ClassVar[int] = 2
+
+    @classmethod
+    @abstractmethod
+    def load(cls, spec: BackboneSpec, *, seed: int = 0) -> Self:
+        """Give the model of the spec: its weights where it names some, else random from `seed`.
+
+        Raises:
+            UserError: weights are named but missing, or are of another model.
+        """
+
+    @property
+    @abstractmethod
+    def geometry(self) -> Geometry:
+        """Shapes as built."""
+
+    @property
+    def caches(self) -> bool:
+        """Whether `remember` serves all steps and prompts: memory sees neither (`isolated`)."""
+        return False
+
+    @abstractmethod
+    def fit(self) -> Fit:
+        """Give what compressors may know: shapes and a detached copy of the first projection."""
+
+    @abstractmethod
+    def fitted(self) -> list[Parameter]:
+        """Give the parameters that `fit` copies; a run that trains all of G leaves them as are."""
+
+    @abstractmethod
+    def blank_text(self, batch: int, length: int) -> Text:
+        """Give prompts of the right widths, all zero: all that a check must know of text."""
+
+    @abstractmethod
+    def add_lora(self, lora: LoRA) -> None:
+        """Freeze the model and add trainable adapters; at the start outputs do not change."""
+
+    def add_enhancer(self, widths: Mapping[str, int], seed: int = 0) -> None:
+        """Add cross-attention to a memory's features in every block; at the start it adds zero.
+
+        Its parameters count as adapters. Memories must then have these features, or be empty.
+
+        Args:
+            widths: of the features, by their name in `Memory.features`; none: nothing is added.
+            seed: of what does not start at zero.
+
+        Raises:
+            ValueError: this backbone cannot, or has them already.
+        """
+        if widths:
+            raise ValueError(f"{type(self).__name__} reads no features of a memory")
+
+    @abstractmethod
+    def adapters(self) -> dict[str, Parameter]:
+        """Give the parameters that live beside the base's: LoRA, zero-initialised attention."""
+
+    @abstractmethod
+    def save_adapters(self, path: Path) -> None:
+        """Write `adapters()` to one safetensors file, whole or not at all.
+
+        Keys are diffusers' (`transformer.blocks.0.attn1.to_q.lora_A.weight`), with its metadata
+        (rank, alpha), so that its loaders read the file to the same outputs.
+        """
+
+    @abstractmethod
+    def load_adapters(self, path: Path) -> None:
+        """Read such a file into the adapters here, or as new ones on a frozen base.
+
+        Files that `export_adapters` makes, and bundles with an encoder, are such files, too.
+
+        Raises:
+            UserError: no such file, other keys, another width, or another rank or alpha than here.
+        """
+
+    @classmethod
+    def export_adapters(cls, spec: BackboneSpec, path: Path, layout: str) -> dict[str, LoraFile]:
+        """Give the adapters of a file of `save_adapters` in one of `core.lora_file.LAYOUTS`.
+
+        By expert (`high`, `low`), or under `""` where the model is one; no weights are read.
+
+        Raises:
+            UserError: no such file, of another model, or no such keys for this one.
+        """
+        raise UserError(f"{cls.__name__} cannot export its adapters")
+
+    @abstractmethod
+    def save_weights(self, folder: Path) -> None:
+        """Write a diffusers checkpoint (config.json, safetensors), whole or not at all.
+
+        Raises:
+            ValueError: there are adapters; save them and the base apart.
+        """
+
+    @abstractmethod
+    def set_checkpointing(self, on: bool) -> None:
+        """Turn gradient checkpointing on or off; gradients stay the same to the bit on CPU."""
+
+    @abstractmethod
+    def forward(self, call: Call) -> Cache | Context | Tensor:
+        """Answer one of the three calls."""
+
+    def remember(self, memory: Memory, cache: Cache | None = None) -> Cache:
+        """Give the keys and values of an `isolated` memory; of all, where `cache` holds the rest.
+
+        Appending (`isolated-causal`) runs only the new tokens and the blocks they fall into, and
+        leaves `cache` as it is: what may still change goes into one that is thrown away.
+
+        Raises:
+            ValueError: the spec's attention is `full`, or it cannot append and `cache` is given.
+            UserError: `isolated-causal`, and a token covers latents of two blocks.
+        """
+        return cast(Cache, self(RememberCall(memory=memory, cache=cache)))
+
+    def context(self, text: Text, memory: Memory | Cache | None = None) -> Context:
+        """Give what `velocity` reads for these prompts and this memory (None: no memory)."""
+        return cast(Context, self(ContextCall(text=text, memory=memory or Memory())))
+
+    def velocity(self, noisy: Targets, t: Tensor, frames: Frames, context: Context) -> Tensor:
+        """Give the predicted velocity `[B, C, K, H, W]` (Eq. 2).
+
+        Args:
+            noisy: X_t, `[B, C, K, H, W]`.
+            t: time in (0, 1], `[B]`, or `[B, K]` where the backbone knows time per frame.
+            frames: absolute latent frames of the K targets, int64 `[B, K]`; gaps are legal.
+            context: of `context(...)`.
+        """
+        call = VelocityCall(noisy=noisy, t=t, frames=frames, context=context)
+        return cast(Tensor, self(call))
+
+
+def target_positions(frames: Frames, rows: int, columns: int) -> Tensor:
+    """Give the positions `[B, K·rows·columns, 3]` of target tokens, float64."""
+    batch, count = frames.shape
+    shape = (batch, count, rows, columns)
+    time = frames.to(torch.float64)[:, :, None, None].expand(shape)
+    row = torch.arange(rows, dtype=torch.float64, device=frames.device)[:, None].expand(shape)
+    column = torch.arange(columns, dtype=torch.float64, device=frames.device).expand(shape)
+    return torch.stack([time, row, column], dim=-1).flatten(1, 3)

@@ -1,0 +1,266 @@
+"""Codec: pixels to latents and back, in chunks (design §3)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from ..values.grid import Size3
+from ..values.shapes import Latents, Pixels, Targets
+from .compressor import State
+from .spec import CodecSpec
+
+S = TypeVar("S", bound=CodecSpec)
+
+
+class Codec(nn.Module, ABC, Generic[S]):
+    """Turns video into latents and back, a chunk at a time; built as `cls(spec)`.
+
+    Pixels are RGB in [−1, 1]. The first chunk holds 1 + 4k frames (for a time stride of 4), later
+    ones 4k; likewise the first decoded latent gives one frame, every other four. State is a dict
+    of tensors, None before the first chunk; the functions never change a state they were given.
+    """
+
+    def __init__(self, spec: S) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels C of a latent cell."""
+
+    @property
+    @abstractmethod
+    def stride(self) -> Size3:
+        """Pixels to a latent cell."""
+
+    @property
+    @abstractmethod
+    def causal(self) -> bool:
+        """Whether a latent depends on no later frame, so that streaming equals one pass."""
+
+    @property
+    @abstractmethod
+    def margin(self) -> int:
+        """Latents before a slice that a fresh decode of it must see to give the same pixels.
+
+        For a codec that is exact at `boundary` only, the slice then begins at the one before.
+        """
+
+    @property
+    def margin_after(self) -> int:
+        """Latents behind a slice that its decode must see too; 0 for a causal codec."""
+        return 0
+
+    @property
+    def boundary(self) -> int:
+        """Latents between the places where a slice may begin, from the video's first; 1: any."""
+        return 1
+
+    @property
+    def margin_is_bound(self) -> bool:
+        """Whether `margin` is more than can be seen, so that `cache` should measure it."""
+        return False
+
+    def use_margin(self, latents: int) -> None:
+        """Take a measured margin in place of a bound; a codec that knows its own keeps that."""
+        return None
+
+    def unload(self) -> None:
+        """Let go of weights, where there are any; the next chunk loads them again."""
+        return None
+
+    @property
+    def channel_reach(self) -> Tensor:
+        """How far a unit of each channel reaches into pixels, `[C]`, mean 1; default: alike."""
+        return torch.ones(self.channels)
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Name and hash of the weights: stores made with another codec are refused."""
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether weights are on this machine, if it needs any: `identity` fetches nothing then."""
+        return True
+
+    @abstractmethod
+    def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
+        """Give the normalised latents of the next frames, and the state after them."""
+
+    @abstractmethod
+    def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
+        """Give the pixels of the next latents (not clamped), and the state after them."""
+
+    def encode_rest(self, state: State) -> Latents | None:
+        """Give the provisional latents of frames held back (a last tile that is not full), or None.
+
+        A codec that is exact at tile boundaries only (HunyuanVideo's) answers here what `encode`
+        would still change; the state stays as it is. A causal codec holds nothing back.
+        """
+        return None
+
+    def decode_rest(self, state: State) -> Pixels | None:
+        """Give the provisional pixels of latents held back by `decode`, or None."""
+        return None
+
+
+def encode_whole(codec: Codec[CodecSpec], pixels: Pixels) -> Latents:
+    """Give the latents of a whole video of 1 + 4k frames, provisional ones at its end included."""
+    latents, state = codec.encode(pixels)
+    rest = codec.encode_rest(state)
+    return latents if rest is None else torch.cat([latents, rest], dim=2)
+
+
+def decode_whole(codec: Codec[CodecSpec], latents: Latents) -> Pixels:
+    """Give the pixels of a whole video (not clamped), provisional ones at its end included."""
+    pixels, state = codec.decode(latents)
+    rest = codec.decode_rest(state)
+    return pixels if rest is None else torch.cat([pixels, rest], dim=2)
+
+
+def decode_among(codec: Codec[CodecSpec], latents: Latents, index: int, latent: Targets) -> Pixels:
+    """Give the frames of one retrieved latent, decoded among its true predecessors.
+
+    A latent decoded alone gives one frame and other pixels (design §7.9), so the codec first sees
+    the true latents before it.
+
+    Args:
+        codec: of these latents.
+        latents: the true latents of the window `[B, C, T, H, W]`.
+        index: where the latent stands in the window.
+        latent: `[B, C, 1, H, W]`, put in its place.
+
+    Returns:
+        `[B, 3, f, P, Q]` in [−1, 1]; f is 1 at index 0, else the time stride.
+    """
+    first = max(0, index - max(codec.margin, 1)) // codec.boundary * codec.boundary
+    last = index + 1 + codec.margin_after
+    around = [latents[:, :, first:index], latent, latents[:, :, index + 1 : last]]
+    pixels = decode_whole(codec, torch.cat(around, dim=2))
+    # the slice decodes as a video of its own: its first latent gives one frame
+    shown = frames_of(index - first, codec.stride.time)
+    return pixels[:, :, shown.start : shown.stop].clamp(-1, 1)
+
+
+def frames_of(latent: int, stride: int) -> range:
+    """Give the video frames that a latent frame stands for: 0 → 0; i → 4(i − 1) + 1 … 4i."""
+    return range(stride * (latent - 1) + 1, stride * latent + 1) if latent else range(1)
+
+
+def frame_to_latent(frame: int, stride: int) -> int:
+    """Give the latent frame that stands for a video frame."""
+    return -(-frame // stride)
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """Give pixels of [−1, 1] as [0, 1], clamped."""
+    return (pixels.clamp(-1, 1) + 1) / 2
+
+
+def from_bytes(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Give uint8 pixels as floats in [−1, 1]."""
+    return frames.to(dtype) / 127.5 - 1
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Give pixels of [−1, 1] as uint8, rounded and clamped."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+# ⟦core/margins.py⟧ How far before a slice a causal codec must see, measured on pixels (conventions A). A slice that is coded alone differs from the whole video near its start: the codec lacks the frames before it. What is left of that a few latents later cannot be seen.
+
+
+HALF_A_LEVEL = 1 / 255  # of pixels in [−1, 1]: less than this is no other byte, but for ties
+HUNDREDTH = 0.01  # of the standard deviation that latents are normalised to
+
+
+@frozen(kw_only=True)
+class Margins:
+    """What was measured.
+
+    Attributes:
+        margin: latents before a slice that its decode must see to give the same pixels.
+        encode_margin: latents at the start of a slice whose fresh encode differs; None: all did.
+        pixels: greatest difference of pixels in [−1, 1] that counts as none.
+        latents: greatest difference of latents that counts as none.
+    """
+
+    margin: int
+    encode_margin: int | None
+    pixels: float = HALF_A_LEVEL
+    latents: float = HUNDREDTH
+
+
+@torch.no_grad()
+def measure_margins(
+    codec: Codec[CodecSpec],
+    video: Tensor,
+    *,
+    pixels: float = HALF_A_LEVEL,
+    latents: float = HUNDREDTH,
+) -> Margins:
+    """Give the margins of a causal codec on a video, the greatest of slices from three places.
+
+    The places lie in the first quarter. A slice that does not come near the whole by the video's
+    end gives the codec's own margin.
+
+    Args:
+        codec: to measure.
+        video: `[B, 3, 1 + 4k, P, Q]` in [−1, 1], of more latents than the margin that is expected.
+        pixels: greatest difference of pixels that counts as none.
+        latents: greatest difference of latents that counts as none.
+
+    Raises:
+        ValueError: the codec is not causal, or the video has less than two latents.
+    """
+    if not codec.causal or video.shape[2] <= codec.stride.time:
+        raise ValueError("margins are measured with a causal codec, on two latents or more")
+    coded, _ = codec.encode(video)
+    shown, _ = codec.decode(coded)
+    starts = sorted({1, max(1, coded.shape[2] // 8), max(1, coded.shape[2] // 4)})
+    decodes = [_settled(_decode_gaps(codec, coded, shown, s), pixels, first=1) for s in starts]
+    encodes = [_settled(_encode_gaps(codec, video, coded, s), latents, first=0) for s in starts]
+    known = [m for m in encodes if m is not None]
+    return Margins(
+        margin=min(codec.margin, max(codec.margin if m is None else m for m in decodes)),
+        encode_margin=max(known) if len(known) == len(encodes) else None,
+        pixels=pixels,
+        latents=latents,
+    )
+
+
+def _decode_gaps(codec: Codec[CodecSpec], coded: Tensor, shown: Tensor, start: int) -> Tensor:
+    """Give how far a slice decoded alone is from the whole, by latent after its first."""
+    step = codec.stride.time
+    alone, _ = codec.decode(coded[:, :, start:])
+    # the first latent of a slice gives one frame, in the whole it gives more
+    off = (alone[:, :, 1:] - shown[:, :, 1 + step * start :]).unflatten(2, (-1, step))
+    gaps: Tensor = off.abs().amax(dim=(0, 1, 3, 4, 5))
+    return gaps
+
+
+def _encode_gaps(codec: Codec[CodecSpec], video: Tensor, coded: Tensor, start: int) -> Tensor:
+    """Give how far a slice encoded alone is from the whole, by latent."""
+    fresh, _ = codec.encode(video[:, :, codec.stride.time * start :])
+    gaps: Tensor = (fresh - coded[:, :, start:]).abs().amax(dim=(0, 1, 3, 4))
+    return gaps
+
+
+def _settled(gaps: Tensor, tolerance: float, *, first: int) -> int | None:
+    """Give the latent of a slice from which on no gap counts, None where the last one does.
+
+    `gaps` begin with that of latent `first`.
+    """
+    if not len(gaps):
+        return None
+    large = (gaps > tolerance).nonzero().flatten().tolist()
+    if not large:
+        return first
+    return None if large[-1] == len(gaps) - 1 else first + large[-1] + 1

@@ -1,0 +1,223 @@
+"""Compressor φ: history in, memory out; and the encoder that holds several of them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeAlias, TypeVar
+
+import attrs
+import torch.nn.functional as F
+from attrs import frozen
+from torch import Tensor, nn
+
+from ..values.grid import Geometry, Rate, Size3, ceil_div
+from ..values.history import History
+from ..values.memory import Memory, merge
+from ..values.shapes import Latents
+from .spec import CompressorSpec
+
+# ⟦core/fit.py⟧ Fit: all that a compressor may know of a backbone, so that plugins never see backbones.
+
+
+@frozen(kw_only=True)
+class Needs:
+    """What must be cached for a plugin.
+
+    Attributes:
+        rates: of LR latents.
+        pixels: the frames themselves.
+        hr: whether the values of the full-size latents are read, not only their shape.
+    """
+
+    rates: frozenset[Rate] = frozenset()
+    pixels: bool = False
+    hr: bool = True
+
+    def __or__(self, other: Needs) -> Needs:
+        """Give what both need."""
+        return Needs(
+            rates=self.rates | other.rates,
+            pixels=self.pixels or other.pixels,
+            hr=self.hr or other.hr,
+        )
+
+
+@frozen(kw_only=True)
+class Length:
+    """A context length in tokens, exact or an upper bound."""
+
+    tokens: int
+    exact: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.tokens:,}" if self.exact else f"≤ {self.tokens:,}"
+
+
+@frozen(eq=False, kw_only=True)
+class Fit:
+    """Shapes of the backbone, and a copy of its first projection.
+
+    Attributes:
+        geometry: plain values.
+        patch_weight: the DiT's patch embedding `[D, C, p_t, p_h, p_w]`, a detached copy.
+        patch_bias: `[D]`.
+    """
+
+    geometry: Geometry
+    patch_weight: Tensor
+    patch_bias: Tensor
+
+    def tokens(self, latents: Latents) -> Tensor:
+        """Give the DiT's own tokens of latents, `[B, T', H', W', D]`.
+
+        Where height or width is no multiple of the patch, the last row or column is repeated
+        (the odd-size rule), so that sizes round up.
+        """
+        return project(latents, self.patch_weight, self.patch_bias)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the projection (bf16 values), kept in encoder files: another one is refused."""
+        data = b"".join(
+            x.detach().cpu().bfloat16().float().numpy().tobytes()
+            for x in (self.patch_weight, self.patch_bias)
+        )
+        return hashlib.sha256(data).hexdigest()[:16]
+
+
+def pad_to(latents: Latents, height: int, width: int) -> Tensor:
+    """Give latents whose height and width are multiples: last row and column repeated once."""
+    down = ceil_div(latents.shape[-2], height) * height - latents.shape[-2]
+    right = ceil_div(latents.shape[-1], width) * width - latents.shape[-1]
+    if not (down or right):
+        return latents
+    return F.pad(latents, (0, right, 0, down, 0, 0), mode="replicate")
+
+
+def project(latents: Latents, weight: Tensor, bias: Tensor) -> Tensor:
+    """Give the tokens `[B, T', H', W', D]` of latents under a patch embedding."""
+    patch = weight.shape[2:]
+    padded = pad_to(latents, int(patch[1]), int(patch[2]))
+    return F.conv3d(padded, weight, bias, stride=tuple(patch)).movedim(1, -1)
+
+
+S = TypeVar("S", bound=CompressorSpec)
+State: TypeAlias = dict[str, Tensor]
+
+
+class Compressor(nn.Module, ABC, Generic[S]):
+    """φ: turns the latents of a video's past into memory tokens of the DiT's width.
+
+    A plugin is this class with five methods, built as `cls(spec, fit)`; every parameter it makes
+    is trained and saved. What holds for all (the law of compressors, checked by
+    `longtake.core.contract.check_compressor`): for any way of cutting a history into chunks,
+
+        merge([*settled, compressor.pending(state)])  equals  compressor(history)
+
+    where `state, memory = compressor.step(state, chunk)` gave each `settled` memory. What `step`
+    gave never changes; what may still change (a block of latents that is not complete) comes from
+    `pending`. The state is a dict of tensors of a size that does not grow with the history, unless
+    the compressor must retract (`settles = False`): then `step` gives empty memories and the state
+    keeps what it needs.
+
+    `history.start` makes positions absolute, `history.offset` says how much of the window came
+    before a chunk, `history.length` marks shorter samples of a batch: each sample's tokens must be
+    those it would get alone, with `valid` False behind them. Histories may be of any size.
+    """
+
+    settles: bool = True
+
+    def __init__(self, spec: S, fit: Fit) -> None:
+        super().__init__()
+        self.spec = spec
+        self.geometry = fit.geometry
+
+    @classmethod
+    @abstractmethod
+    def needs(cls, spec: S) -> Needs:
+        """Give the LR rates (and pixels) that must be in the history."""
+
+    @classmethod
+    @abstractmethod
+    def context_length(cls, spec: S, geometry: Geometry, size: Size3) -> Length:
+        """Give the tokens that a history of `size` latents costs, without building anything."""
+
+    @classmethod
+    def features(cls, spec: S) -> dict[str, int]:
+        """Give the widths of the features that tokens bring, by `part.feature`, as in `Memory`.
+
+        The backbone reads them in every block through cross-attention that starts at zero.
+        """
+        return {}
+
+    @abstractmethod
+    def forward(self, history: History) -> Memory:
+        """Give the memory of a whole window; its batch may hold different lengths."""
+
+    @abstractmethod
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        """Take the next chunk (state None: the first); give the new state and what has settled.
+
+        Chunks of one or more latents, all samples of a chunk equally long.
+        """
+
+    @abstractmethod
+    def pending(self, state: State) -> Memory:
+        """Give the tokens that may still change, from the state alone; leaves the state as is."""
+
+
+class MemoryEncoder(nn.Module):
+    """All compressors of an experiment side by side: their parts stand in one memory.
+
+    Where there are several, the part names begin with the place of their compressor (`0.conv-...`),
+    so that two of one kind and rate stay apart.
+    """
+
+    def __init__(self, compressors: Sequence[Compressor[CompressorSpec]]) -> None:
+        super().__init__()
+        self.compressors = nn.ModuleList(compressors)
+
+    @property
+    def members(self) -> list[Compressor[CompressorSpec]]:
+        """The compressors in the order of the spec."""
+        return [c for c in self.compressors if isinstance(c, Compressor)]
+
+    @property
+    def features(self) -> dict[str, int]:
+        """The widths of all features, by the names that they have in `Memory.features`."""
+        several = len(self.members) > 1
+        return {
+            f"{place}.{name}" if several else name: width
+            for place, compressor in enumerate(self.members)
+            for name, width in compressor.features(compressor.spec).items()
+        }
+
+    def forward(self, history: History) -> Memory:
+        """Give the parts of every compressor on the same history."""
+        return side_by_side([compressor(history) for compressor in self.members])
+
+    def step(self, state: list[State] | None, chunk: History) -> tuple[list[State], Memory]:
+        """Take the next chunk; give each compressor's state, and all that has settled."""
+        before: Sequence[State | None] = state or [None] * len(self.members)
+        results = [c.step(s, chunk) for c, s in zip(self.members, before, strict=True)]
+        return [s for s, _ in results], side_by_side([memory for _, memory in results])
+
+    def pending(self, state: list[State]) -> Memory:
+        """Give all that may still change."""
+        pairs = zip(self.members, state, strict=True)
+        return side_by_side([compressor.pending(s) for compressor, s in pairs])
+
+
+def side_by_side(memories: Sequence[Memory]) -> Memory:
+    """Give the memories of several compressors as one; of one alone as it is; of none, empty."""
+    if len(memories) == 1:
+        return memories[0]
+    parts = [
+        attrs.evolve(part, name=f"{place}.{part.name}")
+        for place, memory in enumerate(memories)
+        for part in memory.parts
+    ]
+    size = merge([Memory(size=memory.size) for memory in memories]).size
+    return Memory(parts=tuple(parts), size=size)

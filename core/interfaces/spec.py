@@ -1,0 +1,176 @@
+"""What a spec is: a frozen, keyword-only attrs value whose every field has a text and a validator.
+
+    @frozen(kw_only=True)
+    class Blur(CompressorSpec):
+        radius: int = field(default=2, validator=ge(1), metadata=doc("in latent cells, >= 1"))
+
+A spec is plain data: it can be compared, hashed, evolved with `attrs.evolve` and written as JSON
+(`core.edge`). It never imports torch, so that listing plugins stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+from attrs import Attribute, field, frozen
+from attrs.validators import ge, gt, in_, instance_of, le, lt
+
+from ..values.grid import Geometry, Rate
+
+__all__ = [
+    "BackboneSpec", "CodecSpec", "CompressorSpec", "MaskerSpec", "MetricSpec", "PluginSpec",
+    "RetrieverSpec", "TextEncoderSpec", "between", "doc", "each", "ge", "gt", "in_", "instance_of",
+    "kind_of", "le", "lt", "unit",
+]  # fmt: skip
+
+Validator = Callable[[Any, "Attribute[Any]", Any], Any]
+
+
+def doc(text: str) -> dict[str, str]:
+    """Give the `metadata` of a field: its meaning, unit and range, shown by `longtake show`."""
+    return {"doc": text}
+
+
+def between(low: float, high: float) -> Validator:
+    """Give a validator that holds a number to [low, high]."""
+
+    def check(instance: Any, attribute: Attribute[Any], value: float) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low:g} and {high:g}, not {value:g}")
+
+    return check
+
+
+unit = between(0.0, 1.0)
+
+
+def each(inner: Validator, *, at_least: int = 0) -> Validator:
+    """Give a validator that holds every member of a tuple to `inner`, and its length."""
+
+    def check(instance: Any, attribute: Attribute[Any], value: tuple[Any, ...]) -> None:
+        if len(value) < at_least:
+            raise ValueError(f"needs at least {at_least}, has {len(value)}")
+        for member in value:
+            inner(instance, attribute, member)
+
+    return check
+
+
+@frozen(kw_only=True)
+class PluginSpec:
+    """Base of every spec that names a plugin; its class is what the registry finds it by."""
+
+    kind: ClassVar[str] = ""
+
+
+@frozen(kw_only=True)
+class CompressorSpec(PluginSpec):
+    """Base of the specs of compressors."""
+
+    kind: ClassVar[str] = "compressor"
+
+
+@frozen(kw_only=True)
+class CodecSpec(PluginSpec):
+    """Base of the specs of video codecs (VAEs)."""
+
+    kind: ClassVar[str] = "codec"
+
+
+@frozen(kw_only=True)
+class TextEncoderSpec(PluginSpec):
+    """Base of the specs of text encoders."""
+
+    kind: ClassVar[str] = "text_encoder"
+
+
+@frozen(kw_only=True)
+class MaskerSpec(PluginSpec):
+    """Base of the specs of maskers."""
+
+    kind: ClassVar[str] = "masker"
+
+
+@frozen(kw_only=True)
+class RetrieverSpec(PluginSpec):
+    """Base of the specs of retrievers."""
+
+    kind: ClassVar[str] = "retriever"
+
+
+@frozen(kw_only=True)
+class MetricSpec(PluginSpec):
+    """Base of the specs of metrics."""
+
+    kind: ClassVar[str] = "metric"
+
+
+@frozen(kw_only=True)
+class BackboneSpec(PluginSpec):
+    """Base of the specs of backbones; implies codec, text encoder, geometry and timestep shift."""
+
+    kind: ClassVar[str] = "backbone"
+
+    @property
+    def geometry(self) -> Geometry:
+        """The shapes that a compressor may know of the backbone."""
+        raise NotImplementedError
+
+    @property
+    def codec(self) -> CodecSpec:
+        """The video codec whose latents the backbone reads."""
+        raise NotImplementedError
+
+    @property
+    def text_encoder(self) -> TextEncoderSpec:
+        """The text encoder whose embeddings the backbone reads."""
+        raise NotImplementedError
+
+    @property
+    def shift(self) -> float:
+        """The timestep shift of the backbone's flow (SD3): t → s·t / (1 + (s − 1)·t)."""
+        raise NotImplementedError
+
+    def check_rates(self, rates: Iterable[Rate]) -> None:
+        """Refuse rates of compressors whose tokens this backbone cannot take; it takes all.
+
+        Raises:
+            ValueError: in subclasses, with the rate.
+        """
+
+
+def kind_of(spec: PluginSpec) -> str:
+    """Give the kind (`compressor`, `backbone`, ...) that a spec belongs to."""
+    return type(spec).kind
+
+
+# ⟦core/lora.py⟧ LoRA: the adapters that a stage trains on a frozen backbone, as a spec.
+
+
+@frozen(kw_only=True)
+class LoRA:
+    """Low-rank adapters on the blocks' linears (the paper: rank 128 always)."""
+
+    rank: int = field(default=128, validator=ge(1), metadata=doc("rank of every adapter, ≥ 1"))
+    alpha: float = field(
+        default=128.0, validator=gt(0.0), metadata=doc("scale of the adapters is alpha / rank")
+    )
+    targets: tuple[str, ...] = field(
+        default=("attention", "feed-forward"),
+        validator=each(in_(("attention", "cross-attention", "feed-forward")), at_least=1),
+        metadata=doc("which linears: attention (self), cross-attention, feed-forward"),
+    )
+    dtype: str = field(
+        default="float32",
+        validator=in_(("float32", "bfloat16")),
+        metadata=doc(
+            "number type of the adapters and of AdamW's moments: float32, or bfloat16, which is "
+            "half the memory and rounds small steps away"
+        ),
+    )
+    seed: int = field(
+        default=0,
+        validator=between(0, 2**62),
+        metadata=doc("seed of the A matrices, 0 to 2^62; B is zero"),
+    )

@@ -1,0 +1,68 @@
+"""Text: prompts as embeddings, and the encoders that make them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+from ..values.text import Text
+from .spec import TextEncoderSpec
+
+S = TypeVar("S", bound=TextEncoderSpec)
+
+
+class TextEncoder(ABC, Generic[S]):
+    """Turns prompts into the embeddings that a backbone was trained on; built as `cls(spec)`.
+
+    Building one loads nothing: weights come with the first `encode`, and stay until `release`.
+    The encoders of real backbones are as large as these, so whoever encodes takes all prompts
+    together and releases at once. The empty prompt "" is legal everywhere: it is what guidance
+    and text dropout read.
+    """
+
+    def __init__(self, spec: S) -> None:
+        self.spec = spec
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> TextEncoder[S]:
+        """Run on `device` from the next loading of weights on, and give the encoder itself."""
+        self.release()
+        self.device = torch.device(device)
+        return self
+
+    def release(self) -> None:
+        """Free the weights, if there are any; the next `encode` loads them again."""
+        return None
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Text:
+        """Give the embeddings of the prompts on the CPU, all of one length L; longer ones are cut.
+
+        Raises:
+            UserError: the weights are missing, damaged or of another model.
+        """
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Name of the encoder and its weights: stores with another identity are refused.
+
+        It is known without loading weights.
+        """
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether weights are on this machine, if it needs any: nothing must be fetched then."""
+        return True
+
+
+def embed_all(encoder: TextEncoder[TextEncoderSpec], prompts: Sequence[str]) -> Text:
+    """Give the embeddings of all prompts of a job, and free the encoder's weights again."""
+    try:
+        with torch.no_grad():
+            return encoder.encode(prompts)
+    finally:
+        encoder.release()

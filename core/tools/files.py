@@ -1,0 +1,316 @@
+"""Files that are written whole or not at all, and disks that are full."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from ..errors import UserError
+
+# ⟦core/disk.py⟧ What disks refuse, and what killed processes leave on them.
+
+
+# torch.save reports a full disk as a RuntimeError, which only these words tell from any other
+DAY = 24 * 3600.0
+_TORCH_WRITES = ("inline_container", "basic_ios", "unexpected pos", "PytorchStreamWriter")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk refuses (full, read-only, no permission) into one line that names it."""
+    try:
+        yield
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise UserError(f"cannot write {path}: {reason}") from error
+
+
+def _refusal(error: Exception) -> str | None:
+    """Give why the disk refused, or None where the error is of something else."""
+    from safetensors import SafetensorError
+
+    said = (str(error).splitlines() or [""])[0]
+    if isinstance(error, OSError):
+        return error.strerror or said
+    if isinstance(error, SafetensorError):
+        return said.rpartition("I/O error: ")[2]
+    torch_wrote = isinstance(error, RuntimeError) and any(w in str(error) for w in _TORCH_WRITES)
+    return f"is the disk full? ({said})" if torch_wrote else None
+
+
+def part_path(path: Path) -> Path:
+    """Give where this process writes what becomes `path`: `.NAME.HOST-PID.part` beside it."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
+
+
+@functools.cache
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def create_file(path: Path, text: str) -> bool:
+    """Write a file, whole, where nothing is yet; of several processes only one does.
+
+    Returns:
+        Whether it was this one: False where `path` exists, which stays as it is.
+    """
+    part = part_path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            return _link(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _link(part: Path, path: Path) -> bool:
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links: nearly as good
+        if path.exists():
+            return False
+        os.replace(part, path)
+    return True
+
+
+def is_live(part: Path) -> bool:
+    """Whether the process that owns a part may still be at work on it.
+
+    Processes of other machines cannot be asked: theirs count as alive for a day. A name that
+    `part_path` does not give is nobody's to remove, and so alive.
+    """
+    found = re.fullmatch(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)\.part", part.name)
+    if not found or found[1] in (None, _host()):
+        return not found or _alive(int(found[2]))
+    try:
+        return time.time() - part.stat().st_mtime < DAY
+    except FileNotFoundError:
+        return False
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts that killed processes left in a folder; living ones keep theirs.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    for path in folder.glob(".*.part"):
+        if is_live(path):
+            continue
+        with disk_errors(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def only_parts(folder: Path, *allowed: str) -> bool:
+    """Whether a folder holds nothing but what is half written, and files of the allowed names."""
+    return all(path.name in allowed or path.match(".*.part") for path in folder.iterdir())
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # there, os.kill would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, as another user
+        return True
+    return True
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; it becomes `path` at the end, and is removed on any failure."""
+    part = part_path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            _sync(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; it becomes `path` at the end, and is removed on any failure."""
+    part = part_path(path)
+    with disk_errors(path):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            yield part
+            for file in part.rglob("*"):
+                _sync(file)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(part, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some systems cannot sync a folder; a real write error came before
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Give what a JSON file holds.
+
+    Raises:
+        UserError: it is missing, unreadable or no JSON; the message says it should be `what`.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: this is no {what}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as the JSON of a {what}: {error}") from None
+
+
+def read_object(path: Path, what: str, *keys: str) -> dict[str, Any]:
+    """Give the object that a JSON file holds, with all of `keys`.
+
+    Raises:
+        UserError: as `read_json`; or it holds no object, or lacks a key.
+    """
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no {what}: it holds no object")
+    for key in keys:
+        if key not in found:
+            raise UserError(f"{path} is no {what}: it lacks {key}")
+    return found
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
+    """Write a safetensors file with a JSON header, whole or not at all."""
+    from safetensors.torch import save_file
+
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as part:
+        save_file(flat, part, metadata={"longtake": json.dumps(header)})
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Give the open safetensors file, to read tensors or slices of it.
+
+    Raises:
+        UserError: it is missing or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a safetensors file")
+    try:
+        file = safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no safetensors file that can be read: {error}") from None
+    with file as opened:
+        yield opened
+
+
+def is_tensors(path: Path) -> bool:
+    """Whether a safetensors file is there and can be opened; a cut one cannot."""
+    try:
+        with open_tensors(path):
+            return True
+    except UserError:
+        return False
+
+
+def read_header(opened: Any, path: Path) -> Any:
+    """Give the JSON header that `write_tensors` wrote.
+
+    Raises:
+        UserError: the file has none, or a damaged one.
+    """
+    text = (opened.metadata() or {}).get("longtake")
+    if text is None:
+        raise UserError(f"{path} was not written by longtake: its header is missing")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: its header is no JSON ({error})") from None
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a log; a last line that a crash or a full disk cut is dropped."""
+    data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        with path.open("r+b", buffering=0) as log:
+            whole = _whole_lines(log)
+            try:
+                log.truncate(whole)
+                log.seek(whole)
+                while data:
+                    data = data[log.write(data) :]
+                os.fsync(log.fileno())
+            except OSError:
+                log.truncate(whole)
+                raise
+
+
+def _whole_lines(log: BinaryIO) -> int:
+    """Give the size of a log without a last line that was cut."""
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(0, size - 1))
+    if log.read(1) in (b"\n", b""):
+        return size
+    log.seek(0)
+    return log.read().rfind(b"\n") + 1
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Give the lines of a JSON log, without a last one that a crash cut; none where it is missing.
+
+    Raises:
+        UserError: a line is no JSON.
+    """
+    if not path.exists():
+        return []
+    *rows, _cut = path.read_bytes().split(b"\n")
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            lines += [json.loads(row)] if row.strip() else []
+        except ValueError:
+            raise UserError(f"{path}, line {number}: no JSON; restore or delete the file") from None
+    return lines

@@ -1,0 +1,181 @@
+"""The built-in clip: photographs under a moving camera, with cuts that return to earlier views.
+
+The returns are the point: a memory is what makes the second visit look like the first. Everything
+is computed from photographs inside scikit-image's wheel, without network, the same on every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from attrs import frozen
+from PIL import Image
+
+from ..errors import UserError
+from .decode import Pixels
+from .write import write_video
+
+SECONDS = 20.0  # that SHOTS are timed for; a clip of another length stretches them
+
+
+@frozen
+class Credit:
+    """Who took a photograph, and under which licence scikit-image's docstrings say it stands."""
+
+    photo: str
+    title: str
+    author: str
+    licence: str
+
+
+CREDITS = (
+    Credit("astronaut.png", "Astronaut Eileen Collins", "NASA", "public domain"),
+    Credit("chelsea.png", "Chelsea the cat", "Stefan van der Walt", "CC0"),
+    Credit("coffee.png", "Cup of coffee, Pikolo Espresso Bar", "Rachel Michetti", "CC0"),
+    Credit("rocket.jpg", "Launch of DSCOVR on Falcon 9", "SpaceX", "public domain"),
+    Credit("camera.png", "Photographer", "Lav Varshney", "CC0"),
+)
+
+
+@frozen
+class View:
+    """What the camera sees: `zoom` ≥ 1, and where the picture lies in the room that it has."""
+
+    across: float  # 0 left … 1 right
+    down: float  # 0 top … 1 bottom
+    zoom: float  # 1: the largest picture of the clip's shape that the photograph holds
+
+
+@frozen
+class Shot:
+    """One shot: the camera eases over `photo` from `first` to `last` in `start` … `end` seconds."""
+
+    photo: str
+    start: float
+    end: float
+    move: str  # in words
+    first: View
+    last: View
+
+
+_FACE, _SHUTTLE = View(0.45, 0.15, 1.5), View(0.85, 0.45, 1.5)
+_CAT, _EYES = View(0.5, 0.5, 1.05), View(0.42, 0.3, 1.7)
+_CUP, _SPOON = View(0.55, 0.35, 1.6), View(0.15, 0.8, 1.6)
+_PAD, _FLAME = View(0.5, 0.9, 1.0), View(0.5, 0.7, 1.8)
+_MAN, _CAMERA = View(0.3, 0.3, 1.1), View(0.45, 0.25, 1.8)
+
+SHOTS = (
+    Shot("astronaut.png", 0.0, 2.5, "pan right and down", _FACE, _SHUTTLE),
+    Shot("chelsea.png", 2.5, 5.0, "zoom in", _CAT, _EYES),
+    Shot("astronaut.png", 5.0, 6.5, "pan back left and up", _SHUTTLE, _FACE),
+    Shot("coffee.png", 6.5, 9.0, "pan left and down", _CUP, _SPOON),
+    Shot("chelsea.png", 9.0, 10.5, "zoom out", _EYES, _CAT),
+    Shot("rocket.jpg", 10.5, 12.5, "zoom in", _PAD, _FLAME),
+    Shot("astronaut.png", 12.5, 14.0, "zoom in", _FACE, View(0.45, 0.15, 2.0)),
+    Shot("camera.png", 14.0, 16.0, "zoom in", _MAN, _CAMERA),
+    Shot("coffee.png", 16.0, 18.0, "pan back right and up", _SPOON, _CUP),
+    Shot("rocket.jpg", 18.0, 20.0, "zoom out", _FLAME, _PAD),
+)
+
+
+def shots(seconds: float = SECONDS) -> tuple[Shot, ...]:
+    """Give the shots of a clip that is `seconds` long."""
+    rate = seconds / SECONDS
+    return tuple(
+        Shot(s.photo, s.start * rate, s.end * rate, s.move, s.first, s.last) for s in SHOTS
+    )
+
+
+def shot_cuts(seconds: float = SECONDS) -> tuple[float, ...]:
+    """Give the seconds at which a new shot begins, without 0."""
+    return tuple(shot.start for shot in shots(seconds)[1:])
+
+
+def returns(seconds: float = SECONDS) -> tuple[Shot, ...]:
+    """Give the shots that come back to a photograph seen before."""
+    seen, again = set[str](), []
+    for shot in shots(seconds):
+        if shot.photo in seen:
+            again.append(shot)
+        seen.add(shot.photo)
+    return tuple(again)
+
+
+def builtin_clip(
+    seconds: float = SECONDS, fps: float = 24, height: int = 288, width: int = 512
+) -> Iterator[Pixels]:
+    """Give the clip's frames one by one, uint8 RGB [height, width, 3]: ⌊seconds · fps⌋ of them.
+
+    The picture depends on the moment alone, so that the same second looks the same at any `fps`.
+
+    Raises:
+        UserError: an argument is not positive, or scikit-image lacks a photograph.
+    """
+    if min(seconds, fps, height, width) <= 0:
+        raise UserError(f"a clip of {seconds} s, {fps} fps and {width}x{height} cannot be made")
+    return filmed(shots(seconds), seconds, fps, (width, height))
+
+
+def filmed(
+    script: tuple[Shot, ...], seconds: float, fps: float, size: tuple[int, int]
+) -> Iterator[Pixels]:
+    """Give the frames of a script over scikit-image's photographs; `size` is width, height.
+
+    Raises:
+        UserError: scikit-image lacks a photograph.
+    """
+    photos = {photo: _photo(photo) for photo in dict.fromkeys(shot.photo for shot in script)}
+    return _rendered(script, photos, int(seconds * fps + 1e-6), fps, size)
+
+
+def _rendered(
+    script: tuple[Shot, ...],
+    photos: dict[str, Image.Image],
+    count: int,
+    fps: float,
+    size: tuple[int, int],
+) -> Iterator[Pixels]:
+    for index in range(count):
+        moment = index / fps
+        shot = next(s for s in reversed(script) if s.start <= moment + 1e-6)
+        photo = photos[shot.photo]
+        box = _window(shot, moment, photo.size, size)
+        yield np.asarray(photo.resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def _photo(name: str) -> Image.Image:
+    file = resources.files("skimage") / "data" / name
+    if not file.is_file():
+        raise UserError(f"scikit-image's photograph {name} is missing; install scikit-image again")
+    with file.open("rb") as stream:
+        return Image.open(stream).convert("RGB")
+
+
+def _window(
+    shot: Shot, moment: float, photo: tuple[int, int], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Give the box (left, top, right, bottom) of the photograph that is seen at `moment`."""
+    done = (moment - shot.start) / (shot.end - shot.start)
+    eased = done * done * (3 - 2 * done)
+    across, down, zoom = (
+        begin + (end - begin) * eased
+        for begin, end in (
+            (shot.first.across, shot.last.across),
+            (shot.first.down, shot.last.down),
+            (shot.first.zoom, shot.last.zoom),
+        )
+    )
+    scale = min(photo[0] / size[0], photo[1] / size[1]) / zoom
+    wide, high = size[0] * scale, size[1] * scale
+    left, top = (photo[0] - wide) * across, (photo[1] - high) * down
+    return left, top, left + wide, top + high
+
+
+def write_builtin_clip(
+    path: Path, seconds: float = SECONDS, fps: float = 24, height: int = 288, width: int = 512
+) -> None:
+    """Write the clip as an H.264 mp4 at `path`, whole or not at all; errors: `builtin_clip`."""
+    write_video(path, builtin_clip(seconds, fps, height, width), fps)

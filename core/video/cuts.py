@@ -1,0 +1,102 @@
+"""Hard cuts of a video, found by PySceneDetect: the extra `longtake[cuts]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import av
+from attrs import define, field
+from av.video.reformatter import VideoReformatter
+
+from ..errors import UserError
+from .decode import Pixels, Source, VideoError, opened
+
+SIDE = 256  # pixels; frames are compared at a size whose longer side is at most this
+SHORTEST = "0.3s"  # of a shot; PySceneDetect's 15 frames are a second at 16 fps
+TICK = Fraction(1, 10**6)  # seconds
+
+
+def detect_cuts(path: Path) -> tuple[float, ...]:
+    """Give when the shots of a video begin, but the first, in seconds after its first frame.
+
+    Each is the time of a frame, on the clock of `iter_frames`. They are the cuts of PySceneDetect's
+    adaptive detector, which passes over camera movement and slow transitions; a shot lasts 0.3 s
+    or more.
+
+    Raises:
+        UserError: PySceneDetect cannot be loaded; the message names the extra.
+        VideoError: the file cannot be opened as video, or its pixels cannot be read.
+    """
+    cuts = _Cuts()
+    with opened(path) as source:
+        for time, pixels in _pictures(path, source):
+            cuts.see(time, pixels)
+    return cuts.all()
+
+
+def _pictures(path: Path, source: Source) -> Iterator[tuple[float, Pixels]]:
+    """Give time and pixels [h, w, 3], blue first, of every frame, all of the first one's size."""
+    reformatter: Any = VideoReformatter()
+    size: tuple[int, int] | None = None
+    for shown in source.frames():
+        frame = shown.frame
+        size = size or _small(frame.width, frame.height)
+        try:
+            small = reformatter.reformat(frame, width=size[0], height=size[1], format="bgr24")
+            pixels = small.to_ndarray()
+        except (av.error.FFmpegError, ValueError) as error:
+            raise VideoError(path, "its pixels cannot be made RGB") from error
+        yield shown.time, pixels
+
+
+def _small(width: int, height: int) -> tuple[int, int]:
+    scale = min(1.0, SIDE / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _library() -> Any:
+    """Give PySceneDetect's module of times, once it is sure that all of it is there."""
+    try:
+        import_module("scenedetect.detectors")
+        times = import_module("scenedetect.common")
+        times.Timecode  # noqa: B018  # absent before 0.7
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"cuts are found by PySceneDetect 0.7 or newer, which cannot be loaded ({error}): "
+            'pip install "longtake[cuts]"'
+        ) from None
+    return times
+
+
+def _detector() -> Any:
+    return import_module("scenedetect.detectors").AdaptiveDetector(min_scene_len=SHORTEST)
+
+
+@define
+class _Cuts:
+    """Shows frames to the detector, and turns what it says into the times of these frames."""
+
+    library: Any = field(factory=_library)
+    detector: Any = field(factory=_detector)
+    times: dict[int, float] = field(factory=dict)  # by the ticks that the detector counts
+    found: list[Any] = field(factory=list)
+    now: Any = None
+
+    def see(self, time: float, pixels: Pixels) -> None:
+        tick = round(time / TICK)
+        if tick in self.times:  # two frames of one moment: only the first is seen
+            return
+        self.times[tick] = time
+        # The rate only stands in where a timecode has no ticks; these have.
+        moment = self.library.Timecode(pts=tick, time_base=TICK)
+        self.now = self.library.FrameTimecode(moment, fps=Fraction(25))
+        self.found += self.detector.process_frame(self.now, pixels)
+
+    def all(self) -> tuple[float, ...]:
+        if self.now is not None:
+            self.found += self.detector.post_process(self.now)
+        return tuple(sorted(self.times[cut.pts] for cut in self.found))

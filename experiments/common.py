@@ -1,0 +1,182 @@
+"""What a result was measured on: device, versions, commit."""
+
+from __future__ import annotations
+
+import _thread
+import platform
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from ..backbones.codecs.specs import Dct
+from ..backbones.texts.specs import Bytes
+from ..backbones.wan.specs import TinyWan
+from ..core.experiment import CacheSpec, Experiment, MeasureSpec
+from ..core.interfaces.spec import CompressorSpec, LoRA
+from ..core.tools.device import pick_device
+from ..core.tools.files import read_lines
+from ..core.train.log import METRICS, PACE
+from ..core.video.builtin_clip import write_builtin_clip
+from ..plugins.compressors.specs import Conv
+
+ROOT = Path(__file__).resolve().parents[1]  # of the package, and of its repository
+PACKAGES = ("longtake", "torch", "triton", "diffusers", "accelerate")
+
+
+def facts() -> dict[str, Any]:
+    """Give device, driver, versions and commit; what cannot be known is null."""
+    return {
+        **device_facts(pick_device()),
+        "python": platform.python_version(),
+        "versions": {name: version_of(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Give name, memory and driver of the device."""
+    if device.type != "cuda":
+        name = platform.processor() or platform.machine()
+        return {"device": device.type, "name": name, "memory_mib": None, "driver": None}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": device.type,
+        "name": properties.name,
+        "memory_mib": properties.total_memory // 2**20,
+        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+    }
+
+
+def version_of(package: str) -> str | None:
+    """Give the version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> dict[str, Any]:
+    """Give the commit of the checkout that the package lies in, and whether it was changed."""
+    top = said("git", "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != ROOT:
+        return {"commit": None, "dirty": None}
+    changed = said("git", "status", "--porcelain")
+    return {"commit": said("git", "rev-parse", "HEAD"), "dirty": bool(changed)}
+
+
+def said(*command: str) -> str | None:
+    """Give what a program prints, or None where it is missing or fails."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+# ⟦experiments/gpu_steps/tinier.py⟧ Shipped experiments at a thousandth of their size, and clips to run them on.
+
+
+DIT = TinyWan(
+    heads=2,
+    head_width=12,
+    layers=2,
+    ffn=16,
+    codec=Dct(channels=16),
+    text_encoder=Bytes(width=8, length=8),
+)
+
+
+def tinier(experiment: Experiment) -> Experiment:
+    """Give an experiment over 32×48 pixels that trains two steps of two samples."""
+    train = attrs.evolve(
+        experiment.train,
+        steps=2,
+        batch=2,
+        accumulate=1,
+        seconds=(2.0, 2.0),
+        crop=(0, 0),
+        adapter=LoRA(rank=2, alpha=2.0),
+        warmup=0,
+        memory_dropout=0.0,
+        precision="fp32",
+        log_every=1,
+        gain_every=10**6,
+    )
+    return attrs.evolve(
+        experiment,
+        backbone=DIT,
+        compressors=tuple(_thin(spec) for spec in experiment.compressors),
+        retrievers=experiment.retrievers[:1],
+        metrics=experiment.metrics[:1],
+        cache=CacheSpec(area=32 * 48, min_seconds=1.0, mirror=experiment.cache.mirror),
+        train=train,
+        measure=MeasureSpec(seconds=2.0, draws=1),
+    )
+
+
+def untrained(experiment: Experiment) -> Experiment:
+    """Give an experiment on random weights: speed and memory do not depend on them."""
+    if not isinstance(experiment.backbone, TinyWan):
+        return experiment
+    return attrs.evolve(experiment, backbone=attrs.evolve(experiment.backbone, weights=None))
+
+
+def _thin(spec: CompressorSpec) -> CompressorSpec:
+    if not isinstance(spec, Conv):
+        return spec
+    return attrs.evolve(spec, channels=(4, 6), heads=2, head_width=4)
+
+
+def tiny_clips(root: Path) -> Path:
+    """Write three clips to train on and two to measure, and give their folder."""
+    for place, count in (("train", 3), ("val", 2)):
+        for number in range(count):
+            path = root / place / f"clip-{number}.mp4"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_builtin_clip(path, 3.0 + number, 8, 32, 48)
+    return root
+
+
+# ⟦experiments/gpu_steps/training.py⟧ `train`: the shipped weights' training in slices that resume, and what they measure.
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Press Ctrl-C after some seconds: training then saves and ends, other work is broken off."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # as a shell starts what it puts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(max(0.0, seconds), _thread.interrupt_main)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
+def curve(run: Path, step: int, experiment: Experiment) -> dict[str, Any]:
+    """Give what a run has come to: steps, pace and its last logged figures."""
+    lines = read_lines(run / METRICS)
+    paces = [line["seconds_a_step"] for line in read_lines(run / PACE)]
+    return {
+        "step": step,
+        "steps": experiment.train.steps,
+        "batch": experiment.train.batch,
+        "minutes": round(sum(paces) / max(1, len(paces)) * step / 60, 2),
+        "last": lines[-1] if lines else None,
+    }

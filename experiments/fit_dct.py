@@ -1,0 +1,157 @@
+"""Choose the constants of the DCT codec from real clips, and say how well they do.
+
+python -m longtake.experiments.fit_dct --videos DIR [--out DIR] [--check DIR]
+
+Reads every video of DIR at three sizes, keeps the coefficients of greatest mean energy (each size
+counts alike) and writes `dct16.json` and `dct48.json`. `--check` reads other clips and prints the
+PSNR of the constants that ship.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from ..backbones.codecs.dct import BLOCK, DctCodec, full_basis, to_blocks
+from ..backbones.codecs.specs import Dct
+from ..core.errors import UserError
+from ..core.interfaces.codec import from_bytes, to_unit
+from ..core.video.read import read_frames
+
+COUNTS = (16, 48)
+CODECS = Path(__file__).resolve().parents[1] / "backbones" / "codecs"
+
+
+@frozen
+class View:
+    """A way to read a clip: height and width in pixels, frames a second, frames at most."""
+
+    height: int
+    width: int
+    fps: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width} at {self.fps:g} fps, first {self.count} frames"
+
+
+VIEWS = (View(96, 160, 8.0, 81), View(192, 320, 8.0, 25), View(288, 480, 16.0, 25))
+
+
+@frozen(eq=False)
+class Moments:
+    """First and second moment of all 768 coefficients, and the blocks that were counted."""
+
+    first: Tensor
+    second: Tensor
+    blocks: int
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fit, write and check, as the module's text says."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--videos", type=Path, help="folder of clips to fit on")
+    parser.add_argument("--out", type=Path, default=CODECS, help="where JSON goes")
+    parser.add_argument("--check", type=Path, help="folder of clips to measure on")
+    given = parser.parse_args(arguments)
+    if given.videos is not None:
+        for channels, fitted in fit(given.videos).items():
+            _write(given.out / f"dct{channels}.json", fitted)
+    for line in check(given.check) if given.check else ():
+        print(line, flush=True)
+
+
+def fit(videos: Path) -> dict[int, dict[str, Any]]:
+    """Give the constants for each number of channels, with where they come from.
+
+    Raises:
+        UserError: the folder holds no videos, or one of them cannot be read.
+    """
+    paths = _clips(videos)
+    moments = [moments_of(paths, view) for view in VIEWS]
+    first = torch.stack([m.first for m in moments]).mean(dim=0)
+    second = torch.stack([m.second for m in moments]).mean(dim=0)
+    blocks = {str(v): m.blocks for v, m in zip(VIEWS, moments, strict=True)}
+    source = {"clips": [path.name for path in paths], "blocks": blocks}
+    return {count: _strongest(first, second, count) | {"fitted_on": source} for count in COUNTS}
+
+
+def moments_of(paths: Sequence[Path], view: View) -> Moments:
+    """Give the moments of all whole blocks of four frames after the first frame."""
+    basis = full_basis()
+    total = Moments(torch.zeros(len(basis)).double(), torch.zeros(len(basis)).double(), 0)
+    for path in paths:
+        frames = _read(path, view)[:, :, 1:]
+        whole = frames[:, :, : frames.shape[2] // BLOCK.time * BLOCK.time]
+        values = (to_blocks(whole).flatten(0, -2) @ basis.float().T).double()
+        total = Moments(
+            total.first + values.sum(dim=0),
+            total.second + values.square().sum(dim=0),
+            total.blocks + len(values),
+        )
+    return Moments(total.first / total.blocks, total.second / total.blocks, total.blocks)
+
+
+def _strongest(first: Tensor, second: Tensor, count: int) -> dict[str, Any]:
+    rows = second.argsort(descending=True)[:count].sort().values
+    std = (second - first.square()).sqrt()
+    sides = (3, BLOCK.time, BLOCK.height, BLOCK.width)
+    places = torch.stack(torch.unravel_index(rows, sides), dim=1)
+    return {
+        "indices": places.tolist(),
+        "mean": [round(x, 6) for x in first[rows].tolist()],
+        "std": [round(x, 6) for x in std[rows].tolist()],
+        "energy_kept": round(float(second[rows].sum() / second.sum()), 6),
+    }
+
+
+def check(videos: Path) -> Iterator[str]:
+    """Give one line a view and channel count: mean PSNR over clips, dB (mean over frames each)."""
+    paths = _clips(videos)
+    for view in VIEWS:
+        for channels in COUNTS:
+            codec = DctCodec(Dct(channels=channels))
+            found = [_psnr(codec, _read(path, view)) for path in paths]
+            yield f"{channels} channels, {view}: {sum(found) / len(found):.2f} dB"
+
+
+def _psnr(codec: DctCodec, pixels: Tensor) -> float:
+    whole = pixels[:, :, : 1 + (pixels.shape[2] - 1) // BLOCK.time * BLOCK.time]
+    back, _ = codec.decode(codec.encode(whole)[0])
+    error = to_unit(back[..., : whole.shape[-2], : whole.shape[-1]]) - to_unit(whole)
+    mse = error.square().mean(dim=(0, 1, 3, 4)).clamp_min(1e-6)
+    return float((-10 * mse.log() / math.log(10)).mean())
+
+
+def _read(path: Path, view: View) -> Tensor:
+    clip = read_frames(
+        path, fps=view.fps, size=(view.height, view.width), count=view.count, minimum=5
+    )
+    return from_bytes(torch.from_numpy(clip.frames)).permute(3, 0, 1, 2)[None]
+
+
+def _clips(videos: Path) -> list[Path]:
+    paths = sorted(videos.glob("*.mp4"))
+    if not paths:
+        raise UserError(f"{videos} holds no .mp4 files")
+    return paths
+
+
+def _write(file: Path, fitted: dict[str, Any]) -> None:
+    lines = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in fitted.items())
+    part = file.with_suffix(".part")
+    part.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+if __name__ == "__main__":
+    main()

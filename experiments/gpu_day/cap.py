@@ -1,0 +1,220 @@
+"""`memory-cap`: what fits a card of 12 GB: training the encoder at real sizes, and streaming it.
+
+The rest of the card is taken first, since libraries choose their workspaces by what is free; then
+the allocator is told its limit. Both, since either alone lets more through than a small card does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.bench import random_history
+from ...core.config import load_experiment
+from ...core.data.windows import Batch
+from ...core.experiment import Experiment
+from ...core.model import build_model
+from ...core.registry import build
+from ...core.tools.device import autocast
+from ...core.train.loss import StageOne
+from ...core.train.optim import freeze, make_optimizer
+from ...plugins.compressors.conv import ConvCompressor
+from ..common import tinier, untrained
+from .cost import MIB
+from .day import Book, Day
+from .shapes import Case, cases
+
+# ⟦experiments/gpu_steps/stage_one.py⟧ A whole Stage I step of the tiny model under the cap: the largest batch that fits.
+
+
+NAME = "tiny-wan-2x2x2"
+MOST = 512  # samples
+
+
+def largest_batch(device: torch.device, *, tiny: bool) -> dict[str, Any]:
+    """Give the largest batch (a power of two) whose step fits, with 20 s of history a sample."""
+    _, shipped = load_experiment(NAME)
+    experiment = tinier(shipped) if tiny else untrained(shipped)
+    seconds = 2.0 if tiny else 20.0
+    step = stage_step(experiment, seconds, device)
+    best = doubled(lambda batch: fits(lambda: step(batch)), most=2 if tiny else MOST)
+    return {"experiment": experiment.name, "seconds": seconds, "largest_batch": best}
+
+
+def doubled(good: Callable[[int], bool], *, most: int) -> int:
+    """Give the largest of 1, 2, 4, ... ≤ most that is good before the first that is not; or 0."""
+    best, number = 0, 1
+    while number <= most and good(number):
+        best, number = number, 2 * number
+    return best
+
+
+def fits(run: Callable[[], None]) -> bool:
+    """Say whether something runs without a lack of memory."""
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def stage_step(
+    experiment: Experiment, seconds: float, device: torch.device
+) -> Callable[[int], None]:
+    """Give a Stage I step (Eq. 3) of a batch of so many samples, with its optimizer."""
+    model = build_model(experiment, adapters=True).to(device)
+    freeze(model)
+    text = build(experiment.backbone.text_encoder)
+    stage = StageOne(
+        model, build(experiment.masker), experiment.train, text.encode([""]).to(device)
+    ).to(device)
+    optimizer = make_optimizer(stage, experiment.train)
+    one = random_history(experiment, seconds)
+
+    def step(samples: int) -> None:
+        prompts = text.encode(["a walk by the sea"] * samples).to(device)
+        batch = Batch(history=one.select([0] * samples), text=prompts, names=("random",) * samples)
+        with autocast("bf16", device):
+            loss = stage(batch, 0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+Maker = Callable[[Case, float, torch.device], Callable[[], None]]
+CARD_MIB = 12_282  # what a card sold as 12 GB shows
+ALLOCATOR_MIB = 11 * 1024  # of it, beside the CUDA context and a desktop
+HISTORIES = (20.0, 60.0, 300.0)  # seconds
+
+
+def run(day: Day, book: Book) -> None:
+    """Note peak memory by encoder and length of history, and what fits.
+
+    Raises:
+        LongtakeError: some of it failed.
+        TimeIsUp: the rest is for the next run.
+    """
+    device = day.device
+    histories = (1.0, 2.0) if day.tiny else HISTORIES
+    with capped(device) as cap:
+        book.note("cap", cap)
+        for case in cases(tiny=day.tiny):
+            for seconds in histories:
+                name = f"{case.name}, {seconds:g} s"
+                for word, make in (("train", training), ("stream", stream)):
+                    book.once(f"{word} {name}", partial(_tried, make, case, seconds, device))
+        book.once("Stage I of tiny-wan", lambda: largest_batch(device, tiny=day.tiny))
+    book.close()
+
+
+def _tried(make: Maker, case: Case, seconds: float, device: torch.device) -> dict[str, Any]:
+    return guarded(make(case, seconds, device))
+
+
+@contextmanager
+def capped(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Leave of the device what a 12 GB card has; give what was done. Without CUDA: nothing."""
+    if device.type != "cuda":
+        yield {"applied": False, "why": "a cap needs CUDA: shapes and code are tried, no memory"}
+        return
+    free, total = torch.cuda.mem_get_info()
+    spare = max(0, free - CARD_MIB * MIB)
+    ballast = torch.empty(spare, dtype=torch.uint8, device=device)
+    share = min(1.0, (torch.cuda.memory_reserved() + ALLOCATOR_MIB * MIB) / total)
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        yield {
+            "applied": True,
+            "card_mib": CARD_MIB,
+            "allocator_mib": ALLOCATOR_MIB,
+            "ballast_mib": spare // MIB,
+            "free_mib": torch.cuda.mem_get_info()[0] // MIB,
+        }
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        del ballast
+        torch.cuda.empty_cache()
+
+
+def guarded(run: Callable[[], None]) -> dict[str, Any]:
+    """Run something twice and give its peak memory and seconds, or that it does not fit."""
+    if not torch.cuda.is_available():
+        return {"fits": None, **_seconds(run)}
+    torch.cuda.empty_cache()
+    held, retries = torch.cuda.memory_reserved(), _retries()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        took = _seconds(run)
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        return {"fits": False, "said": str(error).splitlines()[0]}
+    return {
+        "fits": _retries() == retries,  # a retry is memory that was not there at first
+        "retries": _retries() - retries,
+        "peak_reserved_mib": (torch.cuda.max_memory_reserved() - held) // MIB,
+        "peak_allocated_mib": (torch.cuda.max_memory_allocated() - held) // MIB,
+        "free_after_mib": torch.cuda.mem_get_info()[0] // MIB,
+        **took,
+    }
+
+
+def _retries() -> int:
+    return int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
+
+
+def _seconds(run: Callable[[], None]) -> dict[str, float]:
+    run()
+    began = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - began}
+
+
+def training(case: Case, seconds: float, device: torch.device) -> Callable[[], None]:
+    """Give a training step of φ on a random history: bf16, AdamW, a gradient for every token.
+
+    The gradient that the DiT would give is random, since its size is what counts here.
+    """
+    made: list[tuple[ConvCompressor, torch.optim.AdamW]] = []
+
+    def step() -> None:
+        if not made:
+            encoder = case.encoder(device, torch.float32)
+            made.append((encoder, torch.optim.AdamW(encoder.parameters(), lr=1e-4)))
+        encoder, optimizer = made[0]
+        history = case.history(seconds, device, torch.float32)
+        with autocast("bf16", device):
+            tokens: Tensor = encoder(history).parts[0].tokens
+        tokens.backward(torch.randn_like(tokens))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def stream(case: Case, seconds: float, device: torch.device) -> Callable[[], None]:
+    """Give an encode second by second: its memory should not grow with the history."""
+    made: list[ConvCompressor] = []
+
+    @torch.no_grad()
+    def encode() -> None:
+        if not made:
+            made.append(case.encoder(device, torch.bfloat16).eval())
+        shapes = case.geometry
+        one = max(1, round(shapes.fps / shapes.vae_stride.time))
+        history, state = case.history(seconds, torch.device("cpu"), torch.bfloat16), None
+        for first in range(0, history.size.time, one):
+            chunk = history.chunk(first, min(first + one, history.size.time)).to(device)
+            state, _ = made[0].step(state, chunk)
+
+    return encode

@@ -1,0 +1,83 @@
+"""`tests`: the tests marked `gpu`, by pytest in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from ...core.errors import LongtakeError
+from ..common import ROOT
+from .day import Book, Day, TimeIsUp
+
+ON = "LONGTAKE_GPU_TESTS_ON"  # `cpu` lets the tests run on a machine without CUDA
+MARK = "mark.gpu"
+
+
+def run(day: Day, book: Book) -> None:
+    """Run the tests and note each outcome.
+
+    Raises:
+        LongtakeError: a test failed, none ran, or there is no checkout with tests.
+        TimeIsUp: they took longer than there was.
+    """
+    files = marked(ROOT / "tests")
+    if not files:
+        raise LongtakeError(f"no tests marked gpu beside the package ({ROOT / 'tests'})")
+    report = day.out / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", f"--junitxml={report}"]
+    on = {ON: "cpu"} if day.tiny and day.device.type == "cpu" else {}
+    try:
+        done = subprocess.run(
+            [*command, *map(str, files)],
+            cwd=ROOT,
+            env=os.environ | on,
+            timeout=max(1.0, day.left),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeIsUp from None
+    if not report.exists():
+        raise LongtakeError(f"pytest ended with {done.returncode} and without a report")
+    outcomes = list(read(report))
+    report.unlink()
+    book.note("command", ["pytest", "-m", "gpu", *(str(f.relative_to(ROOT)) for f in files)])
+    book.note("tests", outcomes)
+    judge(outcomes)
+
+
+def judge(outcomes: list[dict[str, Any]]) -> None:
+    """Refuse failures, and a run in which everything was skipped.
+
+    Raises:
+        LongtakeError: as said; the message names the tests.
+    """
+    failed = [row["name"] for row in outcomes if row["outcome"] == "failed"]
+    if failed:
+        raise LongtakeError(f"{len(failed)} of {len(outcomes)} failed: {', '.join(failed)}")
+    if not any(row["outcome"] == "passed" for row in outcomes):
+        raise LongtakeError(f"none of {len(outcomes)} tests ran: all were skipped")
+
+
+def marked(tests: Path) -> list[Path]:
+    """Give the files of a folder in which a test is marked `gpu`."""
+    paths = sorted(tests.rglob("test_*.py")) if tests.is_dir() else []
+    return [path for path in paths if MARK in path.read_text(encoding="utf-8")]
+
+
+def read(report: Path) -> Iterator[dict[str, Any]]:
+    """Give name, outcome, seconds and what was said of every test of a JUnit report."""
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        said = {child.tag: child.get("message", "") for child in case}
+        bad = said.get("failure", said.get("error"))
+        outcome = "failed" if bad is not None else "skipped" if "skipped" in said else "passed"
+        yield {
+            "name": f"{case.get('classname')}::{case.get('name')}",
+            "outcome": outcome,
+            "seconds": float(case.get("time", "0")),
+            "said": bad or said.get("skipped"),
+        }

@@ -1,0 +1,252 @@
+"""Which published backbones are timed, on how much video, and under which memories."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from accelerate import init_empty_weights
+from attrs import frozen
+from torch import Tensor
+
+from ...backbones.hunyuan.specs import Hunyuan
+from ...backbones.specs import DiTSpec
+from ...backbones.texts.specs import LlamaClip, Umt5
+from ...backbones.wan.specs import PublishedWan
+from ...core.errors import LongtakeError
+from ...core.experiment import Experiment
+from ...core.interfaces.backbone import Backbone
+from ...core.interfaces.spec import LoRA
+from ...core.registry import registry
+from ...core.values.grid import Rate, Size3, ceil_div
+from ...core.values.history import History
+from ...core.values.memory import Memory, Part, token_places
+from ...plugins.compressors.specs import Conv
+from ...plugins.maskers.specs import Noise
+from ..paper import paper
+from ..sizes import published
+
+WIDE = 16  # stride of a VAE whose latents the paper compresses by 2×2×2 instead of 4×4×2
+
+
+@frozen(kw_only=True)
+class Extent:
+    """How much is asked of every backbone.
+
+    Attributes:
+        seconds: of video that one denoising step makes, beside its first frame.
+        height: of a frame, pixels.
+        width: of a frame, pixels.
+        tokens: lengths of memory.
+        targets: latents that a Stage I step asks for, K.
+        rank: of its LoRA.
+        encoder: what Stage I trains, at the rate of the backbone.
+        repeats: timed runs of every case.
+    """
+
+    seconds: float = 5.0
+    height: int = 480
+    width: int = 832
+    tokens: tuple[int, ...] = (5_000, 20_000)
+    targets: int = 4
+    rank: int = 128
+    encoder: Conv = Conv()
+    repeats: int = 3
+
+
+TINY = Extent(
+    seconds=0.5,
+    height=64,
+    width=96,
+    tokens=(10, 40),
+    targets=2,
+    rank=2,
+    encoder=Conv(channels=(4, 6), heads=2, head_width=4),
+    repeats=1,
+)
+
+
+@frozen(kw_only=True)
+class Subject:
+    """One backbone without its weights, and what is asked of it."""
+
+    name: str
+    spec: DiTSpec
+    extent: Extent = Extent()
+
+    @property
+    def rate(self) -> Rate:
+        """The paper's rate, at which 20 s of 480×832 are 5k to 6k tokens."""
+        wide = self.spec.geometry.vae_stride.height >= WIDE
+        return Rate.parse("2x2x2" if wide else "4x4x2")
+
+    @property
+    def segment(self) -> Size3:
+        """The latents of one segment: 21 for 5 s at 16 fps (81 frames), 31 at 24 (121 frames)."""
+        shapes = self.spec.geometry
+        return self.latents(1 + round(self.extent.seconds * shapes.fps / shapes.vae_stride.time))
+
+    @property
+    def cells(self) -> int:
+        """The tokens of one memory frame."""
+        return self.rate.token_grid(self.latents(1), self.spec.geometry.patch).cells
+
+    @property
+    def tokens_a_second(self) -> int:
+        """The memory tokens that a second of video adds, in whole memory frames."""
+        shapes = self.spec.geometry
+        frames = round(shapes.fps / shapes.vae_stride.time / self.rate.time)
+        return self.cells * max(1, frames)
+
+    @property
+    def text_length(self) -> int:
+        """The tokens of a prompt that fills its length.
+
+        Raises:
+            LongtakeError: the text encoder's spec says none.
+        """
+        text = self.spec.text_encoder
+        if not isinstance(text, Umt5 | LlamaClip):
+            raise LongtakeError(f"{type(text).__name__} says no length of a prompt")
+        return text.length
+
+    def latents(self, time: int) -> Size3:
+        """Give the size of so many latents of these frames."""
+        shapes, asked = self.spec.geometry, self.extent
+        size = shapes.latent_size(frames=1, height=asked.height, width=asked.width)
+        return attrs.evolve(size, time=time)
+
+    def past(self, tokens: int) -> Size3:
+        """Give the latents of the shortest history with so many tokens, its last block whole."""
+        return self.latents(1 + (max(1, ceil_div(tokens, self.cells)) - 1) * self.rate.time)
+
+    def isolated(self, attention: str) -> DiTSpec:
+        """Give the spec with a memory that can be cached, and so has a time of its own."""
+        time = self.spec.memory_time or 0.0
+        return attrs.evolve(self.spec, attention=attention, memory_time=time)
+
+    def experiment(self, *, remembers: bool) -> Experiment:
+        """Give the paper's Stage I on this backbone with one sample a step, or LoRA alone."""
+        found, asked = paper(self.name, self.spec, self.rate), self.extent
+        encoder = attrs.evolve(asked.encoder, rate=self.rate)
+        lora = LoRA(rank=asked.rank, alpha=float(asked.rank))
+        return attrs.evolve(
+            found,
+            compressors=(encoder,) if remembers else (),
+            masker=Noise(counts=(asked.targets,), low=0.2, clean=0.0),
+            train=attrs.evolve(found.train, batch=1, adapter=lora, precision="bf16"),
+        )
+
+
+def subjects(*, tiny: bool) -> list[Subject]:
+    """Give the published backbones; of those whose shapes are alike, the last by name."""
+    specs = published()
+    alike = {spec.geometry: name for name, spec in sorted(specs.items())}
+    chosen = {name: spec for name, spec in specs.items() if name in alike.values()}
+    if tiny:
+        return [Subject(name=n, spec=thin(spec), extent=TINY) for n, spec in chosen.items()]
+    return [Subject(name=n, spec=spec) for n, spec in chosen.items()]
+
+
+def thin(spec: DiTSpec) -> DiTSpec:
+    """Give a spec of the same class with a few thousand parameters.
+
+    Raises:
+        LongtakeError: it is of a class that is not known here.
+    """
+    if isinstance(spec, PublishedWan):
+        short = attrs.evolve(spec.text_encoder, width=8, length=8)
+        return attrs.evolve(spec, heads=2, head_width=12, layers=2, ffn=16, text_encoder=short)
+    if isinstance(spec, Hunyuan):
+        return attrs.evolve(
+            spec,
+            heads=2,
+            head_width=12,
+            layers=1,
+            single_layers=1,
+            refiner_layers=1,
+            rope=(4, 4, 4),
+            text_encoder=attrs.evolve(spec.text_encoder, width=8, length=8, pooled=8),
+        )
+    raise LongtakeError(f"{type(spec).__name__} has no small form")
+
+
+# ⟦experiments/gpu_steps/backbones_inputs.py⟧ Random inputs of the right shapes and places: latents, memory, histories, and weights.
+
+
+STD = 0.02  # of weights, as transformers begin
+
+
+def random_backbone(spec: DiTSpec, device: torch.device, seed: int = 0) -> Backbone:
+    """Give the real model of a spec with random weights, made on the device in their own types.
+
+    It is loaded on the meta device first, where types are settled (what diffusers keeps in
+    float32 stays so) and nothing is filled. Buffers are computed as ever.
+
+    Raises:
+        LongtakeError: something was left without numbers.
+    """
+    with init_empty_weights():
+        backbone: Backbone = registry().load(spec).load(spec)
+    generator = torch.Generator(device).manual_seed(seed)
+    state = {
+        name: _drawn(name, x, device, generator) if x.is_meta else x
+        for name, x in backbone.state_dict().items()
+    }
+    backbone.load_state_dict(state, assign=True)
+    left = [n for n, x in (*backbone.named_parameters(), *backbone.named_buffers()) if x.is_meta]
+    if left:
+        raise LongtakeError(f"{type(backbone).__name__}: {len(left)} empty, such as {left[0]}")
+    return backbone.to(device).eval()
+
+
+def _drawn(name: str, like: Tensor, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Give small normal numbers; around one where it is the scale of a norm."""
+    empty = torch.empty(like.shape, dtype=like.dtype, device=device)
+    scale = like.dim() == 1 and name.endswith(".weight")
+    return empty.normal_(mean=1.0 if scale else 0.0, std=STD, generator=generator)
+
+
+def random_latents(subject: Subject, size: Size3, device: torch.device) -> Tensor:
+    """Give standard normal latents `[1, C, T, H, W]`, float32."""
+    shape = (1, subject.spec.geometry.channels, size.time, size.height, size.width)
+    return normal(shape, device, torch.float32)
+
+
+def random_history(subject: Subject, tokens: int, device: torch.device) -> History:
+    """Give a history that makes so many tokens or a few more, with its LR latents."""
+    size, rate = subject.past(tokens), subject.rate
+    lr = random_latents(subject, rate.lr_size(size), device)
+    return History(latents=random_latents(subject, size, device), lr={rate: lr})
+
+
+def random_memory(
+    subject: Subject, tokens: int, device: torch.device, dtype: torch.dtype
+) -> Memory:
+    """Give exactly so many tokens, where an encoder puts the newest ones of such a history."""
+    if not tokens:
+        return Memory()
+    size, shapes, rate = subject.past(tokens), subject.spec.geometry, subject.rate
+    places = token_places(
+        rate,
+        size,
+        shapes.patch,
+        rate.token_grid(size, shapes.patch),
+        start=torch.zeros(1, dtype=torch.int64),
+        length=torch.tensor([size.time]),
+        skip=0,
+    )
+    positions, extents, valid = (x[:, -tokens:] for x in places)
+    part = Part(
+        name=f"random-{rate}",
+        tokens=normal((1, tokens, shapes.width), device, dtype),
+        positions=positions,
+        extents=extents,
+        valid=valid,
+    )
+    return Memory(parts=(part,), size=size)
+
+
+def normal(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Give standard normal numbers of a fixed seed, made on the device."""
+    generator = torch.Generator(device).manual_seed(1)
+    return torch.randn(shape, generator=generator, device=device, dtype=dtype)

@@ -1,0 +1,162 @@
+"""The return probe: what a memory is worth when a video leaves a view and comes back.
+
+    python -m longtake.experiments.returns tiny-wan-2x2x2 --videos videos/val --out returns
+
+builds clips that come back (over photographs, and real videos run back), gives the history up to
+the return to a model, and asks for the frames of the return, which it has not seen: from its
+memory, from memory and a sliding window, from the window alone, and from nothing. A model that
+was trained with a window as its memory, such as a row of Table 1, answers beside it:
+
+    python -m longtake.experiments.returns RUN --window-run table1/runs/window-0 --out returns
+
+Writes `returns.json`, `returns.md`, which says how it was asked, and `returns.png`; clips and
+their latents that are there are used again. Exit 2: bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ...core.cache.cache import cache
+from ...core.cli.options import find_run
+from ...core.data.store import Store
+from ...core.errors import LongtakeError, UserError
+from ...core.experiment import Experiment
+from ...core.model import Model, compressor_needs
+from ...core.tools.device import pick_device
+from ...core.tools.files import whole_file, write_json
+from ...core.tools.progress import progress_bar
+from ...core.train.checkpoint import load_run, read_run
+from ...plugins.compressors.specs import Window
+from ..common import commit, facts
+from .ask import Asker, Returned, over_clips, returned
+from .clips import Built, build_clips
+from .page import Asking, page, picture
+
+ALIKE = {"codec": "codec", "text_encoder": "text encoder", "geometry": "shapes"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and give the exit code."""
+    found = argparse.ArgumentParser(
+        prog="python -m longtake.experiments.returns",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("run", help="a run, a checkpoint, or shipped weights by name")
+    found.add_argument("--videos", type=Path, help="real videos to run back; default: none")
+    found.add_argument("--window-run", help="a run trained with `window`, to answer beside RUN")
+    found.add_argument("--out", type=Path, required=True, help="folder of clips and results")
+    args = found.parse_args(arguments)
+    try:
+        probe(args.run, args.videos, args.out, window=args.window_run)
+    except LongtakeError as error:
+        print(f"returns: {error}", file=sys.stderr)
+        return error.exit_code
+    print(args.out / "returns.md")
+    return 0
+
+
+def probe(run: str, videos: Path | None, out: Path, *, window: str | None = None) -> dict[str, Any]:
+    """Build and cache the clips, ask for the returns, and write what was found.
+
+    Args:
+        run: a run, a checkpoint, or shipped weights by name.
+        videos: a folder of real videos to run back; None: none.
+        out: folder of clips and results.
+        window: a run that was trained with a sliding window as its memory; None: none.
+
+    Raises:
+        UserError: no such run or folder, a run without memory, or a `window` that is none or is
+            not on the same codec and shapes.
+    """
+    if videos is not None and not videos.is_dir():
+        raise UserError(f"--videos {videos}: no such folder")
+    models = _models(run, window)
+    built = build_clips(out / "clips", videos)
+    asker = Asker.of(models[0], _cached(models, out), *models[1:])
+    clips = _ask(asker, built)
+    fps, stride = asker.store.fps, asker.codec.stride.time
+    name = models[0].experiment.name
+    asking = Asking(
+        run=run, window=window, experiment=name, fps=fps, stride=stride, left_out=built.left_out
+    )
+    return _write(out, asking, clips)
+
+
+def _models(run: str, window: str | None) -> list[Model]:
+    """Give the models that are asked; none is loaded before all were found to fit."""
+    own = read_run(find_run(run))[0]
+    if not own.remembers:
+        raise UserError(f"{run} has no memory to probe")
+    if window is not None:
+        _check_window(run, own, window, read_run(find_run(window))[0])
+    runs = [run, *([window] if window is not None else [])]
+    return [load_run(find_run(one)).to(pick_device()) for one in runs]
+
+
+def _check_window(run: str, own: Experiment, window: str, other: Experiment) -> None:
+    """Refuse a run whose memory is no window, or that would see other latents than the first."""
+    said = f"--window-run {window}"
+    if len(other.compressors) != 1 or not isinstance(other.compressors[0], Window):
+        raise UserError(f"{said}: it was not trained with the `window` compressor alone")
+    if type(own.backbone) is not type(other.backbone):
+        raise UserError(f"{said}: its backbone is another than that of {run}")
+    for part, words in ALIKE.items():
+        if getattr(own.backbone, part) != getattr(other.backbone, part):
+            raise UserError(f"{said}: the {words} of its backbone are not those of {run}")
+
+
+def _cached(models: Sequence[Model], out: Path) -> Store:
+    experiment = models[0].experiment
+    spec = attrs.evolve(experiment.cache, mirror=False, pixels=True)
+    needs = [compressor_needs(model.experiment).rates for model in models]
+    with progress_bar("cache") as report:
+        cache(
+            attrs.evolve(experiment, cache=spec),
+            out / "clips",
+            out / "store",
+            rates=frozenset().union(*needs),
+            pixels=True,
+            device=pick_device(),
+            progress=report,
+        )
+    return Store.open(out / "store")
+
+
+def _ask(asker: Asker, built: Built) -> list[Returned]:
+    """Ask for the clips of this run; a store may have those of other videos, too."""
+    names = {path.stem for path in built.clips}
+    records = [record for record in asker.store.records if record.name in names]
+    found = []
+    with progress_bar("return") as report:
+        for done, record in enumerate(records, start=1):
+            found.append(returned(asker, record))
+            report(done, len(records), record.name)
+    return found
+
+
+def _write(out: Path, asking: Asking, clips: Sequence[Returned]) -> dict[str, Any]:
+    own = attrs.filters.exclude("shown")
+    data = {
+        **attrs.asdict(asking),
+        "clips": [{"kind": clip.kind, **attrs.asdict(clip, filter=own)} for clip in clips],
+        "over": over_clips(clips),
+        "facts": facts(),
+        **commit(),
+    }
+    write_json(out / "returns.json", data)
+    with whole_file(out / "returns.md") as part:
+        part.write_text(page(asking, clips, data["over"]), encoding="utf-8")
+    picture(out / "returns.png", clips)
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(main())

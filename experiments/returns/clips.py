@@ -1,0 +1,192 @@
+"""Clips that leave a view and come back: built from photographs, and real ones run back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from attrs import field, frozen
+
+from ...core.errors import UserError
+from ...core.interfaces.codec import frames_of
+from ...core.tools.files import read_json, write_json
+from ...core.video.builtin_clip import CREDITS, Shot, View, filmed
+from ...core.video.decode import Pixels, VideoError, probe
+from ...core.video.read import read_frames
+from ...core.video.write import write_video
+
+# All clips are 1 + 4k frames at 16 fps and at 8, and the view is back at a frame with which a
+# latent begins at both, so that the history can end right before the frames that are asked.
+FPS, FRAMES, BACK = 16.0, 161, 121
+SECONDS, RETURN = FRAMES / FPS, BACK / FPS
+ASKED = 4  # latents at most
+TICK = 1e-3  # seconds that a frame's time may be off when a video is read
+
+SIZE = (512, 288)  # width, height of clips from photographs
+LARGEST = 720  # of a real video's short side; larger ones shrink
+PHOTOS = tuple(credit.photo for credit in CREDITS)
+NEAR, FAR = View(0.1, 0.3, 2.5), View(0.9, 0.7, 2.5)  # which share no pixel
+UNLIKE = {"rocket.jpg": (View(0.55, 0.95, 2.5), View(0.1, 0.1, 2.5))}  # else both are sky
+LOOK = View(0.3, 0.3, 1.6)
+KINDS = ("pan", "cut", "back")
+SUFFIXES = (".mp4", ".mkv", ".webm", ".mov")
+LEFT = 16.0  # dB: a real video whose last seen frame is nearer to its first ones never left them
+WHAT = "plan of return clips"
+
+
+@frozen(kw_only=True)
+class Times:
+    """When a clip comes back, in seconds.
+
+    Attributes:
+        leaves: here it begins to leave what it went to; the history ends before.
+        back: from here on nothing but the first view is seen.
+    """
+
+    leaves: float = RETURN
+    back: float = RETURN
+
+    def seen(self, fps: float, stride: int, latents: int) -> int:
+        """Give how many latents lie wholly before the return begins: those of the history.
+
+        Args:
+            fps: frames a second of the cached clip.
+            stride: of the codec in time.
+            latents: of the clip.
+        """
+        ends = (frames_of(index, stride)[-1] / fps for index in range(latents))
+        return sum(end < self.leaves - TICK for end in ends)
+
+    def asked(self, fps: float, stride: int, latents: int) -> tuple[int, ...]:
+        """Give the first latents, four at most, that lie wholly after the return."""
+        begins = ((index, frames_of(index, stride)[0] / fps) for index in range(latents))
+        return tuple(index for index, begin in begins if begin >= self.back - 1e-6)[:ASKED]
+
+
+TIMES = {"pan": Times(leaves=RETURN - 0.5), "cut": Times(), "back": Times()}
+
+
+def first_seen(kind: str, seconds: float) -> float:
+    """Give when the history showed what a clip shows at `seconds`, after its return."""
+    return (FRAMES - 1) / FPS - seconds if kind == "back" else 0.0
+
+
+@frozen(kw_only=True)
+class Built:
+    """The clips, and the real videos that gave none, with the reason."""
+
+    clips: tuple[Path, ...]
+    left_out: Mapping[str, str] = field(factory=dict)
+
+
+def build_clips(folder: Path, real: Path | None = None) -> Built:
+    """Write the clips into a folder, named `<kind>-<what>.mp4`; those that are there stay.
+
+    `pan`: the camera looks at a part of a photograph, goes to another that shares no pixel with
+    it, and back. `cut`: it looks at another photograph in between. `back`: 7.6 s of a real video,
+    then its first seconds in reverse.
+
+    Args:
+        folder: where to; what the clips are stands beside it.
+        real: a folder of videos to run back; None: none.
+
+    Raises:
+        UserError: `real` holds no video that can be run back, or `folder` has clips of another
+            plan than this version's.
+    """
+    _claim(folder)
+    photos = [_photo(folder, kind, place) for kind in KINDS[:2] for place in range(len(PHOTOS))]
+    made, left_out = _real(folder, real) if real is not None else ([], {})
+    return Built(clips=(*photos, *made), left_out=left_out)
+
+
+def _claim(folder: Path) -> None:
+    """Note what the clips are: those of another version return at other times."""
+    plan = {"fps": FPS, "frames": FRAMES, "back": BACK, "zoom": NEAR.zoom, "size": list(SIZE)}
+    path = folder.with_suffix(".json")
+    if folder.exists() and (not path.exists() or read_json(path, WHAT) != plan):
+        raise UserError(f"{folder} has clips of another version: name another --out, or delete it")
+    write_json(path, plan)
+
+
+def _photo(folder: Path, kind: str, place: int) -> Path:
+    photo = PHOTOS[place]
+    path = folder / f"{kind}-{Path(photo).stem}.mp4"
+    other = CREDITS[(place + 1) % len(CREDITS)].photo
+    if not path.exists():
+        write_video(path, filmed(script(kind, photo, other), SECONDS, FPS, SIZE), FPS)
+    return path
+
+
+def script(kind: str, photo: str, other: str) -> tuple[Shot, ...]:
+    """Give the shots of a clip that returns to a photograph; `cut` looks at another one."""
+    near, far = UNLIKE.get(photo, (NEAR, FAR))
+    if kind == "pan":
+        leaves = TIMES["pan"].leaves
+        return (
+            Shot(photo, 0.0, 2.5, "look", near, near),
+            Shot(photo, 2.5, 4.5, "pan away", near, far),
+            Shot(photo, 4.5, leaves, "look elsewhere", far, far),
+            Shot(photo, leaves, RETURN, "pan back", far, near),
+            Shot(photo, RETURN, SECONDS, "look again", near, near),
+        )
+    return (
+        Shot(photo, 0.0, 3.5, "look", LOOK, LOOK),
+        Shot(other, 3.5, RETURN, "look elsewhere", *UNLIKE.get(other, (NEAR, FAR))),
+        Shot(photo, RETURN, SECONDS, "look again", LOOK, LOOK),
+    )
+
+
+def _real(folder: Path, real: Path) -> tuple[list[Path], dict[str, str]]:
+    videos = sorted(path for path in real.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not videos:
+        raise UserError(f"{real} holds no video to run back")
+    made, left_out = [], {}
+    for video in videos:
+        path = folder / f"back-{video.stem}.mp4"
+        reason = "" if path.exists() else _back(path, video)
+        if reason:
+            left_out[video.name] = reason
+        else:
+            made.append(path)
+    if not made:
+        name, reason = next(iter(left_out.items()))
+        raise UserError(f"{real} holds no video to run back; the first, {name}: {reason}")
+    return made, left_out
+
+
+def _back(path: Path, video: Path) -> str:
+    """Write a real video run back, or give why it cannot be one that leaves a view."""
+    try:
+        reason = _stays(video)
+        if not reason:
+            frames = read_frames(video, fps=FPS, size=_size(video), count=BACK).frames
+            write_video(path, chain(frames, frames[FRAMES - 1 - BACK :: -1]), FPS)
+    except VideoError as error:
+        return str(error)
+    return reason
+
+
+def _stays(video: Path) -> str:
+    """Say why a video is of no use: too short, or what it comes back to was never left."""
+    frames = read_frames(video, fps=FPS, size=(128, 224), count=BACK).frames
+    if len(frames) < BACK:
+        return f"{len(frames) / FPS:.1f} s long, {RETURN:.1f} s are needed"
+    returned = frames[: FRAMES - BACK]
+    near = float(np.mean([likeness(frames[-1], frame) for frame in returned]))
+    return f"never leaves its first view ({near:.1f} dB)" if near > LEFT else ""
+
+
+def _size(video: Path) -> tuple[int, int]:
+    """Give height and width to read a video at, even as players want them."""
+    info = probe(video)
+    scale = min(1.0, LARGEST / min(info.height, info.width))
+    return 2 * round(info.height * scale / 2), 2 * round(info.width * scale / 2)
+
+
+def likeness(one: Pixels, other: Pixels) -> float:
+    """Give the PSNR of two uint8 pictures in dB, 100 at most."""
+    error = float(np.mean((one.astype(np.float32) - other.astype(np.float32)) ** 2)) / 255**2
+    return float(-10 * np.log10(max(error, 1e-10)))

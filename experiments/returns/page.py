@@ -1,0 +1,161 @@
+"""What the return probe found: a page that says how it was asked, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from ...core.tools.files import whole_file
+from ...core.video.builtin_clip import CREDITS
+from .ask import ALONE, ANSWERS, FIRST, LAST, MEMORY, NONE, OWN, TRUTH, WINDOW, Returned
+from .clips import LEFT, LOOK, NEAR, RETURN, SECONDS
+
+SHOWN = (FIRST, LAST, TRUTH, MEMORY, ALONE, NONE, OWN)
+BESIDE = (ALONE, NONE, OWN)  # what memory is held against
+
+
+@frozen(kw_only=True)
+class Asking:
+    """How it was asked.
+
+    Attributes:
+        run, window: the runs, as named; `window` None where none was given.
+        experiment: of the run.
+        fps: frames a second of the clips as the model sees them.
+        stride: of the codec in time.
+        left_out: real videos that gave no clip, with the reason.
+    """
+
+    run: str
+    window: str | None
+    experiment: str
+    fps: float
+    stride: int
+    left_out: Mapping[str, str]
+
+
+def page(asking: Asking, clips: Sequence[Returned], over: Mapping[str, Mapping[str, Any]]) -> str:
+    """Give the page: what was asked and how, and the means by kind of clip."""
+    told = [*_who(asking), *_what(asking, clips), *_left_out(asking), _credits()]
+    words = "\n".join(f"- {line}" for line in told)
+    title = f"# Frames that come back to a view, asked of {asking.run}"
+    figures = "PSNR in dB, means over clips; differences with their 95 % interval over clips."
+    return f"{title}\n\n{figures}\n\n{table(over)}\n{words}\n"
+
+
+def table(over: Mapping[str, Mapping[str, Any]]) -> str:
+    """Give the table of means, and of what memory has over the other ways."""
+    ways, *_ = (list(found["psnr"]) for found in over.values())
+    beside = [way for way in BESIDE if way in ways]
+    head = ["clips", "n", *ways, *(f"memory − {way}" for way in beside)]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for kind, found in over.items():
+        means = [f"{found['psnr'][way]['mean']:.2f}" for way in ways]
+        beyond = [_wide(found["memory_over"][way]) for way in beside]
+        rows.append([kind, str(found["clips"]), *means, *beyond])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
+
+
+def _wide(found: Mapping[str, Any]) -> str:
+    if found["low"] is None:
+        return f"{found['mean']:+.2f}"
+    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+
+
+def _who(asking: Asking) -> list[str]:
+    trained = f"`{MEMORY}`, `memory and window`, `{ALONE}` (the newest {WINDOW} latents) and"
+    flatters = (
+        f"{trained} `{NONE}` are all asked of {asking.run} ({asking.experiment}), a model trained "
+        "with its own memory: it was never trained to read a window or nothing as well as it "
+        "could, which flatters memory."
+    )
+    if asking.window is None:
+        fair = f"No model trained with a window was asked: `--window-run` adds one as `{OWN}`."
+    else:
+        fair = f"`{OWN}` is {asking.window}, trained with a sliding window as its memory."
+    beyond = (
+        "The asked frames lie beyond the history, where Stage I never trained: it asked for frames "
+        "of the history itself. And nothing says to the model that the view comes back: what it "
+        "gives is what it expects next."
+    )
+    floors = (
+        f"`{LAST}` repeats the newest frame of the history, `{FIRST}` are the frames of the "
+        "history that show what returns, `ceiling` is the codec's own reconstruction. "
+        "All are asked in one step, of the same noise, without a prompt."
+    )
+    return [flatters, fair, beyond, floors]
+
+
+def _what(asking: Asking, clips: Sequence[Returned]) -> list[str]:
+    kinds = {clip.kind: clip for clip in reversed(clips)}
+    sizes = sorted({"×".join(map(str, clip.shown[TRUTH].shape[:0:-1])) for clip in clips})
+    every = f"Clips of {SECONDS:.1f} s at {asking.fps:g} fps, of {', '.join(sizes)} pixels."
+    return [every, *(_kind(asking, kind, clip) for kind, clip in sorted(kinds.items()))]
+
+
+def _kind(asking: Asking, kind: str, clip: Returned) -> str:
+    does = {
+        "pan": f"the camera looks at a part of a photograph (zoom {NEAR.zoom:g}), goes to a part "
+        "that shares no pixel with it, and comes back",
+        "cut": f"a photograph (zoom {LOOK.zoom:g}), another one, and a cut back to the first",
+        "back": f"{RETURN:.1f} s of a real video, and a cut to its first seconds run backwards",
+    }
+    stride, fps = asking.stride, asking.fps
+    end = stride * (clip.seen - 1) / fps
+    begin, last = (stride * (clip.asked[0] - 1) + 1) / fps, stride * clip.asked[-1] / fps
+    given = f"the history is {clip.seen} latents, to {end:.2f} s"
+    return (
+        f"`{kind}`: {does[kind]}; {given}, asked are {len(clip.asked)} latents of "
+        f"{begin:.2f} to {last:.2f} s."
+    )
+
+
+def _left_out(asking: Asking) -> list[str]:
+    if not asking.left_out:
+        return []
+    named = "; ".join(f"{name}: {reason}" for name, reason in asking.left_out.items())
+    rule = f"too short, or their last seen frame is within {LEFT:g} dB of what returns"
+    return [f"Real videos left out ({rule}): {named}."]
+
+
+def _credits() -> str:
+    named = "; ".join(f"{c.title} ({c.author}, {c.licence})" for c in CREDITS)
+    return f"Photographs, from scikit-image: {named}."
+
+
+def picture(path: Path, clips: Sequence[Returned]) -> None:
+    """Draw one clip of each kind, a row each: seen, returned, and as each way gave it back."""
+    from matplotlib.figure import Figure
+
+    rows = [_median([clip for clip in clips if clip.kind == kind]) for kind in _kinds(clips)]
+    ways = [way for way in SHOWN if way in rows[0].shown]
+    height, width = rows[0].shown[TRUTH].shape[1:]
+    wide = 2.0 * len(ways)
+    size = (wide, (2.0 * height / width + 0.35) * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(rows), len(ways), squeeze=False)
+    for line, clip in zip(grid, rows, strict=True):
+        for axes, way in zip(line, ways, strict=True):
+            _cell(axes, clip, way)
+        line[0].set_title(f"{clip.name}: {FIRST}", fontsize=7, loc="left")
+    with whole_file(path) as part:
+        figure.savefig(part, format=path.suffix[1:], dpi=140)
+
+
+def _kinds(clips: Sequence[Returned]) -> list[str]:
+    return list(dict.fromkeys(clip.kind for clip in clips))
+
+
+def _median(clips: Sequence[Returned]) -> Returned:
+    """Give the clip in the middle by memory's PSNR: neither the best nor the worst is shown."""
+    return sorted(clips, key=lambda clip: clip.psnr[MEMORY])[len(clips) // 2]
+
+
+def _cell(axes: Any, clip: Returned, way: str) -> None:
+    axes.imshow(clip.shown[way].permute(1, 2, 0).numpy())
+    told = f", {clip.psnr[way]:.1f} dB" if way in ANSWERS or way == LAST else ""
+    axes.set_title(f"{way}{told}", fontsize=7, loc="left")
+    axes.set_axis_off()

@@ -1,1 +1,0 @@
-"""What stands behind the tables that compare memories: rows, budgets, runs, figures, pages."""

@@ -1,0 +1,120 @@
+"""`tiny-wan`: the paper's Stage I on the embedded default, small enough for two CPU cores.
+
+The base is `tiny-base`, trained as a plain video model in Stage 0; here the encoder and LoRA of
+rank 128 train on it, as on the real backbones. Training goes in two parts over one store: first on
+random crops, where a batch holds many clips, then on whole frames:
+
+    longtake pretrain tiny-wan-2x2x2-crops --data stores/clips --out runs/crops
+    longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/whole --start runs/crops
+"""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from ..backbones.wan.specs import TinyWan
+from ..core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
+from ..core.interfaces.spec import LoRA
+from ..core.values.grid import Rate
+from ..plugins.compressors.specs import Conv
+from ..plugins.maskers.specs import Noise
+from ..plugins.metrics.specs import HighBand, Lpips, MsSsim, Psnr, Ssim
+from ..plugins.retrievers.specs import Flow, MeanFrame, Thumbnail, Upsample
+
+FULL = 128 * 224  # pixels of a frame
+R222 = Rate(height=2, width=2, time=2)
+R442 = Rate(height=4, width=4, time=2)
+
+
+def encoder(rate: Rate) -> Conv:
+    """Give the encoder at widths that suit a DiT of 7 M parameters."""
+    return Conv(rate=rate, channels=(32, 64, 96, 128), heads=4, head_width=32)
+
+
+def tiny(rate: Rate) -> Experiment:
+    """Give the tiny experiment on whole frames at a compression rate."""
+    return Experiment(
+        name=f"tiny-wan-{rate}",
+        backbone=TinyWan(heads=8, head_width=32, weights="tiny-base"),
+        compressors=(encoder(rate),),
+        masker=Noise(counts=(4,), clean=0.75),
+        retrievers=(
+            Flow(steps=1),
+            Flow(steps=20),
+            Upsample(rate=rate),
+            Thumbnail(rate=rate),
+            MeanFrame(),
+        ),
+        metrics=(Psnr(), Ssim(), MsSsim(scales=4), HighBand(factor=8), Lpips()),
+        cache=CacheSpec(area=FULL),
+        train=TrainSpec(
+            steps=1000,
+            batch=4,
+            seconds=(4.0, 20.0),
+            trains="lora",
+            adapter=LoRA(rank=128, alpha=384.0),
+            optimizer="muon",
+            rate=2e-3,
+            warmup=30,
+            decay=1.0,
+            memory_dropout=0.05,
+            pure=0.5,
+            weigh=1.0,
+            save_every=100,
+        ),
+        measure=MeasureSpec(seconds=10.0),
+    )
+
+
+def crops(whole: Experiment) -> Experiment:
+    """Give the first part of an experiment's training: many small crops at a steady rate.
+
+    A crop of 8×16 latents holds 2×4 memory tokens at 2×2×2 but 1×2 at 4×4×2, which leaves the
+    second part more to learn.
+    """
+    train = evolve(whole.train, steps=700, batch=16, crop=(8, 16), rate=3e-3, decay=0.0, warmup=50)
+    return evolve(whole, name=f"{whole.name}-crops", train=train)
+
+
+TINY_WAN_2X2X2 = tiny(R222)
+TINY_WAN_4X4X2 = tiny(R442)
+TINY_WAN_2X2X2_CROPS = crops(TINY_WAN_2X2X2)
+TINY_WAN_4X4X2_CROPS = crops(TINY_WAN_4X4X2)
+TINY_WAN_ONLY_LR = evolve(
+    TINY_WAN_2X2X2,
+    name="tiny-wan-2x2x2-only-lr",
+    compressors=(evolve(encoder(R222), hr=False),),
+)
+TINY_WAN_WITHOUT_LR = evolve(
+    TINY_WAN_2X2X2,
+    name="tiny-wan-2x2x2-without-lr",
+    compressors=(evolve(encoder(R222), lr=False),),
+)
+
+
+# ⟦experiments/tiny_base.py⟧ `tiny-base`: Stage 0, the tiny DiT as a plain video model without memory (design §6). A tiny backbone has seen no video before, so it is pretrained here as the real ones were: flow matching on a few latent frames with the caption of their shot, on small frames. Clips without captions go by their file's name and shot, which takes the extra `longtake[cuts]`; the base that ships was trained with file names alone, since its store was made without cuts. Stage I then adds memory and LoRA: longtake cache tiny-base --videos clips/ --out stores/base longtake pretrain tiny-base --data stores/base --out runs/base longtake pretrain tiny-wan-2x2x2-crops --data stores/clips --out runs/crops \ --set backbone.weights=runs/base/checkpoint-520/backbone
+
+
+TINY_BASE = Experiment(
+    name="tiny-base",
+    backbone=TinyWan(heads=8, head_width=32),
+    compressors=(),
+    masker=Noise(counts=(4,), contiguous=1.0),
+    retrievers=(MeanFrame(),),
+    metrics=(Psnr(),),
+    cache=CacheSpec(area=64 * 112, mirror=True, pixels=False, cuts=True),
+    train=TrainSpec(
+        steps=520,
+        batch=16,
+        seconds=(2.0, 2.0),
+        trains="all",
+        optimizer="muon",
+        rate=1e-3,
+        warmup=100,
+        decay=0.35,
+        memory_dropout=0.0,
+        pure=0.2,
+        weigh=1.0,
+        save_every=130,
+    ),
+)
