@@ -84,7 +84,7 @@ class DiT(DiffusersBackbone):
         return not self.setup.joint
 
     def fit(self) -> Fit:
-        """Give what compressors may know: shapes and a detached copy of the first projection."""
+        """Return what compressors may know: shapes and a detached copy of the first projection."""
         weight, bias = (x.detach().clone() for x in self.fitted())
         return Fit(geometry=self.geometry, patch_weight=weight, patch_bias=bias)
 
@@ -101,7 +101,7 @@ class DiT(DiffusersBackbone):
             enhancers.add(self, widths, seed)
 
     def adapters(self) -> dict[str, Parameter]:
-        """Give the parameters of LoRA, such as `blocks.0.attn1.to_q.lora_A.weight`, and enhancers.
+        """Return the parameters of LoRA, such as `blocks.0.attn1.to_q.lora_A.weight`, and enhancers.
 
         Those of enhancers are called `blocks.0.enhancer.to_q.weight` and so on.
         """
@@ -125,7 +125,7 @@ class DiT(DiffusersBackbone):
 
     @classmethod
     def export_adapters(cls, spec: BackboneSpec, path: Path, layout: str) -> dict[str, LoraFile]:
-        """Give the adapters of a file by another program's keys, without loading the base."""
+        """Return the adapters of a file by another program's keys, without loading the base."""
         return {"": lora_export.export(cls, spec, path, layout)}
 
     def save_weights(self, folder: Path) -> None:
@@ -154,17 +154,17 @@ class DiT(DiffusersBackbone):
 
     @abstractmethod
     def _memory_keys(self, new: Part, past: list[Keys] | None, every: Part) -> list[Keys]:
-        """Give the keys of new memory in every block, behind those of `past`; `every` is both."""
+        """Return the keys of new memory in every block, behind those of `past`; `every` is both."""
 
     @abstractmethod
     def _read_text(self, text: Text) -> Text:
-        """Give prompts as the blocks read them, on this device."""
+        """Return prompts as the blocks read them, on this device."""
 
     @abstractmethod
     def _velocity(self, call: VelocityCall) -> Tensor: ...
 
     def _memory_tokens(self, part: Part) -> Tensor:
-        """Give a memory's tokens as the blocks read them, padding as zeros."""
+        """Return a memory's tokens as the blocks read them, padding as zeros."""
         tokens = part.tokens.to(self.device, self.dtype)
         if bool(part.valid.all()):
             return tokens
@@ -172,7 +172,7 @@ class DiT(DiffusersBackbone):
         return tokens.masked_fill(~part.valid.to(tokens.device)[..., None], 0.0)
 
     def _memory_time(self, t: Tensor | None, device: torch.device) -> Tensor:
-        """Give the time of memory: the setup's, `[1]`, or the targets' `[B]` where it is shared."""
+        """Return the time of memory: the setup's, `[1]`, or the targets' `[B]` where it is shared."""
         if self.setup.memory_time is not None:
             return torch.full((1,), self.setup.memory_time, device=device)
         if t is None or t.ndim > 1:
@@ -180,7 +180,7 @@ class DiT(DiffusersBackbone):
         return t
 
     def _memory_places(self, part: Part) -> tuple[Tensor, Tensor | None]:
-        """Give a memory's positions, and extents where the rotary embedding is averaged.
+        """Return a memory's positions, and extents where the rotary embedding is averaged.
 
         Padding sits at 0, since it may hold anything and what turns it reaches masked keys.
         """
@@ -190,7 +190,7 @@ class DiT(DiffusersBackbone):
         return positions, torch.where(real, part.extents, 1.0) if averaged else None
 
     def _sight(self, valid: Tensor | None, targets: int, memory: Part | None) -> Sight:
-        """Give who sees whom among memory and `targets` tokens.
+        """Return who sees whom among memory and `targets` tokens.
 
         Args:
             valid: of all memory, that in caches too; None where there is none.
@@ -205,6 +205,6 @@ class DiT(DiffusersBackbone):
         return Sight(joint=self.setup.joint, masks=masks, groups=groups)
 
     def _features(self, memory: Memory | Cache) -> dict[str, Feature]:
-        """Give the features of a memory that the blocks read."""
+        """Return the features of a memory that the blocks read."""
         memory = memory.memory if isinstance(memory, Cache) else memory
         return enhancers.features_of(self, memory)

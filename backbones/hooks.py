@@ -17,7 +17,7 @@ _HERE = __package__
 
 @impl
 def longtake_backbones() -> list[Plugin]:
-    """Give the backbones."""
+    """Return the backbones."""
     return [
         _record(
             "tiny-wan",
@@ -57,7 +57,7 @@ def longtake_backbones() -> list[Plugin]:
 
 @impl
 def longtake_codecs() -> list[Plugin]:
-    """Give the video codecs."""
+    """Return the video codecs."""
     return [
         Plugin(
             name="dct",
@@ -82,7 +82,7 @@ def longtake_codecs() -> list[Plugin]:
 
 @impl
 def longtake_text_encoders() -> list[Plugin]:
-    """Give the text encoders."""
+    """Return the text encoders."""
     return [
         Plugin(
             name="bytes",
@@ -107,7 +107,7 @@ def longtake_text_encoders() -> list[Plugin]:
 
 @impl
 def longtake_geometries() -> dict[str, Geometry]:
-    """Give the shapes of published backbones: those of their specs."""
+    """Return the shapes of published backbones: those of their specs."""
     specs = {plugin.name: plugin.spec for plugin in longtake_backbones()}
     dits = {name: spec for name, spec in specs.items() if issubclass(spec, DiTSpec)}
     return {name: spec().geometry for name, spec in dits.items() if spec.published}

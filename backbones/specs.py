@@ -25,13 +25,13 @@ def weights_or_null(instance: Any, attribute: Attribute[Any], value: str | None)
 
 
 def memory_time_field(default: float | None) -> Any:
-    """Give the field `memory_time` with another default."""
+    """Return the field `memory_time` with another default."""
     text = "time of memory tokens in (0, 1] or 0; null shares the targets' (full only)"
     return field(default=default, validator=_time_or_null, metadata=doc(text))
 
 
 def weights_field(default: str | None) -> Any:
-    """Give the field `weights` with another default."""
+    """Return the field `weights` with another default."""
     text = (
         "a diffusers folder, hub id (org/name, or org/name/file), single .safetensors or .gguf "
         "file, or weights that ship; null: random weights"
@@ -40,18 +40,18 @@ def weights_field(default: str | None) -> Any:
 
 
 def dtype_field(default: str) -> Any:
-    """Give the field `dtype` with another default."""
+    """Return the field `dtype` with another default."""
     text = "number type of the frozen weights; what diffusers keeps in float32 stays so"
     return field(default=default, validator=in_(DTYPES), metadata=doc(text))
 
 
 def count_field(default: int, text: str) -> Any:
-    """Give a field of a whole number ≥ 1, such as a width."""
+    """Return a field of a whole number ≥ 1, such as a width."""
     return field(default=default, validator=ge(1), metadata=doc(f"{text}, ≥ 1"))
 
 
 def number_field(default: float, text: str) -> Any:
-    """Give a field of a number > 0, such as a timestep shift."""
+    """Return a field of a number > 0, such as a timestep shift."""
     return field(default=default, validator=gt(0.0), metadata=doc(f"{text}, > 0"))
 
 
@@ -122,5 +122,5 @@ class DiTSpec(BackboneSpec):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Give diffusers' config of the model, without `_class_name`."""
+        """Return diffusers' config of the model, without `_class_name`."""
         raise NotImplementedError

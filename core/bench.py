@@ -47,7 +47,7 @@ GOAL = 3.0
 
 
 def loader(experiment: Experiment, size: Size3, data: Path | None = None) -> dict[str, Any]:
-    """Give the seconds to make batches of cached windows beside those of training on them.
+    """Return the seconds to make batches of cached windows beside those of training on them.
 
     Args:
         experiment: what to train; batch and window lengths are its own.
@@ -85,7 +85,7 @@ def _load_seconds(batches: WindowBatches, step: int) -> float:
 
 
 def _step_seconds(model: Model, batches: WindowBatches) -> list[float]:
-    """Give the seconds of each training step: forward, backward, clip, optimizer."""
+    """Return the seconds of each training step: forward, backward, clip, optimizer."""
     experiment = model.experiment
     freeze(model.to(pick_device()))
     masker, null = build(experiment.masker), batches.store.null_text()
@@ -107,7 +107,7 @@ def _step_seconds(model: Model, batches: WindowBatches) -> list[float]:
 
 
 def some_text(model: Model) -> Text:
-    """Give one prompt, embedded; zeros of the right widths where the encoder is not at hand.
+    """Return one prompt, embedded; zeros of the right widths where the encoder is not at hand.
 
     No weights are fetched for the sake of a time.
     """
@@ -166,7 +166,7 @@ def _record(name: str, size: Size3, experiment: Experiment, rates: list[str]) ->
 
 
 def loader_line(found: dict[str, Any]) -> str:
-    """Give the figures as a line to read."""
+    """Return the figures as a line to read."""
     return (
         f"loader     a batch of {found['batch']} in {found['load_seconds'] * 1e3:.1f} ms, a "
         f"training step on it {found['step_seconds'] * 1e3:.0f} ms: {found['ratio']:.1f}× "
@@ -180,7 +180,7 @@ REPEATS = 5
 def bench(
     experiment: Experiment, *, seconds: float = 20.0, data: Path | None = None
 ) -> dict[str, Any]:
-    """Give all figures of an experiment on this machine, with weights as training begins.
+    """Return all figures of an experiment on this machine, with weights as training begins.
 
     Args:
         experiment: what to time.
@@ -206,7 +206,7 @@ def bench(
 
 
 def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Give the median wall time of `run` after one warm-up, device work included."""
+    """Return the median wall time of `run` after one warm-up, device work included."""
     times = []
     for number in range(repeats + 1):
         began = time.perf_counter()
@@ -218,7 +218,7 @@ def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Give what the figures were measured on."""
+    """Return what the figures were measured on."""
     device = pick_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     return {
@@ -231,7 +231,7 @@ def machine() -> dict[str, Any]:
 
 
 def ceilings() -> dict[str, float]:
-    """Give what this device reaches in fp32: FLOP/s of a large product, bytes/s of a large copy."""
+    """Return what this device reaches in fp32: FLOP/s of a large product, bytes/s of a large copy."""
     device = pick_device()
     side = 8192 if device.type == "cuda" else 1536
     a, b = torch.randn(2, side, side, device=device)
@@ -243,7 +243,7 @@ def ceilings() -> dict[str, float]:
 
 
 def startup() -> dict[str, float]:
-    """Give the seconds of `longtake list` and of `import torch`, run in turn, and their ratio."""
+    """Return the seconds of `longtake list` and of `import torch`, run in turn, and their ratio."""
     commands = {
         "list": [sys.executable, "-m", "longtake", "list"],
         "import_torch": [sys.executable, "-c", "import torch"],
@@ -260,7 +260,7 @@ def startup() -> dict[str, float]:
 
 @torch.no_grad()
 def encoder(model: Model, history: History, ceiling: float) -> dict[str, Any]:
-    """Give the seconds of a full encode beside its floor, and of appending one second to it."""
+    """Return the seconds of a full encode beside its floor, and of appending one second to it."""
     one = max(1, round(model.backbone.geometry.fps / model.backbone.geometry.vae_stride.time))
     split = history.size.time - one
     state, _ = model.encoder.step(None, history.chunk(0, split))
@@ -282,7 +282,7 @@ def encoder(model: Model, history: History, ceiling: float) -> dict[str, Any]:
 
 @torch.no_grad()
 def denoising_step(model: Model, history: History) -> dict[str, Any]:
-    """Give the seconds of one step over four latents without memory, and with it."""
+    """Return the seconds of one step over four latents without memory, and with it."""
     text = some_text(model).to(history.latents.device)
     without = model.backbone.context(text)
     reading = model.backbone.context(text, model.encoder(history))
@@ -302,7 +302,7 @@ def _velocity(model: Model, history: History, context: Context) -> None:
 
 
 def random_history(experiment: Experiment, seconds: float) -> History:
-    """Give random latents of a 16:9 video of the experiment's bucket area."""
+    """Return random latents of a 16:9 video of the experiment's bucket area."""
     geometry: Geometry = experiment.backbone.geometry
     height = (experiment.cache.area * 9 / 16) ** 0.5
     size = Size3(
@@ -322,7 +322,7 @@ def random_history(experiment: Experiment, seconds: float) -> History:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Give the figures as lines to read."""
+    """Return the figures as lines to read."""
     start, code, step = result["startup"], result["encoder"], result["denoising_step"]
     limit = result["ceilings"]
     return [

@@ -39,7 +39,7 @@ LONG = 10**6  # steps: never in so short a run
 
 
 def lesson(experiment: Experiment, store: Store, steps: int) -> Experiment:
-    """Give the experiment with the training of `steps` steps on the store's only clip."""
+    """Return the experiment with the training of `steps` steps on the store's only clip."""
     record = store.records[0]
     seconds = min(experiment.measure.seconds, record.frames / record.fps)
     train = attrs.evolve(
@@ -68,7 +68,7 @@ def lesson(experiment: Experiment, store: Store, steps: int) -> Experiment:
 
 
 def gentle(train: TrainSpec) -> float:
-    """Give the learning rate: what adapters do grows with their scale, alpha / rank."""
+    """Return the learning rate: what adapters do grows with their scale, alpha / rank."""
     if train.trains != "lora":
         return ALL if train.trains == "all" else ADAPTERS
     return ADAPTERS / max(1.0, train.adapter.alpha / train.adapter.rank)
@@ -89,7 +89,7 @@ def taught(
 
 
 def figures(result: MeasureResult) -> list[str]:
-    """Give one line a retriever: its figures on the clip, unmasked."""
+    """Return one line a retriever: its figures on the clip, unmasked."""
     rows = []
     for found in result.retrievals:
         parts = [
@@ -101,7 +101,7 @@ def figures(result: MeasureResult) -> list[str]:
 
 
 def context(result: MeasureResult) -> str:
-    """Give the context length before and after compression."""
+    """Return the context length before and after compression."""
     row = result.clips[0]
     return (
         f"{row.uncompressed:,} tokens uncompressed, {row.tokens:,} as memory "
@@ -110,7 +110,7 @@ def context(result: MeasureResult) -> str:
 
 
 def change(before: MeasureResult, after: MeasureResult, losses: Sequence[float]) -> str:
-    """Give what training on the clip did to the first metric of the main retriever; a miss, too."""
+    """Return what training on the clip did to the first metric of the main retriever; a miss, too."""
     metric = before.metrics[0]
     old, new = (
         found.retrieval(found.main).unmasked.figures[metric.name].mean for found in (before, after)
@@ -126,7 +126,7 @@ def change(before: MeasureResult, after: MeasureResult, losses: Sequence[float])
 
 
 def trend(losses: Sequence[float]) -> str:
-    """Give the mean loss of the first and of the last quarter of the steps."""
+    """Return the mean loss of the first and of the last quarter of the steps."""
     part = max(1, len(losses) // 4)
     first, last = (sum(some) / part for some in (losses[:part], losses[-part:]))
     return f"{first:.3f} → {last:.3f}"
@@ -135,7 +135,7 @@ def trend(losses: Sequence[float]) -> str:
 def report_notes(
     before: MeasureResult, after: MeasureResult | None, losses: Sequence[float], *, own: bool
 ) -> tuple[str, ...]:
-    """Give the notes of the report; `own`: the clip is the user's, not the built-in one."""
+    """Return the notes of the report; `own`: the clip is the user's, not the built-in one."""
     notes: list[str] = []
     if after is None:
         notes.append("The memory has never seen this clip.")
@@ -152,7 +152,7 @@ def report_notes(
 
 
 def loss_chart(losses: Sequence[float]) -> Markup:
-    """Give the loss by training step as inline SVG, with the mean of each five steps on it."""
+    """Return the loss by training step as inline SVG, with the mean of each five steps on it."""
 
     def draw(axes: Any, paint: Paint) -> None:
         steps = list(range(1, len(losses) + 1))
@@ -191,7 +191,7 @@ class Story:
     report: Path
 
     def to_json(self) -> dict[str, Any]:
-        """Give the story as plain data."""
+        """Return the story as plain data."""
         return {
             "clip": str(self.clip),
             "training_steps_on_the_clip": self.steps,
@@ -202,7 +202,7 @@ class Story:
         }
 
     def lines(self) -> list[str]:
-        """Give the end of the story: context length, and figures against the floors."""
+        """Return the end of the story: context length, and figures against the floors."""
         told = [context(self.before), "", "from the weights that ship, which never saw this clip:"]
         told += figures(self.before)
         if self.after is not None:
@@ -256,7 +256,7 @@ def tell(
 
 
 def demo_experiment(experiment: Experiment) -> Experiment:
-    """Give the experiment as the demo measures it: one clip of up to 20 s, the first metrics."""
+    """Return the experiment as the demo measures it: one clip of up to 20 s, the first metrics."""
     measured = attrs.evolve(experiment.measure, seconds=20.0, long_seconds=0.0, draws=2)
     kept = attrs.evolve(experiment.cache, mirror=False)
     first = experiment.metrics[:SHOWN_METRICS]
@@ -283,7 +283,7 @@ def cached(experiment: Experiment, clip: Path, out: Path) -> Store:
 
 
 def described(store: Store) -> str:
-    """Give the size of the store's clip in words."""
+    """Return the size of the store's clip in words."""
     record = store.records[0]
     return (
         f"{record.frames / record.fps:.1f} s at {record.fps:g} fps, {record.placement}, "
@@ -292,12 +292,12 @@ def described(store: Store) -> str:
 
 
 def under(model: Model, experiment: Experiment) -> Model:
-    """Give the same weights under another experiment, on this machine's device."""
+    """Return the same weights under another experiment, on this machine's device."""
     return Model(experiment, model.backbone, model.encoder).to(pick_device())
 
 
 def quick(experiment: Experiment) -> Experiment:
-    """Give the experiment with one retriever that reads memory, the first, and the floors."""
+    """Return the experiment with one retriever that reads memory, the first, and the floors."""
     retrievers = [s for s in experiment.retrievers if not registry().load(s).learned]
     first = learned_retriever(experiment)
     return attrs.evolve(experiment, retrievers=(first, *retrievers))

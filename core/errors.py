@@ -25,7 +25,7 @@ UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def printable(name: str) -> str:
-    """Give `name` on one line and in UTF-8: what cannot be printed becomes "�"."""
+    """Return `name` on one line and in UTF-8: what cannot be printed becomes "�"."""
     if name.isprintable():
         return name
     return "".join("\ufffd" if unicodedata.category(c) in UNSEEN else c for c in name)

@@ -298,7 +298,7 @@ class Experiment:
 
 
 def _rates(value: Any) -> Iterator[Rate]:
-    """Give the rates that a spec names, and those of the specs in it."""
+    """Yield the rates that a spec names, and those of the specs in it."""
     if isinstance(value, Rate):
         yield value
     elif isinstance(value, tuple):

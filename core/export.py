@@ -109,7 +109,7 @@ def export(
 
 
 def _loras(experiment: Experiment, checkpoint: Path, layout: str) -> dict[str, LoraFile]:
-    """Give the adapters of a checkpoint in a layout, by expert; none where it has none."""
+    """Return the adapters of a checkpoint in a layout, by expert; none where it has none."""
     path = checkpoint / "lora.safetensors"
     if experiment.train.trains != "lora" and not path.exists():
         return {}
@@ -119,7 +119,7 @@ def _loras(experiment: Experiment, checkpoint: Path, layout: str) -> dict[str, L
 
 
 def _encoder(experiment: Experiment, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Give the encoder's tensors and header; without an encoder, as much of one as there is."""
+    """Return the encoder's tensors and header; without an encoder, as much of one as there is."""
     if experiment.remembers:
         header, tensors = read_encoder(checkpoint / "memory.safetensors")
         return tensors, header
@@ -128,7 +128,7 @@ def _encoder(experiment: Experiment, checkpoint: Path) -> tuple[dict[str, Tensor
 
 
 def _facts(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
-    """Give what files say of themselves besides what an encoder's file says."""
+    """Return what files say of themselves besides what an encoder's file says."""
     return {
         "rates": sorted(str(rate) for rate in compressor_needs(experiment).rates),
         "step": step_of(checkpoint) if checkpoint.name.startswith("checkpoint-") else None,
@@ -137,7 +137,7 @@ def _facts(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
 
 
 def shown(experiment: Experiment) -> dict[str, Any]:
-    """Give the spec as a file that people share says it: without the folders of this machine."""
+    """Return the spec as a file that people share says it: without the folders of this machine."""
     data = edge.to_json(experiment)
     backbone = data["backbone"]
     if isinstance(weights := backbone.get("weights"), str):
@@ -152,7 +152,7 @@ def _bare(text: str) -> str:
 
 
 def _files(loras: Mapping[str, LoraFile], memory: LoraFile, *, apart: bool) -> dict[str, LoraFile]:
-    """Give what goes into which file; a bundle's metadata is its LoRA's."""
+    """Return what goes into which file; a bundle's metadata is its LoRA's."""
     given = {expert or "lora": lora for expert, lora in loras.items() if lora.tensors}
     if list(given) == ["lora"] and memory.tensors and not apart:
         lora = given["lora"]
@@ -162,7 +162,7 @@ def _files(loras: Mapping[str, LoraFile], memory: LoraFile, *, apart: bool) -> d
 
 
 def _place(out: Path, name: str, files: Mapping[str, LoraFile]) -> Path:
-    """Give the path of a file: `out` for the LoRA, or where it is the only one."""
+    """Return the path of a file: `out` for the LoRA, or where it is the only one."""
     alone = name == "lora" or len(files) == 1
     return out if alone else out.with_suffix(f".{name}.safetensors")
 

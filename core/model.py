@@ -45,7 +45,7 @@ class Model:
 
 
 def build_model(experiment: Experiment, *, adapters: bool = False) -> Model:
-    """Give a model as an experiment starts: the backbone's weights, a fresh encoder.
+    """Return a model as an experiment starts: the backbone's weights, a fresh encoder.
 
     Args:
         experiment: what to build; its `train.seed` seeds all that is random.
@@ -61,7 +61,7 @@ def build_model(experiment: Experiment, *, adapters: bool = False) -> Model:
 
 
 def build_encoder(experiment: Experiment, fit: Fit, *, seed: int) -> MemoryEncoder:
-    """Give the fresh encoder of an experiment for a backbone's `fit`."""
+    """Return the fresh encoder of an experiment for a backbone's `fit`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         built: list[Compressor[CompressorSpec]] = [build(s, fit) for s in experiment.compressors]
@@ -69,19 +69,19 @@ def build_encoder(experiment: Experiment, fit: Fit, *, seed: int) -> MemoryEncod
 
 
 def compressor_needs(experiment: Experiment) -> Needs:
-    """Give what the compressors must find in a history."""
+    """Return what the compressors must find in a history."""
     needs = [registry().load(spec).needs(spec) for spec in experiment.compressors]
     return functools.reduce(operator.or_, needs, Needs(hr=False))
 
 
 def all_needs(experiment: Experiment) -> Needs:
-    """Give what must be cached for training and measuring."""
+    """Return what must be cached for training and measuring."""
     retrievers = [registry().load(spec).needs(spec) for spec in experiment.retrievers]
     return functools.reduce(operator.or_, retrievers, compressor_needs(experiment))
 
 
 def build_retriever(spec: RetrieverSpec) -> Retriever[RetrieverSpec]:
-    """Give the retriever of a spec."""
+    """Return the retriever of a spec."""
     made: Retriever[RetrieverSpec] = build(spec)
     return made
 
@@ -90,7 +90,7 @@ def build_retriever(spec: RetrieverSpec) -> Retriever[RetrieverSpec]:
 
 
 def learned_retriever(experiment: Experiment) -> RetrieverSpec:
-    """Give the first retriever of the experiment that reads memory.
+    """Return the first retriever of the experiment that reads memory.
 
     Raises:
         UserError: all of them are floors.
@@ -104,7 +104,7 @@ def learned_retriever(experiment: Experiment) -> RetrieverSpec:
 def make_scene(
     model: Model, codec: Codec[CodecSpec], batch: Batch, null_text: Text, index: int = 0
 ) -> Scene:
-    """Give the scene of one sample, with the memory of its clean history."""
+    """Return the scene of one sample, with the memory of its clean history."""
     history = batch.history.select([index])
     return Scene(
         memory=model.encoder(history),
@@ -121,7 +121,7 @@ def make_scene(
 def last_frames(
     codec: Codec[CodecSpec], latents: Tensor, omega: Tensor, result: Retrieved
 ) -> Tensor:
-    """Give the last video frame of each latent of Ω side by side, uint8 `[3, P, K·Q]`."""
+    """Return the last video frame of each latent of Ω side by side, uint8 `[3, P, K·Q]`."""
     pixels = frames_by_latent(codec, latents, omega, result)
     return torch.cat([to_bytes(frames[0, :, -1]).cpu() for frames in pixels], dim=-1)
 
@@ -129,7 +129,7 @@ def last_frames(
 def frames_by_latent(
     codec: Codec[CodecSpec], latents: Tensor, omega: Tensor, result: Retrieved
 ) -> list[Tensor]:
-    """Give the pixels `[1, 3, f, P, Q]` in [−1, 1] of every latent of Ω, in order.
+    """Return the pixels `[1, 3, f, P, Q]` in [−1, 1] of every latent of Ω, in order.
 
     Latents are decoded among their true predecessors; pixels are only split.
     """
@@ -160,7 +160,7 @@ class Sizes:
 
 
 def sizes(spec: BackboneSpec, compressors: Sequence[CompressorSpec] = ()) -> Sizes:
-    """Give the sizes of a backbone and of encoders on it, through their real classes.
+    """Return the sizes of a backbone and of encoders on it, through their real classes.
 
     Nothing is read, and no memory is taken but for the modules themselves: Wan 14B takes seconds.
 
@@ -180,11 +180,11 @@ def sizes(spec: BackboneSpec, compressors: Sequence[CompressorSpec] = ()) -> Siz
 
 
 def _of_zeros(fit: Fit) -> Fit:
-    """Give the fit with values, which encoders hash."""
+    """Return the fit with values, which encoders hash."""
     weight, bias = (torch.zeros(x.shape, device="cpu") for x in (fit.patch_weight, fit.patch_bias))
     return Fit(geometry=fit.geometry, patch_weight=weight, patch_bias=bias)
 
 
 def count(module: nn.Module) -> int:
-    """Give the number of parameters of a module; what two places share counts once."""
+    """Return the number of parameters of a module; what two places share counts once."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -31,7 +31,7 @@ VARIABLE = "LONGTAKE_PLUGINS"
 
 
 def third_parties() -> list[tuple[str, str]]:
-    """Give distribution and module of every third party, by name; the first on the path counts.
+    """Return distribution and module of every third party, by name; the first on the path counts.
 
     Python files that the variable names come last, under their own path.
     """
@@ -50,7 +50,7 @@ def third_parties() -> list[tuple[str, str]]:
 
 
 def imported(module: str) -> ModuleType:
-    """Give a module by its dotted name, or by the path of its file where it ends in `.py`.
+    """Return a module by its dotted name, or by the path of its file where it ends in `.py`.
 
     Raises:
         Exception: whatever it raises.
@@ -96,11 +96,11 @@ class Registry:
     broken: list[str] = field(factory=list)
 
     def of(self, kind: str) -> list[Plugin]:
-        """Give the plugins of a kind by name."""
+        """Return the plugins of a kind by name."""
         return [p for (k, _), p in sorted(self.plugins.items()) if k == kind]
 
     def get(self, kind: str, name: str) -> Plugin:
-        """Give the plugin of that name.
+        """Return the plugin of that name.
 
         Raises:
             UserError: there is none; the message lists the known ones, nearest first.
@@ -112,7 +112,7 @@ class Registry:
         return found
 
     def find(self, spec: PluginSpec | type[PluginSpec]) -> Plugin:
-        """Give the plugin that a spec (or spec class) belongs to.
+        """Return the plugin that a spec (or spec class) belongs to.
 
         Raises:
             UserError: no plugin registers that class.
@@ -129,18 +129,18 @@ class Registry:
 
 
 def build(spec: PluginSpec, *args: Any) -> Any:
-    """Give the plugin of a spec, built as `cls(spec, *args)` (backbones: `load_backbone`)."""
+    """Return the plugin of a spec, built as `cls(spec, *args)` (backbones: `load_backbone`)."""
     return registry().load(spec)(spec, *args)
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Give the known names, those most like `name` first."""
+    """Return the known names, those most like `name` first."""
     return sorted(known, key=lambda k: -SequenceMatcher(None, name.lower(), k.lower()).ratio())
 
 
 @functools.cache
 def registry() -> Registry:
-    """Give the registry, built at the first call: what ships, then third parties.
+    """Return the registry, built at the first call: what ships, then third parties.
 
     `LONGTAKE_PLUGINS` (distribution names and Python files, separated by commas) names the only
     third parties to load; empty: none. One that fails is reported in `broken` and skipped.
@@ -201,7 +201,7 @@ def _collect(found: Registry, module: Any, origin: str) -> None:
 
 
 def _offered(module: Any) -> tuple[list[Plugin], list[tuple[str, str, Any]]]:
-    """Give the records and the named values of a module; a misspelt hook is an error."""
+    """Return the records and the named values of a module; a misspelt hook is an error."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hooks)
     manager.register(module)
@@ -249,7 +249,7 @@ def _add(found: Registry, plugin: Plugin, origin: str) -> None:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Give the module of a Python file, run with its folder importable, as Python itself does.
+    """Return the module of a Python file, run with its folder importable, as Python itself does.
 
     Raises:
         Exception: whatever the file raises.

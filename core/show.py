@@ -62,7 +62,7 @@ def _console() -> Console:
 
 
 def _table(columns: Sequence[str], *, numbers: int = 0) -> Table:
-    """Give a table whose last `numbers` columns are figures."""
+    """Return a table whose last `numbers` columns are figures."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         right = index >= len(columns) - numbers
@@ -117,7 +117,7 @@ WIDE = (1080, 1920)  # shape of the video that context lengths are given for
 
 
 def list_plugins() -> dict[str, Any]:
-    """Give all that plugs in: plugins, experiments, geometries, and what failed to load."""
+    """Return all that plugs in: plugins, experiments, geometries, and what failed to load."""
     found = registry()
     plugins = [
         {
@@ -147,7 +147,7 @@ def list_plugins() -> dict[str, Any]:
 
 
 def show(name: str, experiment: Experiment) -> dict[str, Any]:
-    """Give an experiment resolved, its fields, and its context lengths.
+    """Return an experiment resolved, its fields, and its context lengths.
 
     `rates` is the table of method.md §2 for every known backbone at 480×832 and for the
     experiment's own, at the frame rate of each.
@@ -166,7 +166,7 @@ def show(name: str, experiment: Experiment) -> dict[str, Any]:
 
 
 def context_lengths(experiment: Experiment) -> dict[str, Any]:
-    """Give the tokens of the experiment's memory by length of history, at its cache size."""
+    """Return the tokens of the experiment's memory by length of history, at its cache size."""
     shapes = experiment.backbone.geometry
     height, width = _frame(experiment)
     return {
@@ -178,7 +178,7 @@ def context_lengths(experiment: Experiment) -> dict[str, Any]:
 
 
 def _frame(experiment: Experiment) -> tuple[int, int]:
-    """Give height and width at which the experiment caches a 16:9 video."""
+    """Return height and width at which the experiment caches a 16:9 video."""
     cache, multiple = experiment.cache, experiment.backbone.geometry.multiple
     height, width = WIDE
     found = place(width, height, cache.area, multiple, cache.max_aspect)
@@ -211,7 +211,7 @@ def _uncompressed(shapes: Geometry, size: Size3) -> int:
 def rate_table(
     name: str, shapes: Geometry, height: int, width: int, *, seconds: float = 20.0
 ) -> dict[str, Any]:
-    """Give tokens by compression rate, rounded down and up in space, at the geometry's own fps.
+    """Return tokens by compression rate, rounded down and up in space, at the geometry's own fps.
 
     `paper` counts T / r memory frames as the paper does, `ours` 1 + ⌈(T − 1) / r⌉, of which none
     of the past is dropped (design §2).
@@ -240,7 +240,7 @@ def _rate_row(text: str, shapes: Geometry, size: Size3) -> dict[str, Any]:
 
 
 def _fields(spec: Any, path: str) -> Iterator[dict[str, Any]]:
-    """Give path, value and meaning of every field of a spec and of those in it."""
+    """Yield path, value and meaning of every field of a spec and of those in it."""
     data = to_json(spec)
     for field in attrs.fields(type(spec)):
         where = f"{path}.{field.name}" if path else field.name

@@ -32,7 +32,7 @@ PACKAGES = ("longtake", "torch", "triton", "diffusers", "accelerate")
 
 
 def facts() -> dict[str, Any]:
-    """Give device, driver, versions and commit; what cannot be known is null."""
+    """Return device, driver, versions and commit; what cannot be known is null."""
     return {
         **device_facts(pick_device()),
         "python": platform.python_version(),
@@ -44,7 +44,7 @@ def facts() -> dict[str, Any]:
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """Give name, memory and driver of the device."""
+    """Return name, memory and driver of the device."""
     if device.type != "cuda":
         name = platform.processor() or platform.machine()
         return {"device": device.type, "name": name, "memory_mib": None, "driver": None}
@@ -58,7 +58,7 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 
 
 def version_of(package: str) -> str | None:
-    """Give the version of an installed package."""
+    """Return the version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -66,7 +66,7 @@ def version_of(package: str) -> str | None:
 
 
 def commit() -> dict[str, Any]:
-    """Give the commit of the checkout that the package lies in, and whether it was changed."""
+    """Return the commit of the checkout that the package lies in, and whether it was changed."""
     top = said("git", "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:
         return {"commit": None, "dirty": None}
@@ -75,7 +75,7 @@ def commit() -> dict[str, Any]:
 
 
 def said(*command: str) -> str | None:
-    """Give what a program prints, or None where it is missing or fails."""
+    """Return what a program prints, or None where it is missing or fails."""
     try:
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
@@ -99,7 +99,7 @@ DIT = TinyWan(
 
 
 def tinier(experiment: Experiment) -> Experiment:
-    """Give an experiment over 32×48 pixels that trains two steps of two samples."""
+    """Return an experiment over 32×48 pixels that trains two steps of two samples."""
     train = attrs.evolve(
         experiment.train,
         steps=2,
@@ -127,7 +127,7 @@ def tinier(experiment: Experiment) -> Experiment:
 
 
 def untrained(experiment: Experiment) -> Experiment:
-    """Give an experiment on random weights: speed and memory do not depend on them."""
+    """Return an experiment on random weights: speed and memory do not depend on them."""
     if not isinstance(experiment.backbone, TinyWan):
         return experiment
     return attrs.evolve(experiment, backbone=attrs.evolve(experiment.backbone, weights=None))
@@ -170,7 +170,7 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 def curve(run: Path, step: int, experiment: Experiment) -> dict[str, Any]:
-    """Give what a run has come to: steps, pace and its last logged figures."""
+    """Return what a run has come to: steps, pace and its last logged figures."""
     lines = read_lines(run / METRICS)
     paces = [line["seconds_a_step"] for line in read_lines(run / PACE)]
     return {

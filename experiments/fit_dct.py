@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fit(videos: Path) -> dict[int, dict[str, Any]]:
-    """Give the constants for each number of channels, with where they come from.
+    """Return the constants for each number of channels, with where they come from.
 
     Raises:
         UserError: the folder holds no videos, or one of them cannot be read.
@@ -86,7 +86,7 @@ def fit(videos: Path) -> dict[int, dict[str, Any]]:
 
 
 def moments_of(paths: Sequence[Path], view: View) -> Moments:
-    """Give the moments of all whole blocks of four frames after the first frame."""
+    """Return the moments of all whole blocks of four frames after the first frame."""
     basis = full_basis()
     total = Moments(torch.zeros(len(basis)).double(), torch.zeros(len(basis)).double(), 0)
     for path in paths:
@@ -115,7 +115,7 @@ def _strongest(first: Tensor, second: Tensor, count: int) -> dict[str, Any]:
 
 
 def check(videos: Path) -> Iterator[str]:
-    """Give one line a view and channel count: mean PSNR over clips, dB (mean over frames each)."""
+    """Yield one line a view and channel count: mean PSNR over clips, dB (mean over frames each)."""
     paths = _clips(videos)
     for view in VIEWS:
         for channels in COUNTS:

@@ -30,7 +30,7 @@ SECONDS = 20.0
 
 
 def paper(name: str, backbone: BackboneSpec, rate: Rate) -> Experiment:
-    """Give Stage I on a backbone at a rate; all else is alike, so that rates can be compared."""
+    """Return Stage I on a backbone at a rate; all else is alike, so that rates can be compared."""
     return Experiment(
         name=name,
         backbone=backbone,
@@ -59,13 +59,13 @@ def paper(name: str, backbone: BackboneSpec, rate: Rate) -> Experiment:
 def family(
     name: str, backbone: BackboneSpec
 ) -> tuple[Experiment, Experiment, Experiment, Experiment]:
-    """Give the experiments of a backbone, `name-2x2x1` and so on, in the order of `RATES`."""
+    """Return the experiments of a backbone, `name-2x2x1` and so on, in the order of `RATES`."""
     one, two, three, four = (paper(f"{name}-{r}", backbone, Rate.parse(r)) for r in RATES)
     return one, two, three, four
 
 
 def named(name: str, module: str) -> dict[str, str]:
-    """Give what the hook says of a family: `wan22-5b-2x2x1` is `WAN22_5B_2X2X1` of `module`."""
+    """Return what the hook says of a family: `wan22-5b-2x2x1` is `WAN22_5B_2X2X1` of `module`."""
     names = [f"{name}-{rate}" for rate in RATES]
     return {n: f"{module}:{n.upper().replace('-', '_').replace('.', '_')}" for n in names}
 

@@ -59,7 +59,7 @@ def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ())
 
 
 def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, object]:
-    """Give what a run was: its command, spec, steps, minutes and curve.
+    """Return what a run was: its command, spec, steps, minutes and curve.
 
     Args:
         run: its folder.
@@ -81,7 +81,7 @@ def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, ob
 
 
 def command(experiment: Experiment, run: Path, data: Path, start: Path | None) -> str:
-    """Give the command that trains so: a shipped experiment, and what differs from it by --set.
+    """Return the command that trains so: a shipped experiment, and what differs from it by --set.
 
     One that does not ship by its name goes by the name of the JSON file that its spec would be.
     """
@@ -97,7 +97,7 @@ def command(experiment: Experiment, run: Path, data: Path, start: Path | None) -
 
 
 def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Give path and value of all that --set must change; a plugin of another type whole."""
+    """Yield path and value of all that --set must change; a plugin of another type whole."""
     both = isinstance(old, dict) and isinstance(new, dict)
     if both and old.get("type") == new.get("type"):
         for key in new:
@@ -107,7 +107,7 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def as_word(value: Any) -> str:
-    """Give a value as --set reads it: text as it is where it cannot be taken for JSON."""
+    """Return a value as --set reads it: text as it is where it cannot be taken for JSON."""
     text = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, str):
         return text
@@ -137,7 +137,7 @@ def halve_backbone(source: Path, target: Path) -> None:
 
 
 def halved(tensor: torch.Tensor) -> torch.Tensor:
-    """Give floats as bf16, other tensors as they are."""
+    """Return floats as bf16, other tensors as they are."""
     return tensor.bfloat16() if tensor.is_floating_point() else tensor
 
 

@@ -21,19 +21,19 @@ BEGIN, END = "<!-- sizes -->", "<!-- /sizes -->"
 
 
 def published() -> dict[str, DiTSpec]:
-    """Give the specs of the published backbones by name, without their weights."""
+    """Return the specs of the published backbones by name, without their weights."""
     specs = {plugin.name: plugin.spec for plugin in registry().of("backbone")}
     dits = {name: spec() for name, spec in specs.items() if issubclass(spec, DiTSpec)}
     return {name: attrs.evolve(spec, weights=None) for name, spec in dits.items() if spec.published}
 
 
 def encoder(rate: str) -> Conv:
-    """Give the paper's encoder at a rate such as `4x4x2`."""
+    """Return the paper's encoder at a rate such as `4x4x2`."""
     return Conv(rate=Rate.parse(rate))
 
 
 def row(name: str, spec: DiTSpec) -> str:
-    """Give a backbone's line of the table."""
+    """Return a backbone's line of the table."""
     return _line(name, sizes(spec, [encoder(rate) for rate in RATES]))
 
 
@@ -53,14 +53,14 @@ def _line(name: str, found: Sizes) -> str:
 
 
 def head() -> list[str]:
-    """Give the first two lines of the table."""
+    """Return the first two lines of the table."""
     rates = [rate.replace("x", "×") for rate in RATES]
     names = ["backbone", "parameters", "width", "blocks", "latents", "fps", *rates]
     return [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
 
 
 def table() -> str:
-    """Give the whole table in Markdown."""
+    """Return the whole table in Markdown."""
     return "\n".join([*head(), *(row(name, spec) for name, spec in published().items())])
 
 

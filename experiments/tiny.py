@@ -27,12 +27,12 @@ R442 = Rate(height=4, width=4, time=2)
 
 
 def encoder(rate: Rate) -> Conv:
-    """Give the encoder at widths that suit a DiT of 7 M parameters."""
+    """Return the encoder at widths that suit a DiT of 7 M parameters."""
     return Conv(rate=rate, channels=(32, 64, 96, 128), heads=4, head_width=32)
 
 
 def tiny(rate: Rate) -> Experiment:
-    """Give the tiny experiment on whole frames at a compression rate."""
+    """Return the tiny experiment on whole frames at a compression rate."""
     return Experiment(
         name=f"tiny-wan-{rate}",
         backbone=TinyWan(heads=8, head_width=32, weights="tiny-base"),
@@ -67,7 +67,7 @@ def tiny(rate: Rate) -> Experiment:
 
 
 def crops(whole: Experiment) -> Experiment:
-    """Give the first part of an experiment's training: many small crops at a steady rate.
+    """Return the first part of an experiment's training: many small crops at a steady rate.
 
     A crop of 8×16 latents holds 2×4 memory tokens at 2×2×2 but 1×2 at 4×4×2, which leaves the
     second part more to learn.

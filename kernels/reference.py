@@ -19,7 +19,7 @@ def conv3d_act(
     norm: Tensor | None = None,
     activation: bool = True,
 ) -> Tensor:
-    """Give SiLU(RMSNorm(conv3d([tail, x]))): causal in time, one ring of zeros in space.
+    """Return SiLU(RMSNorm(conv3d([tail, x]))): causal in time, one ring of zeros in space.
 
     Args:
         x: new frames `[B, C, T, H, W]`.
@@ -44,7 +44,7 @@ def conv3d_act(
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """Give x / rms(x) · weight over the channels of `[B, C, T, H, W]`, in the dtype of x.
+    """Return x / rms(x) · weight over the channels of `[B, C, T, H, W]`, in the dtype of x.
 
     Half precisions are summed in float32.
     """
@@ -56,7 +56,7 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 def out_tokens(
     hidden: Tensor, weight: Tensor, bias: Tensor, lr_tokens: Tensor | None = None
 ) -> Tensor:
-    """Give the memory tokens: the HR features' last 1×1×1 conv, and the LR tokens added.
+    """Return the memory tokens: the HR features' last 1×1×1 conv, and the LR tokens added.
 
     Args:
         hidden: `[..., C]`, channels last.

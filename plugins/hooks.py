@@ -9,7 +9,7 @@ from . import specs
 
 @impl
 def longtake_compressors() -> list[Plugin]:
-    """Give the built-in compressors."""
+    """Return the built-in compressors."""
     return [
         _record(
             "conv",
@@ -76,7 +76,7 @@ def longtake_compressors() -> list[Plugin]:
 
 @impl
 def longtake_maskers() -> list[Plugin]:
-    """Give the built-in maskers."""
+    """Return the built-in maskers."""
     return [
         _record(
             "noise",
@@ -113,7 +113,7 @@ def longtake_maskers() -> list[Plugin]:
 
 @impl
 def longtake_retrievers() -> list[Plugin]:
-    """Give the built-in retrievers and floors."""
+    """Return the built-in retrievers and floors."""
     return [
         _record(
             "flow",
@@ -150,7 +150,7 @@ def longtake_retrievers() -> list[Plugin]:
 
 @impl
 def longtake_metrics() -> list[Plugin]:
-    """Give the built-in metrics."""
+    """Return the built-in metrics."""
     return [
         _record(
             "psnr",

@@ -53,7 +53,7 @@ class Enhancer(nn.Module):
     def forward(
         self, hidden: Tensor, features: Mapping[str, Feature], backend: Any = None
     ) -> Tensor:
-        """Give what to add to the hidden tokens `[B, N, D]`.
+        """Return what to add to the hidden tokens `[B, N, D]`.
 
         Args:
             hidden: the noisy tokens, as they left the block's own attention.
@@ -87,7 +87,7 @@ class Enhancer(nn.Module):
         return heads
 
     def _idle(self, read: set[str]) -> Tensor:
-        """Give 0 times the weights that are not read: every rank has a gradient for each."""
+        """Return 0 times the weights that are not read: every rank has a gradient for each."""
         idle = torch.zeros((), device=self.to_q.weight.device)
         if not torch.is_grad_enabled():
             return idle
@@ -114,7 +114,7 @@ def _apply(linear: nn.Module, x: Tensor) -> Tensor:
 def enhanced(
     enhancer: Enhancer | None, hidden: Tensor, features: Mapping[str, Feature], backend: Any = None
 ) -> Tensor:
-    """Give the hidden tokens `[B, N, D]` with what an enhancer reads added, where there is one."""
+    """Return the hidden tokens `[B, N, D]` with what an enhancer reads added, where there is one."""
     if enhancer is None or not (features or torch.is_grad_enabled()):
         return hidden
     added: Tensor = enhancer(hidden, features, backend)
@@ -151,12 +151,12 @@ def add(model: DiffusersBackbone, widths: Mapping[str, int], seed: int) -> None:
 
 
 def parameters(model: DiffusersBackbone) -> dict[str, Parameter]:
-    """Give the enhancers' parameters by name, such as `blocks.0.enhancer.to_q.weight`."""
+    """Return the enhancers' parameters by name, such as `blocks.0.enhancer.to_q.weight`."""
     return {name: p for name, p in model.named_parameters() if MIDDLE in name}
 
 
 def features_of(model: DiffusersBackbone, memory: Memory) -> dict[str, Feature]:
-    """Give the features that the model reads of a memory, on its device and in its dtype.
+    """Return the features that the model reads of a memory, on its device and in its dtype.
 
     A part without tokens, or one that is not there yet, has none.
 
@@ -191,12 +191,12 @@ def _feature(model: DiffusersBackbone, part: Part, values: Tensor) -> Feature:
 
 
 def enhancer_state(model: DiffusersBackbone) -> dict[str, Tensor]:
-    """Give what a file holds of the enhancers: `memory.enhancer.blocks.0.to_q.weight` and so on."""
+    """Return what a file holds of the enhancers: `memory.enhancer.blocks.0.to_q.weight` and so on."""
     return {PREFIX + name.replace(MIDDLE, "."): p.detach() for name, p in parameters(model).items()}
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Give the enhancers' tensors of an adapters file, and whether it holds LoRA, too.
+    """Return the enhancers' tensors of an adapters file, and whether it holds LoRA, too.
 
     Raises:
         UserError: it is missing or no safetensors file.

@@ -49,7 +49,7 @@ class Sight(NamedTuple):
 
 
 def block_numbers(part: Part, size: int) -> Tensor:
-    """Give the block of each token, float64 `[B, N]`; padding has infinity.
+    """Return the block of each token, float64 `[B, N]`; padding has infinity.
 
     Raises:
         UserError: a token covers latents of two blocks of `size`.
@@ -68,7 +68,7 @@ def block_numbers(part: Part, size: int) -> Tensor:
 
 
 def in_order(part: Part, size: int) -> Part:
-    """Give the tokens ordered by the last latent they cover, padding last; equal ones as before.
+    """Return the tokens ordered by the last latent they cover, padding last; equal ones as before.
 
     Raises:
         UserError: a token covers latents of two blocks of `size`.
@@ -79,7 +79,7 @@ def in_order(part: Part, size: int) -> Part:
 
 
 def groups_of(part: Part, size: int) -> tuple[Group, ...]:
-    """Give the samples of an ordered part by their blocks: one group where all are alike."""
+    """Return the samples of an ordered part by their blocks: one group where all are alike."""
     found: dict[tuple[int, ...], list[int]] = {}
     for row, blocks in enumerate(block_numbers(part, size).cpu()):
         _, counts = blocks[blocks.isfinite()].unique_consecutive(return_counts=True)
@@ -88,7 +88,7 @@ def groups_of(part: Part, size: int) -> tuple[Group, ...]:
 
 
 def untouched(part: Part, more: Part, size: int) -> int:
-    """Give how many first tokens of the ordered `part` stay as they are if `more` joins it.
+    """Return how many first tokens of the ordered `part` stay as they are if `more` joins it.
 
     They are the tokens of all blocks before the first that gets a token, in every sample.
     """
@@ -99,7 +99,7 @@ def untouched(part: Part, more: Part, size: int) -> int:
 def by_block(
     attend: Callable[[Tensor, Keys], Tensor], query: Tensor, keys: Keys, groups: Sequence[Group]
 ) -> Tensor:
-    """Give what each token reads of its own block and those before it, without any mask.
+    """Return what each token reads of its own block and those before it, without any mask.
 
     Args:
         attend: gives what queries read of all the keys they are given, shaped like the queries.
@@ -139,7 +139,7 @@ Run: TypeAlias = Callable[[Part, list[Keys] | None, Part], list[Keys]]
 
 
 def remember(call: RememberCall, setup: Setup, device: torch.device, run: Run) -> Cache:
-    """Give the keys and values of a memory, and of all that a cache holds already.
+    """Return the keys and values of a memory, and of all that a cache holds already.
 
     With `isolated-causal`, cached keys stay up to the first block that a new token falls into; from
     there on all is run again, out of the tokens that the cache carries. So nothing has to be known
@@ -177,7 +177,7 @@ def remember(call: RememberCall, setup: Setup, device: torch.device, run: Run) -
 
 
 def tokens_of(memory: Memory, setup: Setup) -> Part | None:
-    """Give a memory's tokens as one part, in the order of keys; None where it is empty.
+    """Return a memory's tokens as one part, in the order of keys; None where it is empty.
 
     Raises:
         UserError: `isolated-causal`, and a token covers latents of two blocks.
@@ -201,7 +201,7 @@ def _check(call: RememberCall, setup: Setup) -> None:
 
 
 def _go_on(part: Part, cache: Cache, more: Memory, setup: Setup) -> tuple[Part, list[Keys] | None]:
-    """Give the tokens of `part` to run, and the cached keys before them, which stay."""
+    """Return the tokens of `part` to run, and the cached keys before them, which stay."""
     before, joining = tokens_of(cache.memory, setup), more.joined()
     assert joining is not None, "there is something to append"
     kept = 0 if before is None else untouched(before, joining, setup.cache_block)
@@ -215,7 +215,7 @@ def _go_on(part: Part, cache: Cache, more: Memory, setup: Setup) -> tuple[Part, 
 def context_of(
     call: ContextCall, setup: Setup, text: Text, features: Mapping[str, Feature]
 ) -> Context:
-    """Give the context of text, as the blocks read it, and of a memory or its cache.
+    """Return the context of text, as the blocks read it, and of a memory or its cache.
 
     Raises:
         ValueError: a cache under `full` attention.

@@ -34,7 +34,7 @@ class Axes(NamedTuple):
 
 
 def rotary(axes: Axes, positions: Tensor, extents: Tensor | None = None) -> Rotary:
-    """Give the rotary embedding of tokens at `positions`, rounded to float32 last.
+    """Return the rotary embedding of tokens at `positions`, rounded to float32 last.
 
     Args:
         axes: of the model.
@@ -56,13 +56,13 @@ def rotary(axes: Axes, positions: Tensor, extents: Tensor | None = None) -> Rota
 
 
 def frequencies(axes: Axes, width: int) -> Tensor:
-    """Give the `width / 2` frequencies of one axis; made on the CPU, so alike anywhere."""
+    """Return the `width / 2` frequencies of one axis; made on the CPU, so alike anywhere."""
     steps = torch.arange(0, width, 2, dtype=axes.dtype) / width
     return 1.0 / axes.theta**steps
 
 
 def _mean_turn(cells: Tensor, steps: Tensor) -> Tensor:
-    """Give the factor that the mean over `cells` places, one apart, makes of the centre's turn.
+    """Return the factor that the mean over `cells` places, one apart, makes of the centre's turn.
 
     Σ exp(iθ(p + k − (n − 1)/2)) / n over k = 0 … n − 1 is exp(iθp) · sin(nθ/2) / (n sin(θ/2)): a
     geometric series. On whole blocks it is what FramePack's average pooling of the table gives; at

@@ -59,7 +59,7 @@ class Setup:
 
     @classmethod
     def of(cls, spec: DiTSpec, *, time: str = "sample") -> Setup:
-        """Give what a spec says."""
+        """Return what a spec says."""
         return cls(
             geometry=spec.geometry,
             attention=spec.attention,
@@ -91,7 +91,7 @@ def check_call(call: VelocityCall, time: str) -> None:
 
 
 def masks_of(valid: Valid, targets: int, device: torch.device) -> Masks | None:
-    """Give the masks of a memory before `targets` tokens, or None where all of it is real."""
+    """Return the masks of a memory before `targets` tokens, or None where all of it is real."""
     if bool(valid.all()):
         return None
     announce_masks()
@@ -111,7 +111,7 @@ def announce_masks() -> None:
 
 
 def beside(first: Keys | None, second: Keys | None) -> Keys:
-    """Give the keys of two streams side by side; one of them may be missing."""
+    """Return the keys of two streams side by side; one of them may be missing."""
     if first is None or second is None:
         given = first or second
         assert given is not None, "a block needs targets or memory"
@@ -122,12 +122,12 @@ def beside(first: Keys | None, second: Keys | None) -> Keys:
 
 
 def pairs(cache: Cache) -> list[Keys]:
-    """Give the cached keys and values block by block."""
+    """Return the cached keys and values block by block."""
     return [Keys(key, value) for key, value in zip(cache.keys, cache.values, strict=True)]
 
 
 def empty_cache(device: torch.device) -> Cache:
-    """Give the cache of an empty memory."""
+    """Return the cache of an empty memory."""
     return Cache(
         keys=(),
         values=(),

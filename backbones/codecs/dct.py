@@ -79,7 +79,7 @@ class DctCodec(Codec[Dct]):
         return f"dct-{self.spec.channels}-{hashlib.sha256(data).hexdigest()[:16]}"
 
     def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
-        """Give the latents `[B, C, T, ⌈P/8⌉, ⌈Q/8⌉]` of the next frames, and the state.
+        """Return the latents `[B, C, T, ⌈P/8⌉, ⌈Q/8⌉]` of the next frames, and the state.
 
         Raises:
             ValueError: the chunk holds no floats, or not 1 + 4k frames (first), 4k ≥ 4 (later).
@@ -94,7 +94,7 @@ class DctCodec(Codec[Dct]):
         return latents.movedim(-1, 1), _after(state, latents.shape[1])
 
     def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
-        """Give the pixels `[B, 3, F, 8H, 8W]` of the next latents, and the state.
+        """Return the pixels `[B, 3, F, 8H, 8W]` of the next latents, and the state.
 
         Raises:
             ValueError: the chunk holds no latent, or latents of another codec.
@@ -109,13 +109,13 @@ class DctCodec(Codec[Dct]):
 
 
 def _after(state: State | None, latents: int) -> State:
-    """Give the state after more latents; all that matters is whether the first is behind."""
+    """Return the state after more latents; all that matters is whether the first is behind."""
     before = 0 if state is None else int(state["latents"])
     return {"latents": torch.tensor(before + latents)}
 
 
 def to_blocks(frames: Tensor) -> Tensor:
-    """Give frames `[B, 3, 4T, P, Q]` as blocks `[B, T, ⌈P/8⌉, ⌈Q/8⌉, 768]`.
+    """Return frames `[B, 3, 4T, P, Q]` as blocks `[B, T, ⌈P/8⌉, ⌈Q/8⌉, 768]`.
 
     In a block colour is slowest, then time, row, column. Last row and column are repeated to
     whole blocks.
@@ -130,7 +130,7 @@ def to_blocks(frames: Tensor) -> Tensor:
 
 
 def from_blocks(blocks: Tensor) -> Tensor:
-    """Give the frames `[B, 3, 4T, 8H, 8W]` of blocks `[B, T, H, W, 768]`."""
+    """Return the frames `[B, 3, 4T, 8H, 8W]` of blocks `[B, T, H, W, 768]`."""
     batch, time, rows, columns, _ = blocks.shape
     sides = (COLOURS, BLOCK.time, BLOCK.height, BLOCK.width)
     cells = blocks.reshape(batch, time, rows, columns, *sides)
@@ -139,7 +139,7 @@ def from_blocks(blocks: Tensor) -> Tensor:
 
 
 def dct(size: int) -> Tensor:
-    """Give the orthonormal DCT-II, `[frequency, sample]`, float64."""
+    """Return the orthonormal DCT-II, `[frequency, sample]`, float64."""
     k = torch.arange(size, dtype=torch.float64)
     waves = torch.cos(math.pi / size * (k + 0.5) * k[:, None]) * math.sqrt(2 / size)
     waves[0] /= math.sqrt(2)
@@ -147,14 +147,14 @@ def dct(size: int) -> Tensor:
 
 
 def full_basis() -> Tensor:
-    """Give all 768 basis blocks `[768, 768]`, orthonormal rows in the order of `to_blocks`."""
+    """Return all 768 basis blocks `[768, 768]`, orthonormal rows in the order of `to_blocks`."""
     sides = (COLOURS, BLOCK.time, BLOCK.height, BLOCK.width)
     return functools.reduce(torch.kron, [dct(side) for side in sides])
 
 
 @functools.cache
 def constants(channels: int) -> dict[str, Tensor]:
-    """Give the fitted basis `[C, 768]`, mean and std `[C]` (float64) and places `[C, 4]`."""
+    """Return the fitted basis `[C, 768]`, mean and std `[C]` (float64) and places `[C, 4]`."""
     file = Path(__file__).with_name(f"dct{channels}.json")
     fitted: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     places = torch.tensor(fitted["indices"], dtype=torch.int64)

@@ -75,7 +75,7 @@ class HunyuanVaeCodec(VaeCodec[HunyuanVae]):
             )
 
     def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
-        """Give the latents that the next frames settle (maybe none), and the state after them.
+        """Return the latents that the next frames settle (maybe none), and the state after them.
 
         Raises:
             ValueError: not 1 + 4k frames (first) or 4k (later), or no whole cells.
@@ -90,13 +90,13 @@ class HunyuanVaeCodec(VaeCodec[HunyuanVae]):
         return self._scaled([none, *settled]), after | {"like": none}
 
     def encode_rest(self, state: State) -> Latents | None:
-        """Give the latents of the last tiles, which are not full, as if the video ended here."""
+        """Return the latents of the last tiles, which are not full, as if the video ended here."""
         with self.exactly():
             parts = self._encoding().rest(state)
         return self._scaled([state["like"], *parts]) if parts else None
 
     def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
-        """Give the pixels that the next latents settle (maybe none), and the state after them.
+        """Return the pixels that the next latents settle (maybe none), and the state after them.
 
         Raises:
             ValueError: the chunk holds no latent, or latents of another codec.
@@ -111,7 +111,7 @@ class HunyuanVaeCodec(VaeCodec[HunyuanVae]):
         return _joined([none, *settled]), after | {"like": none}
 
     def decode_rest(self, state: State) -> Pixels | None:
-        """Give the pixels of the last tiles, which are not full, as if the video ended here."""
+        """Return the pixels of the last tiles, which are not full, as if the video ended here."""
         with self.exactly():
             parts = self._decoding().rest(state)
         return _joined([state["like"], *parts]) if parts else None
@@ -163,12 +163,12 @@ class HunyuanVaeCodec(VaeCodec[HunyuanVae]):
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Give the parts behind the first, which is empty, in its number type."""
+    """Return the parts behind the first, which is empty, in its number type."""
     return torch.cat([part.to(parts[0].dtype) for part in parts], dim=2)
 
 
 def config(spec: HunyuanVae) -> dict[str, Any]:
-    """Give what the config of the weights must say."""
+    """Return what the config of the weights must say."""
     return {
         "in_channels": 3,
         "out_channels": 3,

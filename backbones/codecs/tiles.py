@@ -28,11 +28,11 @@ class Tiles:
     step: int
 
     def scaled(self, ratio: float) -> Tiles:
-        """Give the tiles of what has `ratio` times the sides."""
+        """Return the tiles of what has `ratio` times the sides."""
         return Tiles(int(self.size * ratio), int(self.step * ratio))
 
     def cut(self, x: Tensor) -> Grid:
-        """Give the tiles of `[..., H, W]`, row by row."""
+        """Return the tiles of `[..., H, W]`, row by row."""
         height, width = x.shape[-2:]
         return [
             [x[..., i : i + self.size, j : j + self.size] for j in range(0, width, self.step)]
@@ -40,7 +40,7 @@ class Tiles:
         ]
 
     def join(self, rows: Grid, height: int, width: int, vae: Any) -> Tensor:
-        """Give `[..., height, width]` of tiles of this size, blended linearly where they overlap.
+        """Return `[..., height, width]` of tiles of this size, blended linearly where they overlap.
 
         Changes the tiles in place, as diffusers' own `blend_v` and `blend_h` of `vae` do.
         """
@@ -80,7 +80,7 @@ class TimeTiles:
     fade: Callable[[Tensor, Tensor, int], Tensor]
 
     def push(self, chunk: Tensor, state: State | None) -> tuple[list[Tensor], State]:
-        """Give the outputs that full tiles settle (maybe none), and the state after them."""
+        """Return the outputs that full tiles settle (maybe none), and the state after them."""
         held = chunk if state is None else torch.cat([state["held"], chunk], dim=2)
         last, settled = None if state is None else state.get("last"), []
         while held.shape[2] > self.size:
@@ -91,7 +91,7 @@ class TimeTiles:
         return settled, after if last is None else after | {"last": last.clone()}
 
     def rest(self, state: State) -> list[Tensor]:
-        """Give the outputs of tiles that are not full, as if the video ended here."""
+        """Return the outputs of tiles that are not full, as if the video ended here."""
         held, last, parts = state["held"], state.get("last"), []
         if last is None:
             return [self.run(held)]

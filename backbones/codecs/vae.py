@@ -25,7 +25,7 @@ BAD = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, Safet
 
 
 def load(source: VaeSource, cls: type[Any], dtype: torch.dtype) -> Any:
-    """Give the model, ready to run, on the CPU; nothing of it trains.
+    """Return the model, ready to run, on the CPU; nothing of it trains.
 
     Raises:
         UserError: a file is damaged, lacks tensors, or has others than its config says.
@@ -160,10 +160,10 @@ class VaeCodec(Codec[V]):
         self.model = None
 
     def computing(self, chunk: Tensor) -> Tensor:
-        """Give a chunk in the number type of the VAE."""
+        """Return a chunk in the number type of the VAE."""
         found: torch.dtype = getattr(torch, self.spec.dtype)
         return chunk.to(found)
 
     def exactly(self) -> torch.autocast:
-        """Give a context without autocast: it would change the numbers."""
+        """Return a context without autocast: it would change the numbers."""
         return torch.autocast(self.anchor.device.type, enabled=False)

@@ -26,7 +26,7 @@ MARK = "Rep"  # of a first latent, which is not doubled in time
 def run_grid(
     net: nn.Module, run: Callable[[Tensor, Caches], Tensor], grid: Grid, state: State | None
 ) -> tuple[Grid, State]:
-    """Give what `run` makes of each tile with its caches, and the caches after it as a state.
+    """Return what `run` makes of each tile with its caches, and the caches after it as a state.
 
     Args:
         net: whose causal convolutions the caches belong to, one each.
@@ -55,7 +55,7 @@ def _unpacked(state: State | None, name: str, count: int) -> Caches:
 
 
 def _packed(caches: Caches, name: str) -> State:
-    """Give caches as tensors; an empty one stands for the mark."""
+    """Return caches as tensors; an empty one stands for the mark."""
     return {
         f"{name}{index}": torch.empty(0) if isinstance(x, str) else x
         for index, x in enumerate(caches)
@@ -64,7 +64,7 @@ def _packed(caches: Caches, name: str) -> State:
 
 
 def decode_reach(blocks: int) -> int:
-    """Give how many latents before its own the decoder can see at most, for b blocks a level.
+    """Return how many latents before its own the decoder can see at most, for b blocks a level.
 
     A convolution over 3 frames looks back 2 of them. In latents these are 2 + 8 + 4(b + 1) + 2
     before time is doubled first, half of 4(b + 1) + 2 before it is again, and a quarter of
@@ -149,7 +149,7 @@ class WanVaeCodec(VaeCodec[WanVae]):
             setattr(self, name, shaped.to(self.anchor.device))
 
     def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
-        """Give the latents of the next frames, and the state after them.
+        """Return the latents of the next frames, and the state after them.
 
         Raises:
             ValueError: not 1 + 4k frames (first) or 4k (later), or no whole cells.
@@ -172,7 +172,7 @@ class WanVaeCodec(VaeCodec[WanVae]):
         return normal.to(chunk.dtype), state
 
     def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
-        """Give the pixels of the next latents (not clamped), and the state after them.
+        """Return the pixels of the next latents (not clamped), and the state after them.
 
         Raises:
             ValueError: the chunk holds no latent, or latents of another codec.
@@ -198,7 +198,7 @@ class WanVaeCodec(VaeCodec[WanVae]):
         self, net: nn.Module, run: Run, x: Tensor, state: State | None, tiles: Tiles | None,
         ratio: float,
     ) -> tuple[Tensor, State]:  # fmt: skip
-        """Give what `run` makes of one latent's worth, tile by tile, and the state after it."""
+        """Return what `run` makes of one latent's worth, tile by tile, and the state after it."""
         rows, after = run_grid(net, run, tiles.cut(x) if tiles else [[x]], state)
         if tiles is None:
             return rows[0][0], after
@@ -206,7 +206,7 @@ class WanVaeCodec(VaeCodec[WanVae]):
         return tiles.scaled(ratio).join(rows, height, width, self.vae), after
 
     def _tiles(self, chunk: Tensor, unit: int) -> Tiles | None:
-        """Give the tiles of frames whose cells are `unit` pixels wide; None: they fit into one."""
+        """Return the tiles of frames whose cells are `unit` pixels wide; None: they fit into one."""
         size, overlap = self.spec.tile, self.spec.overlap
         if size is None or max(chunk.shape[-2:]) <= size // unit:
             return None
@@ -217,7 +217,7 @@ class WanVaeCodec(VaeCodec[WanVae]):
         return self.stride.height // RATIO
 
     def patchify(self, frames: Tensor) -> Tensor:
-        """Give frames with 2×2 pixels of each colour as channels (2.2), or as they are (2.1)."""
+        """Return frames with 2×2 pixels of each colour as channels (2.2), or as they are (2.1)."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
         return patchify(frames, self._patch)  # type: ignore[no-any-return]
@@ -230,13 +230,13 @@ class WanVaeCodec(VaeCodec[WanVae]):
 
 
 def _steps(frames: Tensor, first: bool) -> tuple[Tensor, ...]:
-    """Give the frames of each latent: one for the first of a video, four for others."""
+    """Return the frames of each latent: one for the first of a video, four for others."""
     head = [1] if first else []
     return torch.split(frames, head + [4] * ((frames.shape[2] - len(head)) // 4), dim=2)
 
 
 def config(spec: WanVae) -> dict[str, Any]:
-    """Give what the config of the weights must say."""
+    """Return what the config of the weights must say."""
     new = spec.version == "2.2"
     return {
         "base_dim": spec.width,

@@ -23,12 +23,12 @@ from ..blocks.setup import Keys, beside
 
 
 def axes_of(config: Any) -> Axes:
-    """Give how the heads of a model turn, from diffusers' config; float32, as its table is."""
+    """Return how the heads of a model turn, from diffusers' config; float32, as its table is."""
     return Axes(config.rope_theta, tuple(config.rope_axes_dim), torch.float32)
 
 
 def rotate(x: Tensor, turns: Rotary) -> Tensor:
-    """Give the heads `[B, N, heads, head width]` turned, computed in float32, in their own dtype.
+    """Return the heads `[B, N, heads, head width]` turned, computed in float32, in their own dtype.
 
     float32 whatever the dtype, because diffusers does so and the rounding is part of the model.
     """
@@ -39,7 +39,7 @@ def rotate(x: Tensor, turns: Rotary) -> Tensor:
 
 
 def replicated(axes: Axes, positions: Tensor, extents: Tensor) -> Rotary:
-    """Give the mean rotary embedding of the cells that each token covers, as FramePack pools it.
+    """Return the mean rotary embedding of the cells that each token covers, as FramePack pools it.
 
     FramePack fills the table up to whole blocks by repeating its last row and column. So where a
     token covers fewer rows (columns) than others of its moment do, the last of them counts for the
@@ -62,7 +62,7 @@ def replicated(axes: Axes, positions: Tensor, extents: Tensor) -> Rotary:
 
 
 def _blocks(positions: Tensor, extents: Tensor) -> Tensor:
-    """Give the size of each token's block, `[B, N, 3]`: the largest extent of its moment."""
+    """Return the size of each token's block, `[B, N, 3]`: the largest extent of its moment."""
     batch = torch.arange(positions.shape[0], device=positions.device, dtype=positions.dtype)
     sample = batch[:, None].expand(positions.shape[:2])
     moments = torch.stack([sample, positions[..., 0], extents[..., 0]], dim=-1).flatten(0, 1)
@@ -117,7 +117,7 @@ class View(NamedTuple):
 
 
 def latent_heads(attention: Any, x: Tensor, turns: Rotary, ask: bool = True) -> Heads:
-    """Give the heads `[B, N, heads, head width]` of latents, and of text behind them."""
+    """Return the heads `[B, N, heads, head width]` of latents, and of text behind them."""
     heads = (attention.heads, -1)
     query = None
     if ask:
@@ -134,7 +134,7 @@ def _turn(heads: Tensor, turns: Rotary) -> Tensor:
 
 
 def text_heads(attention: Any, x: Tensor) -> Heads:
-    """Give the heads of text in a dual-stream block; text has no place."""
+    """Return the heads of text in a dual-stream block; text has no place."""
     heads = (attention.heads, -1)
     query = attention.norm_added_q(attention.add_q_proj(x).unflatten(2, heads))
     key = attention.norm_added_k(attention.add_k_proj(x).unflatten(2, heads))
@@ -144,7 +144,7 @@ def text_heads(attention: Any, x: Tensor) -> Heads:
 def meet(
     attention: Any, main: Heads | None, memory: Heads | None, past: Keys | None, view: View
 ) -> tuple[Tensor | None, Tensor | None, Keys | None]:
-    """Give what targets with text and what memory read, `[B, N, D]` each, and memory's keys.
+    """Return what targets with text and what memory read, `[B, N, D]` each, and memory's keys.
 
     Args:
         attention: diffusers' module.
@@ -248,7 +248,7 @@ class DualBlock(HunyuanVideoTransformerBlock):  # type: ignore[misc]
     def forward(
         self, target: Stream | None, text: Tensor | None, memory: Stream | None, known: Known
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Keys | None]:
-        """Give the hidden tokens of targets, text and memory, and all of the memory's keys.
+        """Return the hidden tokens of targets, text and memory, and all of the memory's keys.
 
         Args:
             target: the noisy tokens; None (and no text) to run memory alone.
@@ -307,7 +307,7 @@ def _side_by_side(new: Heads, words: Heads) -> Heads:
 
 
 def _apart(read: Tensor | None, count: int, whole: bool) -> tuple[Tensor, Tensor]:
-    """Give what `count` targets read, and what text read, as tensors of their own if `whole`.
+    """Return what `count` targets read, and what text read, as tensors of their own if `whole`.
 
     Linears round by how memory lies: without memory these are slices, as in diffusers. A slice's
     bits also differ between frozen weights and others, so what has no twin to equal is copied.
@@ -332,7 +332,7 @@ class SingleBlock(HunyuanVideoSingleTransformerBlock):  # type: ignore[misc]
     def forward(
         self, main: Stream | None, memory: Stream | None, known: Known
     ) -> tuple[Tensor | None, Tensor | None, Keys | None]:
-        """Give the hidden tokens of `main` (targets, then text) and memory, and all its keys.
+        """Return the hidden tokens of `main` (targets, then text) and memory, and all its keys.
 
         Args:
             main: targets and text behind them; None to run memory alone.
@@ -371,7 +371,7 @@ class SingleBlock(HunyuanVideoSingleTransformerBlock):  # type: ignore[misc]
 
 
 def blocks_of(kind: type[Any], config: Any, count: int) -> list[Any]:
-    """Give `count` blocks of a kind, of the model that a diffusers config describes."""
+    """Return `count` blocks of a kind, of the model that a diffusers config describes."""
     numbers = {"mlp_ratio": config.mlp_ratio, "qk_norm": config.qk_norm}
     return [
         kind(config.num_attention_heads, config.attention_head_dim, **numbers) for _ in range(count)

@@ -24,7 +24,7 @@ GUIDANCE = "time_text_embed.guidance_embedder."
 
 
 def facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Give numbers of diffusers' config from the shapes of a HunyuanVideo's tensors.
+    """Return numbers of diffusers' config from the shapes of a HunyuanVideo's tensors.
 
     Args:
         tensors: by diffusers' names; what is missing is left out.

@@ -32,7 +32,7 @@ STEPS = 1000.0  # HunyuanVideo counts time, and guidance, in thousandths
 
 
 def packed(text: Text) -> Text:
-    """Give the prompts with their real tokens first, cut to the longest prompt.
+    """Return the prompts with their real tokens first, cut to the longest prompt.
 
     HunyuanVideo's text has no positions, so only what is read counts; diffusers carries the
     padding along and masks it in every block.
@@ -57,7 +57,7 @@ def packed(text: Text) -> Text:
 
 
 def view_of(view: View, valid: Valid | None, targets: int, words: Tensor | None) -> View:
-    """Give a view with the real keys of memory `[B, M]`, targets and text `[B, L]`.
+    """Return a view with the real keys of memory `[B, M]`, targets and text `[B, L]`.
 
     A memory of padding alone keeps all of it for itself, because a softmax over nothing is NaN;
     no one else sees it.
@@ -88,7 +88,7 @@ def announce_ragged() -> None:
 
 
 def embed_time(embedder: Any, t: Tensor, pooled: Tensor, guidance: float | None) -> Tensor:
-    """Give the embedding `[B, D]` of time, prompt and guidance, as diffusers makes it.
+    """Return the embedding `[B, D]` of time, prompt and guidance, as diffusers makes it.
 
     Args:
         embedder: diffusers' `HunyuanVideoConditionEmbedding`.
@@ -104,7 +104,7 @@ def embed_time(embedder: Any, t: Tensor, pooled: Tensor, guidance: float | None)
 
 
 def embed_clean(embedder: Any, t: Tensor, pooled: Tensor) -> Tensor:
-    """Give the embedding `[B or 1, D]` of time and prompt, guidance left out.
+    """Return the embedding `[B or 1, D]` of time and prompt, guidance left out.
 
     What diffusers' `token_replace` models use for the clean first frame, at time 0.
     """
@@ -114,7 +114,7 @@ def embed_clean(embedder: Any, t: Tensor, pooled: Tensor) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, int, int]) -> Tensor:
-    """Give latents `[B, C, T, H, W]` of the tokens of a grid (time, rows, columns)."""
+    """Return latents `[B, C, T, H, W]` of the tokens of a grid (time, rows, columns)."""
     cells = tokens.reshape(tokens.shape[0], *grid, -1, *patch)
     return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
@@ -143,7 +143,7 @@ def run_blocks(
     view: View,
     features: Mapping[str, Feature],
 ) -> tuple[Tensor | None, list[Keys]]:
-    """Give the targets' hidden tokens `[B, N, D]`, and the memory's keys block by block.
+    """Return the targets' hidden tokens `[B, N, D]`, and the memory's keys block by block.
 
     One call a block, so that whatever hooks blocks (offload, FSDP) moves weights once.
 
@@ -235,11 +235,11 @@ class HunyuanReader(DiT):
         self.guidance = spec.guidance if isinstance(spec, HunyuanSpec) else None
 
     def fitted(self) -> list[Parameter]:
-        """Give the parameters that `fit` copies."""
+        """Return the parameters that `fit` copies."""
         return list(self.x_embedder.proj.parameters())
 
     def blank_text(self, batch: int, length: int) -> Text:
-        """Give empty embeddings `[batch, length, E]` and pooled vectors of the widths read."""
+        """Return empty embeddings `[batch, length, E]` and pooled vectors of the widths read."""
         shape = (batch, length, self.config.text_embed_dim)
         empty = torch.zeros(shape, device=self.device, dtype=self.dtype)
         pooled = empty.new_zeros(batch, self.config.pooled_projection_dim)
@@ -281,11 +281,11 @@ class HunyuanReader(DiT):
         return out
 
     def _words(self, text: Text, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the text as the blocks read it `[B, L, D]`, and which of it is real `[B, L]`."""
+        """Return the text as the blocks read it `[B, L, D]`, and which of it is real `[B, L]`."""
         return self.context_embedder(text.embeddings, t.float() * STEPS, text.mask), text.mask
 
     def _view(self, memory: Part | None) -> View:
-        """Give who sees whom where a memory of these tokens goes through, all of them real."""
+        """Return who sees whom where a memory of these tokens goes through, all of them real."""
         if memory is None or self.setup.attention != "isolated-causal":
             return View(joint=self.setup.joint)
         return View(groups=groups_of(memory, self.setup.cache_block))

@@ -119,7 +119,7 @@ class Hunyuan(HunyuanSpec):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Give diffusers' config of the model."""
+        """Return diffusers' config of the model."""
         text = self.text_encoder
         return self._config(self.codec.channels, text.width, text.pooled)
 
@@ -150,7 +150,7 @@ class FramePack(Hunyuan):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Give diffusers' config of the model."""
+        """Return diffusers' config of the model."""
         more = {"has_image_proj": True, "has_clean_x_embedder": True}
         text = self.text_encoder
         config = self._config(self.codec.channels, text.width, text.pooled)
@@ -188,6 +188,6 @@ class TinyHunyuan(HunyuanSpec):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Give diffusers' config of the model."""
+        """Return diffusers' config of the model."""
         text = self.text_encoder
         return self._config(self.codec.channels, text.width, text.pooled)

@@ -50,7 +50,7 @@ def add(model: DiffusersBackbone, lora: LoRA) -> None:
 
 
 def linears(model: DiffusersBackbone, ends: Iterable[str]) -> list[str]:
-    """Give the names of the blocks' modules that end so; those outside of blocks never count."""
+    """Return the names of the blocks' modules that end so; those outside of blocks never count."""
     dotted = tuple(f".{end}" for end in ends)
     return [n for n, _ in model.named_modules() if _BLOCK.match(n) and f".{n}".endswith(dotted)]
 
@@ -79,7 +79,7 @@ def inject(model: DiffusersBackbone, config: LoraConfig, name: str) -> None:
 
 
 def adapters(model: DiffusersBackbone) -> dict[str, Parameter]:
-    """Give our LoRA's parameters by the names that files use, without the prefix."""
+    """Return our LoRA's parameters by the names that files use, without the prefix."""
     return {
         name.replace(f".{NAME}.", "."): weight
         for name, weight in model.named_parameters()
@@ -114,7 +114,7 @@ def _config_text(model: DiffusersBackbone) -> dict[str, str]:
 
 
 def metadata(rank: int, alpha: float, names: Iterable[str]) -> dict[str, str]:
-    """Give the metadata by which diffusers keeps rank and alpha of a LoRA on these linears.
+    """Return the metadata by which diffusers keeps rank and alpha of a LoRA on these linears.
 
     Only what is needed: peft refuses a config with a field that its version does not know.
     """
@@ -144,7 +144,7 @@ def load(model: DiffusersBackbone, path: Path) -> None:
 
 
 def one_scale(lora: Lora, path: Path) -> tuple[int, float]:
-    """Give the rank and alpha that all linears of a LoRA share, which one that trains must.
+    """Return the rank and alpha that all linears of a LoRA share, which one that trains must.
 
     Raises:
         UserError: they do not, or it changes biases.
@@ -207,7 +207,7 @@ def stack(model: DiffusersBackbone, loras: Sequence[str]) -> None:
 
 
 def parse(text: str) -> tuple[Path, float]:
-    """Give the file and the scale that `file@0.8` names.
+    """Return the file and the scale that `file@0.8` names.
 
     Raises:
         UserError: what stands behind the last `@` is no finite number, and no such file exists.

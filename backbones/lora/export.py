@@ -21,7 +21,7 @@ from .read import BESIDES, Lora, read, size_of
 
 
 def export(cls: type[DiffusersBackbone], spec: BackboneSpec, path: Path, layout: str) -> LoraFile:
-    """Give the adapters of a file of ours in a layout of `core.lora_file.LAYOUTS`.
+    """Return the adapters of a file of ours in a layout of `core.lora_file.LAYOUTS`.
 
     Where the original model joins linears (HunyuanVideo's q, k and v), so do other programs'
     files, exactly: the ranks add up. In kohya's, zeros stand where diffusers' reader wants all

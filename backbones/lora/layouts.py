@@ -67,7 +67,7 @@ class Family:
     split: tuple[str, ...] = ()
 
     def place(self, name: str) -> Place | None:
-        """Give where one of diffusers' linears lies in the original model."""
+        """Return where one of diffusers' linears lies in the original model."""
         found = _NAME.fullmatch(name)
         for blocks in self.lists if found else ():
             for theirs, ends in blocks.linears.items():
@@ -77,7 +77,7 @@ class Family:
         return None
 
     def members(self, linear: str) -> tuple[str, ...]:
-        """Give diffusers' linears that an original one holds; none where it is unknown."""
+        """Return diffusers' linears that an original one holds; none where it is unknown."""
         found = _NAME.fullmatch(linear)
         for blocks in self.lists if found else ():
             if found and found[1] == blocks.theirs and found[3] in blocks.linears:
@@ -86,7 +86,7 @@ class Family:
         return ()
 
     def dotted(self, flat: str) -> str | None:
-        """Give the original linear that kohya's files write with `_` for every dot."""
+        """Return the original linear that kohya's files write with `_` for every dot."""
         for blocks in self.lists:
             for theirs in blocks.linears:
                 end = re.escape(theirs.replace(".", "_"))
@@ -192,7 +192,7 @@ Pairs = Mapping[str, Pair]
 
 
 def pairs_of(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
-    """Give the pairs by linear of tensors such as `blocks.0.attn1.to_q.lora_A.weight`.
+    """Return the pairs by linear of tensors such as `blocks.0.attn1.to_q.lora_A.weight`.
 
     Raises:
         KeyError: a linear has only one of the two.
@@ -205,12 +205,12 @@ def pairs_of(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
 
 
 def kind_of(linear: str) -> str:
-    """Give the name of a linear without the number of its block."""
+    """Return the name of a linear without the number of its block."""
     return re.sub(r"\.\d+\.", ".", linear, count=1)
 
 
 def original(pairs: Pairs, family: Family, size_of: SizeOf) -> dict[str, Pair]:
-    """Give the pairs by original names; linears that are one there become one.
+    """Return the pairs by original names; linears that are one there become one.
 
     Raises:
         KeyError: a linear has no original name.
@@ -228,7 +228,7 @@ def original(pairs: Pairs, family: Family, size_of: SizeOf) -> dict[str, Pair]:
 
 
 def fuse(parts: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
-    """Give one pair for linears whose outputs stand side by side, exactly, at the sum of ranks.
+    """Return one pair for linears whose outputs stand side by side, exactly, at the sum of ranks.
 
     A are stacked, B stand on a diagonal, so that each output reads its own A alone.
 
@@ -253,7 +253,7 @@ def fuse(parts: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
 def filled(
     pairs: Pairs, family: Family, linears: Iterable[str], size_of: SizeOf
 ) -> dict[str, Pair]:
-    """Give original pairs with zeros of rank 1 where diffusers' reader of kohya files wants one.
+    """Return original pairs with zeros of rank 1 where diffusers' reader of kohya files wants one.
 
     Args:
         pairs: by original names.
@@ -276,7 +276,7 @@ def _end(linear: str) -> str:
 
 
 def comfyui(pairs: Pairs, scale: float, *, scales: bool) -> dict[str, Tensor]:
-    """Give ComfyUI's tensors of original pairs.
+    """Return ComfyUI's tensors of original pairs.
 
     Args:
         pairs: by original names.
@@ -293,7 +293,7 @@ def comfyui(pairs: Pairs, scale: float, *, scales: bool) -> dict[str, Tensor]:
 
 
 def kohya(pairs: Pairs, scale: float) -> dict[str, Tensor]:
-    """Give the tensors of original pairs as sd-scripts and musubi-tuner write them."""
+    """Return the tensors of original pairs as sd-scripts and musubi-tuner write them."""
     tensors = {}
     for linear, pair in pairs.items():
         flat = KOHYA + linear.replace(".", "_")

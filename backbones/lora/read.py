@@ -66,7 +66,7 @@ class Lora:
 def from_tensors(
     path: Path, tensors: Tensors, alphas: Mapping[str, float], size_of: SizeOf
 ) -> Lora:
-    """Give a LoRA of tensors by diffusers' names; a linear without an alpha has scale 1.
+    """Return a LoRA of tensors by diffusers' names; a linear without an alpha has scale 1.
 
     Raises:
         UserError: other keys, A without B, or what are no matrices of numbers.
@@ -105,7 +105,7 @@ def _check_numbers(path: Path, tensors: Tensors, alphas: Mapping[str, float]) ->
 
 
 def dotted(path: Path, tensors: Tensors, family: Family) -> Tensors:
-    """Give kohya's tensors (`blocks_0_self_attn_q.lora_down.weight`) by original names.
+    """Return kohya's tensors (`blocks_0_self_attn_q.lora_down.weight`) by original names.
 
     Raises:
         UserError: a linear is none of this family's.
@@ -121,7 +121,7 @@ def dotted(path: Path, tensors: Tensors, family: Family) -> Tensors:
 
 
 def converted(path: Path, tensors: Tensors, family: Family, size_of: SizeOf) -> Lora:
-    """Give the LoRA of tensors by original names (`blocks.0.self_attn.q.lora_A.weight`, `.alpha`).
+    """Return the LoRA of tensors by original names (`blocks.0.self_attn.q.lora_A.weight`, `.alpha`).
 
     What diffusers leaves out is left out, and said.
 
@@ -171,7 +171,7 @@ def _convert(tensors: Tensors, family: Family) -> Tensors:
 
 
 def _split(tensors: Tensors, family: Family, size_of: SizeOf) -> Tensors:
-    """Give the tensors with what diffusers splits at one width only split by the model's own."""
+    """Return the tensors with what diffusers splits at one width only split by the model's own."""
     out: Tensors = {}
     for name, tensor in tensors.items():
         linear, _, rest = name.partition(".lora_")
@@ -202,7 +202,7 @@ BESIDES = "memory."  # what else a file of ours may hold: the encoder, enhancers
 
 
 def read(model: DiffusersBackbone, path: Path) -> Lora:
-    """Give the LoRA of a file, with matrices that fit the model.
+    """Return the LoRA of a file, with matrices that fit the model.
 
     Raises:
         UserError: no safetensors file, keys of no layout that is known, linears that the model
@@ -243,7 +243,7 @@ def _metadata_of(path: Path) -> Iterator[None]:
 
 
 def size_of(model: DiffusersBackbone, path: Path) -> SizeOf:
-    """Give the function that gives the sizes of a model's linear, or refuses: UserError."""
+    """Return the function that gives the sizes of a model's linear, or refuses: UserError."""
     modules = dict(model.named_modules())
 
     def sizes(linear: str) -> Sizes:
@@ -283,7 +283,7 @@ def _prefix(path: Path, tensors: Tensors) -> str:
 
 
 def _alphas(config: Mapping[str, Any], tensors: Tensors) -> dict[str, float]:
-    """Give alpha by linear out of peft's config, as diffusers writes it; none without one."""
+    """Return alpha by linear out of peft's config, as diffusers writes it; none without one."""
     bare = {key.removeprefix(DIFFUSERS): value for key, value in config.items()}
     if "lora_alpha" not in bare:
         return {}
@@ -299,7 +299,7 @@ def _alphas(config: Mapping[str, Any], tensors: Tensors) -> dict[str, float]:
 
 
 def as_exported(lora: Lora, facts: Mapping[str, Any], family: Family) -> Lora:
-    """Give a LoRA that `longtake export` wrote as it was before: what it joined, apart again.
+    """Return a LoRA that `longtake export` wrote as it was before: what it joined, apart again.
 
     Args:
         lora: as diffusers reads it.
@@ -321,7 +321,7 @@ def as_exported(lora: Lora, facts: Mapping[str, Any], family: Family) -> Lora:
 
 
 def _own(linear: str, pair: Pair, family: Family, kinds: set[str], rank: int) -> Pair:
-    """Give a linear's own rows and columns of what was joined with its neighbours."""
+    """Return a linear's own rows and columns of what was joined with its neighbours."""
     place = family.place(linear)
     joined = [member for member in place.members if kind_of(member) in kinds] if place else []
     if len(joined) < 2 or pair.rank == rank:

@@ -26,7 +26,7 @@ class ByteEncoder(TextEncoder[Bytes]):
     """
 
     def encode(self, prompts: Sequence[str]) -> Text:
-        """Give float32 embeddings `[B, 1 + length, E]`, zero where the mask is False.
+        """Return float32 embeddings `[B, 1 + length, E]`, zero where the mask is False.
 
         With `pooled`, one more vector of that width a prompt. Bytes beyond `length` are cut. Any
         `str` is legal, lone surrogates too.
@@ -55,12 +55,12 @@ def _vectors(codes: Tensor, mask: Tensor, width: int) -> Tensor:
 
 
 def _pooled(codes: Tensor, mask: Tensor, width: int) -> Tensor:
-    """Give one vector a prompt `[B, E']`: the mean of its tokens'."""
+    """Return one vector a prompt `[B, E']`: the mean of its tokens'."""
     return _vectors(codes, mask, width).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 def byte_vectors(width: int) -> Tensor:
-    """Give a vector of every code `[257, E]`, float64, of mean square 1 (E even).
+    """Return a vector of every code `[257, E]`, float64, of mean square 1 (E even).
 
     Waves over the code whose frequencies are squares times the golden ratio: they fill the circle
     without a pattern, so that two codes are far from parallel (at width 64: |cos| < 0.43).
@@ -70,7 +70,7 @@ def byte_vectors(width: int) -> Tensor:
 
 
 def place_vectors(places: int, width: int) -> Tensor:
-    """Give a vector of every place `[L, E]`, float64: wavelengths from 2π to 20,000π in steps.
+    """Return a vector of every place `[L, E]`, float64: wavelengths from 2π to 20,000π in steps.
 
     Source: Vaswani et al. 2017, §3.5, times √2.
     """

@@ -54,7 +54,7 @@ def check_config(folder: Path, kinds: tuple[str, ...], **wanted: int) -> None:
 def load_model(
     cls: Any, folder: Path, spec: WeightsSpec, device: torch.device, *, tied: str = ""
 ) -> Any:
-    """Give a model of transformers in eval mode on `device`; pickles are never read.
+    """Return a model of transformers in eval mode on `device`; pickles are never read.
 
     Args:
         cls: of the model, such as `UMT5EncoderModel`.
@@ -101,7 +101,7 @@ def _quantized(spec: WeightsSpec, device: torch.device) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Give the tokenizer of a folder: tokenizer.json as it is, else by the files of its class.
+    """Return the tokenizer of a folder: tokenizer.json as it is, else by the files of its class.
 
     The classes of some tokenizers build anew what tokenizer.json says, and not always to the same
     (LLaMA 3 under the class of LLaMA 2), so that file goes before the name of a class.
@@ -143,7 +143,7 @@ class WeightsEncoder(TextEncoder[W]):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Text:
-        """Give the embeddings of the prompts on the CPU, in the dtype of the weights."""
+        """Return the embeddings of the prompts on the CPU, in the dtype of the weights."""
         self._loaded = self._loaded or self._load()
         texts = [_readable(prompt) for prompt in prompts]
         passes = [texts[i : i + AT_ONCE] for i in range(0, len(texts), AT_ONCE)]
@@ -177,13 +177,13 @@ class WeightsEncoder(TextEncoder[W]):
 
     @abstractmethod
     def _load(self) -> dict[str, Any]:
-        """Give models and tokenizers by the name of their part."""
+        """Return models and tokenizers by the name of their part."""
 
     @abstractmethod
     def _embed(self, prompts: list[str]) -> Text:
-        """Give the embeddings of prompts in one pass."""
+        """Return the embeddings of prompts in one pass."""
 
 
 def _readable(prompt: str) -> str:
-    """Give a prompt that tokenizers read: lone surrogates become question marks."""
+    """Return a prompt that tokenizers read: lone surrogates become question marks."""
     return prompt.encode("utf-8", "replace").decode("utf-8")

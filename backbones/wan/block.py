@@ -24,13 +24,13 @@ THETA = 10000.0
 
 
 def axis_widths(head_width: int) -> tuple[int, int, int]:
-    """Give how many of a head's channels turn with time, row and column."""
+    """Return how many of a head's channels turn with time, row and column."""
     side = 2 * (head_width // 6)
     return head_width - 2 * side, side, side
 
 
 def rotary(positions: Tensor, head_width: int, extents: Tensor | None = None) -> Rotary:
-    """Give the rotary embedding of tokens at `positions`, float64 `[B, N, 3]`, fractions allowed.
+    """Return the rotary embedding of tokens at `positions`, float64 `[B, N, 3]`, fractions allowed.
 
     Angles, cosines and sines are float64 and rounded last, as in diffusers, so that long takes keep
     their places and whole positions equal `WanRotaryPosEmbed` to the bit. With `extents`, the mean
@@ -40,7 +40,7 @@ def rotary(positions: Tensor, head_width: int, extents: Tensor | None = None) ->
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Give the heads `[B, N, heads, head width]` turned, in their own dtype."""
+    """Return the heads `[B, N, heads, head width]` turned, in their own dtype."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rotary
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
@@ -80,7 +80,7 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
 
     @classmethod
     def of(cls, config: Any) -> MemoryBlock:
-        """Give a block of the model that a diffusers config describes."""
+        """Return a block of the model that a diffusers config describes."""
         return cls(
             config.num_attention_heads * config.attention_head_dim,
             config.ffn_dim,
@@ -105,7 +105,7 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
         sight: Sight | None = None,
         last: bool = False,
     ) -> tuple[Tensor | None, Tensor | None, Keys | None]:
-        """Give the hidden tokens of targets and memory, and the memory's keys.
+        """Return the hidden tokens of targets and memory, and the memory's keys.
 
         Args:
             target: the noisy tokens; None to run memory alone.
@@ -177,7 +177,7 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
         return out.type_as(hidden)
 
     def _recall(self, own: Entered, kept: Keys, sight: Sight) -> Tensor:
-        """Give what memory reads of memory."""
+        """Return what memory reads of memory."""
         if sight.groups is not None:
             return by_block(self._dispatch, _asked(own), kept, sight.groups)
         return self._attend(own, kept, None if sight.masks is None else sight.masks.memory)

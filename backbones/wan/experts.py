@@ -89,7 +89,7 @@ def load(experts: Mapping[str, Wan], path: Path) -> None:
 
 @contextmanager
 def part_of(path: Path, name: str) -> Iterator[Path]:
-    """Give a file with the adapters of one expert alone, by the keys of a single model.
+    """Yield a file with the adapters of one expert alone, by the keys of a single model.
 
     Raises:
         UserError: no such file, or it holds nothing for the expert; what is raised while the part
@@ -111,7 +111,7 @@ def part_of(path: Path, name: str) -> Iterator[Path]:
 
 
 def export(cls: type[Wan], spec: BackboneSpec, path: Path, layout: str) -> dict[str, LoraFile]:
-    """Give the adapters of each expert in a layout (`Backbone.export_adapters`)."""
+    """Return the adapters of each expert in a layout (`Backbone.export_adapters`)."""
     found = {}
     for expert, name in (("high", "transformer"), ("low", "transformer_2")):
         with part_of(path, name) as own:
@@ -121,7 +121,7 @@ def export(cls: type[Wan], spec: BackboneSpec, path: Path, layout: str) -> dict[
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Give the tensors of a file, and what its metadata says of the LoRA."""
+    """Return the tensors of a file, and what its metadata says of the LoRA."""
     with open_tensors(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
@@ -129,7 +129,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _renamed(values: Mapping[str, Any], prefixes: Mapping[str, str]) -> dict[str, Any]:
-    """Give what begins with one of the prefixes, under the other one."""
+    """Return what begins with one of the prefixes, under the other one."""
     return {
         there + name.removeprefix(here): value
         for name, value in values.items()
@@ -142,7 +142,7 @@ def _renamed(values: Mapping[str, Any], prefixes: Mapping[str, str]) -> dict[str
 
 
 def take_rows(value: Any, rows: Tensor) -> Any:
-    """Give the same value with the samples `rows` alone.
+    """Return the same value with the samples `rows` alone.
 
     Args:
         value: a tensor `[B, ...]`, or a tuple, mapping or attrs value of such; other things, and
@@ -201,7 +201,7 @@ class Experts(Backbone):
 
     @classmethod
     def load(cls, spec: BackboneSpec, *, seed: int = 0) -> Self:
-        """Give the experts of a spec whose `expert` is both."""
+        """Return the experts of a spec whose `expert` is both."""
         return cast(Self, Wan22Moe.load(spec, seed=seed))
 
     @property
@@ -215,15 +215,15 @@ class Experts(Backbone):
         return self.transformer.caches
 
     def fit(self) -> Fit:
-        """Give what compressors may know; the first projection is the high-noise expert's."""
+        """Return what compressors may know; the first projection is the high-noise expert's."""
         return self.transformer.fit()
 
     def fitted(self) -> list[Parameter]:
-        """Give the parameters that `fit` copies."""
+        """Return the parameters that `fit` copies."""
         return self.transformer.fitted()
 
     def blank_text(self, batch: int, length: int) -> Text:
-        """Give empty embeddings of the width that both read."""
+        """Return empty embeddings of the width that both read."""
         return self.transformer.blank_text(batch, length)
 
     def add_lora(self, lora: LoRA) -> None:
@@ -237,7 +237,7 @@ class Experts(Backbone):
             expert.add_enhancer(widths, seed)
 
     def adapters(self) -> dict[str, Parameter]:
-        """Give the adapters of both, such as `transformer_2.blocks.0.attn1.to_q.lora_A.weight`."""
+        """Return the adapters of both, such as `transformer_2.blocks.0.attn1.to_q.lora_A.weight`."""
         return {
             f"{name}.{key}": parameter
             for name, expert in self.experts.items()
@@ -331,7 +331,7 @@ class Wan22Moe(PublishedWan):
 
     @classmethod
     def load(cls, spec: BackboneSpec, *, seed: int = 0) -> Self:
-        """Give the expert that the spec names, or both behind the same interface.
+        """Return the expert that the spec names, or both behind the same interface.
 
         Raises:
             UserError: weights are missing, damaged, of another class or shape, or of one model
@@ -345,14 +345,14 @@ class Wan22Moe(PublishedWan):
 
     @classmethod
     def export_adapters(cls, spec: BackboneSpec, path: Path, layout: str) -> dict[str, LoraFile]:
-        """Give the adapters of a file by another program's keys; those of both experts apart."""
+        """Return the adapters of a file by another program's keys; those of both experts apart."""
         if isinstance(spec, specs.Wan22Moe14B) and spec.expert == "both":
             return export(cls, spec, path, layout)
         return super().export_adapters(spec, path, layout)
 
     @classmethod
     def both(cls, spec: specs.Wan22Moe14B, seed: int) -> Experts:
-        """Give both experts; random ones differ."""
+        """Return both experts; random ones differ."""
         high, low = _places(spec.weights)
         return Experts(
             cls._one(attrs.evolve(spec, weights=high), "high", seed),
@@ -373,7 +373,7 @@ def _for(lora: str, expert: str) -> bool:
 
 
 def _places(weights: str | None) -> tuple[str | None, str | None]:
-    """Give the places of the high-noise and of the low-noise expert; None: random weights.
+    """Return the places of the high-noise and of the low-noise expert; None: random weights.
 
     Raises:
         UserError: both are one place.

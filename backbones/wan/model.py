@@ -31,13 +31,13 @@ STEPS = 1000.0  # Wan counts time in thousandths
 
 
 def each_token(t: Tensor, frames: int, cells: int) -> Tensor:
-    """Give the time of each target token `[B, frames · cells]` of times `[B]` or `[B, frames]`."""
+    """Return the time of each target token `[B, frames · cells]` of times `[B]` or `[B, frames]`."""
     by_frame = t[:, None].expand(-1, frames) if t.ndim == 1 else t
     return by_frame[:, :, None].expand(-1, -1, cells).flatten(1)
 
 
 def embed_time(embedder: Any, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Give temb `[..., D]` and modulation `[..., 6, D]` of times `[B]` or `[B, N]`.
+    """Return temb `[..., D]` and modulation `[..., 6, D]` of times `[B]` or `[B, N]`.
 
     The time half of diffusers' condition embedder, step by step as there; the other half (text)
     ran in `context`. Dtype and device are those of `like`.
@@ -54,7 +54,7 @@ def embed_time(embedder: Any, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def modulate_out(hidden: Tensor, temb: Tensor, table: Tensor, norm: nn.Module) -> Tensor:
-    """Give the tokens as the last projection reads them; temb is `[B, D]` or `[B, N, D]`."""
+    """Return the tokens as the last projection reads them; temb is `[B, D]` or `[B, N, D]`."""
     table = table.to(temb.device)
     if temb.ndim == 3:
         parts = (table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
@@ -67,7 +67,7 @@ def modulate_out(hidden: Tensor, temb: Tensor, table: Tensor, norm: nn.Module) -
 
 
 def unpatchify(tokens: Tensor, grid: torch.Size, patch: tuple[int, int, int]) -> Tensor:
-    """Give latents `[B, C, T, H, W]` of the tokens of a grid (time, rows, columns)."""
+    """Return latents `[B, C, T, H, W]` of the tokens of a grid (time, rows, columns)."""
     cells = tokens.reshape(tokens.shape[0], *grid, *patch, -1)
     return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
@@ -110,11 +110,11 @@ class Wan(DiT, WanTransformer3DModel):  # type: ignore[misc]
         self.setup = Setup.of(spec, time=spec.time if isinstance(spec, WanSpec) else "sample")
 
     def fitted(self) -> list[Parameter]:
-        """Give the parameters that `fit` copies."""
+        """Return the parameters that `fit` copies."""
         return list(self.patch_embedding.parameters())
 
     def blank_text(self, batch: int, length: int) -> Text:
-        """Give empty embeddings `[batch, length, E]` of the width that `context` reads."""
+        """Return empty embeddings `[batch, length, E]` of the width that `context` reads."""
         shape = (batch, length, self.config.text_dim)
         empty = torch.zeros(shape, device=self.device, dtype=self.dtype)
         return Text(embeddings=empty, mask=empty.new_ones(shape[:2], dtype=torch.bool))

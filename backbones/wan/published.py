@@ -18,7 +18,7 @@ from .model import Wan
 
 
 def facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Give numbers of diffusers' config from the shapes of a Wan's tensors (heads are not there).
+    """Return numbers of diffusers' config from the shapes of a Wan's tensors (heads are not there).
 
     Args:
         tensors: by diffusers' names; what is missing is left out.
@@ -123,7 +123,7 @@ def _look_at_corners(attention: nn.Module, head_width: int) -> None:
 
 
 def _direction(offset: tuple[float, ...], head_width: int) -> Tensor:
-    """Give a vector that, rotated to a place, points as another does `offset` cells further on."""
+    """Return a vector that, rotated to a place, points as another does `offset` cells further on."""
     vector = torch.zeros(head_width)
     base = 0
     for cells, width in zip(offset, axis_widths(head_width), strict=True):

@@ -30,38 +30,38 @@ def _splits_over_rotary(instance: Any, attribute: Attribute[int], value: int) ->
 
 
 def head_width_field(default: int) -> Any:
-    """Give the field `head_width` with a default."""
+    """Return the field `head_width` with a default."""
     return field(default=default, validator=_splits_over_rotary, metadata=doc(HEAD_WIDTH))
 
 
 def time_field(default: str) -> Any:
-    """Give the field `time` with a default."""
+    """Return the field `time` with a default."""
     text = "how time enters: sample ([B], Wan 2.1 and 14B) or token ([B, N], the 5B)"
     return field(default=default, validator=in_(("sample", "token")), metadata=doc(text))
 
 
 def heads_field(default: int) -> Any:
-    """Give the field `heads` with a default."""
+    """Return the field `heads` with a default."""
     return count_field(default, "attention heads")
 
 
 def layers_field(default: int) -> Any:
-    """Give the field `layers` with a default."""
+    """Return the field `layers` with a default."""
     return count_field(default, "transformer blocks")
 
 
 def ffn_field(default: int) -> Any:
-    """Give the field `ffn` with a default."""
+    """Return the field `ffn` with a default."""
     return count_field(default, "width of the feed-forward")
 
 
 def fps_field(default: float) -> Any:
-    """Give the field `fps` with a default."""
+    """Return the field `fps` with a default."""
     return number_field(default, "frames a second")
 
 
 def shift_field(default: float) -> Any:
-    """Give the field `shift` with a default."""
+    """Return the field `shift` with a default."""
     return number_field(default, "timestep shift of sampling and training")
 
 
@@ -136,7 +136,7 @@ class TinyWan(WanSpec):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Give diffusers' config of the model."""
+        """Return diffusers' config of the model."""
         return self._config(self.codec.channels, self.text_encoder.width)
 
 
@@ -165,7 +165,7 @@ class PublishedWan(WanSpec):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Give diffusers' config of the model."""
+        """Return diffusers' config of the model."""
         return self._config(self.codec.channels, self.text_encoder.width)
 
 

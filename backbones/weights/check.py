@@ -22,14 +22,14 @@ D = TypeVar("D", bound=DiffusersBackbone)
 
 
 def skeleton(cls: type[D], config: Mapping[str, Any]) -> D:
-    """Give a model whose parameters are on the meta device; its buffers are real, as they load."""
+    """Return a model whose parameters are on the meta device; its buffers are real, as they load."""
     with init_empty_weights(), torch.random.fork_rng(devices=[]):
         model: D = cls(**config)
     return model
 
 
 def read_headers(name: str, files: Sequence[Path]) -> dict[str, Tensor]:
-    """Give the tensors of safetensors files by name, on the meta device: only headers are read.
+    """Return the tensors of safetensors files by name, on the meta device: only headers are read.
 
     Raises:
         UserError: a file is cut short, or none; the message calls the weights `name`.
@@ -90,12 +90,12 @@ def check_numbers(name: str, found: Mapping[str, Any], config: Mapping[str, Any]
 
 
 def looks_like(found: Mapping[str, Any]) -> list[str]:
-    """Give the names of the published backbones that have these numbers."""
+    """Return the names of the published backbones that have these numbers."""
     return [name for name, config in _published() if _within(found, config)]
 
 
 def plain(value: Any) -> Any:
-    """Give a value as JSON has it."""
+    """Return a value as JSON has it."""
     return list(value) if isinstance(value, tuple) else value
 
 

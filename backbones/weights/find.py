@@ -70,7 +70,7 @@ class Source:
 
 
 def find_source(text: str, parts: Sequence[str] = ("transformer",)) -> Source:
-    """Give the place that `weights` names; what is on disk goes before the hub.
+    """Return the place that `weights` names; what is on disk goes before the hub.
 
     Args:
         text: a folder, a file, a hub id (`org/name`), a hub file (`org/name/file.safetensors`), or
@@ -95,7 +95,7 @@ def find_source(text: str, parts: Sequence[str] = ("transformer",)) -> Source:
 
 
 def path_of(text: str) -> Path:
-    """Give the path that users write, `~` for their home.
+    """Return the path that users write, `~` for their home.
 
     Raises:
         UserError: no path can be that, or this system does not let us look there.
@@ -133,7 +133,7 @@ def _of_hub(repo: str, file: str | None, parts: Sequence[str]) -> Source:
 
 
 def _part(folder: Path, name: str, parts: Sequence[str]) -> Source:
-    """Give the folder that holds the model: this one, or one inside."""
+    """Return the folder that holds the model: this one, or one inside."""
     for part in parts:
         if (folder / part).is_dir():
             return Source(name=f"{name.rstrip('/')}/{part}", path=folder / part)
@@ -162,7 +162,7 @@ def check_experts(source: Source, release: Release) -> None:
 
 
 def weight_files(source: Source) -> list[Path]:
-    """Give the safetensors files of a source: one, or the shards that its index lists.
+    """Return the safetensors files of a source: one, or the shards that its index lists.
 
     Raises:
         UserError: there are none, or a shard is missing.
@@ -226,7 +226,7 @@ class VaeSource:
 
 
 def find(text: str, kind: Kind) -> VaeSource:
-    """Give where weights are; those of a hub id are fetched where they are not here yet.
+    """Return where weights are; those of a hub id are fetched where they are not here yet.
 
     Raises:
         UserError: nothing is there, or a pickle, another class, another shape, a damaged file.
@@ -253,7 +253,7 @@ def vae_at_hand(text: str) -> bool:
 
 
 def _place(text: str, path: Path) -> Path:
-    """Give the folder with the VAE's config.json."""
+    """Return the folder with the VAE's config.json."""
     if not path.is_dir():
         path = _fetched_vae(text)
     found = _inside(path)
@@ -327,7 +327,7 @@ def _whole(source: VaeSource) -> VaeSource:
 
 
 def digest(source: VaeSource) -> str:
-    """Give 16 hex digits of what the weights are: config, each file's header, size and samples.
+    """Return 16 hex digits of what the weights are: config, each file's header, size and samples.
 
     4 KiB are read at 256 even places of a file, so that a VAE of gigabytes has its name at once.
     """
@@ -358,7 +358,7 @@ VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transform
 
 
 def located(weights: str, parts: Sequence[str]) -> Path:
-    """Give the diffusers folder that `weights` names; what a hub id lacks here is fetched.
+    """Return the diffusers folder that `weights` names; what a hub id lacks here is fetched.
 
     Args:
         weights: a folder, or a hub id such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
@@ -387,7 +387,7 @@ def text_at_hand(weights: str, parts: Sequence[str]) -> bool:
 
 
 def origin(weights: str, parts: Sequence[str]) -> str:
-    """Give a short name of weights: a hub id as it is, a folder by a digest of what is in it.
+    """Return a short name of weights: a hub id as it is, a folder by a digest of what is in it.
 
     Weights are not loaded: of every tensor its name, type, shape and one row in the middle count.
 
@@ -433,7 +433,7 @@ def _tensor_mark(name: str, file: Any) -> list[object]:
 
 
 def _file_marks(folder: Path) -> list[object]:
-    """Give the files of a tokenizer; its config's version numbers are left out."""
+    """Return the files of a tokenizer; its config's version numbers are left out."""
     names = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
     found = [folder / name for name in names if (folder / name).exists()]
     return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in found]

@@ -28,7 +28,7 @@ from .find import CHECKPOINT, Facts, Release, Source, check_experts, find_source
 
 
 def bitsandbytes_config(quantize: str, dtype: torch.dtype) -> Any:
-    """Give diffusers' config for `nf4` or `int8`, or None for `none`.
+    """Return diffusers' config for `nf4` or `int8`, or None for `none`.
 
     Raises:
         UserError: bitsandbytes is not installed, or there is no GPU.
@@ -48,7 +48,7 @@ def bitsandbytes_config(quantize: str, dtype: torch.dtype) -> Any:
 
 
 def gguf_config(dtype: torch.dtype, plain: list[str]) -> Any:
-    """Give diffusers' config for a GGUF file.
+    """Return diffusers' config for a GGUF file.
 
     Args:
         dtype: that is computed in.
@@ -107,7 +107,7 @@ def load_tensors(
     dtype: torch.dtype,
     facts: Facts | None = None,
 ) -> D:
-    """Give the model of safetensors files, in diffusers' names or those of the original release.
+    """Return the model of safetensors files, in diffusers' names or those of the original release.
 
     Args:
         cls: to build.
@@ -137,7 +137,7 @@ def load_gguf(
     quantization: Any,
     facts: Facts | None = None,
 ) -> D:
-    """Give the model of a GGUF file, whose linears stay quantised.
+    """Return the model of a GGUF file, whose linears stay quantised.
 
     Args:
         cls: to build.
@@ -173,7 +173,7 @@ def _checked(
     config: Mapping[str, Any],
     facts: Facts | None,
 ) -> Convert:
-    """Give what turns a file's tensors into diffusers', after a look at their names and shapes.
+    """Return what turns a file's tensors into diffusers', after a look at their names and shapes.
 
     Raises:
         UserError: they are not those of the model.
@@ -209,7 +209,7 @@ def _config_folder(cls: type[DiffusersBackbone], config: Mapping[str, Any]) -> I
 
 
 def _converter(model: DiffusersBackbone, found: Mapping[str, Tensor]) -> Convert:
-    """Give what turns tensors of a file into diffusers' by name: by whose names they have."""
+    """Return what turns tensors of a file into diffusers' by name: by whose names they have."""
     wanted, bare = set(model.state_dict()), {_bare(name) for name in found}
     if len(wanted & bare) > len(wanted) // 2:
         return lambda tensors: {_bare(name): x for name, x in tensors.items()}
@@ -228,7 +228,7 @@ def _bare(name: str) -> str:
 
 
 def _read_gguf(source: Source) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Give the tensors of a GGUF file, quantised, and the shapes that they stand for."""
+    """Return the tensors of a GGUF file, quantised, and the shapes that they stand for."""
     from diffusers.models.model_loading_utils import load_gguf_checkpoint
     from diffusers.quantizers.gguf.utils import GGUFParameter
 
@@ -251,7 +251,7 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """Give a tensor that shares memory with no other: converters cut fused ones in parts."""
+    """Return a tensor that shares memory with no other: converters cut fused ones in parts."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
     return tensor if whole else tensor.contiguous().clone()
 
@@ -268,7 +268,7 @@ def load_model(
     release: Release = DIFFUSERS,
     begin: Callable[[D], None] | None = None,
 ) -> D:
-    """Give the model of a spec in its dtype: its weights where it names some, else random ones.
+    """Return the model of a spec in its dtype: its weights where it names some, else random ones.
 
     Args:
         cls: to build.
@@ -297,7 +297,7 @@ def load_model(
 
 
 def random_model(cls: type[D], config: Mapping[str, Any], seed: int) -> D:
-    """Give a model with diffusers' own initialisation; the global random state stays as it was."""
+    """Return a model with diffusers' own initialisation; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: D = cls(**config)
@@ -314,7 +314,7 @@ def pretrained_model(
     quantize: str = "none",
     release: Release = DIFFUSERS,
 ) -> D:
-    """Give the model that `weights` names; pickles are never read.
+    """Return the model that `weights` names; pickles are never read.
 
     Args:
         cls: to build.
@@ -350,7 +350,7 @@ def pretrained_model(
 
 
 def _plain(cls: Any) -> list[str]:
-    """Give the modules that diffusers never casts: both ends of the model, and norms."""
+    """Return the modules that diffusers never casts: both ends of the model, and norms."""
     return list(cls._skip_layerwise_casting_patterns or ())
 
 

@@ -55,7 +55,7 @@ class Run:
         return cls(job, texts, index, done, progress, Room(job.root))
 
     def prepare(self, sources: Sequence[Source], workers: int) -> list[Task]:
-        """Give what is to be done for these videos, all prompts of it embedded.
+        """Return what is to be done for these videos, all prompts of it embedded.
 
         That is before the codec is first used: text encoder and codec are never loaded together.
 
@@ -86,7 +86,7 @@ class Run:
         return [self.outcomes[source.id] for source in sources]
 
     def gone(self, sources: Sequence[Source]) -> list[str]:
-        """Give the videos that the store has clips of and that are not among the sources."""
+        """Return the videos that the store has clips of and that are not among the sources."""
         there = {i for source in sources for i in clip_ids(source, mirror=True)}
         return sorted({record.source for i, record in self.done.items() if i not in there})
 
@@ -151,7 +151,7 @@ class Run:
 
 
 def _prompts(task: Task) -> list[str]:
-    """Give the prompts of a task; none where its video cannot be read."""
+    """Return the prompts of a task; none where its video cannot be read."""
     if task.found is None and task.cuts and not task.source.captions:
         return []
     cuts = task.old[0].cuts if task.found is None and task.old else task.found
@@ -183,7 +183,7 @@ class CacheResult:
     elapsed: float = 0.0
 
     def count(self, status: str) -> int:
-        """Give how many videos have that status."""
+        """Return how many videos have that status."""
         return sum(outcome.status == status for outcome in self.outcomes)
 
     @property

@@ -37,7 +37,7 @@ class LowRes:
         self.stride = stride
 
     def push(self, pixels: Pixels, state: State | None = None) -> tuple[Pixels, State]:
-        """Give the LR frames that the next frames complete (maybe none), and the state.
+        """Return the LR frames that the next frames complete (maybe none), and the state.
 
         The state holds the frames that wait for more, fewer than the time rate, and whether
         frame 0 is behind.
@@ -87,7 +87,7 @@ class LowResEncoder:
         self.lowres = LowRes(rate, codec.stride)
 
     def push(self, pixels: Pixels, state: State | None = None) -> tuple[Latents, State]:
-        """Give the LR latents that the next frames complete (maybe none), and the state.
+        """Return the LR latents that the next frames complete (maybe none), and the state.
 
         Raises:
             ValueError: as `LowRes.push`.
@@ -103,7 +103,7 @@ class LowResEncoder:
         return latents, left | _named(reduced, "lowres.") | _named(coded, "codec.")
 
     def rest(self, state: State) -> Latents | None:
-        """Give the provisional LR latents that a codec which is not causal holds back, or None."""
+        """Return the provisional LR latents that a codec which is not causal holds back, or None."""
         coded = _part(state, "codec.")
         return None if coded is None else self.codec.encode_rest(coded)
 
@@ -116,7 +116,7 @@ class LowResEncoder:
 
 
 def encode_lowres(codec: Codec[CodecSpec], rate: Rate, chunks: Iterable[Pixels]) -> Latents:
-    """Give all LR latents `[B, C, 1 + ⌊(T − 1) / r⌋, ⌈H / rate⌉, ⌈W / rate⌉]` of a video.
+    """Return all LR latents `[B, C, 1 + ⌊(T − 1) / r⌋, ⌈H / rate⌉, ⌈W / rate⌉]` of a video.
 
     Args:
         codec: of the HR latents.
@@ -162,11 +162,11 @@ class Encoded:
     placement: Placement
 
     def history(self) -> History:
-        """Give it as a history that starts at latent 0."""
+        """Return it as a history that starts at latent 0."""
         return History(latents=self.latents, lr=self.lr, pixels=self.pixels)
 
     def mirrored(self, codec: Codec[CodecSpec], rates: frozenset[Rate]) -> Encoded:
-        """Give the same video mirrored left to right, encoded afresh from its pixels."""
+        """Return the same video mirrored left to right, encoded afresh from its pixels."""
         assert self.pixels is not None
         return encode_pixels(
             codec, iter([self.pixels.flip(-1)]), rates, True, self.fps, self.placement
@@ -184,7 +184,7 @@ def encode_file(
     keep_pixels: bool,
     seconds: float | None = None,
 ) -> Encoded:
-    """Give a video file as latents, with one chunk of frames in memory at a time.
+    """Return a video file as latents, with one chunk of frames in memory at a time.
 
     Args:
         path: the video.
@@ -214,7 +214,7 @@ def encode_file(
 def file_chunks(
     path: Path, geometry: Geometry, spec: CacheSpec, *, fps: float, count: int | None = None
 ) -> tuple[Placement, Iterator[Tensor]]:
-    """Give how a video is fitted into its bucket, and its frames so, uint8 `[1, 3, n, P, Q]`.
+    """Return how a video is fitted into its bucket, and its frames so, uint8 `[1, 3, n, P, Q]`.
 
     Raises:
         UserError: the file is no video; while iterating, where it cannot be decoded.
@@ -233,7 +233,7 @@ def encode_pixels(
     fps: float,
     placement: Placement,
 ) -> Encoded:
-    """Give uint8 chunks `[1, 3, n, P, Q]` of a video as latents; n may vary as it likes.
+    """Return uint8 chunks `[1, 3, n, P, Q]` of a video as latents; n may vary as it likes.
 
     Raises:
         UserError: the chunks hold no frame.
@@ -264,7 +264,7 @@ def encode_pixels(
 def encode_rates(
     codec: Codec[CodecSpec], chunks: Iterable[Tensor], rates: Iterable[Rate]
 ) -> dict[Rate, Tensor]:
-    """Give the LR latents alone of uint8 chunks `[1, 3, n, P, Q]`, as `encode_pixels` does."""
+    """Return the LR latents alone of uint8 chunks `[1, 3, n, P, Q]`, as `encode_pixels` does."""
     device, lowres = _device(codec), LowStreams.of(codec, rates)
     for chunk in regroup(iter(chunks), codec.stride.time):
         lowres.push(from_bytes(chunk.to(device)))
@@ -291,7 +291,7 @@ class LowStreams:
             self.latents.setdefault(rate, []).append(out.cpu())
 
     def joined(self) -> dict[Rate, Tensor]:
-        """Give the LR latents by rate, as if no frame came any more; no rate where none came."""
+        """Return the LR latents by rate, as if no frame came any more; no rate where none came."""
         return {rate: torch.cat(self._all(rate), dim=2) for rate in self.latents}
 
     def _all(self, rate: Rate) -> list[Tensor]:
@@ -300,7 +300,7 @@ class LowStreams:
 
 
 def regroup(chunks: Iterator[Tensor], stride: int) -> Iterator[Tensor]:
-    """Give chunks of 1 + k·stride frames, then of k·stride; a rest that fills no latent is cut."""
+    """Yield chunks of 1 + k·stride frames, then of k·stride; a rest that fills no latent is cut."""
     rest: Tensor | None = None
     first = True
     for chunk in chunks:

@@ -51,7 +51,7 @@ class Share:
     world: int = 1
 
     def of(self, items: Sequence[T]) -> list[T]:
-        """Give this process's items of a list that all processes share."""
+        """Return this process's items of a list that all processes share."""
         return list(items[self.rank :: self.world])
 
     @property
@@ -64,7 +64,7 @@ class Share:
 
 
 def find_share(rank: int | None, world: int | None, env: Mapping[str, str]) -> Share:
-    """Give the share that was asked for, else the launcher's, else all.
+    """Return the share that was asked for, else the launcher's, else all.
 
     Launchers are torchrun and accelerate (RANK, WORLD_SIZE) and Slurm's srun (SLURM_PROCID,
     SLURM_STEP_NUM_TASKS). A Slurm script outside srun runs once, whatever its number of tasks, so
@@ -183,7 +183,7 @@ def _keep_pixels(job: Job) -> None:
 
 
 def store_header(job: Job, text: TextEncoder[TextEncoderSpec]) -> dict[str, Any]:
-    """Give what store.json holds: what the store was made with."""
+    """Return what store.json holds: what the store was made with."""
     geometry, codec = job.experiment.backbone.geometry, job.codec
     identity = made_with(geometry, codec=codec.identity, text=text.identity, fps=geometry.fps)
     layout = {name: getattr(job.spec, name) for name in LAYOUT}
@@ -224,7 +224,7 @@ def _others(root: Path, mine: str) -> bool:
 
 
 def _index_name(root: Path, share: Share, mine: Path) -> str:
-    """Give the share's file; a file of its own where another process has the same share."""
+    """Return the share's file; a file of its own where another process has the same share."""
     claims = [path for path in root.glob(f".claim-*-{share.name}.*.part") if is_live(path)]
     own = "" if claims == [mine] else "-" + mine.name.split(".")[-2]
     return f"{share.name}{own}.jsonl"
@@ -258,7 +258,7 @@ def note_margins(job: Job) -> None:
 
 
 def _clip(job: Job) -> Tensor:
-    """Give photographs under a moving camera, `[1, 3, F, P, Q]`, longer than the codec's bound."""
+    """Return photographs under a moving camera, `[1, 3, F, P, Q]`, longer than the codec's bound."""
     fps = job.experiment.backbone.geometry.fps
     count = 1 + job.codec.stride.time * (job.codec.margin + 1)
     frames = builtin_clip(max(SECONDS, (count + 1) / fps), fps, SIDE, SIDE)

@@ -75,7 +75,7 @@ class Done:
 
 
 def plan(job: Job, source: Source, done: Mapping[str, Record]) -> Task | None:
-    """Give what is to be done for a video, None where the store has all of it unchanged.
+    """Return what is to be done for a video, None where the store has all of it unchanged.
 
     Raises:
         UserError: the file is missing, unreadable or empty, or its captions are at fault.
@@ -96,7 +96,7 @@ def plan(job: Job, source: Source, done: Mapping[str, Record]) -> Task | None:
 
 
 def clip_ids(source: Source, mirror: bool) -> list[str]:
-    """Give the ids of the clips that a video makes."""
+    """Return the ids of the clips that a video makes."""
     return [source.id, *([source.id + "-mirror"] if mirror else [])]
 
 
@@ -111,7 +111,7 @@ def has_rate(job: Job, record: Record, rate: str) -> bool:
 
 
 def captions_of(source: Source, cuts: Sequence[float] | None) -> tuple[Caption, ...]:
-    """Give the captions of a video: its own, else its name and the shot."""
+    """Return the captions of a video: its own, else its name and the shot."""
     return source.captions or shot_captions(name_in_words(Path(source.name)), cuts or ())
 
 
@@ -150,7 +150,7 @@ def needs_cuts(task: Task) -> bool:
 
 
 def with_cuts(task: Task) -> Task:
-    """Give the task with its cuts, where its prompts depend on them; else as it is.
+    """Return the task with its cuts, where its prompts depend on them; else as it is.
 
     A video that cannot be read stays as it is, too: doing the task says why.
 
@@ -187,7 +187,7 @@ def _encode(job: Job, task: Task) -> Encoded:
 
 
 def _further(job: Job, task: Task, record: Record) -> dict[Rate, Tensor]:
-    """Give the LR latents that a clip lacks, out of its frames or of the video."""
+    """Return the LR latents that a clip lacks, out of its frames or of the video."""
     lacking = [rate for rate in task.rates if not has_rate(job, record, str(rate))]
     with ExitStack() as stack:
         lr = encode_rates(job.codec.to(job.device), _frames(job, task, record, stack), lacking)
@@ -202,7 +202,7 @@ def _further(job: Job, task: Task, record: Record) -> dict[Rate, Tensor]:
 
 
 def _frames(job: Job, task: Task, record: Record, stack: ExitStack) -> Iterator[Tensor]:
-    """Give the frames of a clip as they were encoded, uint8 `[1, 3, n, P, Q]`."""
+    """Return the frames of a clip as they were encoded, uint8 `[1, 3, n, P, Q]`."""
     file = stack.enter_context(open_tensors(clip_path(job.root, record.id)))
     if "pixels" in file.keys():
         kept, chunk = file.get_slice("pixels"), job.spec.chunk

@@ -41,7 +41,7 @@ class Orders:
 
     @classmethod
     def of(cls, job: Job) -> Orders:
-        """Give the orders that make the same job."""
+        """Return the orders that make the same job."""
         return cls(
             experiment=edge.to_json(job.experiment),
             root=str(job.root),
@@ -51,7 +51,7 @@ class Orders:
         )
 
     def job(self, number: int) -> Job:
-        """Give the job of worker `number`: one thread on a CPU, the GPUs in turn."""
+        """Return the job of worker `number`: one thread on a CPU, the GPUs in turn."""
         experiment = edge.from_json(self.experiment, Experiment)
         device = torch.device(self.device)
         if device.type == "cpu":
@@ -94,7 +94,7 @@ class Worker:
 def run_workers(
     job: Job, tasks: Sequence[Task], count: int, starts: Starts
 ) -> Generator[Done, None, None]:
-    """Give what became of the tasks, as they are done, by `count` processes.
+    """Yield what became of the tasks, as they are done, by `count` processes.
 
     A worker that is killed costs the task that it was at (`lost`); another takes its place, but
     none that of one which dies before its first task. All end with the iteration, however it ends.
@@ -171,7 +171,7 @@ class Pool:
 
 
 def _heard(worker: Worker) -> Done | None:
-    """Give what a worker did, None where it has just started, or died before any task."""
+    """Return what a worker did, None where it has just started, or died before any task."""
     task, worker.task = worker.task, None
     try:
         told = worker.pipe.recv()

@@ -59,7 +59,7 @@ def cache(
 
 
 def _device(share: Share) -> torch.device:
-    """Give the best device; of several GPUs the one of this process, where a launcher counts."""
+    """Return the best device; of several GPUs the one of this process, where a launcher counts."""
     device = pick_device()
     local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
     if device.type == "cuda" and share.world > 1 and local.isdecimal():

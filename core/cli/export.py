@@ -61,7 +61,7 @@ def export(
 
 
 def summary(done: Exported) -> dict[str, Any]:
-    """Give the result as plain data."""
+    """Return the result as plain data."""
     keys = ("layout", "rank", "alpha")
     loras = [{key: part.facts[key] for key in keys} for part in done.parts if part.facts]
     return {
@@ -75,7 +75,7 @@ def summary(done: Exported) -> dict[str, Any]:
 
 
 def lines(done: Exported) -> list[str]:
-    """Give the result to read."""
+    """Return the result to read."""
     found = [f"{part.path}: {_said(part)}" for part in done.parts]
     names = {part.name for part in done.parts}
     if "lora" in names and "memory" in names:

@@ -46,7 +46,7 @@ class PictureOptions:
 
     @classmethod
     def of(cls, path: Path | None, clips: str, credit: str) -> PictureOptions:
-        """Give the options as they are typed: names of clips are separated by commas."""
+        """Return the options as they are typed: names of clips are separated by commas."""
         names = [name.strip() for name in clips.split(",") if name.strip()]
         return cls(path=path, clips=names, credit=credit)
 

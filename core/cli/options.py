@@ -46,7 +46,7 @@ Credit = Annotated[str, typer.Option(help="the line under it; default: captions"
 
 
 def out(help_text: str) -> Any:
-    """Give the option `--out`."""
+    """Return the option `--out`."""
     return typer.Option("--out", "--output_dir", help=help_text)
 
 
@@ -54,7 +54,7 @@ def out(help_text: str) -> Any:
 
 
 def find_run(text: str) -> Path:
-    """Give the folder that RUN names: a run, a checkpoint, or shipped weights by name.
+    """Return the folder that RUN names: a run, a checkpoint, or shipped weights by name.
 
     Raises:
         UserError: there is no such folder and no weights of that name ship.

@@ -61,7 +61,7 @@ def probe(
 
 
 def probe_spec(experiment: Experiment) -> RetrieverSpec:
-    """Give the experiment's own probe, or the one that ships with its defaults."""
+    """Return the experiment's own probe, or the one that ships with its defaults."""
     from .. import config as edge
     from ..interfaces.spec import RetrieverSpec
     from ..registry import registry
@@ -73,7 +73,7 @@ def probe_spec(experiment: Experiment) -> RetrieverSpec:
 
 
 def named_by(experiment: Experiment, spec: RetrieverSpec, path: Path) -> str:
-    """Give the `--set` under which an experiment measures with a fitted probe."""
+    """Return the `--set` under which an experiment measures with a fitted probe."""
     from .. import config as edge
 
     made: Any = edge.to_json(spec) | {"weights": str(path)}

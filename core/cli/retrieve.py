@@ -122,7 +122,7 @@ class Asked:
 
 
 def parse_times(at: str) -> list[float]:
-    """Give the seconds in a list such as `3.2,7.5`, each millisecond once, in their order.
+    """Return the seconds in a list such as `3.2,7.5`, each millisecond once, in their order.
 
     Raises:
         UserError: one of them is no number or below 0.
@@ -142,7 +142,7 @@ def parse_times(at: str) -> list[float]:
 
 
 def encode_video_file(experiment: Experiment, codec: Codec[CodecSpec], video: Path) -> Encoded:
-    """Give a video as the experiment would cache it, frames kept."""
+    """Return a video as the experiment would cache it, frames kept."""
     rates: frozenset[Rate] = all_needs(experiment).rates
     with torch.no_grad():
         return encode_file(
@@ -160,7 +160,7 @@ def encode_video_file(experiment: Experiment, codec: Codec[CodecSpec], video: Pa
 def frames_from_memory(
     model: Model, codec: Codec[CodecSpec], encoded: Encoded, asked: Asked
 ) -> tuple[list[Tensor], int, int]:
-    """Give the frames `[3, P, Q]` uint8 out of memory, its tokens, and the tokens uncompressed."""
+    """Return the frames `[3, P, Q]` uint8 out of memory, its tokens, and the tokens uncompressed."""
     stride, texts = codec.stride.time, asked.captions.texts
     history = encoded.history().to(texts[""].embeddings.device)
     batch = Batch(history=history, text=texts[""], names=("video",))

@@ -26,12 +26,12 @@ from .faults import SpecError, at, faults, not_among, shown, unknown_field, want
 
 
 def fields(cls: type[Any]) -> list[Attribute[Any]]:
-    """Give the fields of a spec class that its constructor takes."""
+    """Return the fields of a spec class that its constructor takes."""
     return [a for a in attrs.fields(cast(Any, cls)) if a.init]
 
 
 def hints(cls: type[Any]) -> dict[str, Any]:
-    """Give the resolved type of every field of a spec class, in the order of the fields.
+    """Return the resolved type of every field of a spec class, in the order of the fields.
 
     Raises:
         UserError: an annotation names something that its module does not have at run time.
@@ -49,7 +49,7 @@ def _resolved(cls: Any) -> dict[str, Any]:
 
 
 def optional(hint: Any) -> tuple[Any, bool]:
-    """Give a hint without `None`, and whether it had it."""
+    """Return a hint without `None`, and whether it had it."""
     if not is_union(hint):
         return hint, False
     rest = [member for member in get_args(hint) if member is not types.NoneType]
@@ -58,7 +58,7 @@ def optional(hint: Any) -> tuple[Any, bool]:
 
 
 def member_hints(hint: Any, count: int) -> list[Any]:
-    """Give the type of every member of a tuple of `count`; None where the hint says nothing."""
+    """Return the type of every member of a tuple of `count`; None where the hint says nothing."""
     members = get_args(hint) or (None, ...)
     return [members[0]] * count if members[-1] is ... else list(members)
 
@@ -82,14 +82,14 @@ def is_tuple(hint: Any) -> bool:
 
 
 def read_int(value: Any, _: object = None) -> int:
-    """Give a whole number; 3.0, "3" and true are none."""
+    """Return a whole number; 3.0, "3" and true are none."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"must be a whole number, not {shown(value)}")
     return value
 
 
 def read_float(value: Any, _: object = None) -> float:
-    """Give a finite number, whole or not; "3" and true are none."""
+    """Return a finite number, whole or not; "3" and true are none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"must be a number, not {shown(value)}")
     try:
@@ -102,21 +102,21 @@ def read_float(value: Any, _: object = None) -> float:
 
 
 def read_bool(value: Any, _: object = None) -> bool:
-    """Give true or false; 0 and "true" are neither."""
+    """Return true or false; 0 and "true" are neither."""
     if not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {shown(value)}")
     return value
 
 
 def read_str(value: Any, _: object = None) -> str:
-    """Give text."""
+    """Return text."""
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {shown(value)}")
     return value
 
 
 def read_rate(value: Any, _: object = None) -> Rate:
-    """Give the rate that text such as 4x4x2 stands for."""
+    """Return the rate that text such as 4x4x2 stands for."""
     if not isinstance(value, str):
         raise ValueError(f"a rate is written HxWxT, such as 4x4x2, not {shown(value)}")
     return Rate.parse(value)
@@ -149,7 +149,7 @@ def teach_reading(converter: Converter) -> None:
 
 
 def candidates(cls: type[PluginSpec]) -> dict[str, type[PluginSpec]]:
-    """Give the spec classes that a field annotated with `cls` takes, by plugin name."""
+    """Return the spec classes that a field annotated with `cls` takes, by plugin name."""
     return {p.name: p.spec for p in registry().of(cls.kind) if issubclass(p.spec, cls)}
 
 
@@ -241,7 +241,7 @@ class _Reader:
 
 
 def choose(data: Mapping[Any, Any], cls: type[PluginSpec]) -> type[PluginSpec]:
-    """Give the spec class that `type` names among those that a field annotated with `cls` takes.
+    """Return the spec class that `type` names among those that a field annotated with `cls` takes.
 
     Raises:
         ValueError: it names none of them, or is missing where several could be meant.
@@ -264,7 +264,7 @@ def choose(data: Mapping[Any, Any], cls: type[PluginSpec]) -> type[PluginSpec]:
 def _refused(
     owner: Any, given: list[Attribute[Any]], before: Mapping[str, Exception]
 ) -> dict[str, Exception]:
-    """Give what the validators refuse, one by one: the class itself would stop at the first."""
+    """Return what the validators refuse, one by one: the class itself would stop at the first."""
     found: dict[str, Exception] = {}
     for attribute in given:
         if attribute.name in before or attribute.validator is None or attribute.converter:
@@ -300,7 +300,7 @@ T = TypeVar("T")
 
 
 def to_json(spec: Any) -> dict[str, Any]:
-    """Give a spec as plain JSON: plugins with `type` first, rates as `2x2x2`, tuples as lists.
+    """Return a spec as plain JSON: plugins with `type` first, rates as `2x2x2`, tuples as lists.
 
     Raises:
         UserError: no plugin has the class of a plugin's spec.
@@ -309,7 +309,7 @@ def to_json(spec: Any) -> dict[str, Any]:
 
 
 def from_json(data: Any, cls: type[T]) -> T:
-    """Give the spec that JSON stands for; a plugin may also stand as its bare name.
+    """Return the spec that JSON stands for; a plugin may also stand as its bare name.
 
     `cls` may be a base, such as CompressorSpec: the class then follows from `type`.
 
@@ -325,7 +325,7 @@ def from_json(data: Any, cls: type[T]) -> T:
 
 @functools.cache
 def _converter() -> Converter:
-    """Give the converter; plugins are looked up when it is used, so it outlives a registry."""
+    """Return the converter; plugins are looked up when it is used, so it outlives a registry."""
     made = Converter(detailed_validation=True)
     teach_reading(made)
     made.register_unstructure_hook_factory(is_union, _union_writer)
@@ -364,12 +364,12 @@ def _tuple_writer(hint: Any) -> Callable[[Any], Any]:
 
 
 def dumps(spec: Any) -> str:
-    """Give a spec as JSON text: fields in the order of their class, equal specs to the byte."""
+    """Return a spec as JSON text: fields in the order of their class, equal specs to the byte."""
     return json.dumps(to_json(spec), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def loads(text: str, cls: type[T], *, where: str = "JSON") -> T:
-    """Give the spec that JSON text stands for.
+    """Return the spec that JSON text stands for.
 
     Raises:
         UserError: the text is no JSON; `where` says what was read.
@@ -379,7 +379,7 @@ def loads(text: str, cls: type[T], *, where: str = "JSON") -> T:
 
 
 def parse(text: str, *, where: str = "JSON") -> Any:
-    """Give the data of JSON text; a key given twice, NaN and Infinity are refused.
+    """Return the data of JSON text; a key given twice, NaN and Infinity are refused.
 
     Raises:
         UserError: in one line, with `where` and the line of the text.

@@ -45,7 +45,7 @@ class SpecError(UserError):
 
 
 def at(error: E, place: str | int) -> E:
-    """Give the error, noted to stand at a field or an index of what is being read."""
+    """Return the error, noted to stand at a field or an index of what is being read."""
     if isinstance(place, int):
         error.add_note(IterableValidationNote(f"at {place}", place, object))
     else:
@@ -54,7 +54,7 @@ def at(error: E, place: str | int) -> E:
 
 
 def faults(error: BaseException, path: str = "", *, root: str = "spec") -> list[str]:
-    """Give a line for every leaf of a tree of exceptions; `root` names the place without a path."""
+    """Return a line for every leaf of a tree of exceptions; `root` names the place without a path."""
     if isinstance(error, BaseValidationError):
         return [
             line
@@ -65,7 +65,7 @@ def faults(error: BaseException, path: str = "", *, root: str = "spec") -> list[
 
 
 def join(path: str, place: str | int | None) -> str:
-    """Give the path with a field (`a.b`) or an index (`a[0]`) behind it."""
+    """Return the path with a field (`a.b`) or an index (`a[0]`) behind it."""
     if place is None:
         return path
     if isinstance(place, int):
@@ -83,7 +83,7 @@ def _place(error: BaseException) -> str | int | None:
 
 
 def message(error: BaseException) -> str:
-    """Give what an exception says as one line; the stock validators of attrs made human."""
+    """Return what an exception says as one line; the stock validators of attrs made human."""
     if len(error.args) == 4 and isinstance(error.args[1], Attribute):
         return _stock(error)
     said = " ".join(str(error).split())
@@ -123,20 +123,20 @@ def unknown_field(name: str, known: Iterable[str], *others: str) -> str:
 
 
 def close(name: str, known: list[str]) -> str | None:
-    """Give the known name that a misspelt one stands for, or None."""
+    """Return the known name that a misspelt one stands for, or None."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def wanted_type(wanted: Any) -> str:
-    """Give a type (or a tuple of them) in words."""
+    """Return a type (or a tuple of them) in words."""
     if isinstance(wanted, tuple):
         return " or ".join(wanted_type(each) for each in wanted)
     return _NAMES.get(wanted) or f"a {getattr(wanted, '__name__', wanted)}"
 
 
 def shown(value: Any) -> str:
-    """Give a value as a message shows it: short, and as JSON writes it."""
+    """Return a value as a message shows it: short, and as JSON writes it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):

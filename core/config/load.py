@@ -25,7 +25,7 @@ CHIEF = "EXPERIMENT"  # a module's own value of this name is what the module alo
 
 
 def experiments_in(module: ModuleType) -> list[str]:
-    """Give the names of the experiments that a module defines itself, in their order.
+    """Return the names of the experiments that a module defines itself, in their order.
 
     Those are public values that are an Experiment, functions of no needed argument that are
     annotated to return one, and whatever is called EXPERIMENT; what the module only imported does
@@ -45,7 +45,7 @@ def _is_one(value: Any) -> bool:
 
 
 def needed_by(function: Any) -> list[str]:
-    """Give the arguments that a call of a function must name."""
+    """Return the arguments that a call of a function must name."""
     return [
         p.name
         for p in inspect.signature(function).parameters.values()
@@ -63,7 +63,7 @@ def _imported(module: ModuleType) -> set[str]:
 
 
 def load_experiment(text: str) -> tuple[str, Experiment]:
-    """Give the short name and the value of an experiment.
+    """Return the short name and the value of an experiment.
 
     `text` is a shipped name, `module:name`, `path/file.py:name` (`file.py` alone where it defines
     EXPERIMENT, or exactly one) or the path of a resolved spec (`.json`). The name is that of a
@@ -161,7 +161,7 @@ def _import(where: str) -> ModuleType:
 
 
 def _line(error: BaseException, file: str, where: str) -> str:
-    """Give `file:line: what was raised`, the line being the last one of the user's own."""
+    """Return `file:line: what was raised`, the line being the last one of the user's own."""
     said = message(error)
     if isinstance(error, SyntaxError):
         return f"{error.filename or where}:{error.lineno}: {error.msg}"

@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"[^.\[\]=]+")
 
 
 def apply_sets(spec: T, sets: Sequence[str]) -> T:
-    """Give the spec with changes such as `train.steps=10` or `compressors.0.rate=2x2x2`.
+    """Return the spec with changes such as `train.steps=10` or `compressors.0.rate=2x2x2`.
 
     Values are JSON where they parse, else text; `[0]` and `.0` both count into a list. A list of
     one member also goes by its singular: `compressor.rate`. A plugin's bare name
@@ -141,7 +141,7 @@ def _fields(place: _Place) -> dict[str, Any]:
 
 
 def _value(text: str, hint: Any) -> Any:
-    """Give the value that text stands for; a field of text keeps what is neither text nor null."""
+    """Return the value that text stands for; a field of text keeps what is neither text nor null."""
     try:
         value = json.loads(text, parse_constant=refuse)
     except ValueError:
@@ -153,7 +153,7 @@ def _value(text: str, hint: Any) -> Any:
 
 
 def _whole(value: Any, hint: Any) -> Any:
-    """Give a spec with all its fields, so that later changes find them; faults come later."""
+    """Return a spec with all its fields, so that later changes find them; faults come later."""
     try:
         return to_json(from_json(value, hint))
     except SpecError:

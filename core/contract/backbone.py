@@ -143,7 +143,7 @@ def check_append(trial: Trial) -> None:
 
 
 def _spread(memory: Memory) -> Memory:
-    """Give the tokens at rising times, over many blocks."""
+    """Return the tokens at rising times, over many blocks."""
     part = memory.parts[0]
     places = part.positions.clone()
     places[..., 0] = torch.arange(places.shape[1], dtype=places.dtype, device=places.device) * 5

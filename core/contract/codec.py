@@ -58,7 +58,7 @@ def check_codec(
 
 
 def _cuts(latents: int) -> list[tuple[int, ...]]:
-    """Give ways to cut a video into chunks, each as their latents; first all one by one."""
+    """Return ways to cut a video into chunks, each as their latents; first all one by one."""
     ways = [(1,) * latents, (1, latents - 1), (2, latents - 2), (latents - 2, 1, 1)]
     return [tuple(n for n in way if n > 0) for way in ways if min(way) >= 0]
 
@@ -75,7 +75,7 @@ def _video(codec: Codec[CodecSpec], cells: tuple[int, int], latents: int) -> Ten
 def _streamed(
     codec: Codec[CodecSpec], step: Pass, rest: Rest, whole: Tensor, lengths: Sequence[int]
 ) -> Tensor:
-    """Give what chunks of these lengths give, and see that no state and no chunk is changed."""
+    """Return what chunks of these lengths give, and see that no state and no chunk is changed."""
     state: State = {}
     parts: list[Tensor] = []
     for chunk in whole.split(list(lengths), dim=2):

@@ -72,18 +72,18 @@ class Case:
 
 
 def real_parts(memory: Memory) -> dict[str, Part]:
-    """Give the parts that have tokens, by name."""
+    """Return the parts that have tokens, by name."""
     return {part.name: part for part in memory.parts if part.tokens.shape[1]}
 
 
 def tensors(part: Part) -> list[Tensor]:
-    """Give all tensors of a part; features by name."""
+    """Return all tensors of a part; features by name."""
     features = [part.features[name] for name in sorted(part.features)]
     return [part.tokens, part.positions, part.extents, part.valid.double(), *features]
 
 
 def snapshot(memory: Memory) -> State:
-    """Give copies of all tensors of a memory."""
+    """Return copies of all tensors of a memory."""
     named = {f"{p.name}.{i}": x for p in memory.parts for i, x in enumerate(tensors(p))}
     return {name: x.clone() for name, x in named.items()}
 
@@ -124,7 +124,7 @@ def check_liveness(compressor: Compressor[Any], history: History) -> None:
 
 
 def probe(memory: Memory) -> Tensor:
-    """Give a loss that weighs every token and feature differently."""
+    """Return a loss that weighs every token and feature differently."""
     random = torch.Generator().manual_seed(0)
     floats = [x for part in memory.parts for x in (part.tokens, *part.features.values())]
     terms = [(x * torch.randn(x.shape, generator=random, dtype=x.dtype)).sum() for x in floats]
@@ -132,7 +132,7 @@ def probe(memory: Memory) -> Tensor:
 
 
 def awaken(compressor: Compressor[Any], seed: int = 0) -> Compressor[Any]:
-    """Give the compressor with its all-zero parameters made random, so that laws mean something."""
+    """Return the compressor with its all-zero parameters made random, so that laws mean something."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in compressor.parameters():
@@ -168,7 +168,7 @@ def check_law(case: Case, compressor: AnyCompressor, history: History) -> None:
 
 
 def chunkings(latents: int, seed: int) -> list[list[int]]:
-    """Give ways to cut latents into chunks: by ones, whole, the first alone, two at random."""
+    """Return ways to cut latents into chunks: by ones, whole, the first alone, two at random."""
     random = torch.Generator().manual_seed(seed)
     ways = [[1] * latents, [latents], [1, latents - 1]]
     for _ in range(2):
@@ -179,7 +179,7 @@ def chunkings(latents: int, seed: int) -> list[list[int]]:
 
 
 def check_pending(compressor: AnyCompressor, state: State) -> Memory:
-    """Give what is pending; the state must be plain tensors, and left as it was."""
+    """Return what is pending; the state must be plain tensors, and left as it was."""
     plain = all(isinstance(x, Tensor) for x in state.values())
     require(isinstance(state, dict) and plain, "state: it is not a dict of tensors")
     before = {name: x.clone() for name, x in state.items()}
@@ -308,6 +308,6 @@ def check_samples(case: Case, compressor: AnyCompressor) -> None:
 
 
 def valid_only(memory: Memory) -> Memory:
-    """Give the real tokens of a memory of one sample."""
+    """Return the real tokens of a memory of one sample."""
     parts = [part.take(part.valid[0].nonzero()[None, :, 0]) for part in memory.parts]
     return Memory(parts=tuple(parts), size=memory.size)

@@ -25,7 +25,7 @@ SMALL = Geometry(
 def sample_fit(
     geometry: Geometry = SMALL, *, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Fit:
-    """Give a fit with a random first projection, of the size that keeps unit variance."""
+    """Return a fit with a random first projection, of the size that keeps unit variance."""
     random = torch.Generator().manual_seed(seed)
     patch = geometry.patch
     shape = (geometry.width, geometry.channels, patch.time, patch.height, patch.width)
@@ -48,7 +48,7 @@ def sample_history(
     dtype: torch.dtype = torch.float64,
     start: int = 0,
 ) -> History:
-    """Give a random history of `size` latents with the LR latents and pixels of `needs`."""
+    """Return a random history of `size` latents with the LR latents and pixels of `needs`."""
     random = torch.Generator().manual_seed(seed)
 
     def latents(extent: Size3) -> Tensor:
@@ -75,7 +75,7 @@ def _frames(latents: int, geometry: Geometry) -> int:
 
 
 def shortened(history: History, length: Sequence[int], *, seed: int = 1) -> History:
-    """Give the history with samples of `length` latents; what lies behind them is large noise."""
+    """Return the history with samples of `length` latents; what lies behind them is large noise."""
     random = torch.Generator().manual_seed(seed)
 
     def spoil(x: Tensor, real: Sequence[int]) -> Tensor:
@@ -92,7 +92,7 @@ def shortened(history: History, length: Sequence[int], *, seed: int = 1) -> Hist
 
 
 def alone(history: History, index: int, geometry: Geometry = SMALL) -> History:
-    """Give one sample of a ragged batch as a history of its own length."""
+    """Return one sample of a ragged batch as a history of its own length."""
     count = int(history.length[index])
     one = history.select([index])
     pixels = one.pixels
@@ -134,7 +134,7 @@ def require_close(x: Tensor, y: Tensor, tolerance: float, what: str) -> None:
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give copies, to see later whether the originals were changed."""
+    """Return copies, to see later whether the originals were changed."""
     return {name: x.clone() for name, x in tensors.items()}
 
 

@@ -25,19 +25,19 @@ class Caption:
     text: str
 
     def covers(self, start: float, end: float) -> float:
-        """Give how many seconds of [start, end) it is about; of a moment, a tiny stretch."""
+        """Return how many seconds of [start, end) it is about; of a moment, a tiny stretch."""
         last = float("inf") if self.end is None else self.end
         return max(0.0, min(last, max(end, start + INSTANT)) - max(self.start, start))
 
 
 def whole(text: str) -> tuple[Caption, ...]:
-    """Give the one caption of a whole video; none where the text is blank."""
+    """Return the one caption of a whole video; none where the text is blank."""
     text = text.strip()
     return (Caption(start=0.0, end=None, text=text),) if text else ()
 
 
 def caption_at(captions: Sequence[Caption], start: float, end: float) -> str:
-    """Give the text of the caption that covers most of [start, end), "" where none does.
+    """Return the text of the caption that covers most of [start, end), "" where none does.
 
     Of two that cover as much, the first one listed counts.
     """
@@ -46,12 +46,12 @@ def caption_at(captions: Sequence[Caption], start: float, end: float) -> str:
 
 
 def name_in_words(path: Path) -> str:
-    """Give a file's name as words: without suffix, dashes and underscores as spaces."""
+    """Return a file's name as words: without suffix, dashes and underscores as spaces."""
     return printable(path.stem).replace("-", " ").replace("_", " ")
 
 
 def shot_captions(name_in_words: str, cuts: Sequence[float]) -> tuple[Caption, ...]:
-    """Give captions for a video that has none: its name, and the shot where there are several.
+    """Return captions for a video that has none: its name, and the shot where there are several.
 
     Args:
         name_in_words: what the video is called.

@@ -34,7 +34,7 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Give the rows of a list of videos, by the suffix of the file.
+    """Return the rows of a list of videos, by the suffix of the file.
 
     Further columns and keys are allowed; blank lines are passed over. Of several captions of one
     video (FastVideo's `cap`), the first counts.
@@ -83,7 +83,7 @@ def _table(text: str, name: str) -> Iterator[Row]:
 
 
 def _delimiter(text: str) -> str:
-    """Give what separates the columns of the first line: a tab, a semicolon or a comma."""
+    """Return what separates the columns of the first line: a tab, a semicolon or a comma."""
     first = text.lstrip("\n").partition("\n")[0]
     return next((mark for mark in "\t;" if mark in first and "," not in first), ",")
 
@@ -148,7 +148,7 @@ def _pick(entry: Mapping[str, Any], keys: tuple[str, ...], what: str, where: str
 
 
 def _like(found: Collection[str], keys: tuple[str, ...]) -> str:
-    """Give a question about a key that may be misspelt, "" where none looks so."""
+    """Return a question about a key that may be misspelt, "" where none looks so."""
     for key in found:
         like = get_close_matches(str(key).lower(), keys, 1, 0.7)
         if like:

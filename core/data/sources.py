@@ -26,7 +26,7 @@ TIMED: dict[str, Callable[[Path], tuple[Caption, ...]]] = {
 
 
 def captions_beside(path: Path) -> tuple[Caption, ...]:
-    """Give the captions beside a video, none where there are none.
+    """Return the captions beside a video, none where there are none.
 
     Timed captions (`x.json`, `x.srt`, `x.vtt`) go before those of the whole (`x.txt`); two timed
     files must say the same. A blank file says nothing.
@@ -47,7 +47,7 @@ def captions_beside(path: Path) -> tuple[Caption, ...]:
 
 
 def _file(video: Path, suffix: str) -> Path | None:
-    """Give the file beside `video` with that suffix, in small or capital letters."""
+    """Return the file beside `video` with that suffix, in small or capital letters."""
     for end in (suffix, suffix.upper()):
         beside = video.with_suffix(end)
         if beside != video and _is_file(beside):
@@ -95,7 +95,7 @@ class Source:
 
 
 def find_sources(videos: Path) -> list[Source]:
-    """Give the videos of a folder (searched below, too), of a list, or the one file, by name.
+    """Return the videos of a folder (searched below, too), of a list, or the one file, by name.
 
     - A folder: every video below it that is not hidden, with the captions beside each
       (`captions_beside`). A list inside it under a usual name (`LISTS_INSIDE`) goes before: then
@@ -145,7 +145,7 @@ def _hint(root: Path) -> str:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Give the files below a folder, through links to folders, each folder once, none hidden."""
+    """Yield the files below a folder, through links to folders, each folder once, none hidden."""
     seen = set()
 
     def refuse(error: OSError) -> None:
@@ -174,7 +174,7 @@ def _listed(rows: Iterable[Row], root: Path) -> list[Source]:
 
 
 def _located(written: str, root: Path) -> Path:
-    """Give where a listed video is: the first place that has it, else where it should be."""
+    """Return where a listed video is: the first place that has it, else where it should be."""
     names = [written, written.replace("\\", "/")]
     places = [root, root / "videos", Path()]
     tried = [place / name for name in names for place in places]
@@ -209,7 +209,7 @@ def _name(path: Path, root: Path) -> str:
 
 
 def caption_of(path: Path, start: float = 0.0, end: float = float("inf")) -> str:
-    """Give the caption beside a video that covers most of [start, end) seconds.
+    """Return the caption beside a video that covers most of [start, end) seconds.
 
     "" where there are captions, but none covers it; without captions, the video's name in words.
 

@@ -92,7 +92,7 @@ class Record:
         return caption_at(self.captions, 0.0, self.seconds)
 
     def line(self) -> dict[str, Any]:
-        """Give the record as a line of the index."""
+        """Return the record as a line of the index."""
         return attrs.asdict(self, filter=lambda attribute, _: attribute.name != "own_text")
 
 
@@ -108,17 +108,17 @@ def check_format(root: Path, header: Mapping[str, Any]) -> None:
 
 
 def clip_path(root: Path, clip: str) -> Path:
-    """Give where a clip's tensors are."""
+    """Return where a clip's tensors are."""
     return root / "clips" / f"{clip}.safetensors"
 
 
 def rate_path(root: Path, rate: str, clip: str) -> Path:
-    """Give where the LR latents of a rate are that was added after the clip was cached."""
+    """Return where the LR latents of a rate are that was added after the clip was cached."""
     return root / "rates" / rate / f"{clip}.safetensors"
 
 
 def read_index(root: Path) -> list[Record]:
-    """Give the newest record of every clip, by id; each process of `cache` has its own file.
+    """Return the newest record of every clip, by id; each process of `cache` has its own file.
 
     Raises:
         UserError: a line is no record of a clip.
@@ -146,7 +146,7 @@ def _record(line: Mapping[str, Any], root: Path, path: Path) -> Record:
 
 
 def _first_format(line: Mapping[str, Any], root: Path) -> Record:
-    """Give a line of format 1: one caption, its embedding in the clip, rates in the header."""
+    """Return a line of format 1: one caption, its embedding in the clip, rates in the header."""
     rest = {name: value for name, value in line.items() if name != "caption"}
     header = read_object(root / "store.json", WHAT, "rates")
     return Record(
@@ -168,7 +168,7 @@ class Store:
 
     @classmethod
     def open(cls, root: Path) -> Self:
-        """Give the store in a folder.
+        """Return the store in a folder.
 
         Raises:
             UserError: there is none, it is of another format, or it holds no clip.
@@ -223,7 +223,7 @@ class Store:
             codec.use_margin(int(measured["margin"]))
 
     def _lacking(self, rates: list[str]) -> str:
-        """Give which clips lack a rate, in words."""
+        """Return which clips lack a rate, in words."""
         ids = [r.id for r in self.records if not set(rates) <= {*r.rates, *r.added}]
         told = f"{self.root} has no LR latents at {', '.join(rates)}"
         if len(ids) == len(self.records):
@@ -234,7 +234,7 @@ class Store:
     def window(
         self, record: Record, start: int, length: int, rates: Iterable[Rate], pixels: bool = False
     ) -> History:
-        """Give latents start … start + length − 1 of a clip as a history of one sample.
+        """Return latents start … start + length − 1 of a clip as a history of one sample.
 
         `start` must be a multiple of every rate's time step.
 
@@ -266,12 +266,12 @@ class Store:
         return () if record.cuts is None else (tuple(c for c in record.cuts if begin < c < end),)
 
     def span(self, start: int, length: int) -> tuple[float, float]:
-        """Give the seconds of the video that latents start … start + length − 1 stand for."""
+        """Return the seconds of the video that latents start … start + length − 1 stand for."""
         last = frames_of(start + length - 1, self.stride)
         return frames_of(start, self.stride).start / self.fps, last.stop / self.fps
 
     def text(self, record: Record, start: int = 0, length: int | None = None) -> Text:
-        """Give the embedded caption that covers most of a window (default: of the whole clip).
+        """Return the embedded caption that covers most of a window (default: of the whole clip).
 
         Where no caption covers any of it, that is the empty prompt.
 
@@ -287,7 +287,7 @@ class Store:
         return read_text(text_path(self.root, prompt))
 
     def null_text(self) -> Text:
-        """Give the embedding of the empty prompt."""
+        """Return the embedding of the empty prompt."""
         shared, first_format = text_path(self.root, ""), self.root / "null.safetensors"
         old = first_format.exists() and not shared.exists()
         return read_text(first_format if old else shared)
@@ -309,7 +309,7 @@ def _pixel_slice(file: Any, start: int, length: int, stride: int) -> Tensor:
 
 
 def made_with(geometry: Geometry, *, codec: str, text: str, fps: float) -> dict[str, Any]:
-    """Give the part of a store's header that an experiment must share."""
+    """Return the part of a store's header that an experiment must share."""
     return {
         "format": FORMAT,
         "codec": codec,
@@ -327,7 +327,7 @@ SPECS = "specs"  # in a store's header: of the codec and of the text encoder
 
 
 def specs_of(backbone: BackboneSpec) -> dict[str, Any]:
-    """Give the specs that a store's header keeps beside the identities, as JSON."""
+    """Return the specs that a store's header keeps beside the identities, as JSON."""
     return {"codec": to_json(backbone.codec), "text": to_json(backbone.text_encoder)}
 
 
@@ -375,7 +375,7 @@ def _check_spec(store: Store, key: str, spec: PluginSpec, kept: Any) -> None:
 
 
 def _whole(kept: Any, key: str) -> dict[str, Any]:
-    """Give a spec of a header with the fields that have come since, at their defaults."""
+    """Return a spec of a header with the fields that have come since, at their defaults."""
     try:
         return to_json(from_json(kept, CodecSpec if key == "codec" else TextEncoderSpec))
     except SpecError:  # of a plugin that is not here

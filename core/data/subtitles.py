@@ -24,7 +24,7 @@ BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_
 
 
 def read_text(path: Path) -> str:
-    """Give the text of a file in UTF-8 (or UTF-16 with its mark), with line ends as newlines.
+    """Return the text of a file in UTF-8 (or UTF-16 with its mark), with line ends as newlines.
 
     Raises:
         UserError: it cannot be read, is not text, or is in another encoding; with file and line.
@@ -47,7 +47,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, name: str, first: int = 1) -> Any:
-    """Give what JSON holds.
+    """Return what JSON holds.
 
     Args:
         text: the JSON.
@@ -104,12 +104,12 @@ class Lines:
         return "-->" in self.now or (self.now.strip().isdigit() and "-->" in self.after)
 
     def wrong(self, reason: str, back: int = 0) -> UserError:
-        """Give the error of the next line, or of one `back` lines before it."""
+        """Return the error of the next line, or of one `back` lines before it."""
         return UserError(f"{self.name}, line {self.at + 1 - back}: {reason}")
 
 
 def read_subtitles(path: Path) -> tuple[Caption, ...]:
-    """Give the cues of an .srt or .vtt file by their start, without tags and blank ones.
+    """Return the cues of an .srt or .vtt file by their start, without tags and blank ones.
 
     Raises:
         UserError: text without a time, a time that is none, or a cue that ends before it starts;
@@ -182,7 +182,7 @@ TEXTS = ("prompt", "caption", "text")
 
 
 def read_timed(path: Path) -> tuple[Caption, ...]:
-    """Give the timed captions of a JSON file; none where it holds something else.
+    """Return the timed captions of a JSON file; none where it holds something else.
 
     Settings and other metadata are often kept in a JSON beside a video: an object without
     `segments` is passed over.
@@ -203,7 +203,7 @@ def read_timed(path: Path) -> tuple[Caption, ...]:
 
 
 def timed_captions(segments: Any, where: str) -> tuple[Caption, ...]:
-    """Give the captions of a list of segments, by their start.
+    """Return the captions of a list of segments, by their start.
 
     Raises:
         UserError: a segment has no text, or no [start, end] in seconds; named with its number.

@@ -20,13 +20,13 @@ AT_ONCE = 16  # prompts given to the encoder together
 
 
 def text_path(root: Path, prompt: str) -> Path:
-    """Give where the embedding of a prompt is."""
+    """Return where the embedding of a prompt is."""
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
     return root / "texts" / f"{digest[:16]}.safetensors"
 
 
 def read_text(path: Path) -> Text:
-    """Give the embeddings of one prompt out of a safetensors file."""
+    """Return the embeddings of one prompt out of a safetensors file."""
     with open_tensors(path) as file:
         names, mask = set(file.keys()), file.get_tensor("text.mask")
         found = file.get_tensor("text.embeddings").float()
@@ -38,7 +38,7 @@ def read_text(path: Path) -> Text:
 
 
 def text_tensors(text: Text) -> dict[str, Tensor]:
-    """Give embedded prompts as named tensors for a file, without the zeros after the last token.
+    """Return embedded prompts as named tensors for a file, without the zeros after the last token.
 
     Those of Wan are 4 MB a prompt, nearly all of it zeros.
     """

@@ -49,11 +49,11 @@ class Batch:
         return tuple(range(len(self.names)))
 
     def to(self, device: torch.device | str) -> Batch:
-        """Give the batch on `device`."""
+        """Return the batch on `device`."""
         return attrs.evolve(self, history=self.history.to(device), text=self.text.to(device))
 
     def select(self, order: Sequence[int]) -> Batch:
-        """Give the samples at the indices `order`, as a batch; each keeps its place."""
+        """Return the samples at the indices `order`, as a batch; each keeps its place."""
         return Batch(
             history=self.history.select(order),
             text=self.text.select(order),
@@ -62,7 +62,7 @@ class Batch:
         )
 
     def deal(self, count: int) -> list[Batch]:
-        """Give the batch dealt into `count` micro-batches of equal size.
+        """Return the batch dealt into `count` micro-batches of equal size.
 
         Raises:
             ValueError: the samples cannot be dealt evenly.
@@ -78,7 +78,7 @@ def collate(
     names: Sequence[str],
     places: Sequence[int] | None = None,
 ) -> Batch:
-    """Give one batch of single samples; shorter histories are padded by zeros at their end."""
+    """Return one batch of single samples; shorter histories are padded by zeros at their end."""
     latents = pad_time([history.latents for history in histories])
     lr = {rate: pad_time([h.lr[rate] for h in histories]) for rate in histories[0].lr}
     whole = histories[0].pixels is not None
@@ -99,7 +99,7 @@ def collate(
 
 
 def pad_time(tensors: Sequence[Tensor]) -> Tensor:
-    """Give tensors `[1, C, T, ...]` of different T as one batch, zeros behind the shorter."""
+    """Return tensors `[1, C, T, ...]` of different T as one batch, zeros behind the shorter."""
     longest = max(tensor.shape[2] for tensor in tensors)
 
     def pad(tensor: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def pad_time(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def stack_texts(texts: Sequence[Text]) -> Text:
-    """Give texts of one length as one batch."""
+    """Return texts of one length as one batch."""
     pooled = [text.pooled for text in texts if text.pooled is not None]
     return Text(
         embeddings=torch.cat([text.embeddings for text in texts]),
@@ -151,7 +151,7 @@ class Crops:
 
     @classmethod
     def of(cls, size: tuple[int, int], geometry: Geometry, rates: frozenset[Rate]) -> Self | None:
-        """Give the crops of `train.crop`, or None where it is 0, 0: whole frames."""
+        """Return the crops of `train.crop`, or None where it is 0, 0: whole frames."""
         if not all(size):
             return None
         rows = geometry.patch.height * max((rate.height for rate in rates), default=1)
@@ -159,11 +159,11 @@ class Crops:
         return cls(height=size[0], width=size[1], rows=rows, columns=columns)
 
     def size(self, record: Record) -> tuple[int, int]:
-        """Give height and width of a clip's crops."""
+        """Return height and width of a clip's crops."""
         return min(record.height, self.height), min(record.width, self.width)
 
     def draw(self, rng: random.Random, record: Record) -> Area:
-        """Give a random crop of a clip."""
+        """Return a random crop of a clip."""
         height, width = self.size(record)
         top = self.rows * rng.randint(0, (record.height - height) // self.rows)
         left = self.columns * rng.randint(0, (record.width - width) // self.columns)
@@ -171,7 +171,7 @@ class Crops:
 
 
 def crop(history: History, area: Area) -> History:
-    """Give an area of a history: its latents, the LR latents over it, and its pixels.
+    """Return an area of a history: its latents, the LR latents over it, and its pixels.
 
     It is what encoding the cropped video would give only where the codec sees no further than its
     cells; elsewhere the border has seen beyond the crop.
@@ -225,7 +225,7 @@ class Windows:
 
     @classmethod
     def of(cls, store: Store, geometry: Geometry, spec: TrainSpec, needs: Needs) -> Windows:
-        """Give the plan for a store.
+        """Return the plan for a store.
 
         Raises:
             UserError: no clip is as long as the shortest window.
@@ -252,7 +252,7 @@ class Windows:
         return cls(ordered, lengths, period, spec.batch, spec.seed, crops)
 
     def plan(self, step: int) -> list[Window]:
-        """Give the windows of a step, over all processes."""
+        """Return the windows of a step, over all processes."""
         rng = random.Random(f"{self.seed}-{step}")
         bucket = rng.choices(self.buckets, weights=[len(b) for b in self.buckets])[0]
         longest = max(record.latents for record in bucket)
@@ -290,7 +290,7 @@ class WindowBatches(Dataset[Batch]):
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        """Give this process's share of the batch of a step."""
+        """Return this process's share of the batch of a step."""
         plan = self.windows.plan(step)
         places = range(len(plan))[self.rank :: self.world]
         mine = [plan[place] for place in places]

@@ -168,7 +168,7 @@ class Backbone(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def load(cls, spec: BackboneSpec, *, seed: int = 0) -> Self:
-        """Give the model of the spec: its weights where it names some, else random from `seed`.
+        """Return the model of the spec: its weights where it names some, else random from `seed`.
 
         Raises:
             UserError: weights are named but missing, or are of another model.
@@ -186,15 +186,15 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def fit(self) -> Fit:
-        """Give what compressors may know: shapes and a detached copy of the first projection."""
+        """Return what compressors may know: shapes and a detached copy of the first projection."""
 
     @abstractmethod
     def fitted(self) -> list[Parameter]:
-        """Give the parameters that `fit` copies; a run that trains all of G leaves them as are."""
+        """Return the parameters that `fit` copies; a run that trains all of G leaves them as are."""
 
     @abstractmethod
     def blank_text(self, batch: int, length: int) -> Text:
-        """Give prompts of the right widths, all zero: all that a check must know of text."""
+        """Return prompts of the right widths, all zero: all that a check must know of text."""
 
     @abstractmethod
     def add_lora(self, lora: LoRA) -> None:
@@ -217,7 +217,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def adapters(self) -> dict[str, Parameter]:
-        """Give the parameters that live beside the base's: LoRA, zero-initialised attention."""
+        """Return the parameters that live beside the base's: LoRA, zero-initialised attention."""
 
     @abstractmethod
     def save_adapters(self, path: Path) -> None:
@@ -239,7 +239,7 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def export_adapters(cls, spec: BackboneSpec, path: Path, layout: str) -> dict[str, LoraFile]:
-        """Give the adapters of a file of `save_adapters` in one of `core.lora_file.LAYOUTS`.
+        """Return the adapters of a file of `save_adapters` in one of `core.lora_file.LAYOUTS`.
 
         By expert (`high`, `low`), or under `""` where the model is one; no weights are read.
 
@@ -265,7 +265,7 @@ class Backbone(nn.Module, ABC):
         """Answer one of the three calls."""
 
     def remember(self, memory: Memory, cache: Cache | None = None) -> Cache:
-        """Give the keys and values of an `isolated` memory; of all, where `cache` holds the rest.
+        """Return the keys and values of an `isolated` memory; of all, where `cache` holds the rest.
 
         Appending (`isolated-causal`) runs only the new tokens and the blocks they fall into, and
         leaves `cache` as it is: what may still change goes into one that is thrown away.
@@ -277,11 +277,11 @@ class Backbone(nn.Module, ABC):
         return cast(Cache, self(RememberCall(memory=memory, cache=cache)))
 
     def context(self, text: Text, memory: Memory | Cache | None = None) -> Context:
-        """Give what `velocity` reads for these prompts and this memory (None: no memory)."""
+        """Return what `velocity` reads for these prompts and this memory (None: no memory)."""
         return cast(Context, self(ContextCall(text=text, memory=memory or Memory())))
 
     def velocity(self, noisy: Targets, t: Tensor, frames: Frames, context: Context) -> Tensor:
-        """Give the predicted velocity `[B, C, K, H, W]` (Eq. 2).
+        """Return the predicted velocity `[B, C, K, H, W]` (Eq. 2).
 
         Args:
             noisy: X_t, `[B, C, K, H, W]`.
@@ -294,7 +294,7 @@ class Backbone(nn.Module, ABC):
 
 
 def target_positions(frames: Frames, rows: int, columns: int) -> Tensor:
-    """Give the positions `[B, K·rows·columns, 3]` of target tokens, float64."""
+    """Return the positions `[B, K·rows·columns, 3]` of target tokens, float64."""
     batch, count = frames.shape
     shape = (batch, count, rows, columns)
     time = frames.to(torch.float64)[:, :, None, None].expand(shape)

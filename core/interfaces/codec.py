@@ -92,14 +92,14 @@ class Codec(nn.Module, ABC, Generic[S]):
 
     @abstractmethod
     def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
-        """Give the normalised latents of the next frames, and the state after them."""
+        """Return the normalised latents of the next frames, and the state after them."""
 
     @abstractmethod
     def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
-        """Give the pixels of the next latents (not clamped), and the state after them."""
+        """Return the pixels of the next latents (not clamped), and the state after them."""
 
     def encode_rest(self, state: State) -> Latents | None:
-        """Give the provisional latents of frames held back (a last tile that is not full), or None.
+        """Return the provisional latents of frames held back (a last tile that is not full), or None.
 
         A codec that is exact at tile boundaries only (HunyuanVideo's) answers here what `encode`
         would still change; the state stays as it is. A causal codec holds nothing back.
@@ -107,26 +107,26 @@ class Codec(nn.Module, ABC, Generic[S]):
         return None
 
     def decode_rest(self, state: State) -> Pixels | None:
-        """Give the provisional pixels of latents held back by `decode`, or None."""
+        """Return the provisional pixels of latents held back by `decode`, or None."""
         return None
 
 
 def encode_whole(codec: Codec[CodecSpec], pixels: Pixels) -> Latents:
-    """Give the latents of a whole video of 1 + 4k frames, provisional ones at its end included."""
+    """Return the latents of a whole video of 1 + 4k frames, provisional ones at its end included."""
     latents, state = codec.encode(pixels)
     rest = codec.encode_rest(state)
     return latents if rest is None else torch.cat([latents, rest], dim=2)
 
 
 def decode_whole(codec: Codec[CodecSpec], latents: Latents) -> Pixels:
-    """Give the pixels of a whole video (not clamped), provisional ones at its end included."""
+    """Return the pixels of a whole video (not clamped), provisional ones at its end included."""
     pixels, state = codec.decode(latents)
     rest = codec.decode_rest(state)
     return pixels if rest is None else torch.cat([pixels, rest], dim=2)
 
 
 def decode_among(codec: Codec[CodecSpec], latents: Latents, index: int, latent: Targets) -> Pixels:
-    """Give the frames of one retrieved latent, decoded among its true predecessors.
+    """Return the frames of one retrieved latent, decoded among its true predecessors.
 
     A latent decoded alone gives one frame and other pixels (design §7.9), so the codec first sees
     the true latents before it.
@@ -150,27 +150,27 @@ def decode_among(codec: Codec[CodecSpec], latents: Latents, index: int, latent: 
 
 
 def frames_of(latent: int, stride: int) -> range:
-    """Give the video frames that a latent frame stands for: 0 → 0; i → 4(i − 1) + 1 … 4i."""
+    """Return the video frames that a latent frame stands for: 0 → 0; i → 4(i − 1) + 1 … 4i."""
     return range(stride * (latent - 1) + 1, stride * latent + 1) if latent else range(1)
 
 
 def frame_to_latent(frame: int, stride: int) -> int:
-    """Give the latent frame that stands for a video frame."""
+    """Return the latent frame that stands for a video frame."""
     return -(-frame // stride)
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """Give pixels of [−1, 1] as [0, 1], clamped."""
+    """Return pixels of [−1, 1] as [0, 1], clamped."""
     return (pixels.clamp(-1, 1) + 1) / 2
 
 
 def from_bytes(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Give uint8 pixels as floats in [−1, 1]."""
+    """Return uint8 pixels as floats in [−1, 1]."""
     return frames.to(dtype) / 127.5 - 1
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
-    """Give pixels of [−1, 1] as uint8, rounded and clamped."""
+    """Return pixels of [−1, 1] as uint8, rounded and clamped."""
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -206,7 +206,7 @@ def measure_margins(
     pixels: float = HALF_A_LEVEL,
     latents: float = HUNDREDTH,
 ) -> Margins:
-    """Give the margins of a causal codec on a video, the greatest of slices from three places.
+    """Return the margins of a causal codec on a video, the greatest of slices from three places.
 
     The places lie in the first quarter. A slice that does not come near the whole by the video's
     end gives the codec's own margin.
@@ -237,7 +237,7 @@ def measure_margins(
 
 
 def _decode_gaps(codec: Codec[CodecSpec], coded: Tensor, shown: Tensor, start: int) -> Tensor:
-    """Give how far a slice decoded alone is from the whole, by latent after its first."""
+    """Return how far a slice decoded alone is from the whole, by latent after its first."""
     step = codec.stride.time
     alone, _ = codec.decode(coded[:, :, start:])
     # the first latent of a slice gives one frame, in the whole it gives more
@@ -247,14 +247,14 @@ def _decode_gaps(codec: Codec[CodecSpec], coded: Tensor, shown: Tensor, start: i
 
 
 def _encode_gaps(codec: Codec[CodecSpec], video: Tensor, coded: Tensor, start: int) -> Tensor:
-    """Give how far a slice encoded alone is from the whole, by latent."""
+    """Return how far a slice encoded alone is from the whole, by latent."""
     fresh, _ = codec.encode(video[:, :, codec.stride.time * start :])
     gaps: Tensor = (fresh - coded[:, :, start:]).abs().amax(dim=(0, 1, 3, 4))
     return gaps
 
 
 def _settled(gaps: Tensor, tolerance: float, *, first: int) -> int | None:
-    """Give the latent of a slice from which on no gap counts, None where the last one does.
+    """Return the latent of a slice from which on no gap counts, None where the last one does.
 
     `gaps` begin with that of latent `first`.
     """

@@ -36,7 +36,7 @@ class Needs:
     hr: bool = True
 
     def __or__(self, other: Needs) -> Needs:
-        """Give what both need."""
+        """Return what both need."""
         return Needs(
             rates=self.rates | other.rates,
             pixels=self.pixels or other.pixels,
@@ -70,7 +70,7 @@ class Fit:
     patch_bias: Tensor
 
     def tokens(self, latents: Latents) -> Tensor:
-        """Give the DiT's own tokens of latents, `[B, T', H', W', D]`.
+        """Return the DiT's own tokens of latents, `[B, T', H', W', D]`.
 
         Where height or width is no multiple of the patch, the last row or column is repeated
         (the odd-size rule), so that sizes round up.
@@ -88,7 +88,7 @@ class Fit:
 
 
 def pad_to(latents: Latents, height: int, width: int) -> Tensor:
-    """Give latents whose height and width are multiples: last row and column repeated once."""
+    """Return latents whose height and width are multiples: last row and column repeated once."""
     down = ceil_div(latents.shape[-2], height) * height - latents.shape[-2]
     right = ceil_div(latents.shape[-1], width) * width - latents.shape[-1]
     if not (down or right):
@@ -97,7 +97,7 @@ def pad_to(latents: Latents, height: int, width: int) -> Tensor:
 
 
 def project(latents: Latents, weight: Tensor, bias: Tensor) -> Tensor:
-    """Give the tokens `[B, T', H', W', D]` of latents under a patch embedding."""
+    """Return the tokens `[B, T', H', W', D]` of latents under a patch embedding."""
     patch = weight.shape[2:]
     padded = pad_to(latents, int(patch[1]), int(patch[2]))
     return F.conv3d(padded, weight, bias, stride=tuple(patch)).movedim(1, -1)
@@ -137,16 +137,16 @@ class Compressor(nn.Module, ABC, Generic[S]):
     @classmethod
     @abstractmethod
     def needs(cls, spec: S) -> Needs:
-        """Give the LR rates (and pixels) that must be in the history."""
+        """Return the LR rates (and pixels) that must be in the history."""
 
     @classmethod
     @abstractmethod
     def context_length(cls, spec: S, geometry: Geometry, size: Size3) -> Length:
-        """Give the tokens that a history of `size` latents costs, without building anything."""
+        """Return the tokens that a history of `size` latents costs, without building anything."""
 
     @classmethod
     def features(cls, spec: S) -> dict[str, int]:
-        """Give the widths of the features that tokens bring, by `part.feature`, as in `Memory`.
+        """Return the widths of the features that tokens bring, by `part.feature`, as in `Memory`.
 
         The backbone reads them in every block through cross-attention that starts at zero.
         """
@@ -154,7 +154,7 @@ class Compressor(nn.Module, ABC, Generic[S]):
 
     @abstractmethod
     def forward(self, history: History) -> Memory:
-        """Give the memory of a whole window; its batch may hold different lengths."""
+        """Return the memory of a whole window; its batch may hold different lengths."""
 
     @abstractmethod
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
@@ -165,7 +165,7 @@ class Compressor(nn.Module, ABC, Generic[S]):
 
     @abstractmethod
     def pending(self, state: State) -> Memory:
-        """Give the tokens that may still change, from the state alone; leaves the state as is."""
+        """Return the tokens that may still change, from the state alone; leaves the state as is."""
 
 
 class MemoryEncoder(nn.Module):
@@ -195,7 +195,7 @@ class MemoryEncoder(nn.Module):
         }
 
     def forward(self, history: History) -> Memory:
-        """Give the parts of every compressor on the same history."""
+        """Return the parts of every compressor on the same history."""
         return side_by_side([compressor(history) for compressor in self.members])
 
     def step(self, state: list[State] | None, chunk: History) -> tuple[list[State], Memory]:
@@ -205,13 +205,13 @@ class MemoryEncoder(nn.Module):
         return [s for s, _ in results], side_by_side([memory for _, memory in results])
 
     def pending(self, state: list[State]) -> Memory:
-        """Give all that may still change."""
+        """Return all that may still change."""
         pairs = zip(self.members, state, strict=True)
         return side_by_side([compressor.pending(s) for compressor, s in pairs])
 
 
 def side_by_side(memories: Sequence[Memory]) -> Memory:
-    """Give the memories of several compressors as one; of one alone as it is; of none, empty."""
+    """Return the memories of several compressors as one; of one alone as it is; of none, empty."""
     if len(memories) == 1:
         return memories[0]
     parts = [

@@ -30,10 +30,10 @@ class Masker(ABC, Generic[S]):
 
     @abstractmethod
     def __call__(self, history: History, text: Text, draws: Draws) -> Query:
-        """Give the query; the history given is left as it is."""
+        """Return the query; the history given is left as it is."""
 
     def masked(self, history: History, text: Text, draws: Draws) -> Query:
-        """Give a query whose other frames are masked for certain: what `measure` calls masked.
+        """Return a query whose other frames are masked for certain: what `measure` calls masked.
 
         Maskers that leave some histories clean override this.
         """

@@ -43,21 +43,21 @@ class Metric(ABC, Generic[S]):
         return 1
 
     def lacks(self) -> str:
-        """Give what this machine lacks to run it, in words; "": nothing.
+        """Return what this machine lacks to run it, in words; "": nothing.
 
         A metric that lacks something is reported as "not measured" and never called.
         """
         return ""
 
     def weight(self, reference: Float[Tensor, "F 3 P Q"]) -> Float[Tensor, " F"]:
-        """Give how much each frame counts, finite and above 0; all alike unless overridden."""
+        """Return how much each frame counts, finite and above 0; all alike unless overridden."""
         return torch.ones(len(reference), device=reference.device)
 
     @abstractmethod
     def __call__(
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
     ) -> Float[Tensor, " F"]:
-        """Give one finite value a frame; both are RGB in [0, 1], as float32."""
+        """Return one finite value a frame; both are RGB in [0, 1], as float32."""
 
 
 @overload
@@ -67,7 +67,7 @@ def merit(goal: Goal, value: Tensor) -> Tensor: ...
 
 
 def merit(goal: Goal, value: float | Tensor) -> float | Tensor:
-    """Give a figure so that more is better: as it is, negated, or minus its distance to a goal."""
+    """Return a figure so that more is better: as it is, negated, or minus its distance to a goal."""
     if goal == "higher":
         return value
     if goal == "lower":

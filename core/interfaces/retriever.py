@@ -77,11 +77,11 @@ class Retriever(ABC, Generic[S]):
 
     @classmethod
     def needs(cls, spec: S) -> Needs:
-        """Give what the history of the scene must hold."""
+        """Return what the history of the scene must hold."""
         return Needs()
 
     def numbers(self, scene: Scene) -> int | None:
-        """Give how many numbers a sample of the scene is kept as; None where it cannot be said.
+        """Return how many numbers a sample of the scene is kept as; None where it cannot be said.
 
         Those of the memory here; floors say what they keep themselves.
         """
@@ -96,4 +96,4 @@ class Retriever(ABC, Generic[S]):
 
     @abstractmethod
     def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> Retrieved:
-        """Give the frames Ω `[B, K]`, in the window; alike over the batch for pixels."""
+        """Return the frames Ω `[B, K]`, in the window; alike over the batch for pixels."""

@@ -28,12 +28,12 @@ Validator = Callable[[Any, "Attribute[Any]", Any], Any]
 
 
 def doc(text: str) -> dict[str, str]:
-    """Give the `metadata` of a field: its meaning, unit and range, shown by `longtake show`."""
+    """Return the `metadata` of a field: its meaning, unit and range, shown by `longtake show`."""
     return {"doc": text}
 
 
 def between(low: float, high: float) -> Validator:
-    """Give a validator that holds a number to [low, high]."""
+    """Return a validator that holds a number to [low, high]."""
 
     def check(instance: Any, attribute: Attribute[Any], value: float) -> None:
         if not low <= value <= high:
@@ -46,7 +46,7 @@ unit = between(0.0, 1.0)
 
 
 def each(inner: Validator, *, at_least: int = 0) -> Validator:
-    """Give a validator that holds every member of a tuple to `inner`, and its length."""
+    """Return a validator that holds every member of a tuple to `inner`, and its length."""
 
     def check(instance: Any, attribute: Attribute[Any], value: tuple[Any, ...]) -> None:
         if len(value) < at_least:
@@ -141,7 +141,7 @@ class BackboneSpec(PluginSpec):
 
 
 def kind_of(spec: PluginSpec) -> str:
-    """Give the kind (`compressor`, `backbone`, ...) that a spec belongs to."""
+    """Return the kind (`compressor`, `backbone`, ...) that a spec belongs to."""
     return type(spec).kind
 
 

@@ -27,7 +27,7 @@ class Streamed(Compressor[S]):
     """
 
     def forward(self, history: History) -> Memory:
-        """Give the memory of a whole window; its batch may hold different lengths."""
+        """Return the memory of a whole window; its batch may hold different lengths."""
         if not history.ragged:
             return self._whole(history)
         lengths: list[int] = history.length.tolist()
@@ -70,7 +70,7 @@ class Run:
 
 
 def follow(state: State | None, chunk: History) -> State:
-    """Give a new state whose clock (`seen`, `start`) has taken the chunk in.
+    """Return a new state whose clock (`seen`, `start`) has taken the chunk in.
 
     Raises:
         ValueError: the chunk does not follow what the state has seen.
@@ -85,13 +85,13 @@ def follow(state: State | None, chunk: History) -> State:
 
 
 def seen_size(state: State) -> Size3:
-    """Give the size of the window that a state has seen."""
+    """Return the size of the window that a state has seen."""
     time, height, width = state["seen"].tolist()
     return Size3(time=time, height=height, width=width)
 
 
 def take_blocks(state: State | None, chunk: History, period: int) -> tuple[State, Run]:
-    """Give the new state, which holds the latents of the incomplete block, and those now complete.
+    """Return the new state, which holds the latents of the incomplete block, and those now complete.
 
     Latent 0 is a block of its own, the others are of `period` latents, as memory frames are.
     """
@@ -105,7 +105,7 @@ def take_blocks(state: State | None, chunk: History, period: int) -> tuple[State
 
 
 def waiting(state: State, period: int) -> Run:
-    """Give the latents of the incomplete block; none where all blocks are complete."""
+    """Return the latents of the incomplete block; none where all blocks are complete."""
     seen = seen_size(state)
     first = _grid(period).settled_latents(seen.time)
     return Run(latents=state["waiting"], first=first, seen=seen, start=state["start"])
@@ -116,7 +116,7 @@ def _grid(period: int) -> Rate:
 
 
 def trimmed(history: History, length: int) -> History:
-    """Give samples of one length without the padding behind them, and without pixels."""
+    """Return samples of one length without the padding behind them, and without pixels."""
     return attrs.evolve(
         history,
         pixels=None,
@@ -139,13 +139,13 @@ def _one_latent(history: History) -> History:
 
 
 def emptied(memory: Memory) -> Memory:
-    """Give a memory whose parts have no tokens but stay in the graph."""
+    """Return a memory whose parts have no tokens but stay in the graph."""
     parts = [part.take(torch.empty(len(part.valid), 0).long()) for part in memory.parts]
     return Memory(parts=tuple(parts), size=memory.size)
 
 
 def stacked(memories: Sequence[Memory]) -> Memory:
-    """Give memories of several groups of samples, of the same parts, as one batch."""
+    """Return memories of several groups of samples, of the same parts, as one batch."""
     groups = zip(*(memory.parts for memory in memories), strict=True)
     return Memory(parts=tuple(_stacked(group) for group in groups))
 
@@ -164,7 +164,7 @@ def _stacked(parts: Sequence[Part]) -> Part:
 
 
 def padded(part: Part, count: int) -> Part:
-    """Give a part of `count` tokens: behind its own stand zeros that are not valid."""
+    """Return a part of `count` tokens: behind its own stand zeros that are not valid."""
     more = (0, count - part.tokens.shape[1])
     return Part(
         name=part.name,
@@ -177,12 +177,12 @@ def padded(part: Part, count: int) -> Part:
 
 
 def joined(before: Tensor | None, new: Tensor, dim: int) -> Tensor:
-    """Give `new` behind `before`."""
+    """Return `new` behind `before`."""
     return new if before is None else torch.cat([before, new], dim=dim)
 
 
 def own(x: Tensor) -> Tensor:
-    """Give a copy with its own memory: a slice would keep alive all that it was cut from."""
+    """Return a copy with its own memory: a slice would keep alive all that it was cut from."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
@@ -201,7 +201,7 @@ class CellCompressor(Streamed[S]):
 
     @abstractmethod
     def encode(self, cells: Tensor) -> Tensor:
-        """Give the tokens `[M, D]` of cells of latents.
+        """Return the tokens `[M, D]` of cells of latents.
 
         Args:
             cells: `[M, C, n, h, w]`: C channels, n latent frames (as many as the rate says, fewer
@@ -211,18 +211,18 @@ class CellCompressor(Streamed[S]):
 
     @classmethod
     def rate(cls, spec: S) -> Rate:
-        """Give the compression rate of a spec: its field `rate`."""
+        """Return the compression rate of a spec: its field `rate`."""
         found: Rate = getattr(spec, "rate")  # noqa: B009  # S says nothing of its fields
         return found
 
     @classmethod
     def needs(cls, spec: S) -> Needs:
-        """Give the full-size latents."""
+        """Return the full-size latents."""
         return Needs()
 
     @classmethod
     def context_length(cls, spec: S, geometry: Geometry, size: Size3) -> Length:
-        """Give the exact number of tokens: the cells of the token grid."""
+        """Return the exact number of tokens: the cells of the token grid."""
         return Length(tokens=cls.rate(spec).token_grid(size, geometry.patch).cells)
 
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
@@ -231,7 +231,7 @@ class CellCompressor(Streamed[S]):
         return new, self._memory(run)
 
     def pending(self, state: State) -> Memory:
-        """Give the tokens of the cells that are not complete, so far."""
+        """Return the tokens of the cells that are not complete, so far."""
         return self._memory(waiting(state, self.rate(self.spec).time))
 
     def _memory(self, run: Run) -> Memory:
@@ -247,7 +247,7 @@ class CellCompressor(Streamed[S]):
         return Memory(parts=(part,), size=run.seen)
 
     def _blocks(self, run: Run) -> list[Tensor]:
-        """Give latents `[B, C, m·n, H, W]` by block length: the first, whole ones, what is left."""
+        """Return latents `[B, C, m·n, H, W]` by block length: the first, whole ones, what is left."""
         step, alone = self.rate(self.spec).time, 0 if run.first else 1
         first, rest = run.latents[:, :, :alone], run.latents[:, :, alone:]
         whole = rest.shape[2] // step * step
@@ -255,7 +255,7 @@ class CellCompressor(Streamed[S]):
         return [_split(x, n or x.shape[2]) for x, n in found if x.shape[2]]
 
     def _frames(self, blocks: Tensor) -> Tensor:
-        """Give the tokens `[B, m, S, D]` of blocks `[B, m, C, n, H, W]`."""
+        """Return the tokens `[B, m, S, D]` of blocks `[B, m, C, n, H, W]`."""
         rate, patch = self.rate(self.spec), self.geometry.patch
         high, wide = rate.height * patch.height, rate.width * patch.width
         batch, count = blocks.shape[:2]
@@ -267,6 +267,6 @@ class CellCompressor(Streamed[S]):
 
 
 def _split(latents: Tensor, step: int) -> Tensor:
-    """Give blocks `[B, m, C, step, H, W]` of latents `[B, C, m·step, H, W]`."""
+    """Return blocks `[B, m, C, step, H, W]` of latents `[B, C, m·step, H, W]`."""
     blocks: Tensor = latents.unflatten(2, (-1, step)).movedim(2, 1)
     return blocks

@@ -39,7 +39,7 @@ class TextEncoder(ABC, Generic[S]):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Text:
-        """Give the embeddings of the prompts on the CPU, all of one length L; longer ones are cut.
+        """Return the embeddings of the prompts on the CPU, all of one length L; longer ones are cut.
 
         Raises:
             UserError: the weights are missing, damaged or of another model.
@@ -60,7 +60,7 @@ class TextEncoder(ABC, Generic[S]):
 
 
 def embed_all(encoder: TextEncoder[TextEncoderSpec], prompts: Sequence[str]) -> Text:
-    """Give the embeddings of all prompts of a job, and free the encoder's weights again."""
+    """Return the embeddings of all prompts of a job, and free the encoder's weights again."""
     try:
         with torch.no_grad():
             return encoder.encode(prompts)

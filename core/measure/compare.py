@@ -75,7 +75,7 @@ class ByRate:
 
 
 def read_side(place: Path) -> Side:
-    """Give the measure in a file, or in a folder as `longtake measure` leaves it.
+    """Return the measure in a file, or in a folder as `longtake measure` leaves it.
 
     Raises:
         UserError: there is none, or it is no measure that this version reads.
@@ -92,7 +92,7 @@ def read_side(place: Path) -> Side:
 
 
 def side_of(data: Mapping[str, Any]) -> Side:
-    """Give the side of a measure as its JSON."""
+    """Return the side of a measure as its JSON."""
     return Side(
         experiment=str(data["experiment"]),
         run=str(data["run"]),
@@ -108,12 +108,12 @@ def _clip(data: Mapping[str, Any]) -> SideClip:
 
 
 def _rates(spec: Mapping[str, Any]) -> list[str]:
-    """Give the rates of a resolved spec: files of format 1 do not name them."""
+    """Return the rates of a resolved spec: files of format 1 do not name them."""
     return [one["rate"] for one in spec.get("compressors", ()) if "rate" in one]
 
 
 def by_rate(result: MeasureResult, beside: Sequence[Side] = ()) -> ByRate:
-    """Give the rows of a result and of the measures beside it, over the clips that all hold.
+    """Return the rows of a result and of the measures beside it, over the clips that all hold.
 
     Raises:
         UserError: a measure beside it shares no clip with it, of the same size and length.
@@ -139,7 +139,7 @@ def by_rate(result: MeasureResult, beside: Sequence[Side] = ()) -> ByRate:
 
 
 def _labels(sides: Sequence[Side]) -> list[str]:
-    """Give the shortest names that tell all measures apart."""
+    """Return the shortest names that tell all measures apart."""
     rates = [" + ".join(rate.replace("x", "×") for rate in side.rates) for side in sides]
     names = [side.experiment for side in sides]
     for found in (rates, names):
@@ -166,7 +166,7 @@ def _rows(
 
 
 def _tokens(clip: SideClip, name: str, kind: str) -> int:
-    """Give the tokens that a retriever reads: one of a part alone reads only those of the part."""
+    """Return the tokens that a retriever reads: one of a part alone reads only those of the part."""
     parts = {part: n for part, n in clip.parts.items() if name.endswith(f" of {part}")}
     return next(iter(parts.values())) if kind == "part" and parts else clip.tokens
 
@@ -178,7 +178,7 @@ def _figures(clips: Sequence[Figures], metrics: Sequence[str]) -> dict[str, Inte
 
 
 def _merged(rows: Sequence[RateRow]) -> list[RateRow]:
-    """Give floors and ceilings that are alike in all measures once, without tokens."""
+    """Return floors and ceilings that are alike in all measures once, without tokens."""
     found: list[RateRow] = []
     measures = {row.label for row in rows}
     for row in rows:

@@ -58,12 +58,12 @@ class Seen:
 
 
 def metric_infos(at: Prepared) -> tuple[MetricInfo, ...]:
-    """Give what the measured metrics say of themselves."""
+    """Return what the measured metrics say of themselves."""
     return tuple(_info(at, name, metric) for name, metric in at.metrics.items())
 
 
 def missing_infos(at: Prepared) -> tuple[MetricInfo, ...]:
-    """Give the metrics that could not be measured here, with what they need."""
+    """Return the metrics that could not be measured here, with what they need."""
     found = at.missing.items()
     return tuple(attrs.evolve(_info(at, n, m), needs=m.lacks()) for n, m in found)
 
@@ -75,13 +75,13 @@ def _info(at: Prepared, name: str, metric: Metric[MetricSpec]) -> MetricInfo:
 
 
 def rates_of(experiment: Experiment) -> tuple[str, ...]:
-    """Give the compression rates that the compressors' specs name, in their order."""
+    """Return the compression rates that the compressors' specs name, in their order."""
     values = [v for spec in experiment.compressors for v in attrs.astuple(spec, recurse=False)]
     return tuple(dict.fromkeys(str(value) for value in values if isinstance(value, Rate)))
 
 
 def retrievals(at: Prepared, clips: Sequence[ClipQuality]) -> tuple[Retrieval, ...]:
-    """Give the ceiling, every retriever, and the main one of each part alone, over clips."""
+    """Return the ceiling, every retriever, and the main one of each part alone, over clips."""
     parts = [name for name in clips[0].unmasked if name not in (CEILING, *at.retrievers)]
     return tuple(_retrieval(at, name, clips) for name in (CEILING, *at.retrievers, *parts))
 
@@ -119,7 +119,7 @@ def _over(at: Prepared, clips: Sequence[Scores]) -> Quality:
 def distances(
     at: Prepared, main: str, found: Sequence[Retrieval], clips: Sequence[ClipQuality]
 ) -> tuple[Distance, ...]:
-    """Give how much better the main retriever is than every other one, paired by clip."""
+    """Return how much better the main retriever is than every other one, paired by clip."""
     return tuple(
         Distance(
             name=other.name,
@@ -142,7 +142,7 @@ def _distance(
 
 
 def clip_row(at: Prepared, seen: Seen) -> ClipRow:
-    """Give the row of one clip."""
+    """Return the row of one clip."""
     record, quality, gain = seen.record, seen.quality, seen.gain
     size = at.size(record)
     return ClipRow(
@@ -174,7 +174,7 @@ def _ages(at: Prepared, main: Scores) -> dict[str, dict[str, float]]:
 
 
 def long_row(at: Prepared, record: Record, quality: ClipQuality) -> LongRow:
-    """Give the row of one clip at the greater length."""
+    """Return the row of one clip at the greater length."""
     size = at.size(record)
     return LongRow(
         id=record.id,
@@ -210,7 +210,7 @@ def measure(
     progress: Progress | None = None,
     keep: Kept | None = None,
 ) -> MeasureResult:
-    """Give the quality of retrieval and the gain of the memory over every clip of a store.
+    """Return the quality of retrieval and the gain of the memory over every clip of a store.
 
     Of each clip that is no mirror image, the first `measure.seconds` are the history, shorter
     clips whole. Every latent frame is asked of the memory of the clean history; learned
@@ -310,7 +310,7 @@ def _clips(at: Prepared, tick: _Ticks) -> Iterator[Seen]:
 
 
 def _long_records(at: Prepared) -> list[Record]:
-    """Give the clips that last as long as the greater length, or longer."""
+    """Return the clips that last as long as the greater length, or longer."""
     longer = at.longer()
     return [r for r in at.records() if longer and r.latents >= longer.length]
 

@@ -129,11 +129,11 @@ class Prepared:
         return {name: r for name, r in self.retrievers.items() if r.learned}
 
     def records(self) -> list[Record]:
-        """Give the clips to measure: all that are no mirror image of another."""
+        """Return the clips to measure: all that are no mirror image of another."""
         return [record for record in self.store.records if not record.mirror]
 
     def longer(self) -> Self | None:
-        """Give the same with windows of `measure.long_seconds`; None where that is no longer."""
+        """Return the same with windows of `measure.long_seconds`; None where that is no longer."""
         experiment = self.model.experiment
         geometry = experiment.backbone.geometry
         frames = geometry.frames(experiment.measure.long_seconds, self.store.fps)
@@ -141,12 +141,12 @@ class Prepared:
         return attrs.evolve(self, length=length) if length > self.length else None
 
     def size(self, record: Record) -> Size3:
-        """Give the latent size of the window of a clip."""
+        """Return the latent size of the window of a clip."""
         time = min(record.latents, self.length)
         return Size3(time=time, height=record.height, width=record.width)
 
     def history(self, record: Record, *, pixels: bool) -> History:
-        """Give the window of a clip from its beginning: all of it, or as long as was asked."""
+        """Return the window of a clip from its beginning: all of it, or as long as was asked."""
         rates = sorted(all_needs(self.model.experiment).rates)
         length = self.size(record).time
         return self.store.window(record, 0, length, rates, pixels).to(self.device)
@@ -157,15 +157,15 @@ class Prepared:
         return compressor_needs(self.model.experiment).pixels
 
     def text(self, record: Record) -> Text:
-        """Give the caption of the window of a clip."""
+        """Return the caption of the window of a clip."""
         return self.store.text(record, 0, self.size(record).time).to(self.device)
 
     def generator(self, record: Record, purpose: str) -> torch.Generator:
-        """Give the random numbers of a clip for a purpose, the same in every run of a seed."""
+        """Return the random numbers of a clip for a purpose, the same in every run of a seed."""
         return step_generator(self.seed, 0, 0, f"measure {purpose} {record.id}")
 
     def partners(self) -> dict[str, Record]:
-        """Give for each clip, by id, the next one of its size; clips alone have none."""
+        """Return for each clip, by id, the next one of its size; clips alone have none."""
         groups: dict[Size3, list[Record]] = defaultdict(list)
         for record in self.records():
             groups[self.size(record)].append(record)
@@ -178,7 +178,7 @@ class Prepared:
 
 
 def device_of(model: Model) -> torch.device:
-    """Give where a model is."""
+    """Return where a model is."""
     return next(model.backbone.parameters()).device
 
 
@@ -186,7 +186,7 @@ S = TypeVar("S", bound=PluginSpec)
 
 
 def named(specs: Sequence[S]) -> dict[str, S]:
-    """Give specs by a name each: the plugin's, and the fields that tell it from its like."""
+    """Return specs by a name each: the plugin's, and the fields that tell it from its like."""
     kept = list(dict.fromkeys(specs))
     return {_name(spec, [s for s in kept if type(s) is type(spec)]): spec for spec in kept}
 

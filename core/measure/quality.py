@@ -56,7 +56,7 @@ class ClipQuality:
 
 
 def clip_quality(at: Prepared, record: Record, tick: Tick, *, masked: bool = True) -> ClipQuality:
-    """Give the quality of one clip: ceiling and every retriever unmasked, learned ones masked."""
+    """Return the quality of one clip: ceiling and every retriever unmasked, learned ones masked."""
     scene = scene_of(at, record)
     found = ClipQuality(parts={p.name: int(p.tokens.shape[1]) for p in scene.memory.parts})
     omega = torch.arange(scene.size.time, device=at.device)[None]
@@ -79,7 +79,7 @@ def clip_quality(at: Prepared, record: Record, tick: Tick, *, masked: bool = Tru
 
 
 def foreign_quality(at: Prepared, record: Record, partner: Record) -> Scores:
-    """Give the quality of the main retriever from another clip's memory, at this clip's places."""
+    """Return the quality of the main retriever from another clip's memory, at this clip's places."""
     scene, other = scene_of(at, record), at.history(partner, pixels=at.reads_pixels)
     mine = scene.history if at.reads_pixels else attrs.evolve(scene.history, pixels=None)
     both = collate([mine, other], [at.text(record), at.text(partner)], (record.id, partner.id))
@@ -91,7 +91,7 @@ def foreign_quality(at: Prepared, record: Record, partner: Record) -> Scores:
 
 
 def _alone(at: Prepared, record: Record, scene: Scene, omega: Tensor) -> dict[str, Scores]:
-    """Give the quality of the main retriever from each part of the memory alone, if several."""
+    """Return the quality of the main retriever from each part of the memory alone, if several."""
     parts = scene.memory.parts
     found = {}
     for part in parts if len(parts) > 1 else ():
@@ -103,19 +103,19 @@ def _alone(at: Prepared, record: Record, scene: Scene, omega: Tensor) -> dict[st
 
 
 def scene_of(at: Prepared, record: Record) -> Scene:
-    """Give the scene of a clip's window, with the memory of the clean history."""
+    """Return the scene of a clip's window, with the memory of the clean history."""
     history = at.history(record, pixels=True)
     batch = Batch(history=history, text=at.text(record), names=(record.id,))
     return make_scene(at.model, at.codec, batch, at.null_text)
 
 
 def ceiling(scene: Scene, omega: Tensor) -> Retrieved:
-    """Give what the codec's own latents would be: no retriever can do better on average."""
+    """Return what the codec's own latents would be: no retriever can do better on average."""
     return LatentFrames(latents=scene.history.latents[:, :, omega[0]])
 
 
 def _masked(at: Prepared, record: Record, scene: Scene, tick: Tick) -> dict[str, Scores]:
-    """Give the quality of the frames of masked queries, the same ones for every retriever."""
+    """Return the quality of the frames of masked queries, the same ones for every retriever."""
     draws = Draws.single(at.generator(record, "omega"))
     history = scene.history if at.reads_pixels else attrs.evolve(scene.history, pixels=None)
     parts: dict[str, list[Scores]] = defaultdict(list)
@@ -150,7 +150,7 @@ def _wait(device: torch.device) -> None:
 
 
 def scores(at: Prepared, scene: Scene, omega: Tensor, given: Retrieved, what: str) -> Scores:
-    """Give the figures of retrieved frames against the original pixels; `what` names them.
+    """Return the figures of retrieved frames against the original pixels; `what` names them.
 
     Raises:
         LongtakeError: a figure is not finite.
@@ -177,14 +177,14 @@ def scores(at: Prepared, scene: Scene, omega: Tensor, given: Retrieved, what: st
 
 
 def original(history: History, latent: int, stride: int) -> Tensor:
-    """Give the true frames of a latent, `[F, 3, P, Q]` in [0, 1]."""
+    """Return the true frames of a latent, `[F, 3, P, Q]` in [0, 1]."""
     assert history.pixels is not None  # windows are read with their pixels
     frames = frames_of(latent, stride)
     return history.pixels[0, :, frames.start : frames.stop].movedim(1, 0).float() / 255
 
 
 def one_by_one(scene: Scene, omega: Tensor, given: Retrieved) -> Iterator[Tensor]:
-    """Give the pixels of each latent of Ω in turn, so that few are held at a time."""
+    """Yield the pixels of each latent of Ω in turn, so that few are held at a time."""
     latents = scene.history.latents
     if not isinstance(given, LatentFrames):
         yield from frames_by_latent(scene.codec, latents, omega, given)
@@ -222,7 +222,7 @@ class ClipGain:
 
 
 def clip_gain(at: Prepared, record: Record, partner: Record | None) -> ClipGain:
-    """Give the losses of one clip under the memory of its clean history, and of `partner`'s.
+    """Return the losses of one clip under the memory of its clean history, and of `partner`'s.
 
     Ω, t and noise are drawn as in training; the three memories see the same draws.
     """
@@ -243,7 +243,7 @@ def clip_gain(at: Prepared, record: Record, partner: Record | None) -> ClipGain:
 def _memories(
     at: Prepared, mine: History, record: Record, partner: Record | None
 ) -> tuple[Memory, ...]:
-    """Give the true memory, none, and where there is a partner its tokens at this clip's places."""
+    """Return the true memory, none, and where there is a partner its tokens at this clip's places."""
     true = at.model.encoder(mine)  # alone, so that no figure of a clip hangs on another to the bit
     if partner is None:
         return true, Memory()
@@ -254,7 +254,7 @@ def _memories(
 
 
 def clean_query(at: Prepared, history: History, text: Text, draws: Draws) -> Query:
-    """Give a query at a random Ω whose history is clean, as in Stage II."""
+    """Return a query at a random Ω whose history is clean, as in Stage II."""
     query = at.masker.masked(history, text, draws)
     return attrs.evolve(
         query,
@@ -265,7 +265,7 @@ def clean_query(at: Prepared, history: History, text: Text, draws: Draws) -> Que
 
 
 def gain_over_clips(clips: Sequence[ClipGain], draws: int) -> GainFigures:
-    """Give the losses and their differences over clips."""
+    """Return the losses and their differences over clips."""
     return GainFigures(
         true=interval([clip.true for clip in clips]),
         none=interval([clip.none for clip in clips]),

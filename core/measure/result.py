@@ -39,7 +39,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Give the mean of one value a clip with its 95 % interval, by bootstrap over clips.
+    """Return the mean of one value a clip with its 95 % interval, by bootstrap over clips.
 
     Percentiles of the means of 2000 resamples, drawn from a fixed seed: the same values always
     give the same interval. With few clips such an interval is rather too narrow.
@@ -51,7 +51,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def crossed(values: Sequence[Sequence[float]]) -> Interval:
-    """Give the mean over runs and clips with its 95 % interval: both are resampled.
+    """Return the mean over runs and clips with its 95 % interval: both are resampled.
 
     With one run this is `interval` of its clips. With few runs such an interval is too narrow.
 
@@ -80,7 +80,7 @@ def _ends(mean: float, means: torch.Tensor, n: int) -> Interval:
 
 
 def interval_or_none(values: Sequence[float | None]) -> Interval | None:
-    """Give the interval of the values that exist, or None where none does."""
+    """Return the interval of the values that exist, or None where none does."""
     kept = [value for value in values if value is not None]
     return interval(kept) if kept else None
 
@@ -107,7 +107,7 @@ class MetricInfo:
     needs: str = ""
 
     def merit(self, value: float) -> float:
-        """Give a figure so that more is better."""
+        """Return a figure so that more is better."""
         return merit(self.goal, value)
 
     @property
@@ -287,15 +287,15 @@ class MeasureResult:
     versions: Mapping[str, str] = field(repr=False)
 
     def retrieval(self, name: str) -> Retrieval:
-        """Give the retrieval of that name."""
+        """Return the retrieval of that name."""
         return next(found for found in self.retrievals if found.name == name)
 
     def metric(self, plugin: str) -> MetricInfo | None:
-        """Give the first measured metric of a plugin, or None."""
+        """Return the first measured metric of a plugin, or None."""
         return next((metric for metric in self.metrics if metric.plugin == plugin), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain data for JSON; figures of metrics that were not measured are null."""
+        """Return plain data for JSON; figures of metrics that were not measured are null."""
         data = attrs.asdict(self)
         _put_nulls(data, [metric.name for metric in self.missing])
         return {"format": FORMAT, **data}
@@ -334,12 +334,12 @@ class Scores:
     weights: Mapping[str, Tensor] = field(factory=dict)
 
     def means(self, chosen: Tensor | None = None) -> dict[str, float]:
-        """Give the weighted mean by metric over all frames, or over those `chosen`, bool `[F]`."""
+        """Return the weighted mean by metric over all frames, or over those `chosen`, bool `[F]`."""
         kept = torch.ones_like(self.frames, dtype=torch.bool) if chosen is None else chosen
         return {name: self._mean(name, kept) for name in self.values}
 
     def like(self, other: Scores) -> Scores:
-        """Give the figures of the frames that `other` holds, as often as it holds them.
+        """Return the figures of the frames that `other` holds, as often as it holds them.
 
         Raises:
             KeyError: a frame of `other` is not here.
@@ -360,7 +360,7 @@ class Scores:
 
 
 def join(parts: Sequence[Scores]) -> Scores:
-    """Give the scores of several questions about one clip as one."""
+    """Return the scores of several questions about one clip as one."""
     return Scores(
         frames=torch.cat([part.frames for part in parts]),
         total=parts[0].total,
@@ -370,7 +370,7 @@ def join(parts: Sequence[Scores]) -> Scores:
 
 
 def over_clips(clips: Sequence[Scores], *, fps: float, width: float) -> Quality:
-    """Give the quality over clips: each clip's mean counts once, by age bins of `width` seconds."""
+    """Return the quality over clips: each clip's mean counts once, by age bins of `width` seconds."""
     means = [clip.means() for clip in clips]
     bins: dict[int, list[dict[str, float]]] = defaultdict(list)
     for clip in clips:
@@ -384,7 +384,7 @@ def over_clips(clips: Sequence[Scores], *, fps: float, width: float) -> Quality:
 
 
 def by_age(clip: Scores, fps: float, width: float) -> dict[int, dict[str, float]]:
-    """Give means by metric over the frames of each age bin, `width` seconds wide, by its number."""
+    """Return means by metric over the frames of each age bin, `width` seconds wide, by its number."""
     ages = (clip.total - 1 - clip.frames) / fps
     which = (ages / width + 1e-9).floor().long()
     return {number: clip.means(which == number) for number in which.unique().tolist()}
@@ -395,5 +395,5 @@ def _intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
 
 
 def age_width(seconds: float) -> float:
-    """Give the width of age bins: whole seconds, so that there are ten at most."""
+    """Return the width of age bins: whole seconds, so that there are ten at most."""
     return float(max(1, math.ceil(seconds / 10)))

@@ -53,7 +53,7 @@ def make_strips(
     names: Sequence[str] = (),
     kept: Kept | None = None,
 ) -> tuple[Strip, ...]:
-    """Give strips of some clips: original, ceiling, learned retrievers, and the first floor.
+    """Return strips of some clips: original, ceiling, learned retrievers, and the first floor.
 
     With a result, clips are taken evenly over the ranks of the main retriever, worst to best;
     without, evenly over the store. Frames are spread evenly over the history and are asked of the
@@ -78,7 +78,7 @@ def make_strips(
 
 
 def by_name(at: Prepared, names: Sequence[str]) -> list[tuple[Record, str]]:
-    """Give the clips of these names or ids, as `check_names` lets them pass."""
+    """Return the clips of these names or ids, as `check_names` lets them pass."""
     check_names(at.store, names)
     records = {key: record for record in at.records() for key in (record.id, record.name)}
     return [(records[name], "") for name in names]
@@ -99,7 +99,7 @@ def check_names(store: Store, names: Sequence[str]) -> None:
 
 
 def choose(at: Prepared, result: MeasureResult | None, count: int) -> list[tuple[Record, str]]:
-    """Give clips from worst to best with their ranks, or evenly over the store, and no note."""
+    """Return clips from worst to best with their ranks, or evenly over the store, and no note."""
     records = {record.id: record for record in at.records()}
     if result is None:
         order = list(records)
@@ -114,7 +114,7 @@ def choose(at: Prepared, result: MeasureResult | None, count: int) -> list[tuple
 
 
 def spread_over(total: int, count: int) -> list[int]:
-    """Give up to `count` numbers below `total`, evenly spread, both ends among them."""
+    """Return up to `count` numbers below `total`, evenly spread, both ends among them."""
     return sorted(set(torch.linspace(0, total - 1, min(count, total)).round().long().tolist()))
 
 
@@ -155,7 +155,7 @@ def _rows(
 def ask(
     at: Prepared, record: Record, name: str, scene: Scene, omega: Tensor, kept: Kept
 ) -> Retrieved:
-    """Give the frames Ω by a retriever, out of what was kept where that holds them."""
+    """Return the frames Ω by a retriever, out of what was kept where that holds them."""
     if (record.id, name) in kept:
         latents = kept[record.id, name].to(omega.device)
         return LatentFrames(latents=latents[None, :, omega[0]])
@@ -209,7 +209,7 @@ def make_scrubs(
     frames: int = 40,
     kept: Kept | None = None,
 ) -> tuple[Scrub, ...]:
-    """Give scrubs of some clips: original, main retriever, first sample, and first floor.
+    """Return scrubs of some clips: original, main retriever, first sample, and first floor.
 
     Clips are chosen as by `make_strips`; up to `frames` video frames are spread evenly over the
     history, in small: 224 pixels wide at most. All are of the memory of the clean history.
@@ -258,7 +258,7 @@ def _panels(
 
 
 def shown_names(at: Prepared) -> list[tuple[str, str]]:
-    """Give the retrievers that scrubs show, with their kind: main, first sample, first floor."""
+    """Return the retrievers that scrubs show, with their kind: main, first sample, first floor."""
     samples = [name for name, retriever in at.learned.items() if retriever.samples]
     floors = [name for name, retriever in at.retrievers.items() if not retriever.learned]
     learned = list(dict.fromkeys([at.main, *samples[:1]]))
@@ -283,7 +283,7 @@ def _panel(
 
 
 def small(picture: Tensor) -> Tensor:
-    """Give a picture `[3, P, Q]` in [0, 1] as uint8, shrunk to 224 pixels in width if wider."""
+    """Return a picture `[3, P, Q]` in [0, 1] as uint8, shrunk to 224 pixels in width if wider."""
     rows, columns = picture.shape[-2:]
     if columns > WIDEST:
         size = (max(1, round(rows * WIDEST / columns)), WIDEST)

@@ -55,7 +55,7 @@ def doubt(found: Interval, low: float) -> str:
 
 
 def number(value: float, metric: MetricInfo | None = None, *, sign: bool = False) -> str:
-    """Give a figure as text with its unit: 2 digits behind the point for dB, 3 where
+    """Return a figure as text with its unit: 2 digits behind the point for dB, 3 where
     the metric has no unit, 4 for losses.
     """
     unit = f" {metric.unit}" if metric and metric.unit else ""
@@ -63,19 +63,19 @@ def number(value: float, metric: MetricInfo | None = None, *, sign: bool = False
 
 
 def bare(value: float, metric: MetricInfo) -> str:
-    """Give a figure as text without its unit."""
+    """Return a figure as text without its unit."""
     return _digits(value, metric, sign=False)
 
 
 def spread(found: Interval, metric: MetricInfo | None = None, *, sign: bool = False) -> str:
-    """Give the interval of a figure as text, with its n."""
+    """Return the interval of a figure as text, with its n."""
     clips = f"{found.n} clip{'s' if found.n > 1 else ''}"
     ends = span(found, metric, sign=sign)
     return f"[{ends}] ({clips})" if ends else f"(no interval, {clips})"
 
 
 def span(found: Interval, metric: MetricInfo | None = None, *, sign: bool = False) -> str:
-    """Give the two ends of an interval as text, or nothing where it has none."""
+    """Return the two ends of an interval as text, or nothing where it has none."""
     if found.low is None or found.high is None:
         return ""
     return f"{_digits(found.low, metric, sign)}, {_digits(found.high, metric, sign)}"
@@ -95,7 +95,7 @@ WITHIN = 0.2  # of the original's energy in the high band
 
 
 def bars(result: MeasureResult) -> Iterator[Verdict]:
-    """Give a line for each learned retriever and bar; only samples are judged, the rest noted."""
+    """Yield a line for each learned retriever and bar; only samples are judged, the rest noted."""
     learned = [found for found in result.retrievals if found.kind == "learned"]
     paper = PAPER.get(result.rates[0]) if len(result.rates) == 1 else None
     psnr, band = result.metric("psnr"), result.metric("high-band")
@@ -149,7 +149,7 @@ FEW = 8  # clips below which an interval is called a guess
 
 
 def verdict(result: MeasureResult) -> tuple[Verdict, ...]:
-    """Give the sentences: first what was asked and reached or not, then notes."""
+    """Return the sentences: first what was asked and reached or not, then notes."""
     lines = (
         *_distances(result),
         *bars(result),
@@ -163,7 +163,7 @@ def verdict(result: MeasureResult) -> tuple[Verdict, ...]:
 
 
 def as_data(result: MeasureResult, rates: ByRate | None = None) -> dict[str, Any]:
-    """Give result, verdict and figures by rate as plain data for JSON."""
+    """Return result, verdict and figures by rate as plain data for JSON."""
     return {
         **result.to_json(),
         "by_rate": attrs.asdict(rates or by_rate(result)),

@@ -42,7 +42,7 @@ class Series:
 
 
 def series_of(result: MeasureResult) -> list[Series]:
-    """Give every retriever with a style of its own: learned solid, floors dashed, guides dotted."""
+    """Return every retriever with a style of its own: learned solid, floors dashed, guides dotted."""
     learned = [r for r in result.retrievals if r.kind in ("learned", "part")]
     floors = [r for r in result.retrievals if r.kind == "floor"]
     return [_styled(found, learned, floors) for found in result.retrievals]
@@ -61,7 +61,7 @@ def _styled(found: Retrieval, learned: Sequence[Retrieval], floors: Sequence[Ret
 
 
 def age_chart(result: MeasureResult, metric: MetricInfo) -> Markup:
-    """Give quality by age under unmasked retrieval, with the intervals of learned ones."""
+    """Return quality by age under unmasked retrieval, with the intervals of learned ones."""
 
     def draw(axes: Any, paint: Paint) -> None:
         for series in series_of(result):
@@ -72,7 +72,7 @@ def age_chart(result: MeasureResult, metric: MetricInfo) -> Markup:
 
 
 def chart(draw: Callable[[Any, Paint], None], title: str, under: str) -> Markup:
-    """Give what `draw` puts on axes as inline SVG; `under` is written under the axis."""
+    """Return what `draw` puts on axes as inline SVG; `under` is written under the axis."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -95,7 +95,7 @@ class Paint:
         self.found: dict[str, str] = {}
 
     def __call__(self, variable: str) -> str:
-        """Give the colour that stands for a variable."""
+        """Return the colour that stands for a variable."""
         return self.found.setdefault(variable, f"#0a0b{len(self.found):02x}")
 
 
@@ -126,7 +126,7 @@ def calm(axes: Any, paint: Paint, under: str) -> None:
 
 
 def inline(svg: str, title: str, colours: Mapping[str, str]) -> Markup:
-    """Give an SVG file as an element of a page: size and font from CSS, no outside names."""
+    """Return an SVG file as an element of a page: size and font from CSS, no outside names."""
     body = svg[svg.index("<svg") + len("<svg") :]
     for variable, colour in colours.items():
         body = body.replace(colour, f"var({variable})")
@@ -174,7 +174,7 @@ class Mark:
 
 
 def marks_of(rates: ByRate) -> list[Mark]:
-    """Give the rows by retriever, each with its style, as in the charts by age."""
+    """Return the rows by retriever, each with its style, as in the charts by age."""
     names = list(dict.fromkeys((row.name, row.kind) for row in rates.rows))
     learned = [name for name, kind in names if kind in ("learned", "part")]
     floors = [name for name, kind in names if kind == "floor"]
@@ -200,7 +200,7 @@ def has_lengths(rates: ByRate) -> bool:
 
 
 def rate_chart(rates: ByRate, metric: MetricInfo) -> Markup:
-    """Give a metric against context length, with intervals; what reads no memory lies across."""
+    """Return a metric against context length, with intervals; what reads no memory lies across."""
 
     def draw(axes: Any, paint: Paint) -> None:
         axes.set_xscale("log")

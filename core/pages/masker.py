@@ -55,7 +55,7 @@ class Look:
 
 
 def look(experiment: Experiment, *, video: Path | None = None, seed: int = 0) -> Look:
-    """Give what the experiment's masker does to a clip.
+    """Return what the experiment's masker does to a clip.
 
     Latents stand for what the codec would give: means of the pixels over its stride, each colour of
     mean 0 and variance 1, so that nothing must be loaded and the picture has colours. The history
@@ -103,7 +103,7 @@ def _masked(spec: MaskerSpec, history: History, seed: int) -> Query:
 
 
 def _pixels(geometry: Geometry, video: Path | None) -> Tensor:
-    """Give the clip `[1, 3, F, P, Q]` in [−1, 1]: whole latents, LATENTS of them at most."""
+    """Return the clip `[1, 3, F, P, Q]` in [−1, 1]: whole latents, LATENTS of them at most."""
     stride = geometry.vae_stride
     size = (CELLS[0] * stride.height, CELLS[1] * stride.width)
     count = 1 + stride.time * (LATENTS - 1)
@@ -128,7 +128,7 @@ def _frames(fps: float, size: tuple[int, int], count: int, video: Path | None) -
 
 
 def _latents(pixels: Tensor, stride: Size3) -> Tensor:
-    """Give means over the codec's stride `[1, 3, T, H, W]`; frame 0 alone, whole latents only."""
+    """Return means over the codec's stride `[1, 3, T, H, W]`; frame 0 alone, whole latents only."""
     padded = pad_to(pixels, stride.height, stride.width)
     cells = (padded.shape[-2] // stride.height, padded.shape[-1] // stride.width)
     small = torch.nn.functional.adaptive_avg_pool2d(padded[0], cells)[None]
@@ -175,7 +175,7 @@ def check_picture(path: Path) -> None:
 
 
 def title_of(experiment: Experiment) -> str:
-    """Give the masker and its fields in one line."""
+    """Return the masker and its fields in one line."""
     spec = to_json(experiment.masker)
     fields = [f"{name}={_told(value)}" for name, value in spec.items() if name != "type"]
     return f"{experiment.name}: masker {spec['type']} ({', '.join(fields)})"
@@ -186,7 +186,7 @@ def _told(value: Any) -> str:
 
 
 def draw_masker(found: Look, title: str) -> Any:
-    """Give the matplotlib figure."""
+    """Return the matplotlib figure."""
     from matplotlib.figure import Figure
 
     rates, count = list(found.lr), len(found.seconds)
@@ -218,7 +218,7 @@ def _draw_lr(
 
 
 def lr_spans(rate: Rate, latents: int) -> list[tuple[float, float]]:
-    """Give where each LR latent begins and ends on the axis of HR latents that it covers."""
+    """Return where each LR latent begins and ends on the axis of HR latents that it covers."""
     first = [0, *[rate.time * (j - 1) + 1 for j in range(1, latents)]]
     return [(a - 0.5, rate.time * j + 0.5) for j, a in enumerate(first)]
 

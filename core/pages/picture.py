@@ -48,13 +48,13 @@ def save_picture(
 
 
 def credit_of(strips: Sequence[Strip]) -> str:
-    """Give the clips' names and captions, where no other credit is known."""
+    """Return the clips' names and captions, where no other credit is known."""
     said = [f"{s.title}: {s.caption}" if s.caption != s.title else s.title for s in strips]
     return "Clips: " + "; ".join(said) + "."
 
 
 def draw_picture(strips: Sequence[Strip], *, credit: str, width: int) -> Image.Image:
-    """Give the picture; a frame is `width` pixels wide and as high as its shape asks."""
+    """Return the picture; a frame is `width` pixels wide and as high as its shape asks."""
     pen = Pen.of()
     columns = max(len(strip.times) for strip in strips)
     across = 2 * MARGIN + LABELS + columns * (width + GAP) - GAP

@@ -35,7 +35,7 @@ QUALITIES = (88, 80, 70, 55)
 
 
 def data_uri(frame: Tensor) -> str:
-    """Give a uint8 frame `[3, P, Q]` as a JPEG inside an address, 320 pixels wide at most."""
+    """Return a uint8 frame `[3, P, Q]` as a JPEG inside an address, 320 pixels wide at most."""
     picture = to_pil(frame)
     if picture.width > WIDEST:
         picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)))
@@ -43,7 +43,7 @@ def data_uri(frame: Tensor) -> str:
 
 
 def address(picture: Image.Image, *, quality: int, subsampling: int) -> str:
-    """Give a picture as a JPEG inside an address."""
+    """Return a picture as a JPEG inside an address."""
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=quality, subsampling=subsampling)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -58,7 +58,7 @@ class Sheets:
 
 
 def sheets(scrubs: Sequence[Scrub], budget: int = BUDGET) -> Sheets:
-    """Give the pictures of scrubs in the best JPEG quality, 55 to 88, that keeps to the budget.
+    """Return the pictures of scrubs in the best JPEG quality, 55 to 88, that keeps to the budget.
 
     Frames of a scrub stand under each other in one picture a panel: a page can then go to any of
     them without loading anything, and a few large pictures cost less than many small ones.
@@ -81,7 +81,7 @@ def _sheet(frames: Tensor, quality: int) -> str:
 
 
 def long_rows(result: MeasureResult) -> list[dict[str, Any]]:
-    """Give a row for each long clip and retriever, figures without interval."""
+    """Return a row for each long clip and retriever, figures without interval."""
     return [
         {
             "clip": row if place == 0 else None,
@@ -94,7 +94,7 @@ def long_rows(result: MeasureResult) -> list[dict[str, Any]]:
 
 
 def clip_columns(result: MeasureResult) -> list[tuple[str, str]]:
-    """Give the columns of the clip table: retriever, and `unmasked` or `masked`."""
+    """Return the columns of the clip table: retriever, and `unmasked` or `masked`."""
     columns = [(found.name, "unmasked") for found in result.retrievals]
     masked = [(found.name, "masked") for found in result.retrievals if found.masked]
     return [*columns[:1], *sorted([*columns[1:], *masked], key=_order(result))]
@@ -106,7 +106,7 @@ def _order(result: MeasureResult) -> Any:
 
 
 def clip_view(result: MeasureResult, index: int) -> dict[str, Any]:
-    """Give one row of the clip table."""
+    """Return one row of the clip table."""
     clip, metric = result.clips[index], result.metrics[0]
     figures = {"unmasked": clip.unmasked, "masked": clip.masked}
     values = [figures[how][name][metric.name] for name, how in clip_columns(result)]
@@ -141,7 +141,7 @@ class Cell:
 
 
 def views(result: MeasureResult, rates: ByRate | None = None) -> dict[str, Any]:
-    """Give all that the page shows of a result, figures as text."""
+    """Return all that the page shows of a result, figures as text."""
     masked = [found for found in result.retrievals if found.masked]
     rates = rates or by_rate(result)
     return {
@@ -162,7 +162,7 @@ def views(result: MeasureResult, rates: ByRate | None = None) -> dict[str, Any]:
 
 
 def _cards(result: MeasureResult) -> list[tuple[str, str, str]]:
-    """Give the headline figures: label, figure, and what stands under it."""
+    """Return the headline figures: label, figure, and what stands under it."""
     metric, gain = result.metrics[0], result.gain.gain
     samples = [found for found in result.retrievals if found.samples][:1]
     shown = [result.retrieval(result.main), *(s for s in samples if s.name != result.main)]
@@ -204,7 +204,7 @@ def _row(result: MeasureResult, found: Retrieval, quality: Quality | None) -> di
 
 
 def _rates(result: MeasureResult, rates: ByRate) -> dict[str, Any]:
-    """Give the rows by rate, charts of the metrics that all measures have, and their legend."""
+    """Return the rows by rate, charts of the metrics that all measures have, and their legend."""
     charted = [m for m in result.metrics if all(m.name in row.figures for row in rates.rows)]
     return {
         "clips": rates.clips,
@@ -238,7 +238,7 @@ def _figure(found: Interval | None, metric: MetricInfo | None = None, sign: bool
 
 
 def _contexts(result: MeasureResult) -> list[tuple[str, int, int, int, str]]:
-    """Give latent size, clips, tokens before and after, and their ratio."""
+    """Return latent size, clips, tokens before and after, and their ratio."""
     counts = Counter((clip.size, clip.uncompressed, clip.tokens) for clip in result.clips)
     return [
         (size, clips, before, after, _ratio(before, after))
@@ -324,7 +324,7 @@ def write_report(
 
 
 def render(result: MeasureResult | None, page: Page) -> str:
-    """Give the page as text."""
+    """Return the page as text."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -343,7 +343,7 @@ def render(result: MeasureResult | None, page: Page) -> str:
 
 
 def _own_files() -> dict[str, Any]:
-    """Give style and script as they stand, and the hash by which the page's policy knows it."""
+    """Return style and script as they stand, and the hash by which the page's policy knows it."""
     script = _text("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return {
@@ -394,7 +394,7 @@ def _strip_view(strip: Strip, metrics: Sequence[MetricInfo]) -> dict[str, Any]:
 
 
 def caption_of(name: str) -> str:
-    """Give the caption that a clip without one gets: its name, which need not be told twice."""
+    """Return the caption that a clip without one gets: its name, which need not be told twice."""
     return name.replace("-", " ").replace("_", " ")
 
 

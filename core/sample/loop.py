@@ -40,7 +40,7 @@ class Schedule:
 
     @classmethod
     def of(cls, sampler: Sampler, shift: float, device: torch.device) -> Schedule:
-        """Give the schedule of a sampler on `device`; `shift` counts where it names none."""
+        """Return the schedule of a sampler on `device`; `shift` counts where it names none."""
         scheduler = make_scheduler(sampler.scheduler, sampler.shift or shift)
         if SCHEDULERS[sampler.scheduler][1]:
             # Evenly spaced times, shifted once: without them diffusers shifts the last one twice.
@@ -55,7 +55,7 @@ class Schedule:
         )
 
     def step(self, index: int, velocity: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Give the latents after pass `index`; the passes follow their order.
+        """Return the latents after pass `index`; the passes follow their order.
 
         Args:
             index: of the pass.
@@ -72,7 +72,7 @@ class Schedule:
 
 
 def make_scheduler(name: str, shift: float) -> Any:
-    """Give the scheduler that a name in `SCHEDULERS` stands for, for flows of this shift."""
+    """Return the scheduler that a name in `SCHEDULERS` stands for, for flows of this shift."""
     cls = getattr(diffusers, SCHEDULERS[name][0])
     if "use_flow_sigmas" not in inspect.signature(cls.__init__).parameters:
         return cls(shift=shift)
@@ -80,7 +80,7 @@ def make_scheduler(name: str, shift: float) -> Any:
 
 
 def times_of(timesteps: Tensor, sigmas: Tensor) -> Tensor:
-    """Give times t with 1000·t equal to the timesteps to the bit, on the CPU.
+    """Return times t with 1000·t equal to the timesteps to the bit, on the CPU.
 
     They are the noise levels themselves, float32, where the scheduler keeps to these. Some round
     down to whole timesteps, of which float32 misses ten (127/1000 · 1000 ≠ 127): then float64.
@@ -120,7 +120,7 @@ class Contexts:
 
     @classmethod
     def of(cls, backbone: Backbone, sampler: Sampler, given: Given) -> Contexts:
-        """Give the contexts; an `isolated` memory is cached once for both."""
+        """Return the contexts; an `isolated` memory is cached once for both."""
         held = given.memory
         if isinstance(held, Memory) and backbone.caches:
             held = backbone.remember(held)
@@ -190,7 +190,7 @@ def _placed(times: Tensor, device: torch.device) -> Tensor:
 
 
 def weight_at(sampler: Sampler, t: Tensor) -> float:
-    """Give the weight of guidance at time t, a number in a tensor: 0.9 in float32 is 0.9."""
+    """Return the weight of guidance at time t, a number in a tensor: 0.9 in float32 is 0.9."""
     low = sampler.low_guidance
     return sampler.guidance if low is None or bool(t >= sampler.low_below) else low
 
@@ -198,7 +198,7 @@ def weight_at(sampler: Sampler, t: Tensor) -> float:
 def guided(
     backbone: Backbone, weight: float, x: Targets, t: Tensor, frames: Frames, contexts: Contexts
 ) -> Tensor:
-    """Give the velocity v₀ + w·(v − v₀) at time t, in the dtype of `x`; v where w is 1.
+    """Return the velocity v₀ + w·(v − v₀) at time t, in the dtype of `x`; v where w is 1.
 
     In bf16 the difference is taken after rounding up to that dtype, which diffusers does before.
     """
@@ -221,7 +221,7 @@ def sample(
     generator: torch.Generator | None = None,
     progress: Report | None = None,
 ) -> Targets:
-    """Give latents `[B, C, K, H, W]` of noise; see `steps`. `progress` hears of every pass."""
+    """Return latents `[B, C, K, H, W]` of noise; see `steps`. `progress` hears of every pass."""
     with torch.no_grad():
         contexts = Contexts.of(backbone, sampler, given)
     x = noise
@@ -233,6 +233,6 @@ def sample(
 
 
 def draw_noise(channels: int, size: Size3, generator: torch.Generator, batch: int = 1) -> Targets:
-    """Give X_1 as diffusers draws it, float32: what a CPU's generator draws is so everywhere."""
+    """Return X_1 as diffusers draws it, float32: what a CPU's generator draws is so everywhere."""
     shape = (batch, channels, size.time, size.height, size.width)
     return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)

@@ -11,7 +11,7 @@ import torch
 
 
 def pick_device() -> torch.device:
-    """Give the best device of this machine: CUDA, Apple's, or the CPU."""
+    """Return the best device of this machine: CUDA, Apple's, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -33,7 +33,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Give the autocast context of a precision: bf16 or nothing."""
+    """Return the autocast context of a precision: bf16 or nothing."""
     if not uses_bf16(precision, device):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
@@ -46,7 +46,7 @@ PACKAGES = ("longtake", "torch", "diffusers", "accelerate", "peft", "transformer
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of Python and of the packages that decide results."""
+    """Return the versions of Python and of the packages that decide results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

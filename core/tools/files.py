@@ -40,7 +40,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> str | None:
-    """Give why the disk refused, or None where the error is of something else."""
+    """Return why the disk refused, or None where the error is of something else."""
     from safetensors import SafetensorError
 
     said = (str(error).splitlines() or [""])[0]
@@ -53,7 +53,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 def part_path(path: Path) -> Path:
-    """Give where this process writes what becomes `path`: `.NAME.HOST-PID.part` beside it."""
+    """Return where this process writes what becomes `path`: `.NAME.HOST-PID.part` beside it."""
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
 
 
@@ -140,7 +140,7 @@ def _alive(pid: int) -> bool:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; it becomes `path` at the end, and is removed on any failure."""
+    """Yield a path to write to; it becomes `path` at the end, and is removed on any failure."""
     part = part_path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; it becomes `path` at the end, and is removed on any failure."""
+    """Yield an empty folder to fill; it becomes `path` at the end, and is removed on any failure."""
     part = part_path(path)
     with disk_errors(path):
         shutil.rmtree(part, ignore_errors=True)
@@ -189,7 +189,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Give what a JSON file holds.
+    """Return what a JSON file holds.
 
     Raises:
         UserError: it is missing, unreadable or no JSON; the message says it should be `what`.
@@ -203,7 +203,7 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def read_object(path: Path, what: str, *keys: str) -> dict[str, Any]:
-    """Give the object that a JSON file holds, with all of `keys`.
+    """Return the object that a JSON file holds, with all of `keys`.
 
     Raises:
         UserError: as `read_json`; or it holds no object, or lacks a key.
@@ -228,7 +228,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> Non
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """Give the open safetensors file, to read tensors or slices of it.
+    """Yield the open safetensors file, to read tensors or slices of it.
 
     Raises:
         UserError: it is missing or no safetensors file.
@@ -255,7 +255,7 @@ def is_tensors(path: Path) -> bool:
 
 
 def read_header(opened: Any, path: Path) -> Any:
-    """Give the JSON header that `write_tensors` wrote.
+    """Return the JSON header that `write_tensors` wrote.
 
     Raises:
         UserError: the file has none, or a damaged one.
@@ -289,7 +289,7 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def _whole_lines(log: BinaryIO) -> int:
-    """Give the size of a log without a last line that was cut."""
+    """Return the size of a log without a last line that was cut."""
     size = log.seek(0, os.SEEK_END)
     log.seek(max(0, size - 1))
     if log.read(1) in (b"\n", b""):
@@ -299,7 +299,7 @@ def _whole_lines(log: BinaryIO) -> int:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Give the lines of a JSON log, without a last one that a crash cut; none where it is missing.
+    """Return the lines of a JSON log, without a last one that a crash cut; none where it is missing.
 
     Raises:
         UserError: a line is no JSON.

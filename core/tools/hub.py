@@ -16,7 +16,7 @@ GIGABYTE = 1e9
 
 
 def download(repo: str, patterns: Sequence[str]) -> Path:
-    """Give the folder of a hub repository that holds the files of `patterns`.
+    """Return the folder of a hub repository that holds the files of `patterns`.
 
     What is not in the hub's cache (HF_HOME) is downloaded; with HF_HUB_OFFLINE, or without a
     network, what was downloaded before is used.
@@ -49,7 +49,7 @@ def download(repo: str, patterns: Sequence[str]) -> Path:
 
 
 def cached(repo: str, patterns: Sequence[str]) -> Path | None:
-    """Give the folder of a hub repository, as much of it as is in the hub's cache; no network.
+    """Return the folder of a hub repository, as much of it as is in the hub's cache; no network.
 
     None where nothing of it is there.
     """
@@ -94,6 +94,6 @@ def _existing(path: Path) -> Path:
 
 
 def first_line(error: BaseException) -> str:
-    """Give what an error says, on one line."""
+    """Return what an error says, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

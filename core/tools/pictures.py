@@ -14,17 +14,17 @@ from .files import whole_file
 
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:
-    """Give images of one height next to each other."""
+    """Return images of one height next to each other."""
     return torch.cat(list(images), dim=2)
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Give a uint8 tensor `[3, P, Q]` as a PIL image."""
+    """Return a uint8 tensor `[3, P, Q]` as a PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def png_bytes(image: Tensor) -> bytes:
-    """Give the PNG file of an image."""
+    """Return the PNG file of an image."""
     buffer = io.BytesIO()
     to_pil(image).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -13,7 +13,7 @@ QUIET_SECONDS = 20.0
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Report]:
-    """Give a function to call with done, total and a note; draws to standard error."""
+    """Yield a function to call with done, total and a note; draws to standard error."""
     if sys.stderr.isatty():
         with _bar(title) as report:
             yield report
@@ -76,12 +76,12 @@ class _Pace:
         return other
 
     def each(self, done: int) -> float | None:
-        """Give the seconds that one takes; None where none is done yet."""
+        """Return the seconds that one takes; None where none is done yet."""
         made = done - (self.first or 0)
         return (time.monotonic() - self.since) / made if made > 0 else None
 
     def words(self, done: int) -> str:
-        """Give the pace to read, "" where none is known."""
+        """Return the pace to read, "" where none is known."""
         each = self.each(done)
         if not each:
             return ""

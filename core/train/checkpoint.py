@@ -33,13 +33,13 @@ ENHANCER = "memory.enhancer"  # begins keys of the backbone: what reads features
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Give the whole checkpoints of a run, oldest first."""
+    """Return the whole checkpoints of a run, oldest first."""
     found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """Give the number of steps that a checkpoint has trained."""
+    """Return the number of steps that a checkpoint has trained."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -67,7 +67,7 @@ def save_encoder(path: Path, model: Model) -> None:
 
 
 def encoder_header(model: Model) -> dict[str, Any]:
-    """Give what an encoder file says of itself."""
+    """Return what an encoder file says of itself."""
     fit = model.backbone.fit()
     return {
         "format": 1,
@@ -96,7 +96,7 @@ def load_encoder(path: Path, encoder: MemoryEncoder, *, width: int, digest: str)
 
 
 def read_encoder(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Give the header of an encoder's file, or of a bundle, and the encoder's tensors by key.
+    """Return the header of an encoder's file, or of a bundle, and the encoder's tensors by key.
 
     Raises:
         UserError: the file is missing, damaged, or not ours.
@@ -119,7 +119,7 @@ def _assign(path: Path, encoder: MemoryEncoder, state: dict[str, torch.Tensor]) 
 
 
 def load_model(folder: Path, experiment: Experiment) -> Model:
-    """Give the model of a checkpoint folder.
+    """Return the model of a checkpoint folder.
 
     Raises:
         UserError: something is missing, damaged, or of another model.
@@ -149,12 +149,12 @@ def _load_memory(path: Path, model: Model) -> None:
 
 
 def with_weights(experiment: Experiment, folder: Path) -> Experiment:
-    """Give the experiment with its backbone's weights taken from `folder`."""
+    """Return the experiment with its backbone's weights taken from `folder`."""
     return edge.apply_sets(experiment, [f"backbone.weights={folder}"])
 
 
 def read_run(place: Path) -> tuple[Experiment, Path]:
-    """Give the experiment and the newest checkpoint folder of a run.
+    """Return the experiment and the newest checkpoint folder of a run.
 
     `place` may also be one checkpoint, or a folder of shipped weights with its own spec.json.
 
@@ -178,7 +178,7 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
 
 
 def load_run(place: Path) -> Model:
-    """Give the newest model of a run, for reading."""
+    """Return the newest model of a run, for reading."""
     experiment, folder = read_run(place)
     return load_model(folder, experiment).eval()
 
@@ -210,7 +210,7 @@ def write_state(
 
 
 def read_notes(checkpoint: Path) -> dict[str, Any]:
-    """Give what state.json of a checkpoint says.
+    """Return what state.json of a checkpoint says.
 
     Raises:
         UserError: it is missing or damaged.

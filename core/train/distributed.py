@@ -37,12 +37,12 @@ def is_sharded(tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """Give a tensor with all its parts; all processes must ask in the same order."""
+    """Return a tensor with all its parts; all processes must ask in the same order."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole_tree(value: T) -> T:
-    """Give dicts and lists of tensors with all their parts, on the CPU where they were sharded."""
+    """Return dicts and lists of tensors with all their parts, on the CPU where they were sharded."""
     if isinstance(value, Tensor):
         return whole(value).cpu() if is_sharded(value) else value  # type: ignore[return-value]
     if isinstance(value, Mapping):
@@ -51,7 +51,7 @@ def whole_tree(value: T) -> T:
 
 
 def part_of(value: Tensor, like: Tensor) -> Tensor:
-    """Give this process's part of a whole tensor, where `like` is sharded; else the tensor."""
+    """Return this process's part of a whole tensor, where `like` is sharded; else the tensor."""
     if not is_sharded(like):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -66,7 +66,7 @@ def _is_moment(name: str, held: Any) -> bool:
 
 
 def spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Give the whole state of an optimizer as its parameters are held here."""
+    """Return the whole state of an optimizer as its parameters are held here."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
         index: {
@@ -84,7 +84,7 @@ def asked() -> bool:
 
 
 def prepare(accelerator: Any, stage: StageOne, optimizer: Any) -> tuple[Any, Any]:
-    """Give stage and optimizer as Accelerate prepares them: alone, under DDP, or sharded."""
+    """Return stage and optimizer as Accelerate prepares them: alone, under DDP, or sharded."""
     from accelerate.utils import DistributedType
 
     shared = asked() and accelerator.distributed_type != DistributedType.NO
@@ -154,7 +154,7 @@ def whole_weights(stage: StageOne, *, here: bool) -> Iterator[None]:
 
 
 def _slots(stage: StageOne) -> list[tuple[nn.Module, str, Parameter]]:
-    """Give the places of the parameters that files hold or are checked against."""
+    """Return the places of the parameters that files hold or are checked against."""
     everything = stage.spec.trains == "all"
     read = {id(p) for p in (*stage.encoder.parameters(), *stage.backbone.fitted())}
     return [

@@ -21,12 +21,12 @@ from .distributed import part_of, whole_tree
 
 
 def trained(module: nn.Module) -> dict[str, Parameter]:
-    """Give all that trains, by name."""
+    """Return all that trains, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def decay_at(decay: float, updates: int) -> float:
-    """Give the decay after so many updates: short at first, so that a short run profits too."""
+    """Return the decay after so many updates: short at first, so that a short run profits too."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
@@ -48,7 +48,7 @@ class Average:
 
     @classmethod
     def of(cls, weights: Mapping[str, Parameter], decay: float) -> Average:
-        """Give the average of weights that have not trained yet: the weights themselves."""
+        """Return the average of weights that have not trained yet: the weights themselves."""
         mean = {name: p.detach().to(torch.float32, copy=True) for name, p in weights.items()}
         return cls(decay, weights, mean)
 
@@ -71,7 +71,7 @@ class Average:
             put(self.weights, raw)
 
     def whole(self) -> Average:
-        """Give the average and its weights with the parts of all processes, to be saved."""
+        """Return the average and its weights with the parts of all processes, to be saved."""
         weights = whole_tree({name: p.detach() for name, p in self.weights.items()})
         return Average(self.decay, weights, whole_tree(self.mean), self.updates)
 
@@ -98,7 +98,7 @@ def put(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def read_like(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of a file that must hold those of `wanted`, by name and shape.
+    """Return the tensors of a file that must hold those of `wanted`, by name and shape.
 
     Raises:
         UserError: the file is missing, damaged, or holds others.

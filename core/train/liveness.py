@@ -43,7 +43,7 @@ class Liveness:
 
     @classmethod
     def of(cls, stage: StageOne) -> Liveness:
-        """Give a watch on a stage that has not trained yet."""
+        """Return a watch on a stage that has not trained yet."""
         named = memory_parameters(stage)
         before = {name: whole(p.detach()).cpu().clone() for name, p in named.items()}
         return cls(before, within=max(STEPS, stage.backbone.awake_within))
@@ -79,7 +79,7 @@ class Liveness:
 
 
 def memory_parameters(stage: StageOne) -> dict[str, Parameter]:
-    """Give the trainable parameters that make and read memory: φ's, and the adapters of G."""
+    """Return the trainable parameters that make and read memory: φ's, and the adapters of G."""
     encoder = {f"memory.{n}": p for n, p in stage.encoder.named_parameters()}
     adapters = {f"backbone.{n}": p for n, p in stage.backbone.adapters().items()}
     return {n: p for n, p in {**encoder, **adapters}.items() if p.requires_grad}

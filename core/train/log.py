@@ -145,7 +145,7 @@ class Previews:
 
     @torch.no_grad()
     def draw(self, asked: Asked) -> Tensor | None:
-        """Give the frames below their originals, uint8 `[3, P, Q]`; None where decoding fails.
+        """Return the frames below their originals, uint8 `[3, P, Q]`; None where decoding fails.
 
         A picture is worth no run: what fails here, as for want of memory, ends the pictures alone.
         """
@@ -190,13 +190,13 @@ class Diary:
 
     @classmethod
     def of(cls, worker: Worker, log: RunLog | None, store: Store, notes: Mapping[str, Any]) -> Self:
-        """Give the diary of a run over a store as the notes of its checkpoint left it."""
+        """Return the diary of a run over a store as the notes of its checkpoint left it."""
         previews = Previews.of(worker.experiment, store)
         losses, loss, gain = list(notes.get("losses", [])), notes.get("loss"), notes.get("gain")
         return cls(worker, log, previews, losses, loss, gain)
 
     def notes(self) -> dict[str, Any]:
-        """Give what a checkpoint must hold for the diary to go on."""
+        """Return what a checkpoint must hold for the diary to go on."""
         return {"losses": self.losses, "loss": self.loss, "gain": self.gain}
 
     def begin(self) -> None:

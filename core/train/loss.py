@@ -37,7 +37,7 @@ class Draw:
 
 
 def channel_weights(model: Model, exponent: float) -> Tensor:
-    """Give the weight of each channel's error, `[C]`, mean 1: (reach into pixels)^exponent."""
+    """Return the weight of each channel's error, `[C]`, mean 1: (reach into pixels)^exponent."""
     channels = model.backbone.geometry.channels
     if exponent == 0:
         return torch.ones(channels)
@@ -65,7 +65,7 @@ class StageOne(nn.Module):
     weights: Tensor
 
     def forward(self, batch: Batch, step: int) -> Tensor:
-        """Give the loss of a batch: E‖(ε − H_Ω) − G((H_Ω)_t, t, c, φ(mask(H, Ω)))‖² (Eq. 3).
+        """Return the loss of a batch: E‖(ε − H_Ω) − G((H_Ω)_t, t, c, φ(mask(H, Ω)))‖² (Eq. 3).
 
         All that is random follows from the seed, the step and each sample's place in the step's
         batch, so that the mean over processes or micro-batches is the loss of the whole. With
@@ -76,7 +76,7 @@ class StageOne(nn.Module):
             return self._forward(batch, step)
 
     def within(self, run: Callable[[], T]) -> T:
-        """Give what `run` gives, worked out inside this module's call.
+        """Return what `run` gives, worked out inside this module's call.
 
         Under FSDP2 parameters are whole there only; all processes must run the same.
         """
@@ -98,7 +98,7 @@ class StageOne(nn.Module):
         return bool(torch.rand((), generator=generator) < self.spec.memory_dropout)
 
     def loss(self, query: Query, memory: Memory, draw: Draw) -> Tensor:
-        """Give the flow-matching loss of each sample `[B]` under a memory."""
+        """Return the flow-matching loss of each sample `[B]` under a memory."""
         noisy = interpolate(query.targets, draw.noise, draw.t.view(-1, 1, 1, 1, 1))
         context = self.backbone.context(query.text, memory)
         velocity = self.backbone.velocity(noisy, draw.t, query.frames.to(noisy.device), context)
@@ -107,7 +107,7 @@ class StageOne(nn.Module):
         return (error * self.weights.view(1, -1, 1, 1, 1)).flatten(1).mean(1)
 
     def draw(self, query: Query, draws: Draws) -> Draw:
-        """Give t ~ L(0, 1), a share of it at t = 1, and ε; both on the targets' device."""
+        """Return t ~ L(0, 1), a share of it at t = 1, and ε; both on the targets' device."""
         spec, targets = self.spec, query.targets
         normal = draws.normal()
         t = torch.stack(
@@ -149,7 +149,7 @@ class Gain:
 
 @torch.no_grad()
 def memory_gain(stage: StageOne, query: Query, draw: Draw) -> Gain:
-    """Give the losses of one draw with the three memories; needs two samples or more."""
+    """Return the losses of one draw with the three memories; needs two samples or more."""
     memory = stage.encoder(query.history)
     return Gain(
         true=stage.loss(query, memory, draw),
@@ -159,7 +159,7 @@ def memory_gain(stage: StageOne, query: Query, draw: Draw) -> Gain:
 
 
 def shuffled(memory: Memory) -> Memory:
-    """Give each sample the tokens of the next one, at its own positions."""
+    """Return each sample the tokens of the next one, at its own positions."""
     return attrs.evolve(
         memory,
         parts=tuple(

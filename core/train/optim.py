@@ -22,7 +22,7 @@ BLOCK = re.compile(r"(blocks|attention)\.\d+\.|compressors\.\d+\.")
 
 
 def learning_rate(spec: TrainSpec, step: int) -> float:
-    """Give the learning rate of a step: linear warm-up, level, linear decay to zero."""
+    """Return the learning rate of a step: linear warm-up, level, linear decay to zero."""
     warm = min(1.0, (step + 1) / max(1, spec.warmup))
     tail = spec.decay * spec.steps
     left = min(1.0, (spec.steps - step) / tail) if tail >= 1 else 1.0
@@ -30,7 +30,7 @@ def learning_rate(spec: TrainSpec, step: int) -> float:
 
 
 def make_optimizer(stage: StageOne, spec: TrainSpec) -> torch.optim.Optimizer:
-    """Give the optimizer over all that trains; weight decay on matrices and kernels only.
+    """Return the optimizer over all that trains; weight decay on matrices and kernels only.
 
     Raises:
         UserError: nothing trains (an Only-LR encoder under `trains: encoder`, say).
@@ -62,7 +62,7 @@ def _adamw(parameters: Sequence[Parameter], spec: TrainSpec) -> torch.optim.Opti
 
 
 def adamw_8bit() -> Any:
-    """Give bitsandbytes' AdamW, whose moments are 8 bits wide (of large tensors, in blocks).
+    """Return bitsandbytes' AdamW, whose moments are 8 bits wide (of large tensors, in blocks).
 
     Raises:
         UserError: it is not installed, there is no GPU, or weights are sharded.
@@ -103,7 +103,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state of both."""
+        """Return the state of both."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

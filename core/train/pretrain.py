@@ -43,7 +43,7 @@ FREE = (  # may change on resume
 
 
 def check_run(experiment: Experiment, run: Path, *, resume: bool) -> Path | None:
-    """Give the checkpoint to go on from, or None to begin; writes nothing.
+    """Return the checkpoint to go on from, or None to begin; writes nothing.
 
     Raises:
         UserError: the folder holds a run and `resume` is not set, or a run of another spec, or
@@ -81,7 +81,7 @@ def _same_experiment(experiment: Experiment, found: Any, run: Path) -> None:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Give (path, old, new) of every leaf in which two JSON values differ."""
+    """Return (path, old, new) of every leaf in which two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         parts = [differences(old.get(k), new.get(k), f"{path}.{k}".lstrip(".")) for k in keys]
@@ -90,7 +90,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:
-    """Give what spec.json holds: the experiment, resolved, and the versions it ran with."""
+    """Return what spec.json holds: the experiment, resolved, and the versions it ran with."""
     return {"experiment": edge.to_json(experiment), "versions": versions()}
 
 
@@ -162,7 +162,7 @@ def _worker(
     newest: Path | None,
     start: Path | None,
 ) -> Worker:
-    """Give one process of a run as it begins, or as its newest checkpoint left it."""
+    """Return one process of a run as it begins, or as its newest checkpoint left it."""
     train = experiment.train
     model = _model(experiment, newest or start, accelerator)
     stage = StageOne(model, build(experiment.masker), train, store.null_text())
@@ -188,7 +188,7 @@ def _worker(
 
 
 def _model(experiment: Experiment, origin: Path | None, accelerator: Any) -> Model:
-    """Give the model that trains: of a checkpoint, or as the experiment begins."""
+    """Return the model that trains: of a checkpoint, or as the experiment begins."""
     model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
     freeze(model)
     if accelerator.device.type == "cpu":

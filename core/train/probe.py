@@ -45,7 +45,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, memory: Memory, omega: Frames, start: Counts, size: Size3) -> Targets:
-        """Give the latents of frames Ω `[B, C, K, H, W]`, float32.
+        """Return the latents of frames Ω `[B, C, K, H, W]`, float32.
 
         Args:
             memory: of the window; an empty one is legal.
@@ -88,21 +88,21 @@ class Probing(Retriever[S], ABC, Generic[S]):
     @classmethod
     @abstractmethod
     def head(cls, spec: S, geometry: Geometry) -> Head:
-        """Give a fresh head for a backbone's shapes."""
+        """Return a fresh head for a backbone's shapes."""
 
     @classmethod
     @abstractmethod
     def budget(cls, spec: S) -> Budget:
-        """Give what the head is fitted with."""
+        """Return what the head is fitted with."""
 
     @classmethod
     @abstractmethod
     def weights(cls, spec: S) -> str | None:
-        """Give the file of the fitted head, or None."""
+        """Return the file of the fitted head, or None."""
 
     @torch.no_grad()
     def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> LatentFrames:
-        """Give the latents of Ω, frame by frame; nothing is random.
+        """Return the latents of Ω, frame by frame; nothing is random.
 
         Raises:
             UserError: the head was fitted on another memory or another head's spec.
@@ -125,7 +125,7 @@ class Probing(Retriever[S], ABC, Generic[S]):
 
 
 def memory_facts(geometry: Geometry, memory: Memory) -> dict[str, Any]:
-    """Give what a head depends on: the width of tokens, a latent's channels, the parts' names."""
+    """Return what a head depends on: the width of tokens, a latent's channels, the parts' names."""
     return {
         "width": geometry.width,
         "channels": geometry.channels,
@@ -134,7 +134,7 @@ def memory_facts(geometry: Geometry, memory: Memory) -> dict[str, Any]:
 
 
 def read_probe(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Give the header and the tensors of a fitted head.
+    """Return the header and the tensors of a fitted head.
 
     Raises:
         UserError: the file is missing, damaged or of something else.
@@ -199,7 +199,7 @@ class Fitted:
 
 
 def probing(spec: RetrieverSpec) -> type[Probing[RetrieverSpec]]:
-    """Give the class of a probe's spec: UserError where the spec is of another retriever."""
+    """Return the class of a probe's spec: UserError where the spec is of another retriever."""
     cls = registry().load(spec)
     if not issubclass(cls, Probing):
         raise UserError(f"{registry().find(spec).name} has no head to fit: it is no probe")
@@ -210,7 +210,7 @@ def probing(spec: RetrieverSpec) -> type[Probing[RetrieverSpec]]:
 def fit_probe(
     model: Model, store: Store, spec: RetrieverSpec, *, progress: Progress | None = None
 ) -> Fitted:
-    """Give a head fitted on the memories of clean windows; the model is left as it is.
+    """Return a head fitted on the memories of clean windows; the model is left as it is.
 
     Windows are those of training (lengths and clips by the experiment's `train`, whole frames),
     of each sample random frames are asked. The same seed gives the same head on one device.
@@ -318,7 +318,7 @@ def _frames(latents: Tensor, omega: Tensor) -> Tensor:
 
 
 def _scale(step: int, steps: int) -> float:
-    """Give the share of the learning rate: linear warm-up, then linear decay to zero."""
+    """Return the share of the learning rate: linear warm-up, then linear decay to zero."""
     return min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
 
 

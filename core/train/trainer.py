@@ -77,7 +77,7 @@ class Saver:
         self.begin()
 
     def _place(self, step: int) -> AbstractContextManager[Path | None]:
-        """Give the folder to fill, or None in processes that do not write."""
+        """Return the folder to fill, or None in processes that do not write."""
         worker = self.worker
         found = whole_folder(worker.run / f"checkpoint-{step}")
         return found if worker.writes else nullcontext()

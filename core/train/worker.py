@@ -60,12 +60,12 @@ class Worker:
         return self.average.shown() if self.average else nullcontext()
 
     def gather(self, values: Tensor) -> Tensor:
-        """Give the values `[N]` of all processes, one behind the other."""
+        """Return the values `[N]` of all processes, one behind the other."""
         found: Tensor = self.accelerator.gather(values)
         return found
 
     def gather_names(self, names: Sequence[str]) -> list[str]:
-        """Give the names of all processes; all must ask."""
+        """Return the names of all processes; all must ask."""
         if self.accelerator.num_processes == 1:
             return list(names)
         from accelerate.utils import gather_object
@@ -93,7 +93,7 @@ class Stop:
 
 @contextmanager
 def graceful() -> Iterator[Stop]:
-    """Give what Ctrl-C and SIGTERM set; at the second one, KeyboardInterrupt is raised.
+    """Yield what Ctrl-C and SIGTERM set; at the second one, KeyboardInterrupt is raised.
 
     Outside the main thread, where Python hears no signals, nobody sets it.
     """

@@ -29,7 +29,7 @@ class Draws:
 
     @classmethod
     def of(cls, seed: int, step: int, places: Sequence[int], salt: str) -> Self:
-        """Give the numbers of the samples at these places of a step's batch, for one purpose."""
+        """Return the numbers of the samples at these places of a step's batch, for one purpose."""
         return cls(
             shared=step_generator(seed, step, -1, salt),
             each=tuple(step_generator(seed, step, place, salt) for place in places),
@@ -37,19 +37,19 @@ class Draws:
 
     @classmethod
     def single(cls, generator: torch.Generator) -> Self:
-        """Give the numbers of a batch of one sample, all from one generator."""
+        """Return the numbers of a batch of one sample, all from one generator."""
         return cls(shared=generator, each=(generator,))
 
     def normal(self, *shape: int) -> Tensor:
-        """Give standard normal numbers `[B, *shape]`, float32 on CPU."""
+        """Return standard normal numbers `[B, *shape]`, float32 on CPU."""
         return self._filled(shape, lambda row, generator: row.normal_(generator=generator))
 
     def uniform(self, *shape: int) -> Tensor:
-        """Give numbers in [0, 1) `[B, *shape]`, float32 on CPU."""
+        """Return numbers in [0, 1) `[B, *shape]`, float32 on CPU."""
         return self._filled(shape, lambda row, generator: row.uniform_(generator=generator))
 
     def stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        """Give `draw` of every sample's generator, stacked along a first axis B."""
+        """Return `draw` of every sample's generator, stacked along a first axis B."""
         return torch.stack([draw(generator) for generator in self.each])
 
     def _filled(
@@ -62,6 +62,6 @@ class Draws:
 
 
 def step_generator(seed: int, step: int, place: int, salt: str) -> torch.Generator:
-    """Give the random numbers of one sample of a step for one purpose, the same on resume."""
+    """Return the random numbers of one sample of a step for one purpose, the same on resume."""
     number = random.Random(f"{salt}-{seed}-{step}-{place}").getrandbits(63)
     return torch.Generator().manual_seed(number)

@@ -11,7 +11,7 @@ Time = TypeVar("Time", float, Tensor)
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
-    """Give X_t = (1 − t)·X₀ + t·ε (Eq. 1); t = 0 gives X₀ to the bit.
+    """Return X_t = (1 − t)·X₀ + t·ε (Eq. 1); t = 0 gives X₀ to the bit.
 
     Args:
         x0: clean values.
@@ -22,22 +22,22 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
 
 
 def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
-    """Give ε − X₀, the velocity that G learns (Eq. 2)."""
+    """Return ε − X₀, the velocity that G learns (Eq. 2)."""
     return noise - x0
 
 
 def clean_from(noisy: Tensor, velocity: Tensor, t: Tensor | float) -> Tensor:
-    """Give X₀ = X_t − t·(ε − X₀), what a velocity says about the clean values (Eq. 1 and 2)."""
+    """Return X₀ = X_t − t·(ε − X₀), what a velocity says about the clean values (Eq. 1 and 2)."""
     return noisy - t * velocity
 
 
 def shift_time(t: Time, shift: float) -> Time:
-    """Give s·t / (1 + (s − 1)·t): more noise for shift s > 1; 0 and 1 stay (SD3, Eq. 23)."""
+    """Return s·t / (1 + (s − 1)·t): more noise for shift s > 1; 0 and 1 stay (SD3, Eq. 23)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def logit_normal(normal: Tensor, *, mean: float, std: float, shift: float) -> Tensor:
-    """Give times t ~ L(0, 1), the shifted logit-normal of SD3, in (0, 1].
+    """Return times t ~ L(0, 1), the shifted logit-normal of SD3, in (0, 1].
 
     t is the shifted sigmoid of a normal of this mean and standard deviation, made of standard
     normal numbers, float32 of any shape.
@@ -48,5 +48,5 @@ def logit_normal(normal: Tensor, *, mean: float, std: float, shift: float) -> Te
 
 
 def levels(low: float, normal: Tensor, *, mean: float, std: float, shift: float) -> Tensor:
-    """Give noise levels ~ L(low, 1) = low + (1 − low)·u, u ~ L(0, 1) of `normal`, in (0, 1]."""
+    """Return noise levels ~ L(low, 1) = low + (1 − low)·u, u ~ L(0, 1) of `normal`, in (0, 1]."""
     return low + (1 - low) * logit_normal(normal, mean=mean, std=std, shift=shift)

@@ -17,7 +17,7 @@ STEPS = (1, 2, 4, 8)
 
 
 def ceil_div(a: int, b: int) -> int:
-    """Give ⌈a / b⌉ for b > 0."""
+    """Return ⌈a / b⌉ for b > 0."""
     return -(-a // b)
 
 
@@ -56,7 +56,7 @@ class Rate:
 
     @classmethod
     def parse(cls, text: str) -> Rate:
-        """Give the rate written as `HxWxT`.
+        """Return the rate written as `HxWxT`.
 
         Raises:
             ValueError: the text is not three numbers joined by `x`, or a step is not 1, 2, 4, 8.
@@ -71,22 +71,22 @@ class Rate:
         return f"{self.height}x{self.width}x{self.time}"
 
     def time_tokens(self, latents: int) -> int:
-        """Give how many memory frames `latents` latent frames make: 1 + ⌈(T − 1) / r⌉, 0 for none.
+        """Return how many memory frames `latents` latent frames make: 1 + ⌈(T − 1) / r⌉, 0 for none.
 
         The last one is provisional where its block is incomplete.
         """
         return 1 + ceil_div(latents - 1, self.time) if latents > 0 else 0
 
     def settled_tokens(self, latents: int) -> int:
-        """Give how many memory frames are complete after `latents` latent frames, and so final."""
+        """Return how many memory frames are complete after `latents` latent frames, and so final."""
         return 1 + (latents - 1) // self.time if latents > 0 else 0
 
     def settled_latents(self, latents: int) -> int:
-        """Give how many of the first `latents` latent frames the complete memory frames cover."""
+        """Return how many of the first `latents` latent frames the complete memory frames cover."""
         return 1 + (self.settled_tokens(latents) - 1) * self.time if latents > 0 else 0
 
     def lr_size(self, size: Size3) -> Size3:
-        """Give the size of the LR latents of a video of `size` latents (rounded up in space)."""
+        """Return the size of the LR latents of a video of `size` latents (rounded up in space)."""
         return Size3(
             time=self.settled_tokens(size.time),
             height=ceil_div(size.height, self.height),
@@ -94,7 +94,7 @@ class Rate:
         )
 
     def token_grid(self, size: Size3, patch: Size3, rounding: Rounding = "ceil") -> Size3:
-        """Give the grid of memory tokens of a video of `size` latents under the DiT's `patch`.
+        """Return the grid of memory tokens of a video of `size` latents under the DiT's `patch`.
 
         Time always keeps everything (design §2); `rounding` decides what an incomplete cell at the
         right or bottom does: `ceil` makes a token of it, `floor` drops it, as the paper prints.
@@ -109,7 +109,7 @@ class Rate:
 
 
 def shared_period(rates: frozenset[Rate] | tuple[Rate, ...]) -> int:
-    """Give the lcm of the time rates: training windows start on it and hold 1 + k·lcm latents."""
+    """Return the lcm of the time rates: training windows start on it and hold 1 + k·lcm latents."""
     return math.lcm(1, *(rate.time for rate in rates))
 
 
@@ -125,7 +125,7 @@ class Geometry:
     fps: float  # frames a second that the backbone knows
 
     def frames(self, seconds: float, fps: float | None = None) -> int:
-        """Give the frames that `seconds` of video have: 1 + 4·⌊(fps·s − 1) / 4⌋ for a 4× VAE.
+        """Return the frames that `seconds` of video have: 1 + 4·⌊(fps·s − 1) / 4⌋ for a 4× VAE.
 
         At 24 fps 20 s are 477 frames; less than one frame gives 0.
         """
@@ -134,11 +134,11 @@ class Geometry:
         return 1 + step * ((raw - 1) // step) if raw > 0 else 0
 
     def latents(self, frames: int) -> int:
-        """Give the latent frames that `frames` video frames make: 1 + 4k → 1 + k, rest dropped."""
+        """Return the latent frames that `frames` video frames make: 1 + 4k → 1 + k, rest dropped."""
         return 1 + (frames - 1) // self.vae_stride.time if frames > 0 else 0
 
     def latent_size(self, *, frames: int, height: int, width: int) -> Size3:
-        """Give the latent size of a video of `frames` × `height` × `width` pixels (rounded up)."""
+        """Return the latent size of a video of `frames` × `height` × `width` pixels (rounded up)."""
         return Size3(
             time=self.latents(frames),
             height=ceil_div(height, self.vae_stride.height),

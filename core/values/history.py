@@ -64,7 +64,7 @@ class History:
         return bool((self.length < self.size.time).any())
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> History:
-        """Give the same history with its latents on `device` (and as `dtype`); counts stay."""
+        """Return the same history with its latents on `device` (and as `dtype`); counts stay."""
         return attrs.evolve(
             self,
             latents=self.latents.to(device, dtype),
@@ -73,7 +73,7 @@ class History:
         )
 
     def select(self, order: Sequence[int]) -> History:
-        """Give the samples in the order of the indices `order` (to shuffle or split a batch)."""
+        """Return the samples in the order of the indices `order` (to shuffle or split a batch)."""
         index = torch.as_tensor(order, dtype=torch.int64)
         return attrs.evolve(
             self,
@@ -86,7 +86,7 @@ class History:
         )
 
     def chunk(self, first: int, last: int) -> History:
-        """Give latents first … last − 1 of the window with the LR latents that travel with them.
+        """Return latents first … last − 1 of the window with the LR latents that travel with them.
 
         Raises:
             ValueError: the window is ragged or itself a chunk, or the range is empty or outside.
@@ -112,7 +112,7 @@ class History:
         return self.pixels[:, :, begin : stride * (last - 1) + 1]
 
     def chunks(self, lengths: Sequence[int]) -> Iterator[History]:
-        """Give the window cut into chunks of these lengths, which must add up to it."""
+        """Yield the window cut into chunks of these lengths, which must add up to it."""
         if sum(lengths) != self.size.time:
             raise ValueError(f"chunks of {sum(lengths)} latents for a window of {self.size.time}")
         first = 0
@@ -122,7 +122,7 @@ class History:
 
 
 def lr_between(rate: Rate, first: int, last: int) -> slice:
-    """Give the LR latents that travel with HR latents first … last − 1 of a window."""
+    """Return the LR latents that travel with HR latents first … last − 1 of a window."""
     return slice(ceil_div(first, rate.time), ceil_div(last, rate.time))
 
 

@@ -42,7 +42,7 @@ class Part:
         return self.positions[..., 0] + (self.extents[..., 0] - 1) / 2
 
     def take(self, order: Tensor) -> Part:
-        """Give the tokens along N in `order`, int64 `[B, N']`."""
+        """Return the tokens along N in `order`, int64 `[B, N']`."""
 
         def pick(x: Tensor) -> Tensor:
             index = order if x.dim() == 2 else order[..., None].expand(-1, -1, x.shape[-1])
@@ -58,7 +58,7 @@ class Part:
         )
 
     def select(self, order: Sequence[int]) -> Part:
-        """Give the samples in the order of the indices `order`."""
+        """Return the samples in the order of the indices `order`."""
         index = torch.as_tensor(order, dtype=torch.int64)
         return Part(
             name=self.name,
@@ -104,17 +104,17 @@ class Memory:
         return {f"{p.name}.{name}": x for p in self.parts for name, x in p.features.items()}
 
     def joined(self) -> Part | None:
-        """Give all parts side by side as one part named `memory` (without features), or None."""
+        """Return all parts side by side as one part named `memory` (without features), or None."""
         if self.length == 0:
             return None
         return join([attrs.evolve(part, name="memory", features={}) for part in self.parts])
 
     def select(self, order: Sequence[int]) -> Memory:
-        """Give the samples in the order of `order`: shuffled memories are one call away."""
+        """Return the samples in the order of `order`: shuffled memories are one call away."""
         return attrs.evolve(self, parts=tuple(part.select(order) for part in self.parts))
 
     def anchor(self) -> Tensor:
-        """Give 0 times the sum of all tokens and features.
+        """Return 0 times the sum of all tokens and features.
 
         Added to the loss where memory is dropped, it keeps every parameter of φ in the graph, so
         that no rank of a distributed run waits for a gradient that never comes (design §3).
@@ -124,7 +124,7 @@ class Memory:
 
 
 def join(parts: Sequence[Part]) -> Part:
-    """Give parts of one name as one along N, in the order given."""
+    """Return parts of one name as one along N, in the order given."""
     first = parts[0]
     return Part(
         name=first.name,
@@ -140,7 +140,7 @@ def join(parts: Sequence[Part]) -> Part:
 
 
 def merge(memories: Iterable[Memory]) -> Memory:
-    """Give one memory of several of the same video: parts of one name join along N.
+    """Return one memory of several of the same video: parts of one name join along N.
 
     Tokens are ordered by the last latent they cover; equal ones keep the order given, padding
     goes last. Parts of different names stand in the order of their first appearance.
@@ -175,14 +175,14 @@ def _shared_size(sizes: Sequence[Size3]) -> Size3 | None:
 
 
 def spans(cells: int, step: int, count: int) -> tuple[Tensor, Tensor]:
-    """Give first and last cell of `count` blocks of `step` cells, cut at `cells`; float64."""
+    """Return first and last cell of `count` blocks of `step` cells, cut at `cells`; float64."""
     first = torch.arange(count, dtype=torch.float64) * step
     last = torch.clamp(first + step, max=cells) - 1
     return first, last
 
 
 def time_spans(rate: Rate, length: Tensor, tokens: range) -> tuple[Tensor, Tensor]:
-    """Give first and last latent that memory frames cover, `[B, len(tokens)]`, float64.
+    """Return first and last latent that memory frames cover, `[B, len(tokens)]`, float64.
 
     Frame 0 covers latent 0; frame j covers r(j − 1) + 1 … rj, cut at the history's end (a
     provisional frame covers what is there).
@@ -196,7 +196,7 @@ def time_spans(rate: Rate, length: Tensor, tokens: range) -> tuple[Tensor, Tenso
 def token_places(
     rate: Rate, size: Size3, patch: Size3, grid: Size3, *, start: Tensor, length: Tensor, skip: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give positions and extents `[B, N, 3]` and validity `[B, N]` of a grid of memory tokens.
+    """Return positions and extents `[B, N, 3]` and validity `[B, N]` of a grid of memory tokens.
 
     Args:
         rate: the compression rate.
@@ -240,7 +240,7 @@ def grid_part(
     skip: int = 0,
     features: dict[str, Tensor] | None = None,
 ) -> Part:
-    """Give a part of tokens `[B, T', S, D]`, placed by `core.positions.token_places`.
+    """Return a part of tokens `[B, T', S, D]`, placed by `core.positions.token_places`.
 
     Args:
         name: of the part.

@@ -29,7 +29,7 @@ class Text:
     image: Float[Tensor, "B I V"] | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Text:
-        """Give the same text on `device`, the floats as `dtype`."""
+        """Return the same text on `device`, the floats as `dtype`."""
         pooled = None if self.pooled is None else self.pooled.to(device, dtype)
         return attrs.evolve(
             self,
@@ -40,7 +40,7 @@ class Text:
         )
 
     def where(self, keep: Bool[Tensor, " B"], other: Text) -> Text:
-        """Give this text where `keep` is True and `other` (of one prompt or as many) elsewhere.
+        """Return this text where `keep` is True and `other` (of one prompt or as many) elsewhere.
 
         A picture is no part of the prompt: it stays.
         """
@@ -56,7 +56,7 @@ class Text:
         )
 
     def select(self, order: Sequence[int]) -> Text:
-        """Give the prompts in the order of the indices `order`."""
+        """Return the prompts in the order of the indices `order`."""
         index = torch.as_tensor(order, dtype=torch.int64)
         pooled = None if self.pooled is None else self.pooled[index]
         return Text(

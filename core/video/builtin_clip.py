@@ -82,7 +82,7 @@ SHOTS = (
 
 
 def shots(seconds: float = SECONDS) -> tuple[Shot, ...]:
-    """Give the shots of a clip that is `seconds` long."""
+    """Return the shots of a clip that is `seconds` long."""
     rate = seconds / SECONDS
     return tuple(
         Shot(s.photo, s.start * rate, s.end * rate, s.move, s.first, s.last) for s in SHOTS
@@ -90,12 +90,12 @@ def shots(seconds: float = SECONDS) -> tuple[Shot, ...]:
 
 
 def shot_cuts(seconds: float = SECONDS) -> tuple[float, ...]:
-    """Give the seconds at which a new shot begins, without 0."""
+    """Return the seconds at which a new shot begins, without 0."""
     return tuple(shot.start for shot in shots(seconds)[1:])
 
 
 def returns(seconds: float = SECONDS) -> tuple[Shot, ...]:
-    """Give the shots that come back to a photograph seen before."""
+    """Return the shots that come back to a photograph seen before."""
     seen, again = set[str](), []
     for shot in shots(seconds):
         if shot.photo in seen:
@@ -107,7 +107,7 @@ def returns(seconds: float = SECONDS) -> tuple[Shot, ...]:
 def builtin_clip(
     seconds: float = SECONDS, fps: float = 24, height: int = 288, width: int = 512
 ) -> Iterator[Pixels]:
-    """Give the clip's frames one by one, uint8 RGB [height, width, 3]: ⌊seconds · fps⌋ of them.
+    """Return the clip's frames one by one, uint8 RGB [height, width, 3]: ⌊seconds · fps⌋ of them.
 
     The picture depends on the moment alone, so that the same second looks the same at any `fps`.
 
@@ -122,7 +122,7 @@ def builtin_clip(
 def filmed(
     script: tuple[Shot, ...], seconds: float, fps: float, size: tuple[int, int]
 ) -> Iterator[Pixels]:
-    """Give the frames of a script over scikit-image's photographs; `size` is width, height.
+    """Return the frames of a script over scikit-image's photographs; `size` is width, height.
 
     Raises:
         UserError: scikit-image lacks a photograph.
@@ -157,7 +157,7 @@ def _photo(name: str) -> Image.Image:
 def _window(
     shot: Shot, moment: float, photo: tuple[int, int], size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """Give the box (left, top, right, bottom) of the photograph that is seen at `moment`."""
+    """Return the box (left, top, right, bottom) of the photograph that is seen at `moment`."""
     done = (moment - shot.start) / (shot.end - shot.start)
     eased = done * done * (3 - 2 * done)
     across, down, zoom = (

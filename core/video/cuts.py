@@ -21,7 +21,7 @@ TICK = Fraction(1, 10**6)  # seconds
 
 
 def detect_cuts(path: Path) -> tuple[float, ...]:
-    """Give when the shots of a video begin, but the first, in seconds after its first frame.
+    """Return when the shots of a video begin, but the first, in seconds after its first frame.
 
     Each is the time of a frame, on the clock of `iter_frames`. They are the cuts of PySceneDetect's
     adaptive detector, which passes over camera movement and slow transitions; a shot lasts 0.3 s
@@ -39,7 +39,7 @@ def detect_cuts(path: Path) -> tuple[float, ...]:
 
 
 def _pictures(path: Path, source: Source) -> Iterator[tuple[float, Pixels]]:
-    """Give time and pixels [h, w, 3], blue first, of every frame, all of the first one's size."""
+    """Yield time and pixels [h, w, 3], blue first, of every frame, all of the first one's size."""
     reformatter: Any = VideoReformatter()
     size: tuple[int, int] | None = None
     for shown in source.frames():
@@ -59,7 +59,7 @@ def _small(width: int, height: int) -> tuple[int, int]:
 
 
 def _library() -> Any:
-    """Give PySceneDetect's module of times, once it is sure that all of it is there."""
+    """Return PySceneDetect's module of times, once it is sure that all of it is there."""
     try:
         import_module("scenedetect.detectors")
         times = import_module("scenedetect.common")

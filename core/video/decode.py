@@ -49,7 +49,7 @@ class Clock:
     last: Shown | None = None
 
     def read(self, frame: Any) -> Shown:
-        """Give `frame` with its time; the calls follow the order of the frames."""
+        """Return `frame` with its time; the calls follow the order of the frames."""
         follows = self.last.end if self.last else 0.0
         timed = frame.pts is not None and frame.time_base is not None
         time = self._steady(float(frame.pts * frame.time_base), follows) if timed else follows
@@ -119,7 +119,7 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Source]:
-    """Give the first real video stream of a file, open for decoding; cover art is not video.
+    """Yield the first real video stream of a file, open for decoding; cover art is not video.
 
     Raises:
         VideoError: `check_file` fails, FFmpeg cannot read the file, or it has no video stream that
@@ -167,7 +167,7 @@ class Source:
         return min(float(self.stream.time_base or 0) / 2, MAX_TOLERANCE) + 1e-9
 
     def frames(self, start: float = 0.0) -> Iterator[Shown]:
-        """Give the frames in the order they are shown, from one on screen at `start` or earlier."""
+        """Yield the frames in the order they are shown, from one on screen at `start` or earlier."""
         decoded = self._decoded()
         first = next(decoded, None)
         if first is None:
@@ -180,7 +180,7 @@ class Source:
         yield from map(clock.read, chain([first], decoded))
 
     def _seek(self, first: Any, start: float) -> tuple[Any, Iterator[Any]]:
-        """Give a frame shown at or before `start` and those after it: the very first at worst."""
+        """Return a frame shown at or before `start` and those after it: the very first at worst."""
         needed = first.pts + int(start / first.time_base)
         for stamp in (needed - int(SEEK_MARGIN / first.time_base), first.pts):
             try:
@@ -221,7 +221,7 @@ SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 
 
 def square_size(frame: Any, aspect: Fraction | None) -> tuple[int, int]:
-    """Give height and width of a frame in square pixels, never fewer than it has.
+    """Return height and width of a frame in square pixels, never fewer than it has.
 
     `aspect` is width over height of one pixel. Within 2 % of square it is what an encoder rounded
     the size by, beyond 1:8 an error of the file; both are taken for square, as none is.
@@ -244,7 +244,7 @@ class Turn:
 
     @classmethod
     def of(cls, frame: Any) -> Turn:
-        """Give the turn that the frame's display matrix asks for, to the nearest quarter."""
+        """Return the turn that the frame's display matrix asks for, to the nearest quarter."""
         data = frame.side_data.get("DISPLAYMATRIX")
         if data is None:
             return cls()
@@ -257,7 +257,7 @@ class Turn:
         return cls(True, bool(down < 0), bool(back < 0), degrees)
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        """Give `pixels` [H, W, 3] upright."""
+        """Return `pixels` [H, W, 3] upright."""
         if self.transpose:
             pixels = pixels.swapaxes(0, 1)
         return pixels[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
@@ -272,7 +272,7 @@ class Renderer:
     reformatter: Any = Factory(VideoReformatter)
 
     def __call__(self, frame: Any) -> Pixels:
-        """Give the pixels of `frame`; a frame of another size than the first is stretched."""
+        """Return the pixels of `frame`; a frame of another size than the first is stretched."""
         placed = self.placement
         height, width = placed.resized_height, placed.resized_width
         if self.turn.transpose:
@@ -305,7 +305,7 @@ class VideoInfo:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Give size, length and frame rate of a video; decodes one frame.
+    """Return size, length and frame rate of a video; decodes one frame.
 
     Raises:
         VideoError: the file is missing, unreadable, empty, not a video, has no video stream (only
@@ -341,7 +341,7 @@ def _declared(source: Source) -> float | None:
 
 
 def _counted(path: Path) -> float:
-    """Give the seconds that the packets of a file last or span, without decoding them."""
+    """Return the seconds that the packets of a file last or span, without decoding them."""
     with opened(path) as source:
         length, first, last = 0.0, float("inf"), 0.0
         for packet in source.container.demux(source.stream):
@@ -354,7 +354,7 @@ def _counted(path: Path) -> float:
 
 
 def fingerprint(path: Path) -> str:
-    """Give a cheap identity of a file's content: 64 hex digits.
+    """Return a cheap identity of a file's content: 64 hex digits.
 
     It is the sha256 over the size (8 bytes, little endian), the first and the last MiB: equal for
     copies and renames, different where a video was cut or encoded anew. Bytes changed in the middle

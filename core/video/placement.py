@@ -41,7 +41,7 @@ class Placement:
 
 
 def cover(width: int, height: int, size: tuple[int, int]) -> Placement:
-    """Give the placement that covers `size` (height, width) with the least resizing, centred.
+    """Return the placement that covers `size` (height, width) with the least resizing, centred.
 
     Raises:
         UserError: a side of the video or of `size` is not positive.
@@ -68,7 +68,7 @@ def _narrowest(area: int, side: int, step: int) -> int:
 
 
 def buckets(area: int, multiple: tuple[int, int], max_aspect: float = MAX_ASPECT) -> Sizes:
-    """Give the sizes (height, width) that videos are fitted to, flattest first.
+    """Return the sizes (height, width) that videos are fitted to, flattest first.
 
     For each row count the narrowest width that holds at least `area` pixels, and for each column
     count the lowest height; sides are multiples of `multiple` (rows, columns) and the longer one is
@@ -101,7 +101,7 @@ def place(
     multiple: tuple[int, int],
     max_aspect: float = MAX_ASPECT,
 ) -> Placement:
-    """Give where a video of `width` × `height` goes: `cover` of the bucket of nearest aspect.
+    """Return where a video of `width` × `height` goes: `cover` of the bucket of nearest aspect.
 
     Nearest is the least |log ratio| of the aspects; the smaller bucket wins a tie.
 

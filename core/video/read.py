@@ -37,7 +37,7 @@ def iter_frames(
     minimum: int = 1,
     chunk: int = CHUNK,
 ) -> Frames:
-    """Give the frames of a video as chunks uint8 [n ≤ `chunk`, H, W, 3], in bounded memory.
+    """Return the frames of a video as chunks uint8 [n ≤ `chunk`, H, W, 3], in bounded memory.
 
     Frame k is the one on screen at `start` + k/`fps` seconds after the first frame: the last whose
     timestamp is not later (by half a tick of the file's clock, at most 1 ms). Frames are upright,
@@ -163,7 +163,7 @@ def read_frames(
     count: int | None = None,
     minimum: int = 1,
 ) -> Clip:
-    """Give the frames of a video at once, uint8 [F, H, W, 3]; arguments and errors: `iter_frames`.
+    """Return the frames of a video at once, uint8 [F, H, W, 3]; arguments and errors: `iter_frames`.
 
     `torch.from_numpy(clip.frames)` makes a tensor of them without a copy.
     """

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _day(args: argparse.Namespace) -> Day:
-    """Give the day that the arguments describe.
+    """Return the day that the arguments describe.
 
     Raises:
         UserError: an unknown step, no time, or videos that are needed and not there.

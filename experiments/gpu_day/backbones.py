@@ -44,7 +44,7 @@ KERNELS = {
 
 @torch.no_grad()
 def attention(subject: Subject, bench: Bench) -> dict[str, Any]:
-    """Give seconds and share of the limit of one block's self-attention without memory.
+    """Return seconds and share of the limit of one block's self-attention without memory.
 
     By kernel, and as torch chooses (`chosen`); null where the device has no such kernel.
     """
@@ -86,7 +86,7 @@ HALF = 0.5  # time of the step, where all of the model takes part
 
 @torch.no_grad()
 def step(subject: Subject, backbone: Backbone, tokens: int, bench: Bench) -> dict[str, Any]:
-    """Give the cost of one velocity of a segment that follows a memory of so many tokens.
+    """Return the cost of one velocity of a segment that follows a memory of so many tokens.
 
     With `isolated` the cache is made before, and its cost is told apart.
     """
@@ -116,7 +116,7 @@ def _velocity(
 
 @torch.no_grad()
 def append(subject: Subject, backbone: Backbone, tokens: int, bench: Bench) -> dict[str, Any]:
-    """Give the cost of a second more in an `isolated-causal` cache of so many tokens in the end."""
+    """Return the cost of a second more in an `isolated-causal` cache of so many tokens in the end."""
     memory = random_memory(subject, tokens, bench.device, _dtype(subject.spec))
     new = min(subject.tokens_a_second, tokens - 1)
     before, after = _cut(memory, tokens - new)
@@ -129,7 +129,7 @@ def append(subject: Subject, backbone: Backbone, tokens: int, bench: Bench) -> d
 
 
 def _cut(memory: Memory, count: int) -> tuple[Memory, Memory]:
-    """Give the first `count` tokens, and the others."""
+    """Return the first `count` tokens, and the others."""
     part, total = memory.parts[0], memory.length
     rows = torch.arange(total)[None]
     first, rest = (_with(memory, part.take(x)) for x in (rows[:, :count], rows[:, count:]))
@@ -149,7 +149,7 @@ def _dtype(spec: DiTSpec) -> torch.dtype:
 
 
 def stage_one(subject: Subject, shelf: Shelf, tokens: int, bench: Bench) -> dict[str, Any]:
-    """Give the cost of a Stage I step on a history of about so many tokens; 0: of LoRA alone.
+    """Return the cost of a Stage I step on a history of about so many tokens; 0: of LoRA alone.
 
     Without memory the targets are cut out of the shorter history.
     """
@@ -173,7 +173,7 @@ def stage_one(subject: Subject, shelf: Shelf, tokens: int, bench: Bench) -> dict
 def stage_of(
     subject: Subject, experiment: Experiment, backbone: Backbone, device: torch.device
 ) -> StageOne:
-    """Give the stage of an experiment as training builds it, on a backbone with its adapters."""
+    """Return the stage of an experiment as training builds it, on a backbone with its adapters."""
     encoder = build_encoder(experiment, backbone.fit(), seed=0)
     model = Model(experiment, backbone, encoder).to(device)
     freeze(model)
@@ -183,13 +183,13 @@ def stage_of(
 
 
 def batch_of(subject: Subject, backbone: Backbone, tokens: int, device: torch.device) -> Batch:
-    """Give one random sample of a history of about so many tokens."""
+    """Return one random sample of a history of about so many tokens."""
     text = backbone.blank_text(1, subject.text_length)
     return Batch(history=random_history(subject, tokens, device), text=text, names=("random",))
 
 
 def step_of(stage: StageOne, batch: Batch) -> tuple[Callable[[], torch.Tensor], int]:
-    """Give a step, which gives its loss, and the number of parameters that it trains."""
+    """Return a step, which gives its loss, and the number of parameters that it trains."""
     spec, optimizer = stage.spec, make_optimizer(stage, stage.spec)
     weights = [p for p in stage.parameters() if p.requires_grad]
 
@@ -247,7 +247,7 @@ def run(day: Day, book: Book) -> None:
 
 
 def figure(case: Case, shelf: Shelf, book: Book) -> Figure:
-    """Give the figures of a case, its time beside the one without memory where there is one."""
+    """Return the figures of a case, its time beside the one without memory where there is one."""
     found = fitting(case.make, shelf)
     yardstick = book.figures.get(case.beside or "", {}).get("seconds")
     if yardstick and "seconds" in found:
@@ -256,14 +256,14 @@ def figure(case: Case, shelf: Shelf, book: Book) -> Figure:
 
 
 def faults(book: Book) -> Iterator[str]:
-    """Give a line for every figure that says what was missing."""
+    """Yield a line for every figure that says what was missing."""
     for name, found in book.figures.items():
         if FAULT in found:
             yield f"{name}: {found[FAULT]}, asked for {found['asked_mib']} MiB more"
 
 
 def cases(subject: Subject, shelf: Shelf, bench: Bench) -> Iterator[Case]:
-    """Give all cases of a backbone, those that share a model one behind the other."""
+    """Yield all cases of a backbone, those that share a model one behind the other."""
     name, most = subject.name, max(subject.extent.tokens)
     yield Case(name=name, make=partial(facts, subject, shelf))
     yield Case(name=f"{name}, attention", make=partial(attention, subject, bench))
@@ -287,7 +287,7 @@ def _steps(subject: Subject, shelf: Shelf, bench: Bench) -> Iterator[Case]:
 
 
 def facts(subject: Subject, shelf: Shelf) -> Figure:
-    """Give what is timed: the model's size, and the latents and tokens of a segment."""
+    """Return what is timed: the model's size, and the latents and tokens of a segment."""
     began = time.perf_counter()
     backbone = shelf.take(subject.spec)
     if shelf.device.type == "cuda":

@@ -32,7 +32,7 @@ from .shapes import Case, cases
 def layers(
     trunk: ConvTrunk, latents: Tensor, repeats: int, found: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Give shape, work, floor and time of every conv on what the ones before it give."""
+    """Return shape, work, floor and time of every conv on what the ones before it give."""
     x, rows = pad_to(latents, *_multiple(trunk)), []
     for layer in trunk.layers:
         assert isinstance(layer, CausalConv)
@@ -64,7 +64,7 @@ def _timed(layer: CausalConv, x: Tensor, repeats: int) -> dict[str, Any]:
 
 
 def _multiple(trunk: ConvTrunk) -> tuple[int, int]:
-    """Give the rows and columns that the strides together divide."""
+    """Return the rows and columns that the strides together divide."""
     high = wide = 1
     for layer in trunk.layers:
         assert isinstance(layer, CausalConv)
@@ -87,7 +87,7 @@ class Peer:
 
 
 def peers(device: torch.device, *, tiny: bool) -> list[Peer]:
-    """Give the peers of a device; graphs are CUDA's."""
+    """Return the peers of a device; graphs are CUDA's."""
     found = [Peer("eager", eager), Peer("channels last", channels_last)]
     if tiny:  # traced, and run as it was: compiling would take longer than all the rest
         return [*found, Peer("torch.compile", compiled(backend="aot_eager"))]
@@ -98,7 +98,7 @@ def peers(device: torch.device, *, tiny: bool) -> list[Peer]:
 
 
 def plain(encoder: ConvCompressor, latents: Tensor, lr: Tensor) -> Tensor:
-    """Give the tokens of complete blocks by tensor operations alone, so that they compile."""
+    """Return the tokens of complete blocks by tensor operations alone, so that they compile."""
     assert encoder.hr is not None and encoder.lr is not None
     time, height, width = latents.shape[2:]
     hidden, _ = encoder.hr.convolve(latents, {})
@@ -108,12 +108,12 @@ def plain(encoder: ConvCompressor, latents: Tensor, lr: Tensor) -> Tensor:
 
 
 def eager(encoder: ConvCompressor, latents: Tensor, lr: Tensor) -> Call:
-    """Give the call as it ships."""
+    """Return the call as it ships."""
     return lambda: plain(encoder, latents, lr)
 
 
 def channels_last(encoder: ConvCompressor, latents: Tensor, lr: Tensor) -> Call:
-    """Give the call on channels-last tensors and weights."""
+    """Return the call on channels-last tensors and weights."""
     layout = torch.channels_last_3d
     encoder.to(memory_format=layout)  # type: ignore[call-overload]
     return eager(encoder, latents.contiguous(memory_format=layout), lr)
@@ -122,7 +122,7 @@ def channels_last(encoder: ConvCompressor, latents: Tensor, lr: Tensor) -> Call:
 def compiled(
     mode: str | None = None, backend: str = "inductor"
 ) -> Callable[[ConvCompressor, Tensor, Tensor], Call]:
-    """Give the maker of a compiled call, channels last."""
+    """Return the maker of a compiled call, channels last."""
 
     def make(encoder: ConvCompressor, latents: Tensor, lr: Tensor) -> Call:
         torch.compiler.reset()
@@ -136,7 +136,7 @@ def compiled(
 
 
 def graphed(encoder: ConvCompressor, latents: Tensor, lr: Tensor) -> Call:
-    """Give the replay of a CUDA graph of the eager call, channels last."""
+    """Return the replay of a CUDA graph of the eager call, channels last."""
     call = channels_last(encoder, latents, lr)
     aside = torch.cuda.Stream()
     with torch.cuda.stream(aside):
@@ -181,7 +181,7 @@ def run(day: Day, book: Book) -> None:
 
 
 def tiny_bench(experiment: Experiment) -> dict[str, Any]:
-    """Give the figures of `longtake bench` that need no other process, of a tiny model."""
+    """Return the figures of `longtake bench` that need no other process, of a tiny model."""
     model = build_model(tinier(experiment)).eval()
     history = program.random_history(model.experiment, 2.0)
     model.to(history.latents.device)
@@ -205,7 +205,7 @@ class Bench:
 
     @torch.no_grad()
     def whole(self, found: dict[str, Any] | None) -> dict[str, Any]:
-        """Give size, work and floor of an encode, its time as it ships, an append, and layers."""
+        """Return size, work and floor of an encode, its time as it ships, an append, and layers."""
         with FlopCounterMode(display=False) as counter:
             memory = self.encoder(self.history)
         flops, moved = counter.get_total_flops(), self.least_bytes(memory.length)
@@ -226,13 +226,13 @@ class Bench:
         return {**figures, "layers": rows}
 
     def least_bytes(self, tokens: int) -> int:
-        """Give the bytes of inputs, weights and tokens, each moved once."""
+        """Return the bytes of inputs, weights and tokens, each moved once."""
         inputs = self.history.latents.nbytes + sum(x.nbytes for x in self.history.lr.values())
         weights = sum(p.nbytes for p in self.encoder.parameters())
         return inputs + weights + tokens * self.case.geometry.width * self.dtype.itemsize
 
     def append(self) -> dict[str, float]:
-        """Give the time of one second more, behind all that came before it."""
+        """Return the time of one second more, behind all that came before it."""
         shapes, total = self.case.geometry, self.history.size.time
         one = max(1, round(shapes.fps / shapes.vae_stride.time))
         state, _ = self.encoder.step(None, self.history.chunk(0, total - one))
@@ -241,7 +241,7 @@ class Bench:
 
     @torch.no_grad()
     def beside(self, peer: Peer) -> dict[str, Any]:
-        """Give time, memory and error (against float32) of one way to run the encoder."""
+        """Return time, memory and error (against float32) of one way to run the encoder."""
         rate, latents = self.case.spec.rate, self.history.latents
         truth = self.reference()
         call: Callable[[], Tensor] = peer.make(self.encoder, latents, self.history.lr[rate])
@@ -253,7 +253,7 @@ class Bench:
         return {**first, "again": again, "peak_mib": peak, "error": error}
 
     def reference(self) -> Tensor:
-        """Give the tokens in float32."""
+        """Return the tokens in float32."""
         wide = self.case.encoder(self.device, torch.float32).eval()
         history = self.history.to(self.device, torch.float32)
         return plain(wide, history.latents, history.lr[self.case.spec.rate])
@@ -268,5 +268,5 @@ def _beside(bench: Callable[[], Bench], peer: Peer) -> dict[str, Any]:
 
 
 def relative(out: Tensor, truth: Tensor) -> float:
-    """Give ‖out − truth‖ / ‖truth‖."""
+    """Return ‖out − truth‖ / ‖truth‖."""
     return float((out.float() - truth).norm() / truth.norm())

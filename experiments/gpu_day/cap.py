@@ -38,7 +38,7 @@ MOST = 512  # samples
 
 
 def largest_batch(device: torch.device, *, tiny: bool) -> dict[str, Any]:
-    """Give the largest batch (a power of two) whose step fits, with 20 s of history a sample."""
+    """Return the largest batch (a power of two) whose step fits, with 20 s of history a sample."""
     _, shipped = load_experiment(NAME)
     experiment = tinier(shipped) if tiny else untrained(shipped)
     seconds = 2.0 if tiny else 20.0
@@ -48,7 +48,7 @@ def largest_batch(device: torch.device, *, tiny: bool) -> dict[str, Any]:
 
 
 def doubled(good: Callable[[int], bool], *, most: int) -> int:
-    """Give the largest of 1, 2, 4, ... ≤ most that is good before the first that is not; or 0."""
+    """Return the largest of 1, 2, 4, ... ≤ most that is good before the first that is not; or 0."""
     best, number = 0, 1
     while number <= most and good(number):
         best, number = number, 2 * number
@@ -68,7 +68,7 @@ def fits(run: Callable[[], None]) -> bool:
 def stage_step(
     experiment: Experiment, seconds: float, device: torch.device
 ) -> Callable[[int], None]:
-    """Give a Stage I step (Eq. 3) of a batch of so many samples, with its optimizer."""
+    """Return a Stage I step (Eq. 3) of a batch of so many samples, with its optimizer."""
     model = build_model(experiment, adapters=True).to(device)
     freeze(model)
     text = build(experiment.backbone.text_encoder)
@@ -181,7 +181,7 @@ def _seconds(run: Callable[[], None]) -> dict[str, float]:
 
 
 def training(case: Case, seconds: float, device: torch.device) -> Callable[[], None]:
-    """Give a training step of φ on a random history: bf16, AdamW, a gradient for every token.
+    """Return a training step of φ on a random history: bf16, AdamW, a gradient for every token.
 
     The gradient that the DiT would give is random, since its size is what counts here.
     """
@@ -203,7 +203,7 @@ def training(case: Case, seconds: float, device: torch.device) -> Callable[[], N
 
 
 def stream(case: Case, seconds: float, device: torch.device) -> Callable[[], None]:
-    """Give an encode second by second: its memory should not grow with the history."""
+    """Return an encode second by second: its memory should not grow with the history."""
     made: list[ConvCompressor] = []
 
     @torch.no_grad()

@@ -64,13 +64,13 @@ def judge(outcomes: list[dict[str, Any]]) -> None:
 
 
 def marked(tests: Path) -> list[Path]:
-    """Give the files of a folder in which a test is marked `gpu`."""
+    """Return the files of a folder in which a test is marked `gpu`."""
     paths = sorted(tests.rglob("test_*.py")) if tests.is_dir() else []
     return [path for path in paths if MARK in path.read_text(encoding="utf-8")]
 
 
 def read(report: Path) -> Iterator[dict[str, Any]]:
-    """Give name, outcome, seconds and what was said of every test of a JUnit report."""
+    """Yield name, outcome, seconds and what was said of every test of a JUnit report."""
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         said = {child.tag: child.get("message", "") for child in case}
         bad = said.get("failure", said.get("error"))

@@ -29,7 +29,7 @@ MIB = 2**20
 def paced(
     run: Callable[[], object], device: torch.device, repeats: int, *, warm: int = 3
 ) -> dict[str, float]:
-    """Give the median, least and greatest seconds of `run`, after `warm` runs that do not count."""
+    """Return the median, least and greatest seconds of `run`, after `warm` runs that do not count."""
     for _ in range(warm):
         run()
     measure = _cuda_seconds if device.type == "cuda" else _cpu_seconds
@@ -53,7 +53,7 @@ def _cuda_seconds(run: Callable[[], object]) -> float:
 
 
 def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
-    """Give the greatest memory that `run` allocates beside what is there; None without CUDA."""
+    """Return the greatest memory that `run` allocates beside what is there; None without CUDA."""
     if device.type != "cuda":
         run()
         return None
@@ -66,7 +66,7 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
 
 
 def limits(device: torch.device, *, tiny: bool) -> dict[str, Any]:
-    """Give what the device reaches: FLOP/s of a large bf16 product, bytes/s of a large copy.
+    """Return what the device reaches: FLOP/s of a large bf16 product, bytes/s of a large copy.
 
     Values are random: products of zeros can run faster.
     """
@@ -85,7 +85,7 @@ def limits(device: torch.device, *, tiny: bool) -> dict[str, Any]:
 
 
 def floor(flops: int, moved: int, found: dict[str, Any] | None) -> float | None:
-    """Give the least seconds that the device's limits allow; None where they are not known."""
+    """Return the least seconds that the device's limits allow; None where they are not known."""
     if found is None:
         return None
     work, traffic = found["bf16_flop_per_second"], found["copy_bytes_per_second"]
@@ -105,7 +105,7 @@ class Bench:
     limits: Mapping[str, Any] | None = None
 
     def cost(self, run: Callable[[], object]) -> dict[str, Any]:
-        """Give seconds, operations, their share of the device's bf16 limit, and memory of a call.
+        """Return seconds, operations, their share of the device's bf16 limit, and memory of a call.
 
         Its first run warms up: operations are counted, and a tensor that it gives is looked at.
         Memory is what is held between runs and the most that a run adds; null without CUDA.
@@ -133,14 +133,14 @@ class Bench:
         }
 
     def share(self, flops: int, seconds: float) -> float | None:
-        """Give the share of the device's measured bf16 operations a second; None: not known."""
+        """Return the share of the device's measured bf16 operations a second; None: not known."""
         if self.limits is None:
             return None
         return flops / seconds / float(self.limits["bf16_flop_per_second"])
 
 
 def held_mib(device: torch.device) -> float | None:
-    """Give the memory that tensors hold now; None without CUDA."""
+    """Return the memory that tensors hold now; None without CUDA."""
     return torch.cuda.memory_allocated() / MIB if device.type == "cuda" else None
 
 
@@ -154,7 +154,7 @@ class Shelf:
     model: Backbone | None = None
 
     def take(self, spec: DiTSpec, lora: LoRA | None = None) -> Backbone:
-        """Give the backbone of a spec, with such adapters; the one before is let go first."""
+        """Return the backbone of a spec, with such adapters; the one before is let go first."""
         if self.model is None or (self.spec, self.lora) != (spec, lora):
             self.clear()
             made = random_backbone(spec, self.device)
@@ -177,7 +177,7 @@ def release() -> None:
 
 
 def fitting(make: Callable[[], dict[str, Any]], shelf: Shelf) -> dict[str, Any]:
-    """Give the figures of a case, or what it asked for when memory ran out.
+    """Return the figures of a case, or what it asked for when memory ran out.
 
     What a case leaves is freed. The shelf is emptied if it did not end well: its model may have
     gradients, or be half-changed.
@@ -196,6 +196,6 @@ def fitting(make: Callable[[], dict[str, Any]], shelf: Shelf) -> dict[str, Any]:
 
 
 def asked_mib(said: str) -> float | None:
-    """Give the memory that an allocator says it was asked for; None where it says nothing."""
+    """Return the memory that an allocator says it was asked for; None where it says nothing."""
     found = re.search(r"Tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", said)
     return float(found[1]) * UNITS[found[2]] if found else None

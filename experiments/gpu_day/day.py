@@ -73,7 +73,7 @@ class Book:
 
     @classmethod
     def open(cls, path: Path, head: dict[str, Any], day: Day) -> Book:
-        """Give the book of a step; figures of an unfinished run of the same code are kept."""
+        """Return the book of a step; figures of an unfinished run of the same code are kept."""
         old = read_json(path, "result of a GPU day") if path.exists() else {}
         same = old.get("state") != DONE and all(old.get(key) == head[key] for key in ("tiny", "at"))
         return cls(path, head, day, figures=old.get("figures", {}) if same else {})
@@ -99,7 +99,7 @@ class Book:
         self.write(OPEN)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Give a figure that is there, or make it; what fails is noted, and the rest goes on.
+        """Return a figure that is there, or make it; what fails is noted, and the rest goes on.
 
         Raises:
             TimeIsUp: too little time is left to begin.

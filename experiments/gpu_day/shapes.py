@@ -28,14 +28,14 @@ class Case:
     width: int
 
     def size(self, seconds: float) -> Size3:
-        """Give the latent size of a history, its last block complete."""
+        """Return the latent size of a history, its last block complete."""
         shapes, step = self.geometry, self.spec.rate.time
         frames = shapes.frames(seconds)
         size = shapes.latent_size(frames=frames, height=self.height, width=self.width)
         return attrs.evolve(size, time=1 + (size.time - 1) // step * step)
 
     def encoder(self, device: torch.device, dtype: torch.dtype) -> ConvCompressor:
-        """Give the encoder with random weights, its zero-initialised output random, too."""
+        """Return the encoder with random weights, its zero-initialised output random, too."""
         shapes, generator = self.geometry, torch.Generator().manual_seed(0)
         patch = (shapes.patch.time, shapes.patch.height, shapes.patch.width)
         fit = Fit(
@@ -52,7 +52,7 @@ class Case:
     def history(
         self, seconds: float, device: torch.device, dtype: torch.dtype, batch: int = 1
     ) -> History:
-        """Give a random history."""
+        """Return a random history."""
         size, channels = self.size(seconds), self.geometry.channels
         generator = torch.Generator(device).manual_seed(1)
 
@@ -65,7 +65,7 @@ class Case:
 
 
 def cases(*, tiny: bool) -> list[Case]:
-    """Give the encoders of a day: every published shape at 4×4×2 and 2×2×2, 480×832.
+    """Return the encoders of a day: every published shape at 4×4×2 and 2×2×2, 480×832.
 
     Backbones of one shape (Wan 2.1 and 2.2 14B) count once, under the last name.
     """

@@ -110,22 +110,22 @@ class Subject:
         return text.length
 
     def latents(self, time: int) -> Size3:
-        """Give the size of so many latents of these frames."""
+        """Return the size of so many latents of these frames."""
         shapes, asked = self.spec.geometry, self.extent
         size = shapes.latent_size(frames=1, height=asked.height, width=asked.width)
         return attrs.evolve(size, time=time)
 
     def past(self, tokens: int) -> Size3:
-        """Give the latents of the shortest history with so many tokens, its last block whole."""
+        """Return the latents of the shortest history with so many tokens, its last block whole."""
         return self.latents(1 + (max(1, ceil_div(tokens, self.cells)) - 1) * self.rate.time)
 
     def isolated(self, attention: str) -> DiTSpec:
-        """Give the spec with a memory that can be cached, and so has a time of its own."""
+        """Return the spec with a memory that can be cached, and so has a time of its own."""
         time = self.spec.memory_time or 0.0
         return attrs.evolve(self.spec, attention=attention, memory_time=time)
 
     def experiment(self, *, remembers: bool) -> Experiment:
-        """Give the paper's Stage I on this backbone with one sample a step, or LoRA alone."""
+        """Return the paper's Stage I on this backbone with one sample a step, or LoRA alone."""
         found, asked = paper(self.name, self.spec, self.rate), self.extent
         encoder = attrs.evolve(asked.encoder, rate=self.rate)
         lora = LoRA(rank=asked.rank, alpha=float(asked.rank))
@@ -138,7 +138,7 @@ class Subject:
 
 
 def subjects(*, tiny: bool) -> list[Subject]:
-    """Give the published backbones; of those whose shapes are alike, the last by name."""
+    """Return the published backbones; of those whose shapes are alike, the last by name."""
     specs = published()
     alike = {spec.geometry: name for name, spec in sorted(specs.items())}
     chosen = {name: spec for name, spec in specs.items() if name in alike.values()}
@@ -148,7 +148,7 @@ def subjects(*, tiny: bool) -> list[Subject]:
 
 
 def thin(spec: DiTSpec) -> DiTSpec:
-    """Give a spec of the same class with a few thousand parameters.
+    """Return a spec of the same class with a few thousand parameters.
 
     Raises:
         LongtakeError: it is of a class that is not known here.
@@ -177,7 +177,7 @@ STD = 0.02  # of weights, as transformers begin
 
 
 def random_backbone(spec: DiTSpec, device: torch.device, seed: int = 0) -> Backbone:
-    """Give the real model of a spec with random weights, made on the device in their own types.
+    """Return the real model of a spec with random weights, made on the device in their own types.
 
     It is loaded on the meta device first, where types are settled (what diffusers keeps in
     float32 stays so) and nothing is filled. Buffers are computed as ever.
@@ -200,20 +200,20 @@ def random_backbone(spec: DiTSpec, device: torch.device, seed: int = 0) -> Backb
 
 
 def _drawn(name: str, like: Tensor, device: torch.device, generator: torch.Generator) -> Tensor:
-    """Give small normal numbers; around one where it is the scale of a norm."""
+    """Return small normal numbers; around one where it is the scale of a norm."""
     empty = torch.empty(like.shape, dtype=like.dtype, device=device)
     scale = like.dim() == 1 and name.endswith(".weight")
     return empty.normal_(mean=1.0 if scale else 0.0, std=STD, generator=generator)
 
 
 def random_latents(subject: Subject, size: Size3, device: torch.device) -> Tensor:
-    """Give standard normal latents `[1, C, T, H, W]`, float32."""
+    """Return standard normal latents `[1, C, T, H, W]`, float32."""
     shape = (1, subject.spec.geometry.channels, size.time, size.height, size.width)
     return normal(shape, device, torch.float32)
 
 
 def random_history(subject: Subject, tokens: int, device: torch.device) -> History:
-    """Give a history that makes so many tokens or a few more, with its LR latents."""
+    """Return a history that makes so many tokens or a few more, with its LR latents."""
     size, rate = subject.past(tokens), subject.rate
     lr = random_latents(subject, rate.lr_size(size), device)
     return History(latents=random_latents(subject, size, device), lr={rate: lr})
@@ -222,7 +222,7 @@ def random_history(subject: Subject, tokens: int, device: torch.device) -> Histo
 def random_memory(
     subject: Subject, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> Memory:
-    """Give exactly so many tokens, where an encoder puts the newest ones of such a history."""
+    """Return exactly so many tokens, where an encoder puts the newest ones of such a history."""
     if not tokens:
         return Memory()
     size, shapes, rate = subject.past(tokens), subject.spec.geometry, subject.rate
@@ -247,6 +247,6 @@ def random_memory(
 
 
 def normal(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Give standard normal numbers of a fixed seed, made on the device."""
+    """Return standard normal numbers of a fixed seed, made on the device."""
     generator = torch.Generator(device).manual_seed(1)
     return torch.randn(shape, generator=generator, device=device, dtype=dtype)

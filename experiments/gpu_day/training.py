@@ -57,7 +57,7 @@ class Run:
 
 
 def runs(day: Day) -> list[Run]:
-    """Give all runs: Stage 0, then Stage I at each rate, on crops first, then whole frames."""
+    """Return all runs: Stage 0, then Stage I at each rate, on crops first, then whole frames."""
     found = [Run(experiment=fitted(BASE, day))]
     for rate in RATES:
         first, last = (fitted(f"tiny-wan-{rate}{part}", day) for part in ("-crops", ""))
@@ -67,13 +67,13 @@ def runs(day: Day) -> list[Run]:
 
 
 def measured(day: Day) -> list[Run]:
-    """Give the runs whose memory is measured at the end."""
+    """Return the runs whose memory is measured at the end."""
     names = {f"tiny-wan-{rate}" for rate in RATES}
     return [run for run in runs(day) if run.name in names]
 
 
 def fitted(name: str, day: Day) -> Experiment:
-    """Give a shipped experiment as this device trains it: larger batches on a GPU."""
+    """Return a shipped experiment as this device trains it: larger batches on a GPU."""
     _, found = load_experiment(name)
     if day.tiny:
         return attrs.evolve(tinier(found), name=name)
@@ -84,19 +84,19 @@ def fitted(name: str, day: Day) -> Experiment:
 
 
 def rates(day: Day) -> frozenset[Rate]:
-    """Give the LR rates that any of the runs needs: one store serves all."""
+    """Return the LR rates that any of the runs needs: one store serves all."""
     empty: frozenset[Rate] = frozenset()
     return empty.union(*(all_needs(run.experiment).rates for run in runs(day)))
 
 
 def store_of(experiment: Experiment, day: Day) -> Path:
-    """Give the folder of the store that an experiment trains on: by size and mirroring."""
+    """Return the folder of the store that an experiment trains on: by size and mirroring."""
     spec = experiment.cache
     return day.keep / "stores" / f"train-{spec.area}{'-mirror' if spec.mirror else ''}"
 
 
 def training_cache(spec: CacheSpec) -> CacheSpec:
-    """Give how training videos are cached: their frames are not read again."""
+    """Return how training videos are cached: their frames are not read again."""
     return attrs.evolve(spec, pixels=False)
 
 

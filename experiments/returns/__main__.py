@@ -91,7 +91,7 @@ def probe(run: str, videos: Path | None, out: Path, *, window: str | None = None
 
 
 def _models(run: str, window: str | None) -> list[Model]:
-    """Give the models that are asked; none is loaded before all were found to fit."""
+    """Return the models that are asked; none is loaded before all were found to fit."""
     own = read_run(find_run(run))[0]
     if not own.remembers:
         raise UserError(f"{run} has no memory to probe")

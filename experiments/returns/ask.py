@@ -68,12 +68,12 @@ class Returned:
 
 
 def kind_of(name: str) -> str:
-    """Give how a clip of that name comes back."""
+    """Return how a clip of that name comes back."""
     return name.split("-")[0]
 
 
 def over_clips(clips: Sequence[Returned]) -> dict[str, dict[str, Any]]:
-    """Give by kind of clip, and over all, each way's mean and what memory has over the others."""
+    """Return by kind of clip, and over all, each way's mean and what memory has over the others."""
     kinds = ("all", *dict.fromkeys(clip.kind for clip in clips))
     return {kind: _table([clip for clip in clips if kind in ("all", clip.kind)]) for kind in kinds}
 
@@ -123,7 +123,7 @@ class Asker:
 
 @torch.no_grad()
 def returned(asker: Asker, record: Record, seed: int = 0) -> Returned:
-    """Give how well each way gives back the frames of a return, which none has seen.
+    """Return how well each way gives back the frames of a return, which none has seen.
 
     The history ends before the return begins, and only latents wholly after it are asked, all of
     the same noise and text. `last frame` repeats the newest frame of the history; `first seen` are
@@ -171,7 +171,7 @@ def _past(asker: Asker, record: Record, seen: int) -> History:
 
 
 def ended(codec: Codec[CodecSpec], past: History) -> History:
-    """Give a history encoded from its frames alone, as of a video that ends there.
+    """Return a history encoded from its frames alone, as of a video that ends there.
 
     Latents of a codec that is not causal were made with frames of the return in sight.
     """
@@ -213,7 +213,7 @@ def _memories(asker: Asker, past: History) -> list[tuple[str, Model, Memory]]:
 
 
 def _decoded(scene: Scene, asked: Sequence[int], latents: Tensor) -> Tensor:
-    """Give the frames of latents, decoded among true predecessors: `[F, 3, P, Q]` in [0, 1]."""
+    """Return the frames of latents, decoded among true predecessors: `[F, 3, P, Q]` in [0, 1]."""
     true = scene.history.latents
     each = zip(asked, latents.to(true.dtype).split(1, dim=2), strict=True)
     parts = [decode_among(scene.codec, true, index, one)[0] for index, one in each]
@@ -227,7 +227,7 @@ def _first(record: Record, asked: Sequence[int], stride: int, fps: float) -> lis
 
 
 def _frames(scene: Scene, frames: Sequence[int]) -> Tensor:
-    """Give true frames, `[F, 3, P, Q]` in [0, 1]."""
+    """Return true frames, `[F, 3, P, Q]` in [0, 1]."""
     assert scene.history.pixels is not None  # windows are read with their pixels
     return scene.history.pixels[0, :, list(frames)].movedim(1, 0).float() / 255
 

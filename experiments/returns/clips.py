@@ -49,7 +49,7 @@ class Times:
     back: float = RETURN
 
     def seen(self, fps: float, stride: int, latents: int) -> int:
-        """Give how many latents lie wholly before the return begins: those of the history.
+        """Return how many latents lie wholly before the return begins: those of the history.
 
         Args:
             fps: frames a second of the cached clip.
@@ -60,7 +60,7 @@ class Times:
         return sum(end < self.leaves - TICK for end in ends)
 
     def asked(self, fps: float, stride: int, latents: int) -> tuple[int, ...]:
-        """Give the first latents, four at most, that lie wholly after the return."""
+        """Return the first latents, four at most, that lie wholly after the return."""
         begins = ((index, frames_of(index, stride)[0] / fps) for index in range(latents))
         return tuple(index for index, begin in begins if begin >= self.back - 1e-6)[:ASKED]
 
@@ -69,7 +69,7 @@ TIMES = {"pan": Times(leaves=RETURN - 0.5), "cut": Times(), "back": Times()}
 
 
 def first_seen(kind: str, seconds: float) -> float:
-    """Give when the history showed what a clip shows at `seconds`, after its return."""
+    """Return when the history showed what a clip shows at `seconds`, after its return."""
     return (FRAMES - 1) / FPS - seconds if kind == "back" else 0.0
 
 
@@ -121,7 +121,7 @@ def _photo(folder: Path, kind: str, place: int) -> Path:
 
 
 def script(kind: str, photo: str, other: str) -> tuple[Shot, ...]:
-    """Give the shots of a clip that returns to a photograph; `cut` looks at another one."""
+    """Return the shots of a clip that returns to a photograph; `cut` looks at another one."""
     near, far = UNLIKE.get(photo, (NEAR, FAR))
     if kind == "pan":
         leaves = TIMES["pan"].leaves
@@ -180,13 +180,13 @@ def _stays(video: Path) -> str:
 
 
 def _size(video: Path) -> tuple[int, int]:
-    """Give height and width to read a video at, even as players want them."""
+    """Return height and width to read a video at, even as players want them."""
     info = probe(video)
     scale = min(1.0, LARGEST / min(info.height, info.width))
     return 2 * round(info.height * scale / 2), 2 * round(info.width * scale / 2)
 
 
 def likeness(one: Pixels, other: Pixels) -> float:
-    """Give the PSNR of two uint8 pictures in dB, 100 at most."""
+    """Return the PSNR of two uint8 pictures in dB, 100 at most."""
     error = float(np.mean((one.astype(np.float32) - other.astype(np.float32)) ** 2)) / 255**2
     return float(-10 * np.log10(max(error, 1e-10)))

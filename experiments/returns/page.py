@@ -38,7 +38,7 @@ class Asking:
 
 
 def page(asking: Asking, clips: Sequence[Returned], over: Mapping[str, Mapping[str, Any]]) -> str:
-    """Give the page: what was asked and how, and the means by kind of clip."""
+    """Return the page: what was asked and how, and the means by kind of clip."""
     told = [*_who(asking), *_what(asking, clips), *_left_out(asking), _credits()]
     words = "\n".join(f"- {line}" for line in told)
     title = f"# Frames that come back to a view, asked of {asking.run}"
@@ -47,7 +47,7 @@ def page(asking: Asking, clips: Sequence[Returned], over: Mapping[str, Mapping[s
 
 
 def table(over: Mapping[str, Mapping[str, Any]]) -> str:
-    """Give the table of means, and of what memory has over the other ways."""
+    """Return the table of means, and of what memory has over the other ways."""
     ways, *_ = (list(found["psnr"]) for found in over.values())
     beside = [way for way in BESIDE if way in ways]
     head = ["clips", "n", *ways, *(f"memory − {way}" for way in beside)]
@@ -150,7 +150,7 @@ def _kinds(clips: Sequence[Returned]) -> list[str]:
 
 
 def _median(clips: Sequence[Returned]) -> Returned:
-    """Give the clip in the middle by memory's PSNR: neither the best nor the worst is shown."""
+    """Return the clip in the middle by memory's PSNR: neither the best nor the worst is shown."""
     return sorted(clips, key=lambda clip: clip.psnr[MEMORY])[len(clips) // 2]
 
 

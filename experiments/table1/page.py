@@ -56,7 +56,7 @@ class Line:
 
 
 def line_of(row: Row, runs: Sequence[Run]) -> Line:
-    """Give the line of a row from its runs, one a seed."""
+    """Return the line of a row from its runs, one a seed."""
     first = runs[0]
     main, metrics = first["main"], first["metrics"]
     other = next((n for n, kind in first["kinds"].items() if kind == "learned" and n != main), "")
@@ -83,7 +83,7 @@ def line_of(row: Row, runs: Sequence[Run]) -> Line:
 
 
 def grid(runs: Sequence[Run], pick: Callable[[Any], float | None]) -> Grid:
-    """Give a figure of every clip of every run; clips that lack it are left out."""
+    """Return a figure of every clip of every run; clips that lack it are left out."""
     return {
         run["seed"]: {c["id"]: value for c in run["clips"] if (value := pick(c)) is not None}
         for run in runs
@@ -91,7 +91,7 @@ def grid(runs: Sequence[Run], pick: Callable[[Any], float | None]) -> Grid:
 
 
 def minus(ours: Grid, theirs: Grid) -> Grid:
-    """Give how much higher a figure is than another: by seed and clip, where both have it."""
+    """Return how much higher a figure is than another: by seed and clip, where both have it."""
     return {
         seed: {clip: value - theirs[seed][clip] for clip, value in found.items() if clip in both}
         for seed, found in ours.items()
@@ -100,7 +100,7 @@ def minus(ours: Grid, theirs: Grid) -> Grid:
 
 
 def over(found: Grid) -> Interval | None:
-    """Give the mean over seeds and clips with its interval; None where there is no figure.
+    """Return the mean over seeds and clips with its interval; None where there is no figure.
 
     Clips that some seed lacks are left out.
     """
@@ -110,13 +110,13 @@ def over(found: Grid) -> Interval | None:
 
 
 def spread(found: Grid) -> float | None:
-    """Give the standard deviation of the seeds' means; None with one seed."""
+    """Return the standard deviation of the seeds' means; None with one seed."""
     means = [fmean(run.values()) for run in found.values()]
     return stdev(means) if len(means) > 1 else None
 
 
 def floors(runs: Sequence[Run], metric: str) -> dict[str, Interval]:
-    """Give ceiling and floors of a run's clips, which are alike in all rows, by name."""
+    """Return ceiling and floors of a run's clips, which are alike in all rows, by name."""
     first = runs[0]
     names = [name for name, kind in first["kinds"].items() if kind in ("ceiling", "floor")]
     return {
@@ -175,7 +175,7 @@ class Claim:
 
 
 def claims(lines: Mapping[str, Line], metric: str) -> list[Claim]:
-    """Give every claim, by the first metric, over the lines that are there."""
+    """Return every claim, by the first metric, over the lines that are there."""
     rows = [claim for line in lines.values() for claim in _row(line, metric)]
     return [*_orders(lines, metric), _control(lines), *rows]
 
@@ -212,7 +212,7 @@ def _judged(found: Interval | None, text: str) -> Claim:
 
 
 def state_of(found: Interval | None) -> str:
-    """Give how a difference that should be above 0 stands."""
+    """Return how a difference that should be above 0 stands."""
     if found is None:
         return MISSING
     if found.low is None or found.high is None or found.low <= 0 <= found.high:
@@ -221,7 +221,7 @@ def state_of(found: Interval | None) -> str:
 
 
 def signed(found: Interval | None) -> str:
-    """Give a difference with its interval."""
+    """Return a difference with its interval."""
     if found is None:
         return "no clip has both"
     if found.low is None or found.high is None:
@@ -239,7 +239,7 @@ NOTHING = "–"
 def markdown(
     lines: Sequence[Line], floors: Mapping[str, Interval], budget: Budget, paces: Paces
 ) -> str:
-    """Give the table: ours with 95 % intervals over clips and seeds, the paper's beside them."""
+    """Return the table: ours with 95 % intervals over clips and seeds, the paper's beside them."""
     rows = [_cells(line, paces) for line in lines]
     rows += [
         [f"*{name}*", "", _wide(found), *[""] * (len(HEAD) - 3)] for name, found in floors.items()
@@ -249,7 +249,7 @@ def markdown(
 
 
 def under(lines: Sequence[Line], budget: Budget) -> str:
-    """Give what must be said below the table: data, size, budget, and what was measured."""
+    """Return what must be said below the table: data, size, budget, and what was measured."""
     clips = max((len(run) for line in lines for run in line.clips["psnr"].values()), default=0)
     pure = " all at t = 1" if budget.pure == 1 else f" {budget.pure:.0%} of samples at t = 1"
     return (
@@ -317,7 +317,7 @@ def as_data(
     budget: Budget,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Give the table as plain data."""
+    """Return the table as plain data."""
     return {
         "format": 2,
         "budget": asdict(budget),

@@ -37,7 +37,7 @@ def by_length(path: Path, lines: Sequence[Line], floors: Mapping[str, Interval])
 
 
 def _apart(lengths: Sequence[int]) -> list[int]:
-    """Give the lengths whose labels do not run into the one before."""
+    """Return the lengths whose labels do not run into the one before."""
     kept: list[int] = []
     for length in lengths:
         if not kept or length > 1.1 * kept[-1]:

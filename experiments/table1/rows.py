@@ -57,7 +57,7 @@ class Row:
     last: bool = False
 
     def tokens(self, geometry: Geometry, size: Size3) -> Length:
-        """Give the context length of a history of `size` latents."""
+        """Return the context length of a history of `size` latents."""
         found: Length = (
             registry().load(self.compressor).context_length(self.compressor, geometry, size)
         )
@@ -65,7 +65,7 @@ class Row:
 
 
 def rows(geometry: Geometry, size: Size3) -> list[Row]:
-    """Give all rows; those beside the paper's hold about as many tokens as Proposed 2×2×2.
+    """Return all rows; those beside the paper's hold about as many tokens as Proposed 2×2×2.
 
     Args:
         geometry: of the backbone.
@@ -75,7 +75,7 @@ def rows(geometry: Geometry, size: Size3) -> list[Row]:
 
 
 def paper_rows() -> list[Row]:
-    """Give the seven rows of the paper's Table 1, in its order."""
+    """Return the seven rows of the paper's Table 1, in its order."""
     return [
         _row("patchifier-4x4x2", "Large Patchifier", Patchifier(rate=R442), (12.93, 0.412, 0.365)),
         _row("only-lr-4x4x2", "Only LR", _conv("4x4x2", hr=False), (15.21, 0.472, 0.212)),
@@ -88,7 +88,7 @@ def paper_rows() -> list[Row]:
 
 
 def peer_rows(geometry: Geometry, size: Size3) -> list[Row]:
-    """Give other ways to carry history, at the context length of Proposed 2×2×2.
+    """Return other ways to carry history, at the context length of Proposed 2×2×2.
 
     `window` holds whole latents: as many as fit, three at 10 s of 16:9.
     """
@@ -103,7 +103,7 @@ def peer_rows(geometry: Geometry, size: Size3) -> list[Row]:
 
 
 def control_row() -> Row:
-    """Give Proposed 4×4×2 trained with Ω always at the end of the window."""
+    """Return Proposed 4×4×2 trained with Ω always at the end of the window."""
     return Row(
         name="fixed-last-4x4x2",
         title="Proposed 4×4×2, Ω fixed last",
@@ -113,7 +113,7 @@ def control_row() -> Row:
 
 
 def own_row(text: str) -> Row:
-    """Give the row of a compressor of the user's: a file's, a plugin's name, or a JSON spec.
+    """Return the row of a compressor of the user's: a file's, a plugin's name, or a JSON spec.
 
     A file must offer one compressor by its hook. A `name` in the JSON is the row's; without one
     it is the plugin's.
@@ -156,7 +156,7 @@ def _row(
 
 
 def _conv(rate: str, *, lr: bool = True, hr: bool = True) -> Conv:
-    """Give the encoder at widths that suit a DiT of 7 M parameters."""
+    """Return the encoder at widths that suit a DiT of 7 M parameters."""
     return Conv(
         rate=Rate.parse(rate), lr=lr, hr=hr, channels=(32, 64, 96, 128), heads=4, head_width=32
     )
@@ -200,7 +200,7 @@ class Budget:
     measured: float
 
     def experiment(self, row: Row, seed: int) -> Experiment:
-        """Give the experiment of a row and a seed."""
+        """Return the experiment of a row and a seed."""
         base = self.shared
         train = evolve(
             base.train,
@@ -273,5 +273,5 @@ BUDGETS = {budget.name: budget for budget in (FULL, SMALL, TINY)}
 
 
 def masker(*, last: bool = False) -> Noise:
-    """Give the masker of all rows; the control's has Ω always last."""
+    """Return the masker of all rows; the control's has Ω always last."""
     return Noise(counts=(4,), clean=0.75, where="last" if last else "random")

@@ -50,7 +50,7 @@ Paces = Mapping[str, float]  # seconds by row
 
 @torch.no_grad()
 def cost(model: Model, history: History) -> dict[str, Any]:
-    """Give what encoding a history of one sample takes.
+    """Return what encoding a history of one sample takes.
 
     Returns:
         parameters; gflop: of matrix products and convolutions (twice the multiply-adds), as
@@ -68,7 +68,7 @@ def cost(model: Model, history: History) -> dict[str, Any]:
 
 @torch.no_grad()
 def race(entries: Mapping[str, tuple[Model, History]]) -> dict[str, float]:
-    """Give the seconds of each encoder: the median of rounds in which all take their turn."""
+    """Return the seconds of each encoder: the median of rounds in which all take their turn."""
     seconds: dict[str, list[float]] = {name: [] for name in entries}
     for number in range(WARM + ROUNDS):
         for name, (model, history) in entries.items():
@@ -94,7 +94,7 @@ EVERY = 1024  # latents: more than any window has
 
 
 def reader(budget: Budget) -> Experiment:
-    """Give the experiment that trains the shared DiT."""
+    """Return the experiment that trains the shared DiT."""
     base = budget.shared
     train = evolve(
         base.train,
@@ -126,7 +126,7 @@ def teach(budget: Budget, store: Path, run: Path) -> bool:
 
 
 def trained(budget: Budget, run: Path) -> Path | None:
-    """Give the folder of the trained DiT in a run; None where that is still to come.
+    """Return the folder of the trained DiT in a run; None where that is still to come.
 
     Raises:
         UserError: the run is of another spec.
@@ -155,7 +155,7 @@ def save_strip(path: Path, model: Model, store: Store, result: MeasureResult, ke
 
 
 def chosen(result: MeasureResult) -> list[int]:
-    """Give the places of clips that are shown: spread over the list, of the commonest size."""
+    """Return the places of clips that are shown: spread over the list, of the commonest size."""
     sizes = [clip.size for clip in result.clips]
     common = max(set(sizes), key=sizes.count)
     alike = [place for place, size in enumerate(sizes) if size == common]
@@ -166,7 +166,7 @@ def chosen(result: MeasureResult) -> list[int]:
 def _shown(
     codec: Codec[CodecSpec], store: Store, result: MeasureResult, kept: Kept, place: int
 ) -> tuple[Tensor, Tensor]:
-    """Give the frame as it came back and as it was, uint8 `[3, P, Q]`."""
+    """Return the frame as it came back and as it was, uint8 `[3, P, Q]`."""
     clip = result.clips[place]
     record = next(found for found in store.records if found.id == clip.id)
     given = kept[clip.id, result.main]  # [C, T, H, W]
@@ -202,24 +202,24 @@ class Bench:
         return self.out / "reader"
 
     def experiment(self, row: Row, seed: int) -> Experiment:
-        """Give the experiment of a row and a seed, on the shared DiT where that is trained."""
+        """Return the experiment of a row and a seed, on the shared DiT where that is trained."""
         found, weights = self.budget.experiment(row, seed), trained(self.budget, self.reader)
         return found if weights is None else with_weights(found, weights)
 
     def run(self, row: Row, seed: int) -> Path:
-        """Give the folder of a training run."""
+        """Return the folder of a training run."""
         return self.out / "runs" / f"{row.name}-{seed}"
 
     def result(self, row: Row, seed: int) -> Path:
-        """Give the file of what was measured."""
+        """Return the file of what was measured."""
         return self.out / "measured" / f"{row.name}-{seed}.json"
 
     def store(self, split: str) -> Path:
-        """Give the store of a split."""
+        """Return the store of a split."""
         return self.out / "stores" / split
 
     def read(self, row: Row, seed: int) -> dict[str, Any] | None:
-        """Give what was measured, or None where that is still to come.
+        """Return what was measured, or None where that is still to come.
 
         Raises:
             UserError: it is of another spec: another budget, or an older version's row.
@@ -286,12 +286,12 @@ def work(bench: Bench, row: Row, seed: int) -> bool:
 
 
 def alike(model: Model) -> Model:
-    """Give the model to be measured as every other row is: Ω anywhere, in the control, too."""
+    """Return the model to be measured as every other row is: Ω anywhere, in the control, too."""
     return evolve(model, experiment=evolve(model.experiment, masker=masker()))
 
 
 def paces(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
-    """Give the seconds that the encoder of each trained row takes, all in turn on one machine."""
+    """Return the seconds that the encoder of each trained row takes, all in turn on one machine."""
     store, entries = Store.open(bench.store("val")), {}
     for row in rows:
         runs = [run for seed in bench.budget.seeds if (run := bench.run(row, seed)).is_dir()]
@@ -320,7 +320,7 @@ def _body(model: Model, store: Store, result: MeasureResult) -> dict[str, Any]:
 
 
 def _history(experiment: Experiment, store: Store) -> Any:
-    """Give the measured window of the first clip that is long enough, else of the longest."""
+    """Return the measured window of the first clip that is long enough, else of the longest."""
     shapes = experiment.backbone.geometry
     wanted = shapes.latents(shapes.frames(experiment.measure.seconds, store.fps))
     own: list[Record] = [record for record in store.records if not record.mirror]
@@ -339,7 +339,7 @@ Runs = list[dict[str, Any]]
 
 
 def measured(bench: Bench, chosen: Sequence[Row]) -> list[tuple[Row, Runs]]:
-    """Give every row that is measured with its runs, one a seed: known rows, then users' own.
+    """Return every row that is measured with its runs, one a seed: known rows, then users' own.
 
     Rows of other calls' `--add` are taken in from what they wrote, where their plugin is at hand.
 
@@ -366,7 +366,7 @@ def _files(bench: Bench) -> list[Path]:
 
 
 def _others(bench: Bench) -> list[Row]:
-    """Give the rows of results, as they say themselves."""
+    """Return the rows of results, as they say themselves."""
     found = []
     for path in _files(bench):
         data = read_json(path, WHAT)

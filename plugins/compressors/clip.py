@@ -77,7 +77,7 @@ class ImageEncoder:
 
     @torch.no_grad()
     def embed(self, frames: Tensor, cells: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
-        """Give embeddings `[n, S, width]` of frames, uint8 `[n, 3, P, Q]`.
+        """Return embeddings `[n, S, width]` of frames, uint8 `[n, 3, P, Q]`.
 
         Frames are resized to the encoder's square, sides apart, so that all of a frame is seen.
 
@@ -108,7 +108,7 @@ class ImageEncoder:
 
 
 def _colours(folder: Path, kind: str) -> Colours:
-    """Give what the folder's preprocessor says, or what the kind was trained with."""
+    """Return what the folder's preprocessor says, or what the kind was trained with."""
     path = folder / "preprocessor_config.json"
     if not path.exists():
         return COLOURS[kind]
@@ -118,7 +118,7 @@ def _colours(folder: Path, kind: str) -> Colours:
 
 @functools.lru_cache(maxsize=2)
 def _loaded(folder: Path, kind: str, dtype: torch.dtype, device: str) -> Any:
-    """Give the frozen encoder on a device."""
+    """Return the frozen encoder on a device."""
     import transformers
 
     cls: Any = getattr(transformers, CLASSES[kind])
@@ -154,17 +154,17 @@ class ClipCompressor(Compressor[Clip]):
 
     @classmethod
     def needs(cls, spec: Clip) -> Needs:
-        """Give pixels; of latents only the shape is read."""
+        """Return pixels; of latents only the shape is read."""
         return Needs(pixels=True, hr=False)
 
     @classmethod
     def context_length(cls, spec: Clip, geometry: Geometry, size: Size3) -> Length:
-        """Give the exact number of tokens: those of a frame for every k-th latent."""
+        """Return the exact number of tokens: those of a frame for every k-th latent."""
         rows, columns = cells_of(spec, geometry, size)
         return Length(tokens=ceil_div(size.time, spec.every) * rows * columns)
 
     def forward(self, history: History) -> Memory:
-        """Give the memory of a whole window."""
+        """Return the memory of a whole window."""
         at = list(range(0, history.size.time, self.spec.every))
         return self._memory(history, at, history.size, history.start, history.length)
 
@@ -187,14 +187,14 @@ class ClipCompressor(Compressor[Clip]):
         return new, self._memory(chunk, at, size, start, length)
 
     def pending(self, state: State) -> Memory:
-        """Give nothing: all tokens are final."""
+        """Return nothing: all tokens are final."""
         time, height, width = state["seen"].tolist()
         return Memory(size=Size3(time=time, height=height, width=width))
 
     def _memory(
         self, history: History, at: list[int], size: Size3, start: Tensor, length: Tensor
     ) -> Memory:
-        """Give the tokens of latents `at` of the window."""
+        """Return the tokens of latents `at` of the window."""
         cells = cells_of(self.spec, self.geometry, size)
         tokens = self._tokens(self._frames(history, at), cells)
         positions, extents = _places(self.geometry, size, cells, at, start)
@@ -209,7 +209,7 @@ class ClipCompressor(Compressor[Clip]):
         return Memory(parts=(part,), size=size)
 
     def _tokens(self, frames: Tensor, cells: tuple[int, int]) -> Tensor:
-        """Give tokens `[B, n·S, D]` of frames, uint8 `[B, 3, n, P, Q]`."""
+        """Return tokens `[B, n·S, D]` of frames, uint8 `[B, 3, n, P, Q]`."""
         batch, count, weight = frames.shape[0], frames.shape[2], self.project.weight
         dtype = number_type(self.spec.dtype, weight)
         shape = None if self.spec.grid == 1 else cells
@@ -223,7 +223,7 @@ class ClipCompressor(Compressor[Clip]):
         return tokens.reshape(batch, -1, tokens.shape[-1])[:, : count * per_frame]
 
     def _frames(self, history: History, at: list[int]) -> Tensor:
-        """Give the last video frame of latents `at`, uint8 `[B, 3, n, P, Q]`.
+        """Return the last video frame of latents `at`, uint8 `[B, 3, n, P, Q]`.
 
         Raises:
             ValueError: the history has no pixels, or not those of its latents.
@@ -241,7 +241,7 @@ class ClipCompressor(Compressor[Clip]):
 
 
 def cells_of(spec: Clip, geometry: Geometry, size: Size3) -> tuple[int, int]:
-    """Give rows and columns of a frame's tokens: `grid`, or as many patch cells as there are."""
+    """Return rows and columns of a frame's tokens: `grid`, or as many patch cells as there are."""
     rows = ceil_div(size.height, geometry.patch.height)
     columns = ceil_div(size.width, geometry.patch.width)
     return min(spec.grid, rows), min(spec.grid, columns)
@@ -250,7 +250,7 @@ def cells_of(spec: Clip, geometry: Geometry, size: Size3) -> tuple[int, int]:
 def _places(
     geometry: Geometry, size: Size3, cells: tuple[int, int], at: list[int], start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give positions and extents `[B, N, 3]`: a frame's patch cells, dealt to its tokens."""
+    """Return positions and extents `[B, N, 3]`: a frame's patch cells, dealt to its tokens."""
     time = torch.tensor(at, dtype=torch.float64)
     h0, h1 = _dealt(ceil_div(size.height, geometry.patch.height), cells[0])
     w0, w1 = _dealt(ceil_div(size.width, geometry.patch.width), cells[1])
@@ -266,6 +266,6 @@ def _places(
 
 
 def _dealt(cells: int, parts: int) -> tuple[Tensor, Tensor]:
-    """Give first and last cell of `parts` runs of whole cells, as even as they can be; float64."""
+    """Return first and last cell of `parts` runs of whole cells, as even as they can be; float64."""
     edges = torch.arange(parts + 1) * cells // parts
     return edges[:-1].double(), (edges[1:] - 1).double()

@@ -45,7 +45,7 @@ class HrBranch(nn.Module):
             nn.init.zeros_(self.out.bias)
 
     def whole(self, history: History, frames: int) -> Tensor:
-        """Give the features of `frames` memory frames of a window."""
+        """Return the features of `frames` memory frames of a window."""
         rate = self.spec.rate
         latents = extended(self.read(history), history.length, 1 + (frames - 1) * rate.time)
         hidden, _ = self.convolve(latents, {})
@@ -56,7 +56,7 @@ class HrBranch(nn.Module):
         return self.attend(hidden, {}, keys)[0]
 
     def read(self, history: History) -> Tensor:
-        """Give what the convs read `[B, C, T, H, W]`: the latents, or the stem's features."""
+        """Return what the convs read `[B, C, T, H, W]`: the latents, or the stem's features."""
         return history.latents if self.stem is None else self.stem(history)
 
     def take(self, state: State, chunk: History, ready: int) -> Tensor | None:
@@ -74,7 +74,7 @@ class HrBranch(nn.Module):
         return hidden
 
     def rest(self, state: State, missing: int) -> Tensor:
-        """Give the features of the incomplete block, if `missing`; full attention: of all."""
+        """Return the features of the incomplete block, if `missing`; full attention: of all."""
         parts = [state["hidden"]] if self.full else []
         if missing:
             waiting = state["waiting"]
@@ -86,7 +86,7 @@ class HrBranch(nn.Module):
     def convolve(
         self, latents: Tensor, past: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give the convs' features `[B, T', S, C]` of complete blocks, and the convs' tails."""
+        """Return the convs' features `[B, T', S, C]` of complete blocks, and the convs' tails."""
         rate, patch = self.spec.rate, self.geometry.patch
         time, height, width = latents.shape[2:]
         grid = token_grid(self.spec, self.geometry, Size3(time=time, height=height, width=width))
@@ -97,7 +97,7 @@ class HrBranch(nn.Module):
     def attend(
         self, hidden: Tensor, past: Mapping[str, Tensor], keys: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give the features after attention, and its window to go on from."""
+        """Return the features after attention, and its window to go on from."""
         seen: tuple[Tensor, dict[str, Tensor]] = self.attention(hidden, past, keys)
         return seen
 
@@ -128,23 +128,23 @@ class ConvCompressor(Compressor[Conv]):
 
     @classmethod
     def needs(cls, spec: Conv) -> Needs:
-        """Give the LR rate and HR latents (or pixels), each only where its branch is on."""
+        """Return the LR rate and HR latents (or pixels), each only where its branch is on."""
         pixels = spec.hr and spec.stem == "pixels"
         rates = frozenset({spec.rate} if spec.lr else ())
         return Needs(rates=rates, pixels=pixels, hr=spec.hr and not pixels)
 
     @classmethod
     def context_length(cls, spec: Conv, geometry: Geometry, size: Size3) -> Length:
-        """Give the exact number of tokens: the cells of the token grid."""
+        """Return the exact number of tokens: the cells of the token grid."""
         return Length(tokens=token_grid(spec, geometry, size).cells)
 
     @classmethod
     def features(cls, spec: Conv) -> dict[str, int]:
-        """Give the width of `hidden`, the last one of the convs, where `features` is on."""
+        """Return the width of `hidden`, the last one of the convs, where `features` is on."""
         return {f"{part_name(spec)}.hidden": spec.channels[-1]} if spec.features else {}
 
     def forward(self, history: History) -> Memory:
-        """Give the memory of a whole window; shorter samples go on with their own last latent."""
+        """Return the memory of a whole window; shorter samples go on with their own last latent."""
         size = history.size
         frames = self.spec.rate.time_tokens(size.time)
         # An empty history runs on one zero latent, so that the graph still holds every parameter.
@@ -179,7 +179,7 @@ class ConvCompressor(Compressor[Conv]):
         return new, self._memory(tokens, hidden, size, new["start"], length, skip)
 
     def pending(self, state: State) -> Memory:
-        """Give the provisional token frame of an incomplete block; with full attention, all."""
+        """Return the provisional token frame of an incomplete block; with full attention, all."""
         time, height, width = state["seen"].tolist()
         size = Size3(time=time, height=height, width=width)
         settled = self.spec.rate.settled_tokens(time)
@@ -194,7 +194,7 @@ class ConvCompressor(Compressor[Conv]):
         return self._memory(tokens, hidden, size, state["start"], length, skip)
 
     def _tokens(self, lr: Tensor | None, hidden: Tensor | None, size: Size3) -> Tensor:
-        """Give the tokens `[B, T', S, D]` of the branches that are on, added."""
+        """Return the tokens `[B, T', S, D]` of the branches that are on, added."""
         lr_tokens = self.lr.tokens(lr, size) if self.lr and lr is not None else None
         if self.hr and hidden is not None:
             return out_tokens(hidden, self.hr.out.weight, self.hr.out.bias, lr_tokens)
@@ -226,5 +226,5 @@ class ConvCompressor(Compressor[Conv]):
 
 
 def part_name(spec: Conv) -> str:
-    """Give the name of the part that the compressor makes."""
+    """Return the name of the part that the compressor makes."""
     return f"conv-{spec.rate}"

@@ -31,7 +31,7 @@ class Stage:
 
 
 def halvings(rate: Rate, patch: Size3) -> list[Triple]:
-    """Give the strides of the strided convs, time first: together (T, 2H, 2W) for a 2×2 patch.
+    """Return the strides of the strided convs, time first: together (T, 2H, 2W) for a 2×2 patch.
 
     Raises:
         UserError: rate × patch is no power of two, so that halving cannot reach it.
@@ -49,7 +49,7 @@ def _log2(cells: int) -> int:
 
 
 def stages(spec: Conv, geometry: Geometry) -> list[Stage]:
-    """Give the convs: conv_in, one a halving; stride 1 to the last width where halvings are few.
+    """Return the convs: conv_in, one a halving; stride 1 to the last width where halvings are few.
 
     Source: method.md §2 (64→128→256→512, time strides first, then space).
     """
@@ -84,14 +84,14 @@ class CausalConv(nn.Module):
         nn.init.normal_(self.weight, std=SILU_GAIN / fan_in**0.5)
 
     def forward(self, x: Tensor, tail: Tensor | None) -> Tensor:
-        """Give the outputs of new frames `[B, C, T, H, W]`; tail None: they start the video."""
+        """Return the outputs of new frames `[B, C, T, H, W]`; tail None: they start the video."""
         before = self._start(x) if tail is None else tail
         return conv3d_act(
             x, self.weight, self.bias, stride=self.stage.stride, tail=before, norm=self.norm
         )
 
     def tail(self, x: Tensor, tail: Tensor | None) -> Tensor:
-        """Give the k − s frames that the next output will read again, as a copy of their own."""
+        """Return the k − s frames that the next output will read again, as a copy of their own."""
         count = self.stage.kernel[0] - self.stage.stride[0]
         if x.shape[2] < count:
             x = torch.cat([self._start(x) if tail is None else tail, x], dim=2)
@@ -114,7 +114,7 @@ class ConvTrunk(nn.Module):
         )
 
     def forward(self, x: Tensor, past: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give features `[B, C', T', H', W']` of new frames, and the tails to go on from.
+        """Return features `[B, C', T', H', W']` of new frames, and the tails to go on from.
 
         Args:
             x: `[B, C, T, H, W]`, H and W multiples of the strides' product; T completes blocks.
@@ -130,7 +130,7 @@ class ConvTrunk(nn.Module):
 
 
 def token_grid(spec: Conv, geometry: Geometry, size: Size3) -> Size3:
-    """Give the grid of memory tokens of a history of `size` latents."""
+    """Return the grid of memory tokens of a history of `size` latents."""
     rounding: Rounding = "floor" if spec.rounding == "floor" else "ceil"
     return spec.rate.token_grid(size, geometry.patch, rounding)
 
@@ -152,7 +152,7 @@ class FrameAttention(nn.Module):
     def forward(
         self, x: Tensor, past: Tensor | None, window: int | None, keys: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Give new features of frames, and the keys and values to go on from.
+        """Return new features of frames, and the keys and values to go on from.
 
         Args:
             x: `[B, T, S, C]`: T frames of S cells.
@@ -186,7 +186,7 @@ class AttentionStack(nn.Module):
     def forward(
         self, x: Tensor, past: Mapping[str, Tensor], keys: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give features `[B, T, S, C]` of new frames, and the state to go on from."""
+        """Return features `[B, T, S, C]` of new frames, and the state to go on from."""
         state: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
             name = f"attention.{index}"
@@ -195,7 +195,7 @@ class AttentionStack(nn.Module):
 
 
 def full(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
-    """Give attention of all cells on all cells, `[B, T, S, heads, d]`.
+    """Return attention of all cells on all cells, `[B, T, S, heads, d]`.
 
     Args:
         query: `[B, T, S, heads, d]`, as key and value.
@@ -212,7 +212,7 @@ def full(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tens
 
 
 def windowed(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Give attention in which each frame sees `window` frames, itself the last, without a mask.
+    """Return attention in which each frame sees `window` frames, itself the last, without a mask.
 
     Frames with fewer before them go one by one, the others as one batch.
 
@@ -244,7 +244,7 @@ def _batched(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Give attention of `[B, L, heads, d]` on `[B, M, heads, d]`."""
+    """Return attention of `[B, L, heads, d]` on `[B, M, heads, d]`."""
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
@@ -268,7 +268,7 @@ class PixelStem(nn.Module):
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
 
     def forward(self, history: History) -> Tensor:
-        """Give features `[B, C, T, H, W]` of a window or chunk.
+        """Return features `[B, C, T, H, W]` of a window or chunk.
 
         An empty window gives one frame that is no one's, so that the graph holds the parameters.
 
@@ -279,7 +279,7 @@ class PixelStem(nn.Module):
         return F.conv3d(frames, self.weight, self.bias, stride=self.kernel)
 
     def _frames(self, history: History) -> Tensor:
-        """Give whole cells of frames, uint8 `[B, 3, t·T, h·H, w·W]`."""
+        """Return whole cells of frames, uint8 `[B, 3, t·T, h·H, w·W]`."""
         pixels, size, first = history.pixels, history.size, history.offset == 0
         if pixels is None:
             raise ValueError("conv with stem=pixels needs the pixels; the history has none")
@@ -297,7 +297,7 @@ class PixelStem(nn.Module):
 
 
 def _filled(pixels: Tensor, rows: int, columns: int) -> Tensor:
-    """Give frames of `rows` × `columns`: the last row and column are repeated where some lack."""
+    """Return frames of `rows` × `columns`: the last row and column are repeated where some lack."""
     down, right = rows - pixels.shape[3], columns - pixels.shape[4]
     below = pixels[..., -1:, :].expand(*pixels.shape[:3], down, pixels.shape[4])
     pixels = torch.cat([pixels, below], dim=3) if down else pixels

@@ -42,20 +42,20 @@ class DualEncoderCompressor(Compressor[DualEncoder]):
 
     @classmethod
     def needs(cls, spec: DualEncoder) -> Needs:
-        """Give what all encoders need together."""
+        """Return what all encoders need together."""
         needs = [load(inner).needs(inner) for inner in spec.encoders]
         return functools.reduce(operator.or_, needs, Needs(hr=False))
 
     @classmethod
     def context_length(cls, spec: DualEncoder, geometry: Geometry, size: Size3) -> Length:
-        """Give the sum over the encoders; exact where all are."""
+        """Return the sum over the encoders; exact where all are."""
         lengths = [load(i).context_length(i, geometry, size) for i in spec.encoders]
         exact = all(length.exact for length in lengths)
         return Length(tokens=sum(length.tokens for length in lengths), exact=exact)
 
     @classmethod
     def features(cls, spec: DualEncoder) -> dict[str, int]:
-        """Give the widths of the encoders' features, named as their parts are."""
+        """Return the widths of the encoders' features, named as their parts are."""
         several = len(spec.encoders) > 1
         return {
             f"{place}.{name}" if several else name: width
@@ -64,7 +64,7 @@ class DualEncoderCompressor(Compressor[DualEncoder]):
         }
 
     def forward(self, history: History) -> Memory:
-        """Give the parts of every encoder on the same history."""
+        """Return the parts of every encoder on the same history."""
         memory: Memory = self.encoder(history)
         return memory
 
@@ -82,23 +82,23 @@ class DualEncoderCompressor(Compressor[DualEncoder]):
         return joined_state([s for s, _ in results]), side_by_side(memories)
 
     def pending(self, state: State) -> Memory:
-        """Give all that may still change."""
+        """Return all that may still change."""
         return self.encoder.pending(split(state, len(self.encoder.members)))
 
 
 def load(spec: CompressorSpec) -> type[Compressor[Any]]:
-    """Give the class of a spec."""
+    """Return the class of a spec."""
     found: type[Compressor[Any]] = registry().load(spec)
     return found
 
 
 def joined_state(states: Sequence[State]) -> State:
-    """Give several states as one; each key begins with the place of its state."""
+    """Return several states as one; each key begins with the place of its state."""
     return {f"{place}.{key}": x for place, state in enumerate(states) for key, x in state.items()}
 
 
 def split(state: State, count: int) -> list[State]:
-    """Give the states that `joined_state` has put together."""
+    """Return the states that `joined_state` has put together."""
     return [
         {key.removeprefix(f"{i}."): x for key, x in state.items() if key.startswith(f"{i}.")}
         for i in range(count)

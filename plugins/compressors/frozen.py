@@ -18,7 +18,7 @@ PATTERNS = (
 
 
 def model_folder(name: str, weights: str | None, subfolder: str, example: str) -> Path:
-    """Give the folder of a frozen model: one on disk, or what the hub's cache has of a repository.
+    """Return the folder of a frozen model: one on disk, or what the hub's cache has of a repository.
 
     Only config and safetensors files are downloaded, each once.
 
@@ -56,30 +56,30 @@ def _downloaded(name: str, weights: str, subfolder: str) -> Path:
 
 
 def config_of(name: str, folder: Path, *keys: str) -> dict[str, Any]:
-    """Give a model's config, with all of `keys`; UserError where it lacks one."""
+    """Return a model's config, with all of `keys`; UserError where it lacks one."""
     return read_object(folder / "config.json", f"model for {name}", *keys)
 
 
 def line(error: BaseException) -> str:
-    """Give what an error says, on one line."""
+    """Return what an error says, on one line."""
     said = " ".join(str(error).split())
     return said if len(said) <= 200 else said[:197] + "..." if said else type(error).__name__
 
 
 def number_type(spec_dtype: str, weight: torch.Tensor) -> torch.dtype:
-    """Give the number type a frozen model runs in: float64 under a float64 projection (checks)."""
+    """Return the number type a frozen model runs in: float64 under a float64 projection (checks)."""
     found: torch.dtype = getattr(torch, spec_dtype)
     return torch.float64 if weight.dtype == torch.float64 else found
 
 
 def token_size(fit: Fit) -> float:
-    """Give the root mean square of the DiT's own tokens of latents of unit variance."""
+    """Return the root mean square of the DiT's own tokens of latents of unit variance."""
     squares = fit.patch_weight.detach().float().flatten(1).square().sum(dim=1)
     return float((squares + fit.patch_bias.detach().float().square()).mean().sqrt())
 
 
 def projection(inputs: int, fit: Fit) -> torch.nn.Linear:
-    """Give a fresh projection whose tokens are as large as the DiT's own, for unit inputs."""
+    """Return a fresh projection whose tokens are as large as the DiT's own, for unit inputs."""
     made = torch.nn.Linear(inputs, fit.geometry.width)
     torch.nn.init.normal_(made.weight, std=token_size(fit) * inputs**-0.5)
     torch.nn.init.zeros_(made.bias)

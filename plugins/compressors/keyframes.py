@@ -38,7 +38,7 @@ class Newest(nn.Module):
         self.own = OwnTokens(fit)
 
     def take(self, state: State | None, chunk: History, picked: Tensor) -> State:
-        """Give the new state; `picked` `[B, T]` says which latents of the chunk are wanted."""
+        """Return the new state; `picked` `[B, T]` says which latents of the chunk are wanted."""
         new = follow(state, chunk)
         at = torch.where(picked, chunk.offset + torch.arange(chunk.size.time), NEVER)
         latents = chunk.latents
@@ -53,7 +53,7 @@ class Newest(nn.Module):
         return {**new, "at": at, "latents": own(kept.masked_fill(padding, 0.0))}
 
     def memory(self, state: State) -> Memory:
-        """Give the tokens of what a state keeps, one part."""
+        """Return the tokens of what a state keeps, one part."""
         at, size = state["at"], seen_size(state)
         patches = self.own.cut(state["latents"])
         patches = block_means(block_means(patches, 2, self.rate.height), 3, self.rate.width)
@@ -71,7 +71,7 @@ class Newest(nn.Module):
 
 
 def newest_in_order(at: Tensor, count: int) -> Tensor:
-    """Give the indices along n of the `count` greatest of each row, ascending, NEVER last.
+    """Return the indices along n of the `count` greatest of each row, ascending, NEVER last.
 
     Args:
         at: `[B, n]`, NEVER where nothing is.
@@ -100,12 +100,12 @@ class KeyframesCompressor(Streamed[Keyframes]):
 
     @classmethod
     def needs(cls, spec: Keyframes) -> Needs:
-        """Give the full-size latents."""
+        """Return the full-size latents."""
         return Needs()
 
     @classmethod
     def context_length(cls, spec: Keyframes, geometry: Geometry, size: Size3) -> Length:
-        """Give the number of tokens; a bound with `shots`, since cuts are not known before."""
+        """Return the number of tokens; a bound with `shots`, since cuts are not known before."""
         cells = spec.rate.token_grid(size, geometry.patch)
         count = size.time
         if not spec.shots:
@@ -123,11 +123,11 @@ class KeyframesCompressor(Streamed[Keyframes]):
         return new, emptied(self.kept.memory(new))
 
     def pending(self, state: State) -> Memory:
-        """Give the tokens of the newest keyframes."""
+        """Return the tokens of the newest keyframes."""
         return self.kept.memory(state)
 
     def picked(self, chunk: History) -> Tensor:
-        """Give which latents of a chunk are keyframes, `[B, T]`."""
+        """Return which latents of a chunk are keyframes, `[B, T]`."""
         end = chunk.offset + chunk.size.time
         begins = torch.zeros(chunk.batch, end, dtype=torch.int64)
         for row, first in enumerate(self._shots(chunk)):
@@ -137,7 +137,7 @@ class KeyframesCompressor(Streamed[Keyframes]):
         return behind % self.spec.every == 0 if self.spec.every else behind == 0
 
     def _shots(self, chunk: History) -> list[list[int]]:
-        """Give the first latents of the shots of each sample, counted in the window."""
+        """Return the first latents of the shots of each sample, counted in the window."""
         if not self.spec.shots:
             return [[] for _ in range(chunk.batch)]
         if len(chunk.cuts) != chunk.batch:
@@ -150,7 +150,7 @@ class KeyframesCompressor(Streamed[Keyframes]):
 
 
 def first_latent(geometry: Geometry, seconds: float) -> int:
-    """Give the first latent of a video that shows nothing from before a time.
+    """Return the first latent of a video that shows nothing from before a time.
 
     Latent i ≥ 1 shows frames s(i − 1) + 1 … si at a time stride s, latent 0 frame 0.
     """
@@ -180,12 +180,12 @@ class WindowCompressor(Streamed[Window]):
 
     @classmethod
     def needs(cls, spec: Window) -> Needs:
-        """Give the full-size latents."""
+        """Return the full-size latents."""
         return Needs()
 
     @classmethod
     def context_length(cls, spec: Window, geometry: Geometry, size: Size3) -> Length:
-        """Give the exact number of tokens: those of n uncompressed latents."""
+        """Return the exact number of tokens: those of n uncompressed latents."""
         cells = EACH.token_grid(size, geometry.patch)
         return Length(tokens=min(size.time, spec.latents) * cells.height * cells.width)
 
@@ -196,5 +196,5 @@ class WindowCompressor(Streamed[Window]):
         return new, emptied(self.kept.memory(new))
 
     def pending(self, state: State) -> Memory:
-        """Give the tokens of the newest latents."""
+        """Return the tokens of the newest latents."""
         return self.kept.memory(state)

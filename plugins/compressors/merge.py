@@ -31,7 +31,7 @@ DONE = -1  # key of an edge that must not join
 
 
 def neighbours(grid: Size3) -> Tensor:
-    """Give all pairs of neighbouring cells of a grid, int64 `[2, E]`; time is slowest."""
+    """Return all pairs of neighbouring cells of a grid, int64 `[2, E]`; time is slowest."""
     cells = torch.arange(grid.cells).view(grid.time, grid.height, grid.width)
     pairs = [
         torch.stack([cells.narrow(d, 0, n - 1).flatten(), cells.narrow(d, 1, n - 1).flatten()])
@@ -42,7 +42,7 @@ def neighbours(grid: Size3) -> Tensor:
 
 @torch.no_grad()
 def regions(x: Tensor, grid: Size3, *, keep: int, threshold: float | None = None) -> Tensor:
-    """Give the region of every cell, named by its first cell, int64 `[K, N]`.
+    """Return the region of every cell, named by its first cell, int64 `[K, N]`.
 
     In each round two regions join where each is the other's best neighbour, best pairs first;
     rounds go on until `keep` regions are left. The best is the one that loses least: the rise of
@@ -92,13 +92,13 @@ class _Search:
 
     @classmethod
     def of(cls, x: Tensor, ends: Tensor) -> _Search:
-        """Give the search at its start: every cell is a region."""
+        """Return the search at its start: every cell is a region."""
         label = torch.arange(x.shape[1], device=x.device).repeat(len(x), 1)
         apart = (x[:, ends[0]] - x[:, ends[1]]).square().mean(dim=2)
         return cls(ends, label, x.clone(), torch.ones_like(label), apart)
 
     def preference(self, one: Tensor, two: Tensor) -> Tensor:
-        """Give how good it is to join the regions `[K, E]`, as multiples of TIES, the best last."""
+        """Return how good it is to join the regions `[K, E]`, as multiples of TIES, the best last."""
         n, m = self.size.gather(1, one), self.size.gather(1, two)
         loss = (n * m / (n + m) * self.apart).clamp(min=FLOOR)
         level = (OCTAVE * (loss / FLOOR).log2()).round().long().clamp(max=LEVELS - 1)
@@ -130,14 +130,14 @@ class _Search:
 
 
 def means(x: Tensor, label: Tensor) -> Tensor:
-    """Give the mean of each region at its first cell, `[K, N, F]`; zeros elsewhere."""
+    """Return the mean of each region at its first cell, `[K, N, F]`; zeros elsewhere."""
     size = torch.zeros_like(label).scatter_add(1, label, torch.ones_like(label))
     total = torch.zeros_like(x).scatter_add(1, label[..., None].expand_as(x), x)
     return total / size.clamp(min=1)[..., None]
 
 
 def best_pairs(key: Tensor, one: Tensor, two: Tensor, left: Tensor, cells: int) -> Tensor:
-    """Give the edges whose two regions are each other's best, at most `left` of each grid.
+    """Return the edges whose two regions are each other's best, at most `left` of each grid.
 
     Args:
         key: of each edge, `[K, E]`, the greater the better; DONE never joins.
@@ -154,7 +154,7 @@ def best_pairs(key: Tensor, one: Tensor, two: Tensor, left: Tensor, cells: int) 
 
 
 def boxes(label: Tensor, grid: Size3, count: int) -> tuple[Tensor, Tensor]:
-    """Give first and last (time, row, column) of the box around each region, at its first cell.
+    """Return first and last (time, row, column) of the box around each region, at its first cell.
 
     Args:
         label: of B · count grids, one behind the other in time, `[B·count, N]`.
@@ -176,7 +176,7 @@ def boxes(label: Tensor, grid: Size3, count: int) -> tuple[Tensor, Tensor]:
 
 
 def tokens_first(label: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Give where the first cells of regions stand, by the last latent they cover, and validity.
+    """Return where the first cells of regions stand, by the last latent they cover, and validity.
 
     Args:
         label: `[B·count, N]`.
@@ -217,12 +217,12 @@ class MergeCompressor(Streamed[Merge]):
 
     @classmethod
     def needs(cls, spec: Merge) -> Needs:
-        """Give the full-size latents."""
+        """Return the full-size latents."""
         return Needs()
 
     @classmethod
     def context_length(cls, spec: Merge, geometry: Geometry, size: Size3) -> Length:
-        """Give the exact number of tokens; with `threshold` a bound: nothing may merge."""
+        """Return the exact number of tokens; with `threshold` a bound: nothing may merge."""
         cells = EACH.token_grid(size, geometry.patch)
         if spec.threshold is not None:
             return Length(tokens=cells.cells, exact=False)
@@ -238,7 +238,7 @@ class MergeCompressor(Streamed[Merge]):
         return new, self._memory(run)
 
     def pending(self, state: State) -> Memory:
-        """Give the tokens of the incomplete block, so far."""
+        """Return the tokens of the incomplete block, so far."""
         return self._memory(waiting(state, self.spec.block))
 
     def _memory(self, run: Run) -> Memory:
@@ -247,7 +247,7 @@ class MergeCompressor(Streamed[Merge]):
         return merge([Memory(size=run.seen), *(Memory(parts=(part,)) for part in parts)])
 
     def _part(self, run: Run, at: Blocks) -> Part:
-        """Give the tokens of equal blocks."""
+        """Return the tokens of equal blocks."""
         latents = run.latents.narrow(2, at.first - run.first, at.count * at.latents)
         patches = self.own.cut(latents)
         grid = Size3(time=at.latents, height=patches.shape[2], width=patches.shape[3])
@@ -286,7 +286,7 @@ class Blocks:
 
 
 def blocks(period: int, first: int, count: int) -> list[Blocks]:
-    """Give the blocks of `count` latents from `first` on, equal ones together, in order."""
+    """Return the blocks of `count` latents from `first` on, equal ones together, in order."""
     return list(_blocks(period, first, first + count))
 
 
@@ -302,7 +302,7 @@ def _blocks(period: int, first: int, end: int) -> Iterator[Blocks]:
 
 
 def budget(spec: Merge, geometry: Geometry, block: Size3) -> int:
-    """Give the tokens that a block of so many latents, rows and columns of patches may keep.
+    """Return the tokens that a block of so many latents, rows and columns of patches may keep.
 
     With `threshold` that is one: similarity alone says where merging ends.
     """

@@ -44,7 +44,7 @@ class AgedPatches(nn.Module):
             self.load_state_dict(framepack_weights(spec.weights, self.state_dict()))
 
     def whole(self, history: History) -> Memory:
-        """Give the memory of a window; in a ragged batch, each sample by its own age."""
+        """Return the memory of a window; in a ragged batch, each sample by its own age."""
         if not history.ragged:
             count = history.size.time
             groups, older = ages(self.spec, count), history.latents[:, :, :0]
@@ -75,7 +75,7 @@ class AgedPatches(nn.Module):
         return new, Memory(parts=(part,), size=size)
 
     def rest(self, state: State) -> Memory:
-        """Give the tokens of all that is not final."""
+        """Return the tokens of all that is not final."""
         time, height, width = state["seen"].tolist()
         first = keeps(self.spec, time)
         groups = [g.after(first) for g in ages(self.spec, time) if g.last > first or g.mean]
@@ -86,13 +86,13 @@ class AgedPatches(nn.Module):
         return Memory(parts=(part,), size=Size3(time=time, height=height, width=width))
 
     def _summed(self, total: Tensor | None, latents: Tensor) -> Tensor:
-        """Give the sum of latents over time, float32 or wider, `[B, C, 1, H, W]`."""
+        """Return the sum of latents over time, float32 or wider, `[B, C, 1, H, W]`."""
         wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
         added = wide.sum(dim=2, keepdim=True)
         return added if total is None else total + added
 
     def _alone(self, history: History, index: int) -> Part:
-        """Give the tokens of one sample, from its real latents only."""
+        """Return the tokens of one sample, from its real latents only."""
         count = int(history.length[index])
         latents = history.latents[index : index + 1, :, :count]
         start = history.start[index : index + 1]
@@ -101,7 +101,7 @@ class AgedPatches(nn.Module):
     def _part(
         self, latents: Tensor, first: int, groups: Sequence[Group], start: Tensor, older: Tensor
     ) -> Part:
-        """Give the tokens of groups as one part, oldest first.
+        """Return the tokens of groups as one part, oldest first.
 
         Args:
             latents: `[B, C, T, H, W]`, those of the window from `first` on.
@@ -130,7 +130,7 @@ class AgedPatches(nn.Module):
         return (self._summed(None, latents) / latents.shape[2]).to(latents.dtype)
 
     def _idle(self, latents: Tensor, rate: str) -> Part:
-        """Give no tokens, but with a projection's parameters in the graph: none may be left out."""
+        """Return no tokens, but with a projection's parameters in the graph: none may be left out."""
         batch, channels, _, height, width = latents.shape
         blank = latents.new_zeros(batch, channels, 1, height, width)
         tokens = self.projections[rate](blank)[:, :0]
@@ -140,7 +140,7 @@ class AgedPatches(nn.Module):
 
 
 def _stacked(parts: Sequence[Part]) -> Part:
-    """Give parts of single samples, equally long, as one of a batch."""
+    """Return parts of single samples, equally long, as one of a batch."""
     return Part(
         name=NAME,
         tokens=torch.cat([part.tokens for part in parts]),
@@ -151,7 +151,7 @@ def _stacked(parts: Sequence[Part]) -> Part:
 
 
 def count_tokens(spec: Patchifier, patch: Size3, size: Size3) -> int:
-    """Give the tokens of a history of `size` latents under a schedule."""
+    """Return the tokens of a history of `size` latents under a schedule."""
     return sum(group.tokens(patch, size) for group in ages(spec, size.time))
 
 
@@ -173,7 +173,7 @@ class EvenPatches(nn.Module):
         self.project = Projection(spec.rate, fit)
 
     def whole(self, history: History) -> Memory:
-        """Give the memory of a window; shorter samples go on with their own last latent."""
+        """Return the memory of a window; shorter samples go on with their own last latent."""
         frames = self.rate.time_tokens(history.size.time)
         # An empty history runs on one zero latent, so that the graph still holds every parameter.
         total = 1 + (max(frames, 1) - 1) * self.rate.time
@@ -199,7 +199,7 @@ class EvenPatches(nn.Module):
         return new, self._memory(tokens, size, new["start"], length, skip)
 
     def rest(self, state: State) -> Memory:
-        """Give the token frame of the incomplete block."""
+        """Return the token frame of the incomplete block."""
         time, height, width = state["seen"].tolist()
         size = Size3(time=time, height=height, width=width)
         if not state["waiting"].shape[2]:
@@ -209,7 +209,7 @@ class EvenPatches(nn.Module):
         return self._memory(tokens, size, state["start"], length, self.rate.settled_tokens(time))
 
     def _tokens(self, latents: Tensor, *, first: bool) -> Tensor:
-        """Give the tokens of complete blocks, or of one incomplete; `first`: latent 0 is there."""
+        """Return the tokens of complete blocks, or of one incomplete; `first`: latent 0 is there."""
         if first:
             before = latents[:, :, :1].expand(-1, -1, self.rate.time - 1, -1, -1)
             latents = torch.cat([before, latents], dim=2)
@@ -262,18 +262,18 @@ class PatchifierCompressor(Compressor[Patchifier]):
 
     @classmethod
     def needs(cls, spec: Patchifier) -> Needs:
-        """Give HR latents, and nothing else."""
+        """Return HR latents, and nothing else."""
         return Needs()
 
     @classmethod
     def context_length(cls, spec: Patchifier, geometry: Geometry, size: Size3) -> Length:
-        """Give the exact number of tokens."""
+        """Return the exact number of tokens."""
         if spec.schedule:
             return Length(tokens=count_tokens(spec, geometry.patch, size))
         return Length(tokens=spec.rate.token_grid(size, geometry.patch).cells)
 
     def forward(self, history: History) -> Memory:
-        """Give the memory of a whole window."""
+        """Return the memory of a whole window."""
         return self.inner.whole(history)
 
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
@@ -288,5 +288,5 @@ class PatchifierCompressor(Compressor[Patchifier]):
         return self.inner.take(state or {}, chunk, before)
 
     def pending(self, state: State) -> Memory:
-        """Give the tokens that may still change."""
+        """Return the tokens that may still change."""
         return self.inner.rest(state)

@@ -29,7 +29,7 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(fit.patch_bias.detach().clone())
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Give tokens `[B, T', S, D]` of latents `[B, C, T, H, W]`, T ≥ 1.
+        """Return tokens `[B, T', S, D]` of latents `[B, C, T, H, W]`, T ≥ 1.
 
         Incomplete blocks at the end, the bottom and the right are filled by repeating the last
         frame, row and column, as FramePack does.
@@ -46,7 +46,7 @@ class Projection(nn.Module):
 
 
 def spread(weight: Tensor, rate: Rate) -> Tensor:
-    """Give a patch embedding `[D, C, t, h, w]` repeated over rate's cells, divided by their number.
+    """Return a patch embedding `[D, C, t, h, w]` repeated over rate's cells, divided by their number.
 
     It then gives the DiT's own token of the mean over each group of rate's cells.
 
@@ -75,17 +75,17 @@ class Group:
         return 1 if self.mean else ceil_div(self.last - self.first, self.rate)
 
     def after(self, first: int) -> Group:
-        """Give the group without latents before `first` (a mean stays whole)."""
+        """Return the group without latents before `first` (a mean stays whole)."""
         return self if self.mean else attrs.evolve(self, first=max(self.first, first))
 
     def tokens(self, patch: Size3, size: Size3) -> int:
-        """Give the tokens of it in a history of `size`."""
+        """Return the tokens of it in a history of `size`."""
         rows, columns = ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)
         return self.frames * ceil_div(rows, self.rate) * ceil_div(columns, self.rate)
 
 
 def ages(spec: Patchifier, count: int) -> list[Group]:
-    """Give the groups of a history of `count` latents, oldest first; empty ones are left out."""
+    """Return the groups of a history of `count` latents, oldest first; empty ones are left out."""
     groups: list[Group] = []
     last = count
     for rate, latents in spec.schedule:
@@ -99,7 +99,7 @@ def ages(spec: Patchifier, count: int) -> list[Group]:
 
 
 def keeps(spec: Patchifier, count: int) -> int:
-    """Give the first latent that is still read after `count` were seen.
+    """Return the first latent that is still read after `count` were seen.
 
     Under `tail: rest` those before it stand in complete blocks of the last rate, which are final;
     else they are too old for the schedule.
@@ -114,7 +114,7 @@ def keeps(spec: Patchifier, count: int) -> int:
 def place(
     name: str, tokens: Tensor, group: Group, cells: Sequence[int], patch: Size3, start: Tensor
 ) -> Part:
-    """Give tokens `[B, T', S, D]` of a group with their places.
+    """Return tokens `[B, T', S, D]` of a group with their places.
 
     Args:
         name: of the part.
@@ -149,7 +149,7 @@ def place(
 
 
 def pad_part(part: Part, total: int) -> Part:
-    """Give a part of one sample with padding behind it, so that it has `total` tokens."""
+    """Return a part of one sample with padding behind it, so that it has `total` tokens."""
     count = part.tokens.shape[1]
     if count == total:
         return part
@@ -174,7 +174,7 @@ NAMES = {"1": "proj", "2": "proj_2x", "4": "proj_4x"}
 
 
 def framepack_weights(text: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the projections that a FramePack transformer holds, under the names of `like`.
+    """Return the projections that a FramePack transformer holds, under the names of `like`.
 
     Args:
         text: a safetensors file, or a diffusers folder (also one with transformer/ in it).

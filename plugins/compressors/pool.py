@@ -27,12 +27,12 @@ class PoolCompressor(Streamed[Pool]):
 
     @classmethod
     def needs(cls, spec: Pool) -> Needs:
-        """Give the full-size latents."""
+        """Return the full-size latents."""
         return Needs()
 
     @classmethod
     def context_length(cls, spec: Pool, geometry: Geometry, size: Size3) -> Length:
-        """Give the exact number of tokens: the cells of the token grid."""
+        """Return the exact number of tokens: the cells of the token grid."""
         return Length(tokens=spec.rate.token_grid(size, geometry.patch).cells)
 
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
@@ -41,7 +41,7 @@ class PoolCompressor(Streamed[Pool]):
         return new, self._memory(run)
 
     def pending(self, state: State) -> Memory:
-        """Give the mean of the incomplete block, so far."""
+        """Return the mean of the incomplete block, so far."""
         return self._memory(waiting(state, self.spec.rate.time))
 
     def _memory(self, run: Run) -> Memory:
@@ -57,7 +57,7 @@ class PoolCompressor(Streamed[Pool]):
         return Memory(parts=(part,), size=run.seen)
 
     def _means(self, run: Run) -> Tensor:
-        """Give mean patches `[B, T', H', W', F]`; latent 0 is a block of its own."""
+        """Return mean patches `[B, T', H', W', F]`; latent 0 is a block of its own."""
         rate = self.spec.rate
         patches = self.own.cut(run.latents)
         patches = block_means(block_means(patches, 2, rate.height), 3, rate.width)

@@ -37,7 +37,7 @@ class OwnTokens(nn.Module):
         self.register_buffer("bias", fit.patch_bias.clone(), persistent=False)
 
     def cut(self, latents: Tensor) -> Tensor:
-        """Give the patches `[B, T, H', W', F]` of latents `[B, C, T, H, W]`; odd sizes round up."""
+        """Return the patches `[B, T, H', W', F]` of latents `[B, C, T, H, W]`; odd sizes round up."""
         rows, columns = (int(n) for n in self.weight.shape[3:])
         whole = pad_to(latents.to(self.weight.dtype), rows, columns)
         batch, channels, time, height, width = whole.shape
@@ -45,12 +45,12 @@ class OwnTokens(nn.Module):
         return whole.reshape(shape).permute(0, 2, 3, 5, 1, 4, 6).flatten(4)
 
     def project(self, patches: Tensor) -> Tensor:
-        """Give the tokens `[..., D]` of patches `[..., F]`."""
+        """Return the tokens `[..., D]` of patches `[..., F]`."""
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 def block_means(x: Tensor, dim: int, step: int) -> Tensor:
-    """Give means of `step` neighbours along `dim`; the last block is of what is left."""
+    """Return means of `step` neighbours along `dim`; the last block is of what is left."""
     count = x.shape[dim] // step
     rest = x.narrow(dim, count * step, x.shape[dim] - count * step)
     means = x.narrow(dim, 0, count * step).unflatten(dim, (count, step)).mean(dim + 1)
@@ -58,7 +58,7 @@ def block_means(x: Tensor, dim: int, step: int) -> Tensor:
 
 
 def frame_places(frames: Tensor, size: Size3, patch: Size3, rate: Rate) -> tuple[Tensor, Tensor]:
-    """Give positions and extents `[B, n·S, 3]` of the tokens of single latents.
+    """Return positions and extents `[B, n·S, 3]` of the tokens of single latents.
 
     Args:
         frames: absolute latent frames, `[B, n]`.
@@ -96,7 +96,7 @@ class LrBranch(nn.Module):
         self.register_buffer("patch_bias", fit.patch_bias.clone(), persistent=False)
 
     def whole(self, history: History, frames: int) -> Tensor:
-        """Give the LR latents of `frames` memory frames of a window, the last one repeated."""
+        """Return the LR latents of `frames` memory frames of a window, the last one repeated."""
         rate = self.spec.rate
         length = torch.tensor([rate.settled_tokens(int(n)) for n in history.length])
         return extended(self.latents(history, 0), length, frames)
@@ -109,19 +109,19 @@ class LrBranch(nn.Module):
         return lr
 
     def rest(self, state: State, missing: int) -> Tensor:
-        """Give the last LR latent again for the incomplete block; full attention: all before."""
+        """Return the last LR latent again for the incomplete block; full attention: all before."""
         lr = state["lr"]
         again = lr[:, :, -1:].expand(-1, -1, missing, -1, -1)
         return torch.cat([lr, again], dim=2) if self.keep else again
 
     def tokens(self, lr: Tensor, size: Size3) -> Tensor:
-        """Give the DiT's tokens of LR latents of a history of `size`, on the memory's grid."""
+        """Return the DiT's tokens of LR latents of a history of `size`, on the memory's grid."""
         grid = token_grid(self.spec, self.geometry, size)
         tokens = project(lr.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias)
         return tokens[:, :, : grid.height, : grid.width].flatten(2, 3)
 
     def latents(self, history: History, before: int) -> Tensor:
-        """Give the LR latents of a history that follows `before` latents.
+        """Return the LR latents of a history that follows `before` latents.
 
         Raises:
             ValueError: there are none of this rate, or not as many as must travel with it.
@@ -139,7 +139,7 @@ class LrBranch(nn.Module):
 
 
 def extended(latents: Tensor, length: Tensor, total: int) -> Tensor:
-    """Give `total` frames: of each sample its first `length`, then its last one repeated.
+    """Return `total` frames: of each sample its first `length`, then its last one repeated.
 
     A sample without frames gives zeros.
     """

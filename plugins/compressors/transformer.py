@@ -40,7 +40,7 @@ class Layer(nn.Module):
         self.ffn_out = nn.Linear(spec.ffn, width)
 
     def forward(self, x: Tensor, turn: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Give new features of frames, and the keys and values to go on from.
+        """Return new features of frames, and the keys and values to go on from.
 
         Args:
             x: `[B, T, S, W]`: T frames of S cells.
@@ -80,7 +80,7 @@ class HrTransformer(nn.Module):
     def forward(
         self, latents: Tensor, first: int, past: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give the features of blocks, and the windows to go on from.
+        """Return the features of blocks, and the windows to go on from.
 
         Args:
             latents: `[B, C, n, H, W]` with n ≥ 1, of which the last block may be incomplete.
@@ -98,7 +98,7 @@ class HrTransformer(nn.Module):
         return self.norm(x), state
 
     def whole_blocks(self, latents: Tensor, first: int) -> Tensor:
-        """Give latents that fill blocks: latent 0 repeated before itself, the last one behind."""
+        """Return latents that fill blocks: latent 0 repeated before itself, the last one behind."""
         lead = 0 if first else self.cells[0] - 1
         tail = -(lead + latents.shape[2]) % self.cells[0]
         before = latents[:, :, :1].expand(-1, -1, lead, -1, -1)
@@ -107,7 +107,7 @@ class HrTransformer(nn.Module):
 
 
 def rotation(width: int, skip: int, frames: int, rows: int, columns: int) -> Tensor:
-    """Give cosine and sine of the angles of a grid of cells, `[2, frames, S, width / 2]`, float64.
+    """Return cosine and sine of the angles of a grid of cells, `[2, frames, S, width / 2]`, float64.
 
     A third of the pairs turns with the row, as many with the column, the rest with the memory
     frame, counted from `skip`: only differences count in attention.
@@ -131,7 +131,7 @@ def _angles(places: range, count: int) -> Tensor:
 
 
 def rotated(x: Tensor, turn: Tensor) -> Tensor:
-    """Give `[B, T, S, heads, d]` with its halves turned as pairs, worked out in turn's dtype.
+    """Return `[B, T, S, heads, d]` with its halves turned as pairs, worked out in turn's dtype.
 
     Args:
         x: queries or keys.
@@ -160,17 +160,17 @@ class TransformerCompressor(Streamed[Transformer]):
 
     @classmethod
     def needs(cls, spec: Transformer) -> Needs:
-        """Give the LR rate and HR latents, each only where its branch is on."""
+        """Return the LR rate and HR latents, each only where its branch is on."""
         return Needs(rates=frozenset({spec.rate} if spec.lr else ()), hr=spec.hr)
 
     @classmethod
     def context_length(cls, spec: Transformer, geometry: Geometry, size: Size3) -> Length:
-        """Give the exact number of tokens: the cells of the token grid."""
+        """Return the exact number of tokens: the cells of the token grid."""
         return Length(tokens=spec.rate.token_grid(size, geometry.patch).cells)
 
     @classmethod
     def features(cls, spec: Transformer) -> dict[str, int]:
-        """Give the width of `hidden`, that of the layers, where `features` is on."""
+        """Return the width of `hidden`, that of the layers, where `features` is on."""
         width = spec.heads * spec.head_width
         return {f"{part_name(spec)}.hidden": width} if spec.features else {}
 
@@ -190,13 +190,13 @@ class TransformerCompressor(Streamed[Transformer]):
         return {**new, **windows}, memory
 
     def pending(self, state: State) -> Memory:
-        """Give the provisional token frame of an incomplete block, its last latent repeated."""
+        """Return the provisional token frame of an incomplete block, its last latent repeated."""
         run = waiting(state, self.spec.rate.time)
         lr = self.lr.rest(state, 1) if self.lr else None
         return self._encode(run, lr, state)[0]
 
     def _encode(self, run: Run, lr: Tensor | None, past: State) -> tuple[Memory, State]:
-        """Give the memory of a run with the LR latents of its frames, and the windows after it."""
+        """Return the memory of a run with the LR latents of its frames, and the windows after it."""
         if not run.latents.shape[2]:
             return Memory(size=run.seen), {}
         lr_tokens = self.lr.tokens(lr, run.seen) if self.lr and lr is not None else None
@@ -219,5 +219,5 @@ class TransformerCompressor(Streamed[Transformer]):
 
 
 def part_name(spec: Transformer) -> str:
-    """Give the name of the part of such an encoder."""
+    """Return the name of the part of such an encoder."""
     return f"transformer-{spec.rate}"

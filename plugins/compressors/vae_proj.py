@@ -28,7 +28,7 @@ from .specs import VaeProj
 
 
 def rate_of(spec: VaeProj, geometry: Geometry) -> Rate:
-    """Give the rate at which the VAE's cells stand over latents and patch cells.
+    """Return the rate at which the VAE's cells stand over latents and patch cells.
 
     Raises:
         UserError: a cell of the VAE is not 1, 2, 4 or 8 of the DiT's.
@@ -71,7 +71,7 @@ class Blocks:
 
     @classmethod
     def of(cls, spec: VaeProj, geometry: Geometry) -> Blocks:
-        """Give the grid of a spec on a backbone."""
+        """Return the grid of a spec on a backbone."""
         stride = geometry.vae_stride
         return cls(
             tokens=spec.block,
@@ -83,11 +83,11 @@ class Blocks:
         )
 
     def complete(self, latents: int) -> int:
-        """Give how many blocks are complete after so many latents."""
+        """Return how many blocks are complete after so many latents."""
         return max(0, latents - 1) // self.latents
 
     def cut(self, frames: Bytes, latents: int) -> Iterator[Bytes]:
-        """Give 1 + cell·k frames a block, the first one the frame before; the last one filled up.
+        """Yield 1 + cell·k frames a block, the first one the frame before; the last one filled up.
 
         Args:
             frames: the first stands for one latent (see `VaeProjCompressor._tokens`).
@@ -100,7 +100,7 @@ class Blocks:
             yield _filled(block, 1 + ceil_div(block.shape[2] - 1, self.cell) * self.cell)
 
     def checked(self, history: History) -> Bytes:
-        """Give the pixels of a window or chunk.
+        """Return the pixels of a window or chunk.
 
         Raises:
             ValueError: it has none, or not those of its latents.
@@ -120,7 +120,7 @@ class Blocks:
 
 
 def _filled(frames: Tensor, total: int) -> Tensor:
-    """Give `total` frames, the last one repeated."""
+    """Return `total` frames, the last one repeated."""
     missing = total - frames.shape[2]
     if not missing:
         return frames
@@ -128,7 +128,7 @@ def _filled(frames: Tensor, total: int) -> Tensor:
 
 
 def _whole_cells(pixels: Bytes, rows: int, columns: int) -> Bytes:
-    """Give frames of `rows` × `columns`, the last row and column repeated where some lack."""
+    """Return frames of `rows` × `columns`, the last row and column repeated where some lack."""
     down = [min(i, pixels.shape[3] - 1) for i in range(rows)]
     across = [min(i, pixels.shape[4] - 1) for i in range(columns)]
     if len(down) == pixels.shape[3] and len(across) == pixels.shape[4]:
@@ -178,7 +178,7 @@ class VideoVae:
 
     @torch.no_grad()
     def encode(self, frames: Bytes, dtype: torch.dtype) -> Tensor:
-        """Give the normalised means `[B, C, 1 + k, h, w]` of 1 + 8k frames (at 8 to a cell).
+        """Return the normalised means `[B, C, 1 + k, h, w]` of 1 + 8k frames (at 8 to a cell).
 
         Last row and column are repeated to whole cells.
         """
@@ -203,7 +203,7 @@ class VideoVae:
 
 @functools.lru_cache(maxsize=8)
 def _ratios(folder: Path, kind: str) -> tuple[int, int]:
-    """Give pixels and frames to a cell, as diffusers derives them from the config."""
+    """Return pixels and frames to a cell, as diffusers derives them from the config."""
     cls = _class(kind)
     with torch.device("meta"):
         vae = cls.from_config(cls.load_config(folder))
@@ -212,7 +212,7 @@ def _ratios(folder: Path, kind: str) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=2)
 def _loaded(folder: Path, kind: str, dtype: torch.dtype, device: str) -> Any:
-    """Give the frozen VAE on a device."""
+    """Return the frozen VAE on a device."""
     try:
         vae, info = _class(kind).from_pretrained(
             folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -258,12 +258,12 @@ class VaeProjCompressor(Compressor[VaeProj]):
 
     @classmethod
     def needs(cls, spec: VaeProj) -> Needs:
-        """Give pixels; of latents only the shape is read."""
+        """Return pixels; of latents only the shape is read."""
         return Needs(pixels=True, hr=False)
 
     @classmethod
     def context_length(cls, spec: VaeProj, geometry: Geometry, size: Size3) -> Length:
-        """Give the exact number of tokens: the VAE's cells, rounded up.
+        """Return the exact number of tokens: the VAE's cells, rounded up.
 
         Raises:
             UserError: the VAE's cells are no whole number of the DiT's.
@@ -271,7 +271,7 @@ class VaeProjCompressor(Compressor[VaeProj]):
         return Length(tokens=rate_of(spec, geometry).token_grid(size, geometry.patch).cells)
 
     def forward(self, history: History) -> Memory:
-        """Give the memory of a whole window; each sample's last block ends with its own frames."""
+        """Return the memory of a whole window; each sample's last block ends with its own frames."""
         pixels = self.blocks.checked(history)
         counts = history.length.tolist() if history.ragged else [history.size.time]
         if len(counts) == 1:
@@ -310,7 +310,7 @@ class VaeProjCompressor(Compressor[VaeProj]):
         return new, self._memory(tokens, size, new["start"], length, skip)
 
     def pending(self, state: State) -> Memory:
-        """Give the provisional tokens of the block that is not complete."""
+        """Return the provisional tokens of the block that is not complete."""
         time, height, width = state["seen"].tolist()
         size = Size3(time=time, height=height, width=width)
         done = self.blocks.complete(time)
@@ -323,7 +323,7 @@ class VaeProjCompressor(Compressor[VaeProj]):
         return self._memory(tokens, size, state["start"], length, skip)
 
     def _tokens(self, frames: Tensor, latents: int, size: Size3, *, first: bool) -> Tensor:
-        """Give tokens `[B, T', S, D]` of frames, the first of which stands for one latent.
+        """Return tokens `[B, T', S, D]` of frames, the first of which stands for one latent.
 
         Args:
             frames: `[B, 3, F, P, Q]`, of `latents` latents or more; the first is the frame before
@@ -365,7 +365,7 @@ class VaeProjCompressor(Compressor[VaeProj]):
 
 
 def _stacked(tokens: list[Tensor], frames: int) -> Tensor:
-    """Give tokens of single samples as a batch, zeros behind the shorter."""
+    """Return tokens of single samples as a batch, zeros behind the shorter."""
     padded = [
         torch.cat([x, x.new_zeros(1, frames - x.shape[1], *x.shape[2:])], dim=1) for x in tokens
     ]

@@ -25,7 +25,7 @@ from .specs import Asking, Drop, Graded, Hiding, Noise, Scale, Shift, Unmasked
 
 
 def choose(spec: Asking, length: Counts, draws: Draws) -> Frames:
-    """Give Ω `[B, K]`, int64 on the CPU, ascending and inside each sample's length.
+    """Return Ω `[B, K]`, int64 on the CPU, ascending and inside each sample's length.
 
     K is drawn for the batch, at most its shortest history. `where: last` gives the last K frames
     of every sample; as many numbers are drawn as for `random`, so that the rest is masked alike.
@@ -49,7 +49,7 @@ def choose(spec: Asking, length: Counts, draws: Draws) -> Frames:
 
 
 def frames_at(latents: Latents, omega: Frames) -> Targets:
-    """Give copies of the latent frames Ω of each sample, `[B, C, K, H, W]`."""
+    """Return copies of the latent frames Ω of each sample, `[B, C, K, H, W]`."""
     batch, channels, _, height, width = latents.shape
     index = omega[:, None, :, None, None].expand(batch, channels, -1, height, width)
     return latents.gather(2, index)
@@ -85,7 +85,7 @@ class HidingMasker(Masker[H], Generic[H]):
 
     @abstractmethod
     def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
-        """Give frames as they look at their levels; at level 0 as they are, to the bit.
+        """Return frames as they look at their levels; at level 0 as they are, to the bit.
 
         Args:
             x: `[B, C, T, H, W]`, float32 or wider: HR latents, LR latents or pixels in [−1, 1].
@@ -95,11 +95,11 @@ class HidingMasker(Masker[H], Generic[H]):
         """
 
     def draw_levels(self, history: History, draws: Draws) -> Tensor:
-        """Give the level of every frame `[B, T]`, as if none were asked for; here 1."""
+        """Return the level of every frame `[B, T]`, as if none were asked for; here 1."""
         return torch.ones(history.batch, history.size.time)
 
     def __call__(self, history: History, text: Text, draws: Draws) -> Query:
-        """Give the query; Ω, levels and all that is random come from `draws` alone.
+        """Return the query; Ω, levels and all that is random come from `draws` alone.
 
         Raises:
             UserError: a history of the batch is empty, so that nothing can be asked.
@@ -118,7 +118,7 @@ class HidingMasker(Masker[H], Generic[H]):
         )
 
     def masked(self, history: History, text: Text, draws: Draws) -> Query:
-        """Give the query with no sample left clean; otherwise as when called."""
+        """Return the query with no sample left clean; otherwise as when called."""
         always = type(self)(attrs.evolve(self.spec, clean=0.0))
         return always(history, text, draws)
 
@@ -163,7 +163,7 @@ class GradedMasker(HidingMasker[G], Generic[G]):
     """Draws a level ~ L(low, 1) for each frame (method.md §2)."""
 
     def draw_levels(self, history: History, draws: Draws) -> Tensor:
-        """Give levels in (0, 1], one logit-normal draw a frame."""
+        """Return levels in (0, 1], one logit-normal draw a frame."""
         spec = self.spec
         normal = draws.normal(history.size.time)
         # row by row: a vectorised sigmoid rounds a number by where in the tensor it stands
@@ -172,7 +172,7 @@ class GradedMasker(HidingMasker[G], Generic[G]):
 
 
 def per_frame(level: Tensor) -> Tensor:
-    """Give levels `[B, T]` so that they broadcast against frames `[B, C, T, H, W]`."""
+    """Return levels `[B, T]` so that they broadcast against frames `[B, C, T, H, W]`."""
     return level[:, None, :, None, None]
 
 
@@ -186,7 +186,7 @@ class DropMasker(HidingMasker[Drop]):
     """
 
     def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
-        """Give (1 − level)·x + level·fill."""
+        """Return (1 − level)·x + level·fill."""
         t = per_frame(level)
         if self.spec.fill == "zeros":
             return (1 - t) * x
@@ -195,7 +195,7 @@ class DropMasker(HidingMasker[Drop]):
 
 
 def _mean(frames: Tensor, length: int) -> Tensor:
-    """Give the mean of each channel over the first `length` frames, `[C, 1, 1, 1]`."""
+    """Return the mean of each channel over the first `length` frames, `[C, 1, 1, 1]`."""
     return frames[:, :length].mean(dim=(1, 2, 3), keepdim=True)
 
 
@@ -209,7 +209,7 @@ class NoiseMasker(GradedMasker[Noise]):
     """
 
     def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
-        """Give (1 − level)·x + level·ε; ε is drawn on CPU in float32."""
+        """Return (1 − level)·x + level·ε; ε is drawn on CPU in float32."""
         noise = draws.normal(*x.shape[1:])
         return interpolate(x, noise.to(x), per_frame(level))
 
@@ -221,7 +221,7 @@ class NoMasker(Masker[Unmasked]):
     """Asks for Ω of a history that stays clean; what `measure` calls masked is clean here, too."""
 
     def __call__(self, history: History, text: Text, draws: Draws) -> Query:
-        """Give the query; only Ω is random.
+        """Return the query; only Ω is random.
 
         Raises:
             UserError: a history of the batch is empty, so that nothing can be asked.
@@ -253,7 +253,7 @@ class ScaleMasker(GradedMasker[Scale]):
     """
 
     def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
-        """Give (1 − level)·x."""
+        """Return (1 − level)·x."""
         return (1 - per_frame(level)) * x
 
 
@@ -269,7 +269,7 @@ class ShiftMasker(GradedMasker[Shift]):
     """
 
     def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
-        """Give x + level · amount · direction."""
+        """Return x + level · amount · direction."""
         normal = draws.normal(x.shape[1], x.shape[2], 1, 1)
         rms = normal.square().mean(dim=1, keepdim=True).sqrt()
         direction = normal / rms.clamp_min(torch.finfo(normal.dtype).tiny)

@@ -31,7 +31,7 @@ class LpipsMetric(Metric[Lpips]):
         return SMALLEST
 
     def lacks(self) -> str:
-        """Give what is missing: torchvision, or the weights and why they could not be had."""
+        """Return what is missing: torchvision, or the weights and why they could not be had."""
         if importlib.util.find_spec("torchvision") is None:
             return "torchvision (the extra longtake[lpips], not installed) and its weights"
         try:
@@ -46,7 +46,7 @@ class LpipsMetric(Metric[Lpips]):
     def __call__(
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
     ) -> Float[Tensor, " F"]:
-        """Give one distance a frame."""
+        """Return one distance a frame."""
         net = network(self.spec.net, reference.device)
         found = net(result.float().clamp(0, 1), reference.float().clamp(0, 1), normalize=True)
         return cast(Tensor, found).reshape(reference.shape[0])
@@ -54,7 +54,7 @@ class LpipsMetric(Metric[Lpips]):
 
 @functools.cache
 def network(name: str, device: torch.device) -> Any:
-    """Give the network that compares two batches of frames, one distance a frame."""
+    """Return the network that compares two batches of frames, one distance a frame."""
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     metric = LearnedPerceptualImagePatchSimilarity(net_type=name)

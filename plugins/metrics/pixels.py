@@ -33,7 +33,7 @@ class SsimMetric(Metric[Ssim]):
     def __call__(
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
     ) -> Float[Tensor, " F"]:
-        """Give one value a frame; frames have `least` rows and columns or more."""
+        """Return one value a frame; frames have `least` rows and columns or more."""
         found = structural_similarity_index_measure(
             result.float(), reference.float(), data_range=1.0, reduction="none"
         )
@@ -64,24 +64,24 @@ class HighBandMetric(Metric[HighBand]):
         return f"high band ({self.spec.factor}×)"
 
     def weight(self, reference: Float[Tensor, "F 3 P Q"]) -> Float[Tensor, " F"]:
-        """Give the original's energy, which figures are ratios to."""
+        """Return the original's energy, which figures are ratios to."""
         return energy(reference, self.spec.factor)
 
     def __call__(
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
     ) -> Float[Tensor, " F"]:
-        """Give the ratio of energies of each frame, above 0."""
+        """Return the ratio of energies of each frame, above 0."""
         return energy(result, self.spec.factor) / energy(reference, self.spec.factor)
 
 
 def energy(frames: Float[Tensor, "F 3 P Q"], factor: int) -> Float[Tensor, " F"]:
-    """Give the mean square of the high band of each frame, above 0."""
+    """Return the mean square of the high band of each frame, above 0."""
     lost = high_band(frames.float(), factor)
     return lost.square().mean(dim=(1, 2, 3)) + ROUNDING
 
 
 def high_band(frames: Float[Tensor, "F 3 P Q"], factor: int) -> Float[Tensor, "F 3 P Q"]:
-    """Give what shrinking by `factor` and enlarging takes from frames; edges are replicated."""
+    """Return what shrinking by `factor` and enlarging takes from frames; edges are replicated."""
     rows, columns = frames.shape[-2:]
     whole = F.pad(frames, (0, -columns % factor, 0, -rows % factor), mode="replicate")
     small = F.avg_pool2d(whole, factor)
@@ -117,7 +117,7 @@ class MsSsimMetric(Metric[MsSsim]):
     def __call__(
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
     ) -> Float[Tensor, " F"]:
-        """Give one value a frame; frames have `least` rows and columns or more."""
+        """Return one value a frame; frames have `least` rows and columns or more."""
         kept = BETAS[: self.spec.scales]
         found = multiscale_structural_similarity_index_measure(
             result.float(),
@@ -141,7 +141,7 @@ class PsnrMetric(Metric[Psnr]):
     def __call__(
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
     ) -> Float[Tensor, " F"]:
-        """Give dB a frame, at most `ceiling`."""
+        """Return dB a frame, at most `ceiling`."""
         found = peak_signal_noise_ratio(
             result.float(), reference.float(), data_range=1.0, reduction="none", dim=(1, 2, 3)
         )

@@ -18,7 +18,7 @@ from .specs import MeanFrame, Thumbnail, Upsample
 
 
 def frames_asked(omega: Frames, stride: int) -> list[int]:
-    """Give the video frames of Ω in order, counted inside the window.
+    """Return the video frames of Ω in order, counted inside the window.
 
     Raises:
         ValueError: Ω differs over the batch, so that the samples have different frames.
@@ -31,7 +31,7 @@ def frames_asked(omega: Frames, stride: int) -> list[int]:
 def from_lr_video(
     video: Pixels, asked: list[int], count: Counts, rate: Rate, size: tuple[int, int]
 ) -> Pixels:
-    """Give frames `[B, 3, F, P, Q]` out of an LR video, upsampled and cropped.
+    """Return frames `[B, 3, F, P, Q]` out of an LR video, upsampled and cropped.
 
     Video frame k takes the LR frame that covers it, ⌈k / r⌉; behind the last complete LR frame of
     a sample it takes that one. Bilinear in space; what replicate padding added is cropped.
@@ -51,7 +51,7 @@ def from_lr_video(
 
 
 def upsample(small: Pixels, rate: Rate) -> Tensor:
-    """Give frames enlarged by the rate's height and width, bilinear."""
+    """Return frames enlarged by the rate's height and width, bilinear."""
     flat = small.transpose(1, 2).flatten(0, 1)
     factors = (float(rate.height), float(rate.width))
     large = F.interpolate(flat, scale_factor=factors, mode="bilinear", align_corners=False)
@@ -60,7 +60,7 @@ def upsample(small: Pixels, rate: Rate) -> Tensor:
 
 
 def pixels_of(history: History, name: str) -> Bytes:
-    """Give the pixels of a history.
+    """Return the pixels of a history.
 
     Raises:
         UserError: it has none.
@@ -71,7 +71,7 @@ def pixels_of(history: History, name: str) -> Bytes:
 
 
 def frames_in(length: Counts, stride: int) -> Counts:
-    """Give how many video frames the real latents of each sample stand for."""
+    """Return how many video frames the real latents of each sample stand for."""
     return stride * (length - 1) + 1
 
 
@@ -85,16 +85,16 @@ class MeanFrameRetriever(Retriever[MeanFrame]):
 
     @classmethod
     def needs(cls, spec: MeanFrame) -> Needs:
-        """Give pixels."""
+        """Return pixels."""
         return Needs(pixels=True)
 
     def numbers(self, scene: Scene) -> int:
-        """Give the colours of one frame."""
+        """Return the colours of one frame."""
         return pixels_of(scene.history, "mean-frame")[0, :, 0].numel()
 
     @torch.no_grad()
     def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> PixelFrames:
-        """Give the frames of Ω, all alike, from the pixels of the history.
+        """Return the frames of Ω, all alike, from the pixels of the history.
 
         Raises:
             UserError: the history has no pixels.
@@ -110,7 +110,7 @@ class MeanFrameRetriever(Retriever[MeanFrame]):
 
 
 def _mean(video: torch.Tensor) -> torch.Tensor:
-    """Give the mean of `[3, F, P, Q]` over time, frame by frame so that no float copy is made."""
+    """Return the mean of `[3, F, P, Q]` over time, frame by frame so that no float copy is made."""
     total = torch.zeros_like(video[:, 0], dtype=torch.float32)
     for frame in video.unbind(dim=1):
         total += from_bytes(frame)
@@ -128,11 +128,11 @@ class ThumbnailRetriever(Retriever[Thumbnail]):
 
     @classmethod
     def needs(cls, spec: Thumbnail) -> Needs:
-        """Give pixels."""
+        """Return pixels."""
         return Needs(pixels=True)
 
     def numbers(self, scene: Scene) -> int:
-        """Give the colours of the LR video."""
+        """Return the colours of the LR video."""
         colours, frames, rows, columns = pixels_of(scene.history, "thumbnail").shape[1:]
         rate, stride = self.spec.rate, scene.codec.stride
         down = ceil_div(rows, rate.height * stride.height) * stride.height
@@ -141,7 +141,7 @@ class ThumbnailRetriever(Retriever[Thumbnail]):
 
     @torch.no_grad()
     def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> PixelFrames:
-        """Give the frames of Ω, from the pixels of the history.
+        """Return the frames of Ω, from the pixels of the history.
 
         Raises:
             UserError: the history has no pixels.
@@ -157,7 +157,7 @@ class ThumbnailRetriever(Retriever[Thumbnail]):
 
 
 def _shrunk(pixels: Bytes, lowres: LowRes) -> Tensor:
-    """Give the whole LR video, shrunk a few frames at a time so that floats stay few."""
+    """Return the whole LR video, shrunk a few frames at a time so that floats stay few."""
     state: State | None = None
     parts = []
     for chunk in pixels.split(32, dim=2):
@@ -176,16 +176,16 @@ class UpsampleRetriever(Retriever[Upsample]):
 
     @classmethod
     def needs(cls, spec: Upsample) -> Needs:
-        """Give the LR latents of the rate."""
+        """Return the LR latents of the rate."""
         return Needs(rates=frozenset({spec.rate}))
 
     def numbers(self, scene: Scene) -> int:
-        """Give the numbers of the LR latents."""
+        """Return the numbers of the LR latents."""
         return scene.history.lr[self.spec.rate][0].numel()
 
     @torch.no_grad()
     def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> PixelFrames:
-        """Give the frames of Ω, from the LR latents of the history.
+        """Return the frames of Ω, from the LR latents of the history.
 
         Raises:
             UserError: the history has no LR latents of the rate.

@@ -29,7 +29,7 @@ class FlowRetriever(Retriever[Flow]):
 
     @torch.no_grad()
     def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> LatentFrames:
-        """Give the latents of Ω `[B, C, K, H, W]`, float32, on the text's device."""
+        """Return the latents of Ω `[B, C, K, H, W]`, float32, on the text's device."""
         device = scene.text.embeddings.device
         noise = self._noise(scene, omega, generator).to(device)
         frames = scene.history.start[:, None].to(device) + omega.to(device)

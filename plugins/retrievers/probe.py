@@ -63,7 +63,7 @@ class CrossHead(Head):
         self.scale.copy_(torch.where(spread > 0, spread, 1.0))  # a dead memory: all tokens alike
 
     def forward(self, memory: Memory, omega: Frames, start: Counts, size: Size3) -> Targets:
-        """Give the latents of frames Ω `[B, C, K, H, W]`, float32."""
+        """Return the latents of frames Ω `[B, C, K, H, W]`, float32."""
         patch, weight = self.geometry.patch, self.out.weight
         rows, columns = ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)
         wanted = waves(target_positions(omega.to(weight.device), rows, columns)).to(weight.dtype)
@@ -81,7 +81,7 @@ class CrossHead(Head):
         return latents[..., : size.height, : size.width].float()
 
     def _keys(self, part: Part, start: Counts) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Give tokens `[B, N, width]`, their places as waves, and a mask where some are padding."""
+        """Return tokens `[B, N, width]`, their places as waves, and a mask where some are padding."""
         weight = self.read.weight
         origin = torch.zeros(len(start), 1, 3, dtype=torch.float64)
         origin[:, 0, 0] = start.cpu().double()
@@ -122,7 +122,7 @@ class _Layer(nn.Module):
         return made
 
     def _split(self, x: Tensor) -> Tensor:
-        """Give `[B, heads, N, width / heads]` of `[B, N, width]`."""
+        """Return `[B, heads, N, width / heads]` of `[B, N, width]`."""
         heads: Tensor = x.unflatten(-1, (self.heads, -1))
         return heads.transpose(1, 2)
 
@@ -134,7 +134,7 @@ def _look_near(weight: Tensor, head_width: int) -> None:
 
 
 def waves(positions: Tensor) -> Tensor:
-    """Give sines and cosines `[B, N, 6 · WAVES]` of positions `[B, N, 3]`, float64."""
+    """Return sines and cosines `[B, N, 6 · WAVES]` of positions `[B, N, 3]`, float64."""
     low, high = PERIODS
     steps = torch.arange(WAVES, dtype=torch.float64, device=positions.device) / (WAVES - 1)
     speeds = 2 * math.pi / (low * (high / low) ** steps)
@@ -152,15 +152,15 @@ class ProbeRetriever(Probing[Probe]):
 
     @classmethod
     def head(cls, spec: Probe, geometry: Geometry) -> CrossHead:
-        """Give a fresh head."""
+        """Return a fresh head."""
         return CrossHead(spec, geometry)
 
     @classmethod
     def budget(cls, spec: Probe) -> Budget:
-        """Give what the head is fitted with."""
+        """Return what the head is fitted with."""
         return Budget(steps=spec.steps, batch=spec.batch, rate=spec.rate, seed=spec.seed)
 
     @classmethod
     def weights(cls, spec: Probe) -> str | None:
-        """Give the file of the fitted head, or None."""
+        """Return the file of the fitted head, or None."""
         return spec.weights
