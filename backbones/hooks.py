@@ -1,4 +1,4 @@
-"""What this room ships: backbones, codecs, text encoders, and the shapes of published models."""
+"""What this package brings: backbones, codecs, text encoders, shapes of published models."""
 
 from __future__ import annotations
 
@@ -10,47 +10,40 @@ from .hunyuan import specs as hunyuan
 from .specs import DiTSpec
 from .texts import specs as texts
 from .wan import specs as wan
-from .wan import specs as wans
-
-_HERE = __package__
 
 
 @impl
 def longtake_backbones() -> list[Plugin]:
     """Return the backbones."""
+    published = "wan.published:PublishedWanBackbone"
     return [
-        _record(
+        _plugin(
             "tiny-wan",
             "the real Wan 2.2 transformer with small numbers, for CPUs",
             wan.TinyWan,
-            "wan.published:TinyWan",
+            "wan.published:TinyWanBackbone",
         ),
-        _record("wan21-1.3b", "Wan 2.1 T2V 1.3B", wans.Wan21Small, "wan.published:PublishedWan"),
-        _record("wan21-14b", "Wan 2.1 T2V 14B", wans.Wan21Large, "wan.published:PublishedWan"),
-        _record(
-            "wan22-5b",
-            "Wan 2.2 TI2V 5B, with its 16× VAE",
-            wans.Wan22Dense5B,
-            "wan.published:PublishedWan",
-        ),
-        _record(
+        _plugin("wan21-1.3b", "Wan 2.1 T2V 1.3B", wan.Wan21Small, published),
+        _plugin("wan21-14b", "Wan 2.1 T2V 14B", wan.Wan21Large, published),
+        _plugin("wan22-5b", "Wan 2.2 TI2V 5B, with its 16× VAE", wan.Wan22Dense5B, published),
+        _plugin(
             "wan22-14b",
             "Wan 2.2 T2V A14B: the high-noise expert, the low-noise one, or both",
-            wans.Wan22Moe14B,
-            "wan.experts:Wan22Moe",
+            wan.Wan22Moe14B,
+            "wan.experts:Wan22MoeBackbone",
         ),
-        _record("hunyuan", "HunyuanVideo 12.8B", hunyuan.Hunyuan, "hunyuan.model:Hunyuan"),
-        _record(
+        _plugin("hunyuan", "HunyuanVideo 12.8B", hunyuan.Hunyuan, "hunyuan.model:HunyuanBackbone"),
+        _plugin(
             "framepack",
             "FramePack's HunyuanVideo 12.8B; its memory is made by `patchifier`",
             hunyuan.FramePack,
-            "hunyuan.model:FramePack",
+            "hunyuan.model:FramePackBackbone",
         ),
-        _record(
+        _plugin(
             "tiny-hunyuan",
             "the real HunyuanVideo transformer with small numbers, for CPUs",
             hunyuan.TinyHunyuan,
-            "hunyuan.model:Hunyuan",
+            "hunyuan.model:HunyuanBackbone",
         ),
     ]
 
@@ -59,19 +52,19 @@ def longtake_backbones() -> list[Plugin]:
 def longtake_codecs() -> list[Plugin]:
     """Return the video codecs."""
     return [
-        Plugin(
-            name="dct",
-            summary="a weightless causal codec: the strongest coefficients of a 3D DCT",
-            spec=codecs.Dct,
-            target=f"{_HERE}.codecs.dct:DctCodec",
+        _plugin(
+            "dct",
+            "a weightless causal codec: the strongest coefficients of a 3D DCT",
+            codecs.Dct,
+            "codecs.dct:DctCodec",
         ),
-        _record(
+        _plugin(
             "wan-vae",
             "Wan's causal VAE: 2.1 (16 channels, 4x8x8) or 2.2 (48, 4x16x16)",
             codecs.WanVae,
             "codecs.wan:WanVaeCodec",
         ),
-        _record(
+        _plugin(
             "hunyuan-vae",
             "HunyuanVideo's VAE, in tiles of time (16 channels, 4x8x8)",
             codecs.HunyuanVae,
@@ -84,34 +77,29 @@ def longtake_codecs() -> list[Plugin]:
 def longtake_text_encoders() -> list[Plugin]:
     """Return the text encoders."""
     return [
-        Plugin(
-            name="bytes",
-            summary="a weightless text encoder: fixed vectors of bytes and places",
-            spec=texts.Bytes,
-            target=f"{_HERE}.texts.bytes:ByteEncoder",
+        _plugin(
+            "bytes",
+            "a weightless text encoder: fixed vectors of bytes and places",
+            texts.Bytes,
+            "texts.bytes:ByteEncoder",
         ),
-        Plugin(
-            name="umt5",
-            summary="Wan's text encoder, UMT5-XXL",
-            spec=texts.Umt5,
-            target=f"{_HERE}.texts.umt5:Umt5Encoder",
-        ),
-        Plugin(
-            name="llama-clip",
-            summary="HunyuanVideo's text encoders, LLaMA in a template and CLIP",
-            spec=texts.LlamaClip,
-            target=f"{_HERE}.texts.llama_clip:LlamaClipEncoder",
+        _plugin("umt5", "Wan's text encoder, UMT5-XXL", texts.Umt5, "texts.umt5:Umt5Encoder"),
+        _plugin(
+            "llama-clip",
+            "HunyuanVideo's text encoders, LLaMA in a template and CLIP",
+            texts.LlamaClip,
+            "texts.llama_clip:LlamaClipEncoder",
         ),
     ]
 
 
 @impl
 def longtake_geometries() -> dict[str, Geometry]:
-    """Return the shapes of published backbones: those of their specs."""
+    """Return the shapes of published backbones, by plugin name: those of their specs."""
     specs = {plugin.name: plugin.spec for plugin in longtake_backbones()}
     dits = {name: spec for name, spec in specs.items() if issubclass(spec, DiTSpec)}
     return {name: spec().geometry for name, spec in dits.items() if spec.published}
 
 
-def _record(name: str, summary: str, spec: type[PluginSpec], target: str) -> Plugin:
-    return Plugin(name=name, summary=summary, spec=spec, target=f"{_HERE}.{target}")
+def _plugin(name: str, summary: str, spec: type[PluginSpec], target: str) -> Plugin:
+    return Plugin(name=name, summary=summary, spec=spec, target=f"{__package__}.{target}")

@@ -19,7 +19,7 @@ def _time_or_null(instance: Any, attribute: Attribute[Any], value: float | None)
 
 
 def weights_or_null(instance: Any, attribute: Attribute[Any], value: str | None) -> None:
-    """Refuse what names no weights."""
+    """Raise ValueError if the value is neither null nor a text that names weights."""
     if value is not None and (not isinstance(value, str) or not value):
         raise ValueError("must name weights, or be null")
 
@@ -110,17 +110,17 @@ class DiTSpec(BackboneSpec):
             raise ValueError(f"quantize is {self.quantize}, but there are no weights to quantise")
 
     def check_rates(self, rates: Iterable[Rate]) -> None:
-        """Refuse rates whose tokens lie in two blocks of `cache_block`: ValueError."""
+        """Raise ValueError for rates whose tokens lie in two blocks of `cache_block`."""
         if self.attention != "isolated-causal":
             return
         for rate in rates:
             if self.cache_block % rate.time:
                 raise ValueError(
                     f"backbone.cache_block {self.cache_block} is no multiple of the time rate of "
-                    f"{rate}, as isolated-causal memory wants"
+                    f"{rate}, as isolated-causal memory needs"
                 )
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return diffusers' config of the model, without `_class_name`."""
+        """Diffusers' config of the model, without `_class_name`."""
         raise NotImplementedError

@@ -11,42 +11,183 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .data.captions import whole
-from .data.store import Record, Store, clip_path, made_with
-from .data.texts import text_path, text_tensors
-from .data.windows import WindowBatches, Windows
+from .data.captions import untimed_captions
+from .data.store import Record, Store, check_fits, clip_path, store_identity
+from .data.texts import embedding_tensors, prompt_path
+from .data.windows import WindowBatches, WindowSampler
 from .experiment import Experiment
 from .interfaces.backbone import Context
 from .interfaces.text_encoder import embed_all
 from .model import Model, build_model, compressor_needs
 from .registry import build
 from .tools.device import pick_device
-from .tools.files import append_line, write_json, write_tensors
-from .train.loss import StageOne
-from .train.optim import freeze, make_optimizer
-from .train.pretrain import check_store
+from .tools.files import append_json_line, write_json, write_tensors
+from .train.step import StageOneStep
 from .values.grid import Geometry, Size3
 from .values.history import History
 from .values.text import Text
 
-# ⟦core/bench_loader.py⟧ What `longtake bench` says of the loader: a batch of cached windows beside a training step.
-
-
-CLIPS = 8
-STEPS = 2
-LOADER_REPEATS = 3
+REPEATS = 5
 PROMPT = "a walk by the sea"
-LENGTH = 512  # tokens of a prompt that no encoder made, as many as Wan reads
-GOAL = 3.0
+PROMPT_LENGTH = 512  # tokens of a prompt that no encoder made, as many as Wan reads
+STARTUP_GOAL = 1.5
+LOADER_GOAL = 3.0
+CLIPS = 8  # of the store that is written for the loader
+BATCHES = 2  # that it loads
+LOADER_REPEATS = 3
 
 
-def loader(experiment: Experiment, size: Size3, data: Path | None = None) -> dict[str, Any]:
+def bench(
+    experiment: Experiment, *, seconds: float = 20.0, data: Path | None = None
+) -> dict[str, Any]:
+    """Measure all figures of an experiment on this machine, with weights as training begins.
+
+    Args:
+        experiment: what to time.
+        seconds: length of the history.
+        data: a latent store for the loader to read; None: one is written for it.
+
+    Raises:
+        UserError: the store is none, or was made for something else.
+    """
+    if data is not None:
+        check_fits(experiment, Store.open(data), compressor_needs(experiment).rates)
+    model = build_model(experiment).eval().to(pick_device())
+    history = random_history(experiment, seconds)
+    return {
+        "experiment": experiment.name,
+        "machine": describe_machine(),
+        "ceilings": (limits := measure_ceilings()),
+        "startup": time_startup(),
+        "encoder": time_encoder(model, history, limits["matmul_flop_per_second"]),
+        "denoising_step": time_denoising_step(model, history),
+        "loader": time_loader(experiment, history.size, data),
+    }
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """Return the figures as lines to read."""
+    start, code, step = result["startup"], result["encoder"], result["denoising_step"]
+    limit = result["ceilings"]
+    return [
+        f"{result['experiment']} on {result['machine']['device']} ({result['machine']['name']}, "
+        f"{result['machine']['threads']} threads), torch {result['machine']['torch']}",
+        f"limits     matmul {limit['matmul_flop_per_second'] / 1e9:,.0f} GFLOP/s, "
+        f"copy {limit['copy_bytes_per_second'] / 1e9:.1f} GB/s",
+        f"start-up   longtake list {start['list']:.2f} s, import torch "
+        f"{start['import_torch']:.2f} s: {start['ratio']:.2f}× (goal ≤ {start['goal']}×)",
+        f"encoder    {code['history_latents']} latents → {code['tokens']} tokens in "
+        f"{code['encode_seconds'] * 1e3:.0f} ms ({code['gflop']:.1f} GFLOP, floor "
+        f"{code['floor_seconds'] * 1e3:.0f} ms); one second more "
+        f"{code['append_one_second_seconds'] * 1e3:.1f} ms: {code['encode_over_append']:.0f}× less",
+        f"one step   {step['without_memory_seconds'] * 1e3:.0f} ms without memory, "
+        f"{step['with_memory_seconds'] * 1e3:.0f} ms with it: {step['price_of_memory']:.2f}×",
+        loader_line(result["loader"]),
+    ]
+
+
+def loader_line(loader: dict[str, Any]) -> str:
+    """Return the figures of the loader as a line to read."""
+    return (
+        f"loader     a batch of {loader['batch']} in {loader['load_seconds'] * 1e3:.1f} ms, a "
+        f"training step on it {loader['step_seconds'] * 1e3:.0f} ms: {loader['ratio']:.1f}× "
+        f"(goal ≥ {loader['goal']:.0f}×; {loader['store']})"
+    )
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    device = pick_device()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    return {
+        "device": device.type,
+        "name": name or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def measure_ceilings() -> dict[str, float]:
+    """Return FLOP/s of a large fp32 product on this device, and bytes/s of a large copy."""
+    device = pick_device()
+    side = 8192 if device.type == "cuda" else 1536
+    a, b = torch.randn(2, side, side, device=device)
+    source, target = torch.randn(2, 2**24, device=device)
+    return {
+        "matmul_flop_per_second": 2 * side**3 / median_seconds(lambda: a @ b),
+        "copy_bytes_per_second": 2 * source.nbytes / median_seconds(lambda: target.copy_(source)),
+    }
+
+
+def time_startup() -> dict[str, float]:
+    """Return the seconds of `longtake list` and of `import torch`, run in turn, and their ratio."""
+    commands = {
+        "list": [sys.executable, "-m", "longtake", "list"],
+        "import_torch": [sys.executable, "-c", "import torch"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(REPEATS + 1):
+        for name, command in commands.items():
+            run = partial(subprocess.run, command, check=True, capture_output=True, env=os.environ)
+            seconds = _seconds(run)
+            times[name] += [seconds] if number else []  # the first round warms up
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    ratio = medians["list"] / medians["import_torch"]
+    return {**medians, "ratio": ratio, "goal": STARTUP_GOAL}
+
+
+@torch.no_grad()
+def time_encoder(model: Model, history: History, ceiling: float) -> dict[str, Any]:
+    """Return the seconds of a full encode beside its floor, and of appending one second to it."""
+    one = max(1, round(model.backbone.geometry.fps / model.backbone.geometry.vae_stride.time))
+    split = history.size.time - one
+    state, _ = model.encoder.step(None, history.chunk(0, split))
+    tail = history.chunk(split, history.size.time)
+    with FlopCounterMode(display=False) as counter:
+        memory = model.encoder(history)
+    full = median_seconds(lambda: model.encoder(history))
+    append = median_seconds(lambda: model.encoder.step(state, tail))
+    return {
+        "history_latents": history.size.time,
+        "tokens": memory.length,
+        "gflop": counter.get_total_flops() / 1e9,
+        "encode_seconds": full,
+        "floor_seconds": counter.get_total_flops() / ceiling,
+        "append_one_second_seconds": append,
+        "encode_over_append": full / append,
+    }
+
+
+@torch.no_grad()
+def time_denoising_step(model: Model, history: History) -> dict[str, Any]:
+    """Return the seconds of one step over four latents without memory, and with it."""
+    text = _prompt(model).to(history.latents.device)
+    without = model.backbone.context(text)
+    reading = model.backbone.context(text, model.encoder(history))
+    times = {
+        "without_memory_seconds": median_seconds(lambda: _velocity(model, history, without)),
+        "with_memory_seconds": median_seconds(lambda: _velocity(model, history, reading)),
+    }
+    price = times["with_memory_seconds"] / times["without_memory_seconds"]
+    return {**times, "price_of_memory": price}
+
+
+def _velocity(model: Model, history: History, context: Context) -> None:
+    device = history.latents.device
+    frames = torch.arange(4, device=device)[None] + history.size.time
+    noisy = history.latents[:, :, :4]
+    model.backbone.velocity(noisy, torch.ones(1, device=device), frames, context)
+
+
+def time_loader(experiment: Experiment, size: Size3, data: Path | None = None) -> dict[str, Any]:
     """Return the seconds to make batches of cached windows beside those of training on them.
 
     Args:
@@ -60,61 +201,34 @@ def loader(experiment: Experiment, size: Size3, data: Path | None = None) -> dic
     model = build_model(experiment, adapters=True)
     with _store(model, size, data) as store:
         needs = compressor_needs(experiment)
-        windows = Windows.of(store, experiment.backbone.geometry, experiment.train, needs)
-        batches = WindowBatches(store, windows, needs, STEPS)
-        load = [_load_seconds(batches, step) for step in range(STEPS)]
+        windows = WindowSampler.of(store, experiment.backbone.geometry, experiment.train, needs)
+        batches = WindowBatches(store, windows, needs, BATCHES)
+        load = [_load_seconds(batches, step) for step in range(BATCHES)]
         train = _step_seconds(model, batches)
     return {
         "store": str(data) if data else f"{CLIPS} clips of {size.time} latents, written for this",
         "batch": experiment.train.batch,
-        "steps": STEPS,
-        "load_seconds": sum(load) / STEPS,
-        "step_seconds": sum(train) / STEPS,
+        "steps": BATCHES,
+        "load_seconds": sum(load) / BATCHES,
+        "step_seconds": sum(train) / BATCHES,
         "ratio": sum(train) / sum(load),
-        "goal": GOAL,
+        "goal": LOADER_GOAL,
     }
 
 
 def _load_seconds(batches: WindowBatches, step: int) -> float:
-    times = []
-    for _ in range(LOADER_REPEATS):
-        began = time.perf_counter()
-        batches[step].to(pick_device())
-        times.append(time.perf_counter() - began)
-    return sorted(times)[LOADER_REPEATS // 2]
+    """Return the median seconds to load a step's batch and to put it on the device."""
+    device = pick_device()
+    times = [_seconds(lambda: batches[step].to(device)) for _ in range(LOADER_REPEATS)]
+    return statistics.median(times)
 
 
 def _step_seconds(model: Model, batches: WindowBatches) -> list[float]:
-    """Return the seconds of each training step: forward, backward, clip, optimizer."""
-    experiment = model.experiment
-    freeze(model.to(pick_device()))
-    masker, null = build(experiment.masker), batches.store.null_text()
-    stage = StageOne(model, masker, experiment.train, null).to(pick_device())
-    optimizer = make_optimizer(stage, experiment.train)
-    trained = [p for p in stage.parameters() if p.requires_grad]
-    times = []
-    for step in (0, *range(STEPS)):  # the first one warms up
-        batch = batches[step].to(pick_device())
-        began = time.perf_counter()
-        stage(batch, step).backward()
-        torch.nn.utils.clip_grad_norm_(trained, experiment.train.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return times[1:]
-
-
-def some_text(model: Model) -> Text:
-    """Return one prompt, embedded; zeros of the right widths where the encoder is not at hand.
-
-    No weights are fetched for the sake of a time.
-    """
-    encoder = build(model.experiment.backbone.text_encoder)
-    if encoder.at_hand:
-        return embed_all(encoder, [PROMPT])
-    return model.backbone.blank_text(1, LENGTH).to("cpu", torch.float32)
+    """Return the seconds of each training step."""
+    device = pick_device()
+    train = StageOneStep.of(model, batches.store.null_text(), device)
+    train(batches[0].to(device), 0)  # warms up
+    return [_seconds(partial(train, batches[n].to(device), n)) for n in range(BATCHES)]
 
 
 @contextmanager
@@ -131,11 +245,11 @@ def _write(model: Model, size: Size3, root: Path) -> None:
     """Write a store of random clips, in the files that `cache` writes."""
     experiment = model.experiment
     geometry, rates = experiment.backbone.geometry, compressor_needs(experiment).rates
-    header = made_with(geometry, codec="random", text="one prompt", fps=geometry.fps)
+    header = store_identity(geometry, codec="random", text="one prompt", fps=geometry.fps)
     write_json(root / "store.json", header)
-    tensors = text_tensors(some_text(model))
+    tensors = embedding_tensors(_prompt(model))
     for prompt in ("", PROMPT):
-        write_tensors(text_path(root, prompt), tensors, {"prompt": prompt})
+        write_tensors(prompt_path(root, prompt), tensors, {"prompt": prompt})
     dtype = getattr(torch, experiment.cache.dtype)
     sizes = {"latents": size, **{f"lr/{rate}": rate.lr_size(size) for rate in rates}}
     for number in range(CLIPS):
@@ -145,7 +259,7 @@ def _write(model: Model, size: Size3, root: Path) -> None:
         }
         record = _record(f"clip-{number}", size, experiment, rates=sorted(map(str, rates)))
         write_tensors(clip_path(root, record.id), tensors, {})
-        append_line(root / "index" / "00000-of-00001.jsonl", record.line())
+        append_json_line(root / "index" / "00000-of-00001.jsonl", record.line())
 
 
 def _record(name: str, size: Size3, experiment: Experiment, rates: list[str]) -> Record:
@@ -159,146 +273,21 @@ def _record(name: str, size: Size3, experiment: Experiment, rates: list[str]) ->
         width=size.width,
         frames=1 + geometry.vae_stride.time * (size.time - 1),
         fps=geometry.fps,
-        captions=whole(PROMPT),
+        captions=untimed_captions(PROMPT),
         placement="",
         rates=tuple(rates),
     )
 
 
-def loader_line(found: dict[str, Any]) -> str:
-    """Return the figures as a line to read."""
-    return (
-        f"loader     a batch of {found['batch']} in {found['load_seconds'] * 1e3:.1f} ms, a "
-        f"training step on it {found['step_seconds'] * 1e3:.0f} ms: {found['ratio']:.1f}× "
-        f"(goal ≥ {found['goal']:.0f}×; {found['store']})"
-    )
+def _prompt(model: Model) -> Text:
+    """Return one embedded prompt; zeros of its widths where the encoder is not on this machine.
 
-
-REPEATS = 5
-
-
-def bench(
-    experiment: Experiment, *, seconds: float = 20.0, data: Path | None = None
-) -> dict[str, Any]:
-    """Return all figures of an experiment on this machine, with weights as training begins.
-
-    Args:
-        experiment: what to time.
-        seconds: length of the history.
-        data: a latent store for the loader to read; None: one is written for it.
-
-    Raises:
-        UserError: the store is none, or was made for something else.
+    No weights are downloaded for the sake of a time.
     """
-    if data is not None:
-        check_store(experiment, Store.open(data))
-    model = build_model(experiment).eval().to(pick_device())
-    history = random_history(experiment, seconds)
-    return {
-        "experiment": experiment.name,
-        "machine": machine(),
-        "ceilings": (limits := ceilings()),
-        "startup": startup(),
-        "encoder": encoder(model, history, limits["matmul_flop_per_second"]),
-        "denoising_step": denoising_step(model, history),
-        "loader": loader(experiment, history.size, data),
-    }
-
-
-def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Return the median wall time of `run` after one warm-up, device work included."""
-    times = []
-    for number in range(repeats + 1):
-        began = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times += [time.perf_counter() - began] if number else []
-    return statistics.median(times)
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    device = pick_device()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    return {
-        "device": device.type,
-        "name": name or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def ceilings() -> dict[str, float]:
-    """Return what this device reaches in fp32: FLOP/s of a large product, bytes/s of a large copy."""
-    device = pick_device()
-    side = 8192 if device.type == "cuda" else 1536
-    a, b = torch.randn(2, side, side, device=device)
-    source, target = torch.randn(2, 2**24, device=device)
-    return {
-        "matmul_flop_per_second": 2 * side**3 / median_seconds(lambda: a @ b),
-        "copy_bytes_per_second": 2 * source.nbytes / median_seconds(lambda: target.copy_(source)),
-    }
-
-
-def startup() -> dict[str, float]:
-    """Return the seconds of `longtake list` and of `import torch`, run in turn, and their ratio."""
-    commands = {
-        "list": [sys.executable, "-m", "longtake", "list"],
-        "import_torch": [sys.executable, "-c", "import torch"],
-    }
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    for number in range(REPEATS + 1):
-        for name, command in commands.items():
-            began = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True, env=os.environ)
-            times[name] += [time.perf_counter() - began] if number else []
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    return {**medians, "ratio": medians["list"] / medians["import_torch"], "goal": 1.5}
-
-
-@torch.no_grad()
-def encoder(model: Model, history: History, ceiling: float) -> dict[str, Any]:
-    """Return the seconds of a full encode beside its floor, and of appending one second to it."""
-    one = max(1, round(model.backbone.geometry.fps / model.backbone.geometry.vae_stride.time))
-    split = history.size.time - one
-    state, _ = model.encoder.step(None, history.chunk(0, split))
-    tail = history.chunk(split, history.size.time)
-    with FlopCounterMode(display=False) as counter:
-        memory = model.encoder(history)
-    whole = median_seconds(lambda: model.encoder(history))
-    append = median_seconds(lambda: model.encoder.step(state, tail))
-    return {
-        "history_latents": history.size.time,
-        "tokens": memory.length,
-        "gflop": counter.get_total_flops() / 1e9,
-        "encode_seconds": whole,
-        "floor_seconds": counter.get_total_flops() / ceiling,
-        "append_one_second_seconds": append,
-        "encode_over_append": whole / append,
-    }
-
-
-@torch.no_grad()
-def denoising_step(model: Model, history: History) -> dict[str, Any]:
-    """Return the seconds of one step over four latents without memory, and with it."""
-    text = some_text(model).to(history.latents.device)
-    without = model.backbone.context(text)
-    reading = model.backbone.context(text, model.encoder(history))
-    times = {
-        "without_memory_seconds": median_seconds(lambda: _velocity(model, history, without)),
-        "with_memory_seconds": median_seconds(lambda: _velocity(model, history, reading)),
-    }
-    price = times["with_memory_seconds"] / times["without_memory_seconds"]
-    return {**times, "price_of_memory": price}
-
-
-def _velocity(model: Model, history: History, context: Context) -> None:
-    device = history.latents.device
-    frames = torch.arange(4, device=device)[None] + history.size.time
-    noisy = history.latents[:, :, :4]
-    model.backbone.velocity(noisy, torch.ones(1, device=device), frames, context)
+    encoder = build(model.experiment.backbone.text_encoder)
+    if encoder.available_offline:
+        return embed_all(encoder, [PROMPT])
+    return model.backbone.blank_text(1, PROMPT_LENGTH).to("cpu", torch.float32)
 
 
 def random_history(experiment: Experiment, seconds: float) -> History:
@@ -321,22 +310,15 @@ def random_history(experiment: Experiment, seconds: float) -> History:
     return History(latents=random(size), lr=lr).to(pick_device())
 
 
-def lines(result: dict[str, Any]) -> list[str]:
-    """Return the figures as lines to read."""
-    start, code, step = result["startup"], result["encoder"], result["denoising_step"]
-    limit = result["ceilings"]
-    return [
-        f"{result['experiment']} on {result['machine']['device']} ({result['machine']['name']}, "
-        f"{result['machine']['threads']} threads), torch {result['machine']['torch']}",
-        f"limits     matmul {limit['matmul_flop_per_second'] / 1e9:,.0f} GFLOP/s, "
-        f"copy {limit['copy_bytes_per_second'] / 1e9:.1f} GB/s",
-        f"start-up   longtake list {start['list']:.2f} s, import torch "
-        f"{start['import_torch']:.2f} s: {start['ratio']:.2f}× (goal ≤ {start['goal']}×)",
-        f"encoder    {code['history_latents']} latents → {code['tokens']} tokens in "
-        f"{code['encode_seconds'] * 1e3:.0f} ms ({code['gflop']:.1f} GFLOP, floor "
-        f"{code['floor_seconds'] * 1e3:.0f} ms); one second more "
-        f"{code['append_one_second_seconds'] * 1e3:.1f} ms: {code['encode_over_append']:.0f}× less",
-        f"one step   {step['without_memory_seconds'] * 1e3:.0f} ms without memory, "
-        f"{step['with_memory_seconds'] * 1e3:.0f} ms with it: {step['price_of_memory']:.2f}×",
-        loader_line(result["loader"]),
-    ]
+def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Return the median wall time of `run` after one warm-up, device work included."""
+    _seconds(run)
+    return statistics.median(_seconds(run) for _ in range(repeats))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

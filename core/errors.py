@@ -1,8 +1,11 @@
-"""Errors whose message is meant for the person at the keyboard."""
+"""Errors whose message is meant for the person at the keyboard, and names that can be printed."""
 
 from __future__ import annotations
 
 import unicodedata
+
+# Controls, halves of characters (bytes that are no UTF-8), ends of lines and of paragraphs.
+UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 class LongtakeError(Exception):
@@ -17,15 +20,11 @@ class UserError(LongtakeError):
     exit_code = 2
 
 
-# ⟦core/data/names.py⟧ File names as they can be printed and stored, whatever bytes the disk has in them.
-
-
-# Controls, halves of characters (bytes that are no UTF-8), ends of lines and paragraphs.
-UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
-
-
 def printable(name: str) -> str:
-    """Return `name` on one line and in UTF-8: what cannot be printed becomes "�"."""
+    """Return a file's name on one line and in UTF-8, whatever bytes the disk has in it.
+
+    Each character that cannot be printed becomes "�".
+    """
     if name.isprintable():
         return name
-    return "".join("\ufffd" if unicodedata.category(c) in UNSEEN else c for c in name)
+    return "".join("\ufffd" if unicodedata.category(c) in UNPRINTABLE else c for c in name)

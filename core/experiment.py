@@ -1,12 +1,13 @@
-"""Experiment: everything that a run depends on, as one value (design §4)."""
+"""Experiment: everything that a run depends on, as one value (design §4), and the specs in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
 from attrs import field, frozen
+from attrs.validators import optional
 
 from .interfaces.spec import (
     BackboneSpec,
@@ -25,8 +26,6 @@ from .interfaces.spec import (
     unit,
 )
 from .values.grid import Rate
-
-# ⟦core/stages.py⟧ Specs of caching and measuring; that of training is in `training`.
 
 
 @frozen(kw_only=True)
@@ -77,42 +76,17 @@ class CacheSpec:
     )
 
 
-@frozen(kw_only=True)
-class MeasureSpec:
-    """What `measure` looks at."""
-
-    seconds: float = field(
-        default=10.0, validator=gt(0.0), metadata=doc("length of the history, seconds, > 0")
-    )
-    long_seconds: float = field(
-        default=20.0,
-        validator=ge(0.0),
-        metadata=doc("clips of this length are measured at it, too, seconds; 0 or ≤ seconds: off"),
-    )
-    seed: int = field(
-        default=0, validator=between(0, 2**62), metadata=doc("seed of noise and Ω, 0 to 2^62")
-    )
-    draws: int = field(
-        default=8,
-        validator=ge(1),
-        metadata=doc("noise draws a clip for memory_gain, ≥ 1: more narrows nothing but its noise"),
-    )
-
-
-# ⟦core/training.py⟧ How Stage 0 and Stage I train, as a spec.
-
-
-def _span(instance: object, attribute: object, value: tuple[float, float]) -> None:
+def _check_span(instance: object, attribute: object, value: tuple[float, float]) -> None:
     if not 0 < value[0] <= value[1]:
         raise ValueError(f"needs two numbers of seconds, 0 < first <= second, not {value}")
 
 
-def _decay(instance: object, attribute: object, value: float) -> None:
+def _check_decay(instance: object, attribute: object, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"must be 0 (off) or a decay above 0 and below 1, not {value:g}")
 
 
-def _crop(instance: object, attribute: object, value: tuple[int, int]) -> None:
+def _check_crop(instance: object, attribute: object, value: tuple[int, int]) -> None:
     if min(value) < 0 or (min(value) == 0) != (max(value) == 0):
         raise ValueError(f"needs two numbers of latents, both ≥ 1, or 0 and 0 for none: {value}")
 
@@ -132,12 +106,12 @@ class TrainSpec:
     )
     seconds: tuple[float, float] = field(
         default=(4.0, 20.0),
-        validator=_span,
+        validator=_check_span,
         metadata=doc("shortest and longest training window, seconds"),
     )
     crop: tuple[int, int] = field(
         default=(0, 0),
-        validator=_crop,
+        validator=_check_crop,
         metadata=doc("train on random crops of so many latent rows and columns; 0, 0 whole frames"),
     )
     trains: str = field(
@@ -180,7 +154,7 @@ class TrainSpec:
     )
     ema: float = field(
         default=0.0,
-        validator=_decay,
+        validator=_check_decay,
         metadata=doc("decay a step of the average of the weights that users read; 0 off, below 1"),
     )
     memory_dropout: float = field(
@@ -245,6 +219,74 @@ class TrainSpec:
             raise ValueError(
                 f"batch {self.batch} cannot be dealt into accumulate {self.accumulate} equal parts"
             )
+
+
+@frozen(kw_only=True)
+class Target:
+    """A range that a measured figure should lie in: the report says whether it does."""
+
+    metric: str = field(
+        validator=instance_of(str),
+        metadata=doc("which metric, by its plugin's name, such as psnr; others are not judged"),
+    )
+    low: float = field(
+        validator=instance_of((int, float)),
+        metadata=doc("the least that is asked for, in the metric's unit"),
+    )
+    high: float | None = field(
+        default=None,
+        validator=optional(instance_of((int, float))),
+        metadata=doc("the most that is asked for; null: more is always good"),
+    )
+    over: str | None = field(
+        default=None,
+        validator=optional(instance_of(str)),
+        metadata=doc(
+            "a floor by its name in the report: asked is to be better than it by `low`; null: "
+            "asked is the figure itself, of retrievers that sample"
+        ),
+    )
+    rate: Rate | None = field(
+        default=None,
+        validator=optional(instance_of(Rate)),
+        metadata=doc("asked only where all compressors have this rate; null: always"),
+    )
+    source: str = field(
+        default="",
+        validator=instance_of(str),
+        metadata=doc("whose figure it is, where it is another's, to be read after `the … of`"),
+    )
+
+    def holds_for(self, rates: Sequence[str]) -> bool:
+        """Return whether it is asked of a memory whose compressors have these rates."""
+        return self.rate is None or tuple(rates) == (str(self.rate),)
+
+
+@frozen(kw_only=True)
+class MeasureSpec:
+    """What `measure` looks at."""
+
+    seconds: float = field(
+        default=10.0, validator=gt(0.0), metadata=doc("length of the history, seconds, > 0")
+    )
+    long_seconds: float = field(
+        default=20.0,
+        validator=ge(0.0),
+        metadata=doc("clips of this length are measured at it, too, seconds; 0 or ≤ seconds: off"),
+    )
+    seed: int = field(
+        default=0, validator=between(0, 2**62), metadata=doc("seed of noise and Ω, 0 to 2^62")
+    )
+    draws: int = field(
+        default=8,
+        validator=ge(1),
+        metadata=doc("noise draws a clip for memory_gain, ≥ 1: more narrows nothing but its noise"),
+    )
+    targets: tuple[Target, ...] = field(
+        default=(),
+        validator=each(instance_of(Target)),
+        metadata=doc("ranges that figures should lie in, which the report judges them by"),
+    )
 
 
 @frozen(kw_only=True)

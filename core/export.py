@@ -19,7 +19,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from . import config as edge
+from . import config
 from .errors import UserError
 from .experiment import Experiment
 from .interfaces.backbone import LoraFile
@@ -32,13 +32,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @frozen(kw_only=True)
-class Part:
+class ExportedFile:
     """One file of an export.
 
     Attributes:
         name: `lora`, `memory`, `bundle` (both), or `high` and `low`, the LoRAs of two experts.
         path: where it is.
-        facts: of its LoRA (`LoraFile.facts`); empty where it has none.
+        facts: its LoRA's (`LoraFile.facts`); empty where it has none.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Part:
 
 
 @frozen(kw_only=True)
-class Exported:
+class Export:
     """What an export wrote.
 
     Attributes:
-        parts: the files.
-        header: what each says of itself.
-        checkpoint: of the run, that was exported.
+        files: all that were written.
+        header: what each of them says of itself.
+        checkpoint: the one of the run that was exported.
         base: where the DiT's weights are, if the run trained all of it.
     """
 
-    parts: tuple[Part, ...]
+    files: tuple[ExportedFile, ...]
     header: Mapping[str, Any]
     checkpoint: Path
     base: Path | None
@@ -65,12 +65,12 @@ class Exported:
 
 def export(
     run: Path, layout: str, out: Path, *, split: bool | None = None, dtype: str | None = None
-) -> Exported:
+) -> Export:
     """Write the LoRA and the encoder of a run's newest checkpoint, all of it or nothing.
 
     Args:
         run: a run, a checkpoint, or a folder of weights that ship.
-        layout: of `core.lora_file.LAYOUTS`.
+        layout: of `core.interfaces.backbone.LAYOUTS`.
         out: the safetensors file; of several, the names begin with it.
         split: LoRA and encoder in two files; None: where `layout` needs it.
         dtype: number type of the weights, of `DTYPES`; None: as in the run.
@@ -85,23 +85,23 @@ def export(
     experiment, checkpoint = read_run(run)
     loras = _loras(experiment, checkpoint, layout)
     encoder, header = _encoder(experiment, checkpoint)
-    header |= _facts(experiment, checkpoint)
+    header |= _run_header(experiment, checkpoint)
     besides = [lora.besides for lora in loras.values()]
     memory = LoraFile(tensors=encoder | {name: x for part in besides for name, x in part.items()})
     base = checkpoint / "backbone"
-    files = _files(loras, memory, apart=layout == "diffusers" if split is None else split)
-    if not files:
+    contents = _contents(loras, memory, apart=layout == "diffusers" if split is None else split)
+    if not contents:
         raise UserError(f"{run} holds no encoder and no LoRA: {base} is a diffusers checkpoint")
-    parts = [
-        Part(name=name, path=_place(out, name, files), facts=file.facts)
-        for name, file in files.items()
+    files = [
+        ExportedFile(name=name, path=_place(out, name, contents), facts=content.facts)
+        for name, content in contents.items()
     ]
     with ExitStack() as opened:  # all files come to be, or none
-        for part in parts:
-            path = opened.enter_context(whole_file(part.path))
-            _save(path, files[part.name], header, dtype)
-    return Exported(
-        parts=tuple(parts),
+        for file in files:
+            path = opened.enter_context(whole_file(file.path))
+            _save(path, contents[file.name], header, dtype)
+    return Export(
+        files=tuple(files),
         header=header,
         checkpoint=checkpoint,
         base=base if base.is_dir() else None,
@@ -114,8 +114,8 @@ def _loras(experiment: Experiment, checkpoint: Path, layout: str) -> dict[str, L
     if experiment.train.trains != "lora" and not path.exists():
         return {}
     backbone = registry().load(experiment.backbone)
-    found: dict[str, LoraFile] = backbone.export_adapters(experiment.backbone, path, layout)
-    return found
+    loras: dict[str, LoraFile] = backbone.export_adapters(experiment.backbone, path, layout)
+    return loras
 
 
 def _encoder(experiment: Experiment, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -123,56 +123,58 @@ def _encoder(experiment: Experiment, checkpoint: Path) -> tuple[dict[str, Tensor
     if experiment.remembers:
         header, tensors = read_encoder(checkpoint / "memory.safetensors")
         return tensors, header
-    backbone = edge.to_json(experiment)["backbone"]["type"]
+    backbone = config.to_json(experiment)["backbone"]["type"]
     return {}, {"format": 1, "stage": "base", "backbone": backbone}
 
 
-def _facts(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
-    """Return what files say of themselves besides what an encoder's file says."""
+def _run_header(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
+    """Return what files say of their run, besides what an encoder's file says of itself."""
     return {
         "rates": sorted(str(rate) for rate in compressor_needs(experiment).rates),
         "step": step_of(checkpoint) if checkpoint.name.startswith("checkpoint-") else None,
-        "experiment": shown(experiment),
+        "experiment": without_local_paths(experiment),
     }
 
 
-def shown(experiment: Experiment) -> dict[str, Any]:
-    """Return the spec as a file that people share says it: without the folders of this machine."""
-    data = edge.to_json(experiment)
+def without_local_paths(experiment: Experiment) -> dict[str, Any]:
+    """Return the spec as plain data for files that people share, without this machine's folders."""
+    data = config.to_json(experiment)
     backbone = data["backbone"]
     if isinstance(weights := backbone.get("weights"), str):
-        backbone["weights"] = _bare(weights)
+        backbone["weights"] = _without_folders(weights)
     if loras := backbone.get("loras"):
-        backbone["loras"] = [_bare(text) for text in loras]
+        backbone["loras"] = [_without_folders(text) for text in loras]
     return data
 
 
-def _bare(text: str) -> str:
+def _without_folders(text: str) -> str:
     return re.sub(r"(^|[,:])\s*[/~][^,:]*/", r"\1", text)  # `high:file` and `file,file` are legal
 
 
-def _files(loras: Mapping[str, LoraFile], memory: LoraFile, *, apart: bool) -> dict[str, LoraFile]:
+def _contents(
+    loras: Mapping[str, LoraFile], memory: LoraFile, *, apart: bool
+) -> dict[str, LoraFile]:
     """Return what goes into which file; a bundle's metadata is its LoRA's."""
-    given = {expert or "lora": lora for expert, lora in loras.items() if lora.tensors}
-    if list(given) == ["lora"] and memory.tensors and not apart:
-        lora = given["lora"]
+    contents = {expert or "lora": lora for expert, lora in loras.items() if lora.tensors}
+    if list(contents) == ["lora"] and memory.tensors and not apart:
+        lora = contents["lora"]
         tensors = {**lora.tensors, **memory.tensors}
         return {"bundle": LoraFile(tensors=tensors, metadata=lora.metadata, facts=lora.facts)}
-    return given | ({"memory": memory} if memory.tensors else {})
+    return contents | ({"memory": memory} if memory.tensors else {})
 
 
-def _place(out: Path, name: str, files: Mapping[str, LoraFile]) -> Path:
+def _place(out: Path, name: str, contents: Mapping[str, LoraFile]) -> Path:
     """Return the path of a file: `out` for the LoRA, or where it is the only one."""
-    alone = name == "lora" or len(files) == 1
+    alone = name == "lora" or len(contents) == 1
     return out if alone else out.with_suffix(f".{name}.safetensors")
 
 
 def _save(path: Path, file: LoraFile, header: Mapping[str, Any], dtype: str | None) -> None:
     from safetensors.torch import save_file
 
-    wanted = None if dtype is None else getattr(torch, dtype)
+    chosen = None if dtype is None else getattr(torch, dtype)
     tensors = {
-        name: (x.to(wanted) if wanted and _is_weight(x) else x).contiguous()
+        name: (x.to(chosen) if chosen and _is_weight(x) else x).contiguous()
         for name, x in file.tensors.items()
     }
     facts = {**header, "hash": digest(tensors)} | ({"lora": file.facts} if file.facts else {})
@@ -185,9 +187,9 @@ def _is_weight(tensor: Tensor) -> bool:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hash tensors by name, type and value, so that two files can be told apart."""
-    made = hashlib.sha256()
+    """Return a hash of tensors' names, types and values, which tells two files apart."""
+    hashed = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        made.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()[:16]
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()[:16]

@@ -51,66 +51,66 @@ class Plugin:
         return self.spec.kind
 
     def load(self) -> Any:
-        """Import and give the class."""
+        """Import and return the class."""
         module, _, name = self.target.partition(":")
         return getattr(importlib.import_module(module), name)
 
 
 @spec
 def longtake_compressors() -> list[Plugin]:
-    """Compressors φ (`core.compressor.Compressor`)."""
+    """Return the compressors φ (`core.interfaces.compressor.Compressor`)."""
     raise NotImplementedError
 
 
 @spec
 def longtake_backbones() -> list[Plugin]:
-    """Backbones G (`core.backbone.Backbone`)."""
+    """Return the backbones G (`core.interfaces.backbone.Backbone`)."""
     raise NotImplementedError
 
 
 @spec
 def longtake_codecs() -> list[Plugin]:
-    """Video codecs (`core.codec.Codec`)."""
+    """Return the video codecs (`core.interfaces.codec.Codec`)."""
     raise NotImplementedError
 
 
 @spec
 def longtake_text_encoders() -> list[Plugin]:
-    """Text encoders (`core.text.TextEncoder`)."""
+    """Return the text encoders (`core.interfaces.text_encoder.TextEncoder`)."""
     raise NotImplementedError
 
 
 @spec
 def longtake_maskers() -> list[Plugin]:
-    """Maskers (`core.masker.Masker`)."""
+    """Return the maskers (`core.interfaces.masker.Masker`)."""
     raise NotImplementedError
 
 
 @spec
 def longtake_retrievers() -> list[Plugin]:
-    """Retrievers and floors (`core.retriever.Retriever`)."""
+    """Return the retrievers and floors (`core.interfaces.retriever.Retriever`)."""
     raise NotImplementedError
 
 
 @spec
 def longtake_metrics() -> list[Plugin]:
-    """Metrics (`core.metric.Metric`)."""
+    """Return the metrics (`core.interfaces.metric.Metric`)."""
     raise NotImplementedError
 
 
 @spec
 def longtake_experiments() -> Mapping[str, str]:
-    """Shipped experiments by name, each `package.module:attribute` of an Experiment."""
+    """Return shipped experiments by name, each `package.module:attribute` of an `Experiment`."""
     raise NotImplementedError
 
 
 @spec
 def longtake_weights() -> Mapping[str, Path]:
-    """Folders of shipped weights by experiment name; `retrieve` and `measure` take the name."""
+    """Return folders of shipped weights by experiment; `retrieve` and `measure` take the name."""
     raise NotImplementedError
 
 
 @spec
 def longtake_geometries() -> Mapping[str, Geometry]:
-    """Published backbones by name, for tables of context lengths without any weights."""
+    """Return published backbones by name, for tables of context lengths without any weights."""
     raise NotImplementedError

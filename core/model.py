@@ -1,4 +1,4 @@
-"""A model: the backbone G and the encoder φ of an experiment, built together."""
+"""A model: the backbone G and the encoder φ of an experiment, built together; and its sizes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Model:
 
 
 def build_model(experiment: Experiment, *, adapters: bool = False) -> Model:
-    """Return a model as an experiment starts: the backbone's weights, a fresh encoder.
+    """Build a model as an experiment starts: the backbone's weights, a fresh encoder.
 
     Args:
         experiment: what to build; its `train.seed` seeds all that is random.
@@ -61,7 +61,7 @@ def build_model(experiment: Experiment, *, adapters: bool = False) -> Model:
 
 
 def build_encoder(experiment: Experiment, fit: Fit, *, seed: int) -> MemoryEncoder:
-    """Return the fresh encoder of an experiment for a backbone's `fit`."""
+    """Build the fresh encoder of an experiment for a backbone's `fit`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         built: list[Compressor[CompressorSpec]] = [build(s, fit) for s in experiment.compressors]
@@ -69,31 +69,28 @@ def build_encoder(experiment: Experiment, fit: Fit, *, seed: int) -> MemoryEncod
 
 
 def compressor_needs(experiment: Experiment) -> Needs:
-    """Return what the compressors must find in a history."""
+    """Return what the compressors of an experiment must find in a history."""
     needs = [registry().load(spec).needs(spec) for spec in experiment.compressors]
     return functools.reduce(operator.or_, needs, Needs(hr=False))
 
 
 def all_needs(experiment: Experiment) -> Needs:
-    """Return what must be cached for training and measuring."""
+    """Return what must be cached to train and to measure: for compressors and retrievers."""
     retrievers = [registry().load(spec).needs(spec) for spec in experiment.retrievers]
     return functools.reduce(operator.or_, retrievers, compressor_needs(experiment))
 
 
 def build_retriever(spec: RetrieverSpec) -> Retriever[RetrieverSpec]:
-    """Return the retriever of a spec."""
-    made: Retriever[RetrieverSpec] = build(spec)
-    return made
-
-
-# ⟦core/scene.py⟧ Scenes to retrieve from, and retrieved latents as pixels.
+    """Build the retriever of a spec."""
+    retriever: Retriever[RetrieverSpec] = build(spec)
+    return retriever
 
 
 def learned_retriever(experiment: Experiment) -> RetrieverSpec:
     """Return the first retriever of the experiment that reads memory.
 
     Raises:
-        UserError: all of them are floors.
+        UserError: none does; all are baselines without memory.
     """
     for spec in experiment.retrievers:
         if registry().load(spec).learned:
@@ -135,18 +132,15 @@ def frames_by_latent(
     """
     indices = [int(i) for i in omega[0]]
     if isinstance(result, LatentFrames):
-        each = result.latents.to(latents.dtype).split(1, dim=2)
-        return [decode_among(codec, latents, i, x) for i, x in zip(indices, each, strict=True)]
+        single = result.latents.to(latents.dtype).split(1, dim=2)
+        return [decode_among(codec, latents, i, x) for i, x in zip(indices, single, strict=True)]
     counts = [len(frames_of(i, codec.stride.time)) for i in indices]
     return list(result.pixels.clamp(-1, 1).split(counts, dim=2))
 
 
-# ⟦core/sizes.py⟧ Real sizes without real memory: models built on the meta device, and their parameters counted.
-
-
 @frozen(kw_only=True)
-class Sizes:
-    """What a backbone and encoders on it hold.
+class ModelSizes:
+    """How many parameters a backbone and encoders on it have.
 
     Attributes:
         geometry: of the backbone, as built.
@@ -159,8 +153,8 @@ class Sizes:
     encoders: tuple[int, ...]
 
 
-def sizes(spec: BackboneSpec, compressors: Sequence[CompressorSpec] = ()) -> Sizes:
-    """Return the sizes of a backbone and of encoders on it, through their real classes.
+def model_sizes(spec: BackboneSpec, compressors: Sequence[CompressorSpec] = ()) -> ModelSizes:
+    """Return the sizes of a backbone and of encoders on it, built on the meta device.
 
     Nothing is read, and no memory is taken but for the modules themselves: Wan 14B takes seconds.
 
@@ -170,21 +164,21 @@ def sizes(spec: BackboneSpec, compressors: Sequence[CompressorSpec] = ()) -> Siz
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         backbone = registry().load(spec).load(spec)
-        fit = _of_zeros(backbone.fit())
+        fit = _with_zeros(backbone.fit())
         encoders = [MemoryEncoder([build(each, fit)]) for each in compressors]
-    return Sizes(
+    return ModelSizes(
         geometry=backbone.geometry,
-        parameters=count(backbone),
-        encoders=tuple(count(encoder) for encoder in encoders),
+        parameters=count_parameters(backbone),
+        encoders=tuple(count_parameters(encoder) for encoder in encoders),
     )
 
 
-def _of_zeros(fit: Fit) -> Fit:
-    """Return the fit with values, which encoders hash."""
+def _with_zeros(fit: Fit) -> Fit:
+    """Return the fit with zeros for weights, off the meta device: encoders hash them."""
     weight, bias = (torch.zeros(x.shape, device="cpu") for x in (fit.patch_weight, fit.patch_bias))
     return Fit(geometry=fit.geometry, patch_weight=weight, patch_bias=bias)
 
 
-def count(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
     """Return the number of parameters of a module; what two places share counts once."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""Discovery: built-in and third-party plugins through one door (design §3)."""
+"""The registry of plugins: what ships, installed distributions, single Python files (design §3)."""
 
 from __future__ import annotations
 
@@ -24,60 +24,20 @@ from .hooks import GROUP, KINDS, Plugin
 from .interfaces.spec import PluginSpec
 from .values.grid import Geometry
 
-# ⟦core/third_parties.py⟧ Where plugins of others are: installed distributions, and single Python files.
-
-
 VARIABLE = "LONGTAKE_PLUGINS"
-
-
-def third_parties() -> list[tuple[str, str]]:
-    """Return distribution and module of every third party, by name; the first on the path counts.
-
-    Python files that the variable names come last, under their own path.
-    """
-    wanted = os.environ.get(VARIABLE)
-    given = None if wanted is None else [name.strip() for name in wanted.split(",")]
-    files = [name for name in given or () if name.endswith(".py")]
-    names = None if given is None else {_normal(name) for name in given if name}
-    found: dict[str, list[tuple[str, str]]] = {}
-    for dist in distributions():
-        points = [p.value for p in dist.entry_points if p.group == GROUP]
-        name = str(dist.metadata["Name"]) if points else ""
-        if points and (names is None or _normal(name) in names):
-            found.setdefault(_normal(name), [(name, value) for value in points])
-    installed = [pair for _, pairs in sorted(found.items()) for pair in pairs]
-    return installed + [(name, name) for name in files]
-
-
-def imported(module: str) -> ModuleType:
-    """Return a module by its dotted name, or by the path of its file where it ends in `.py`.
-
-    Raises:
-        Exception: whatever it raises.
-    """
-    if not module.endswith(".py"):
-        return importlib.import_module(module)
-
-    return import_file(Path(module))
-
-
-def _normal(name: str) -> str:
-    return name.strip().lower().replace("_", "-").replace(".", "-")
-
-
 _SHIPPED: list[str] = []
 _NAMED = {"experiments": str, "weights": Path, "geometries": Geometry}  # name: such a value
 
 
 def ship(*modules: str) -> None:
-    """Name the hook modules of the package itself; the face calls this once."""
+    """Name the hook modules of the package itself; `longtake/__init__.py` calls this once."""
     _SHIPPED.extend(module for module in modules if module not in _SHIPPED)
     registry.cache_clear()
 
 
 @define
 class Registry:
-    """All plugins that were found.
+    """All plugins, with what they name: experiments, weights and geometries.
 
     Attributes:
         plugins: by kind and name.
@@ -105,11 +65,11 @@ class Registry:
         Raises:
             UserError: there is none; the message lists the known ones, nearest first.
         """
-        found = self.plugins.get((kind, name))
-        if found is None:
-            known = [plugin.name for plugin in self.of(kind)]
+        plugin = self.plugins.get((kind, name))
+        if plugin is None:
+            known = [each.name for each in self.of(kind)]
             raise UserError(f"unknown {kind} {name!r}; known: {', '.join(nearest(name, known))}")
-        return found
+        return plugin
 
     def find(self, spec: PluginSpec | type[PluginSpec]) -> Plugin:
         """Return the plugin that a spec (or spec class) belongs to.
@@ -124,12 +84,12 @@ class Registry:
         raise UserError(f"no {cls.kind} plugin has the spec class {cls.__qualname__}")
 
     def load(self, spec: PluginSpec) -> Any:
-        """Import and give the class that a spec belongs to."""
+        """Import and return the class that a spec belongs to."""
         return self.find(spec).load()
 
 
 def build(spec: PluginSpec, *args: Any) -> Any:
-    """Return the plugin of a spec, built as `cls(spec, *args)` (backbones: `load_backbone`)."""
+    """Return the plugin of a spec, built as `cls(spec, *args)`."""
     return registry().load(spec)(spec, *args)
 
 
@@ -148,21 +108,113 @@ def registry() -> Registry:
     Raises:
         UserError: two plugins have one name; the message names both distributions.
     """
-    found = Registry()
+    result = Registry()
     for module in _SHIPPED:
-        _collect(found, importlib.import_module(module), "longtake")
+        _collect(result, importlib.import_module(module), "longtake")
     for origin, module in third_parties():
         try:
-            loaded = imported(module)
+            loaded = _import(module)
         except (Exception, SystemExit) as error:  # a stranger's import may raise anything
-            found.broken.append(f"{origin}: {module} failed to import: {_line(error)}")
+            result.broken.append(f"{origin}: {module} failed to import: {_line(error)}")
             continue
-        _collect(found, loaded, origin)
-    return found
+        _collect(result, loaded, origin)
+    return result
+
+
+def third_parties() -> list[tuple[str, str]]:
+    """Return distribution and module of every third party, by name; the first on the path counts.
+
+    Python files that LONGTAKE_PLUGINS names come last, under their own path.
+    """
+    variable = os.environ.get(VARIABLE)
+    listed = None if variable is None else [name.strip() for name in variable.split(",")]
+    files = [name for name in listed or () if name.endswith(".py")]
+    names = None if listed is None else {_normalized(name) for name in listed if name}
+    modules: dict[str, list[tuple[str, str]]] = {}
+    for dist in distributions():
+        points = [p.value for p in dist.entry_points if p.group == GROUP]
+        name = str(dist.metadata["Name"]) if points else ""
+        if points and (names is None or _normalized(name) in names):
+            modules.setdefault(_normalized(name), [(name, value) for value in points])
+    installed = [pair for _, pairs in sorted(modules.items()) for pair in pairs]
+    return installed + [(name, name) for name in files]
+
+
+def _normalized(name: str) -> str:
+    return name.strip().lower().replace("_", "-").replace(".", "-")
+
+
+def _import(module: str) -> ModuleType:
+    """Return a module by its dotted name, or by the path of its file where it ends in `.py`."""
+    return import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+
+
+def _collect(to: Registry, module: Any, origin: str) -> None:
+    try:
+        records, named = _offers(module)
+    except (Exception, SystemExit) as error:  # a stranger's hooks may raise anything
+        if origin == "longtake":
+            raise
+        to.broken.append(f"{origin}: its hooks failed: {_line(error)}")
+        return
+    for record in records:
+        _add(to, record, origin)
+    for kind, name, value in named:
+        _add_name(to, kind, name, value, origin)
+
+
+def _offers(module: Any) -> tuple[list[Plugin], list[tuple[str, str, Any]]]:
+    """Return the records and the named values of a module; a misspelt hook is an error."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hooks)
+    manager.register(module)
+    manager.check_pending()
+    hook = functools.partial(getattr, manager.hook)
+    records = [(k, record) for k in KINDS for ps in hook(f"{GROUP}_{k}s")() for record in ps]
+    for kind, record in records:
+        _check_type(record, Plugin, f"{GROUP}_{kind}s gives Plugin records")
+    mappings = [(kind, dict(values)) for kind in _NAMED for values in hook(f"{GROUP}_{kind}")()]
+    named = [(kind, name, value) for kind, values in mappings for name, value in values.items()]
+    for kind, name, value in named:
+        _check_type(name, str, f"{GROUP}_{kind} gives names")
+        _check_type(value, _NAMED[kind], f"{GROUP}_{kind} gives a {_NAMED[kind].__name__} by name")
+    return [record for _, record in records], named
+
+
+def _check_type(value: Any, expected: type[Any], promise: str) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"{promise}, not {value!r}")
+
+
+def _add_name(to: Registry, kind: str, name: str, value: Any, origin: str) -> None:
+    if (kind, name) in to.origins:
+        raise UserError(
+            f"two plugins name {kind} {name!r}: {to.origins[kind, name]} and {origin}; "
+            "uninstall one, or leave it out with LONGTAKE_PLUGINS"
+        )
+    getattr(to, kind)[name] = value
+    to.origins[kind, name] = origin
+
+
+def _add(to: Registry, plugin: Plugin, origin: str) -> None:
+    key = (plugin.kind, plugin.name)
+    if key in to.plugins:
+        raise UserError(
+            f"two plugins name a {plugin.kind} {plugin.name!r}: {to.origins[key]} "
+            f"({to.plugins[key].target}) and {origin} ({plugin.target}); "
+            "uninstall one, or leave it out with LONGTAKE_PLUGINS"
+        )
+    to.plugins[key] = plugin
+    to.origins[key] = origin
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {text.splitlines()[0]}"
 
 
 def plug_in(path: Path) -> None:
-    """Take the plugins of a Python file in, for as long as this process lives.
+    """Add the plugins of a Python file to the registry, for as long as this process lives.
 
     `LONGTAKE_PLUGINS=path.py` does the same for every command.
 
@@ -172,80 +224,13 @@ def plug_in(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of plugins")
     try:
-        module = imported(str(path))
-        records, named = _offered(module)
+        module = _import(str(path))
+        records, named = _offers(module)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise UserError(f"{path} failed: {_line(error)}") from error
     if not records and not named:
         raise UserError(f"{path} has no hook, such as longtake_compressors under @impl")
     _collect(registry(), module, str(path))
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip() or "no message"
-    return f"{type(error).__name__}: {text.splitlines()[0]}"
-
-
-def _collect(found: Registry, module: Any, origin: str) -> None:
-    try:
-        records, named = _offered(module)
-    except (Exception, SystemExit) as error:  # a stranger's hooks may raise anything
-        if origin == "longtake":
-            raise
-        found.broken.append(f"{origin}: its hooks failed: {_line(error)}")
-        return
-    for record in records:
-        _add(found, record, origin)
-    for kind, name, value in named:
-        _add_name(found, kind, name, value, origin)
-
-
-def _offered(module: Any) -> tuple[list[Plugin], list[tuple[str, str, Any]]]:
-    """Return the records and the named values of a module; a misspelt hook is an error."""
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hooks)
-    manager.register(module)
-    manager.check_pending()
-    hook = functools.partial(getattr, manager.hook)
-    records = [(k, record) for k in KINDS for ps in hook(f"{GROUP}_{k}s")() for record in ps]
-    for kind, record in records:
-        _held(record, Plugin, f"{GROUP}_{kind}s gives Plugin records")
-    offers = [(kind, dict(offer)) for kind in _NAMED for offer in hook(f"{GROUP}_{kind}")()]
-    named = [(kind, name, value) for kind, offer in offers for name, value in offer.items()]
-    for kind, name, value in named:
-        _held(name, str, f"{GROUP}_{kind} gives names")
-        _held(value, _NAMED[kind], f"{GROUP}_{kind} gives a {_NAMED[kind].__name__} by name")
-    return [record for _, record in records], named
-
-
-def _held(value: Any, wanted: type[Any], promise: str) -> None:
-    if not isinstance(value, wanted):
-        raise TypeError(f"{promise}, not {value!r}")
-
-
-def _add_name(found: Registry, kind: str, name: str, value: Any, origin: str) -> None:
-    if (kind, name) in found.origins:
-        raise UserError(
-            f"two plugins name {kind} {name!r}: {found.origins[kind, name]} and {origin}; "
-            "uninstall one, or leave it out with LONGTAKE_PLUGINS"
-        )
-    getattr(found, kind)[name] = value
-    found.origins[kind, name] = origin
-
-
-def _add(found: Registry, plugin: Plugin, origin: str) -> None:
-    key = (plugin.kind, plugin.name)
-    if key in found.plugins:
-        raise UserError(
-            f"two plugins name a {plugin.kind} {plugin.name!r}: {found.origins[key]} "
-            f"({found.plugins[key].target}) and {origin} ({plugin.target}); "
-            "uninstall one, or leave it out with LONGTAKE_PLUGINS"
-        )
-    found.plugins[key] = plugin
-    found.origins[key] = origin
-
-
-# ⟦core/edge/source.py⟧ Python files and modules that hold experiments.
 
 
 def import_file(path: Path) -> ModuleType:
@@ -256,14 +241,14 @@ def import_file(path: Path) -> ModuleType:
     """
     full = path.absolute()
     name = f"_longtake_{hashlib.sha256(str(full).encode()).hexdigest()[:12]}_{full.stem}"
-    found = importlib.util.spec_from_file_location(name, full)
-    if found is None or found.loader is None:
+    spec = importlib.util.spec_from_file_location(name, full)
+    if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(found)
+    module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(full.parent))
     try:
-        found.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

@@ -1,6 +1,6 @@
-"""What `longtake list` and `longtake show` say, as plain data that JSON can carry.
+"""What `longtake list` and `longtake show` say: as plain data that JSON can carry, and printed.
 
-Tables of context lengths are grid arithmetic: no weights, nothing built.
+Tables of context lengths are grid arithmetic: no weights are read, nothing is built.
 """
 
 from __future__ import annotations
@@ -21,14 +21,44 @@ from .registry import registry
 from .values.grid import Geometry, Rate, Rounding, Size3
 from .video.placement import place
 
-# ⟦core/describe_print.py⟧ Tables on the terminal for `longtake list` and `longtake show`.
+SECONDS = (5, 20, 60)
+RATES = ("2x2x1", "2x2x2", "2x2x4", "4x4x2", "2x2x8")
+SOURCE_SIZE = (1080, 1920)  # height and width of the video that context lengths are given for
+PIPE_WIDTH = 200  # columns where the output is no terminal
 
 
-PIPE_WIDTH = 200
+def list_plugins() -> dict[str, Any]:
+    """Return all that plugs in: plugins, experiments, geometries, and what failed to load."""
+    known = registry()
+    plugins = [
+        {
+            "kind": kind,
+            "name": plugin.name,
+            "summary": plugin.summary,
+            "distribution": known.origins[kind, plugin.name],
+        }
+        for kind in KINDS
+        for plugin in known.of(kind)
+    ]
+    experiments = [
+        {
+            "name": name,
+            "target": target,
+            "weights": name in known.weights,
+            "distribution": known.origins["experiments", name],
+        }
+        for name, target in sorted(known.experiments.items())
+    ]
+    return {
+        "plugins": plugins,
+        "experiments": experiments,
+        "geometries": sorted(known.geometries),
+        "broken": list(known.broken),
+    }
 
 
 def print_plugins(data: Mapping[str, Any]) -> None:
-    """Print what `list_plugins` gave."""
+    """Print what `list_plugins` returned."""
     console = _console()
     plugins = _table(["kind", "name", "summary", "from"])
     for row in data["plugins"]:
@@ -43,15 +73,116 @@ def print_plugins(data: Mapping[str, Any]) -> None:
         console.print(f"not loaded: {line}", soft_wrap=True)
 
 
+def show(name: str, experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment resolved, its fields, and its context lengths.
+
+    `rates` is the table of method.md §2 for every known backbone at 480×832 and for the
+    experiment's own, at the frame rate of each.
+    """
+    height, width = _cache_size(experiment)
+    own = (to_json(experiment.backbone)["type"], experiment.backbone.geometry, height, width)
+    known = [(key, shapes, 480, 832) for key, shapes in sorted(registry().geometries.items())]
+    return {
+        "name": name,
+        "experiment": to_json(experiment),
+        "context": context_lengths(experiment),
+        "rates": [rate_table(*table) for table in (own, *known)],
+        "fields": list(_fields(experiment, "")),
+    }
+
+
 def print_show(data: Mapping[str, Any], *, fields: bool = False) -> None:
-    """Print what `show` gave: JSON, context lengths, and with `fields` what each field means."""
+    """Print what `show` returned: JSON, context lengths, with `fields` what each field means."""
     console = _console()
     print(json.dumps(data["experiment"], indent=2, ensure_ascii=False), flush=True)
     if fields:
         console.print(_field_table(data["fields"]))
-    for title, table in [_context_table(data["context"]), *map(_rate_table, data["rates"])]:
+    for title, table in [_context_table(data["context"]), *map(_printed_rates, data["rates"])]:
         console.print(title, soft_wrap=True)
         console.print(table)
+
+
+def context_lengths(experiment: Experiment) -> dict[str, Any]:
+    """Return the tokens of the experiment's memory by length of history, at its cache size."""
+    geometry = experiment.backbone.geometry
+    height, width = _cache_size(experiment)
+    rows = []
+    for seconds in SECONDS:
+        frames = geometry.frames(seconds)
+        size = geometry.latent_size(frames=frames, height=height, width=width)
+        rows.append({"seconds": seconds, **_context(experiment, size)})
+    return {"height": height, "width": width, "fps": geometry.fps, "rows": rows}
+
+
+def _cache_size(experiment: Experiment) -> tuple[int, int]:
+    """Return height and width at which the experiment caches a 16:9 video."""
+    cache, multiple = experiment.cache, experiment.backbone.geometry.multiple
+    height, width = SOURCE_SIZE
+    placement = place(width, height, cache.area, multiple, cache.max_aspect)
+    return placement.height, placement.width
+
+
+def _context(experiment: Experiment, size: Size3) -> dict[str, Any]:
+    """Return the tokens of a history of latents of `size`, uncompressed and by compressor."""
+    geometry = experiment.backbone.geometry
+    lengths = []
+    for spec in experiment.compressors:
+        length = registry().load(spec).context_length(spec, geometry, size)
+        plugin = registry().find(spec).name
+        lengths.append({"type": plugin, "tokens": length.tokens, "exact": length.exact})
+    return {
+        "latents": size.time,
+        "uncompressed": geometry.tokens(size),
+        "compressors": lengths,
+        "tokens": sum(length["tokens"] for length in lengths),
+        "exact": all(length["exact"] for length in lengths),
+    }
+
+
+def rate_table(
+    name: str, geometry: Geometry, height: int, width: int, *, seconds: float = 20.0
+) -> dict[str, Any]:
+    """Return tokens by compression rate, rounded down and up in space, at the geometry's own fps.
+
+    `paper` counts T / r memory frames as the paper does, `ours` 1 + ⌈(T − 1) / r⌉, of which none
+    of the past is dropped (design §2).
+    """
+    size = geometry.latent_size(frames=geometry.frames(seconds), height=height, width=width)
+    return {
+        "geometry": name,
+        "height": height,
+        "width": width,
+        "fps": geometry.fps,
+        "seconds": seconds,
+        "latents": size.time,
+        "rows": [_rate_row(text, geometry, size) for text in ("none", *RATES)],
+    }
+
+
+def _rate_row(text: str, geometry: Geometry, size: Size3) -> dict[str, Any]:
+    rate = Rate.parse("1x1x1" if text == "none" else text)
+    rows: dict[str, Any] = {"rate": text, "paper": {}, "ours": {}}
+    rounding: Rounding
+    for rounding in ("floor", "ceil"):
+        grid = rate.token_grid(size, geometry.patch, rounding)
+        rows["ours"][rounding] = grid.cells
+        rows["paper"][rounding] = size.time // rate.time * grid.height * grid.width
+    return rows
+
+
+def _fields(spec: Any, path: str) -> Iterator[dict[str, Any]]:
+    """Yield path, value and meaning of every field of a spec and of those in it."""
+    data = to_json(spec)
+    for field in attrs.fields(type(spec)):
+        field_path = f"{path}.{field.name}" if path else field.name
+        value = getattr(spec, field.name)
+        members = value if isinstance(value, tuple) else (value,)
+        nested = [x for x in members if attrs.has(type(x)) and not isinstance(x, Rate)]
+        entry: dict[str, Any] = {"path": field_path, "doc": field.metadata.get("doc", "")}
+        yield entry if nested else entry | {"value": data[field.name]}
+        for index, member in enumerate(nested):
+            is_list = isinstance(value, tuple)
+            yield from _fields(member, f"{field_path}[{index}]" if is_list else field_path)
 
 
 def _console() -> Console:
@@ -81,11 +212,11 @@ def _field_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _context_table(data: Mapping[str, Any]) -> tuple[str, Table]:
     title = f"Memory tokens at {data['width']}×{data['height']}, {data['fps']:g} fps"
     names = [part["type"] for part in data["rows"][0]["compressors"]]
-    each = names if len(names) > 1 else []
-    columns = ["history", "latent frames", "uncompressed", *each, "memory"]
+    several = names if len(names) > 1 else []
+    columns = ["history", "latent frames", "uncompressed", *several, "memory"]
     table = _table(columns, numbers=len(columns) - 1)
     for row in data["rows"]:
-        parts = [_count(part) for part in row["compressors"]] if each else []
+        parts = [_count(part) for part in row["compressors"]] if several else []
         cells = [f"{row['latents']:,}", f"{row['uncompressed']:,}", *parts, _count(row)]
         table.add_row(f"{row['seconds']} s", *cells)
     return title, table
@@ -95,160 +226,18 @@ def _count(length: Mapping[str, Any]) -> str:
     return f"{'' if length['exact'] else '≤ '}{length['tokens']:,}"
 
 
-def _rate_table(data: Mapping[str, Any]) -> tuple[str, Table]:
+def _printed_rates(data: Mapping[str, Any]) -> tuple[str, Table]:
+    """Return title and table of what `rate_table` returned."""
     title = (
         f"{data['geometry']}: tokens of {data['seconds']:g} s at {data['width']}×{data['height']}, "
         f"{data['fps']:g} fps ({data['latents']} latent frames), floor / ceil in space"
     )
     table = _table(["rate", "paper: T/r frames", "ours: 1 + ⌈(T−1)/r⌉"], numbers=2)
     for row in data["rows"]:
-        table.add_row(row["rate"], _pair(row["paper"]), _pair(row["ours"]))
+        table.add_row(row["rate"], _floor_and_ceil(row["paper"]), _floor_and_ceil(row["ours"]))
     return title, table
 
 
-def _pair(counts: Mapping[str, int]) -> str:
+def _floor_and_ceil(counts: Mapping[str, int]) -> str:
     floor, ceil = counts["floor"], counts["ceil"]
     return f"{floor:,}" if floor == ceil else f"{floor:,} / {ceil:,}"
-
-
-SECONDS = (5, 20, 60)
-RATES = ("2x2x1", "2x2x2", "2x2x4", "4x4x2", "2x2x8")
-WIDE = (1080, 1920)  # shape of the video that context lengths are given for
-
-
-def list_plugins() -> dict[str, Any]:
-    """Return all that plugs in: plugins, experiments, geometries, and what failed to load."""
-    found = registry()
-    plugins = [
-        {
-            "kind": kind,
-            "name": plugin.name,
-            "summary": plugin.summary,
-            "distribution": found.origins[kind, plugin.name],
-        }
-        for kind in KINDS
-        for plugin in found.of(kind)
-    ]
-    experiments = [
-        {
-            "name": name,
-            "target": target,
-            "weights": name in found.weights,
-            "distribution": found.origins["experiments", name],
-        }
-        for name, target in sorted(found.experiments.items())
-    ]
-    return {
-        "plugins": plugins,
-        "experiments": experiments,
-        "geometries": sorted(found.geometries),
-        "broken": list(found.broken),
-    }
-
-
-def show(name: str, experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment resolved, its fields, and its context lengths.
-
-    `rates` is the table of method.md §2 for every known backbone at 480×832 and for the
-    experiment's own, at the frame rate of each.
-    """
-    own = experiment.backbone.geometry
-    height, width = _frame(experiment)
-    known = [(key, shapes, 480, 832) for key, shapes in sorted(registry().geometries.items())]
-    tables = [(to_json(experiment.backbone)["type"], own, height, width), *known]
-    return {
-        "name": name,
-        "experiment": to_json(experiment),
-        "context": context_lengths(experiment),
-        "rates": [rate_table(*table) for table in tables],
-        "fields": list(_fields(experiment, "")),
-    }
-
-
-def context_lengths(experiment: Experiment) -> dict[str, Any]:
-    """Return the tokens of the experiment's memory by length of history, at its cache size."""
-    shapes = experiment.backbone.geometry
-    height, width = _frame(experiment)
-    return {
-        "height": height,
-        "width": width,
-        "fps": shapes.fps,
-        "rows": [_context(experiment, shapes, s, height, width) for s in SECONDS],
-    }
-
-
-def _frame(experiment: Experiment) -> tuple[int, int]:
-    """Return height and width at which the experiment caches a 16:9 video."""
-    cache, multiple = experiment.cache, experiment.backbone.geometry.multiple
-    height, width = WIDE
-    found = place(width, height, cache.area, multiple, cache.max_aspect)
-    return found.height, found.width
-
-
-def _context(
-    experiment: Experiment, shapes: Geometry, seconds: int, height: int, width: int
-) -> dict[str, Any]:
-    size = shapes.latent_size(frames=shapes.frames(seconds), height=height, width=width)
-    lengths = []
-    for spec in experiment.compressors:
-        length = registry().load(spec).context_length(spec, shapes, size)
-        plugin = registry().find(spec).name
-        lengths.append({"type": plugin, "tokens": length.tokens, "exact": length.exact})
-    return {
-        "seconds": seconds,
-        "latents": size.time,
-        "uncompressed": _uncompressed(shapes, size),
-        "compressors": lengths,
-        "tokens": sum(length["tokens"] for length in lengths),
-        "exact": all(length["exact"] for length in lengths),
-    }
-
-
-def _uncompressed(shapes: Geometry, size: Size3) -> int:
-    return Rate(height=1, width=1, time=1).token_grid(size, shapes.patch).cells
-
-
-def rate_table(
-    name: str, shapes: Geometry, height: int, width: int, *, seconds: float = 20.0
-) -> dict[str, Any]:
-    """Return tokens by compression rate, rounded down and up in space, at the geometry's own fps.
-
-    `paper` counts T / r memory frames as the paper does, `ours` 1 + ⌈(T − 1) / r⌉, of which none
-    of the past is dropped (design §2).
-    """
-    size = shapes.latent_size(frames=shapes.frames(seconds), height=height, width=width)
-    return {
-        "geometry": name,
-        "height": height,
-        "width": width,
-        "fps": shapes.fps,
-        "seconds": seconds,
-        "latents": size.time,
-        "rows": [_rate_row(text, shapes, size) for text in ("none", *RATES)],
-    }
-
-
-def _rate_row(text: str, shapes: Geometry, size: Size3) -> dict[str, Any]:
-    rate = Rate.parse("1x1x1" if text == "none" else text)
-    rows: dict[str, Any] = {"rate": text, "paper": {}, "ours": {}}
-    rounding: Rounding
-    for rounding in ("floor", "ceil"):
-        grid = rate.token_grid(size, shapes.patch, rounding)
-        rows["ours"][rounding] = grid.cells
-        rows["paper"][rounding] = size.time // rate.time * grid.height * grid.width
-    return rows
-
-
-def _fields(spec: Any, path: str) -> Iterator[dict[str, Any]]:
-    """Yield path, value and meaning of every field of a spec and of those in it."""
-    data = to_json(spec)
-    for field in attrs.fields(type(spec)):
-        where = f"{path}.{field.name}" if path else field.name
-        value = getattr(spec, field.name)
-        members = value if isinstance(value, tuple) else (value,)
-        nested = [x for x in members if attrs.has(type(x)) and not isinstance(x, Rate)]
-        entry: dict[str, Any] = {"path": where, "doc": field.metadata.get("doc", "")}
-        yield entry if nested else entry | {"value": data[field.name]}
-        for index, member in enumerate(nested):
-            inner = f"{where}[{index}]" if isinstance(value, tuple) else where
-            yield from _fields(member, inner)

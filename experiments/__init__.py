@@ -1,1 +1,1 @@
-"""Shipped experiments: specs in Python, one module a family."""
+"""Shipped experiments as specs in Python, and the scripts that make their weights and tables."""

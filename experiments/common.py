@@ -1,4 +1,4 @@
-"""What a result was measured on: device, versions, commit."""
+"""What experiments share: facts of the machine, tiny forms, time limits, training progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..backbones.wan.specs import TinyWan
 from ..core.experiment import CacheSpec, Experiment, MeasureSpec
 from ..core.interfaces.spec import CompressorSpec, LoRA
 from ..core.tools.device import pick_device
-from ..core.tools.files import read_lines
+from ..core.tools.files import read_json_lines
 from ..core.train.log import METRICS, PACE
 from ..core.video.builtin_clip import write_builtin_clip
 from ..plugins.compressors.specs import Conv
@@ -31,19 +31,19 @@ ROOT = Path(__file__).resolve().parents[1]  # of the package, and of its reposit
 PACKAGES = ("longtake", "torch", "triton", "diffusers", "accelerate")
 
 
-def facts() -> dict[str, Any]:
-    """Return device, driver, versions and commit; what cannot be known is null."""
+def machine_facts() -> dict[str, Any]:
+    """Return device, driver and versions; what cannot be known is None."""
     return {
-        **device_facts(pick_device()),
+        **_device_facts(pick_device()),
         "python": platform.python_version(),
-        "versions": {name: version_of(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
         "threads": torch.get_num_threads(),
     }
 
 
-def device_facts(device: torch.device) -> dict[str, Any]:
+def _device_facts(device: torch.device) -> dict[str, Any]:
     """Return name, memory and driver of the device."""
     if device.type != "cuda":
         name = platform.processor() or platform.machine()
@@ -53,12 +53,12 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "name": properties.name,
         "memory_mib": properties.total_memory // 2**20,
-        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
     }
 
 
-def version_of(package: str) -> str | None:
-    """Return the version of an installed package."""
+def _version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -67,14 +67,14 @@ def version_of(package: str) -> str | None:
 
 def commit() -> dict[str, Any]:
     """Return the commit of the checkout that the package lies in, and whether it was changed."""
-    top = said("git", "rev-parse", "--show-toplevel")
+    top = _output("git", "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:
         return {"commit": None, "dirty": None}
-    changed = said("git", "status", "--porcelain")
-    return {"commit": said("git", "rev-parse", "HEAD"), "dirty": bool(changed)}
+    changed = _output("git", "status", "--porcelain")
+    return {"commit": _output("git", "rev-parse", "HEAD"), "dirty": bool(changed)}
 
 
-def said(*command: str) -> str | None:
+def _output(*command: str) -> str | None:
     """Return what a program prints, or None where it is missing or fails."""
     try:
         done = subprocess.run(
@@ -85,10 +85,7 @@ def said(*command: str) -> str | None:
     return done.stdout.strip()
 
 
-# ⟦experiments/gpu_steps/tinier.py⟧ Shipped experiments at a thousandth of their size, and clips to run them on.
-
-
-DIT = TinyWan(
+SMALL_DIT = TinyWan(
     heads=2,
     head_width=12,
     layers=2,
@@ -116,7 +113,7 @@ def tinier(experiment: Experiment) -> Experiment:
     )
     return attrs.evolve(
         experiment,
-        backbone=DIT,
+        backbone=SMALL_DIT,
         compressors=tuple(_thin(spec) for spec in experiment.compressors),
         retrievers=experiment.retrievers[:1],
         metrics=experiment.metrics[:1],
@@ -127,7 +124,7 @@ def tinier(experiment: Experiment) -> Experiment:
 
 
 def untrained(experiment: Experiment) -> Experiment:
-    """Return an experiment on random weights: speed and memory do not depend on them."""
+    """Return an experiment on random weights, on which speed and memory do not depend."""
     if not isinstance(experiment.backbone, TinyWan):
         return experiment
     return attrs.evolve(experiment, backbone=attrs.evolve(experiment.backbone, weights=None))
@@ -140,7 +137,7 @@ def _thin(spec: CompressorSpec) -> CompressorSpec:
 
 
 def tiny_clips(root: Path) -> Path:
-    """Write three clips to train on and two to measure, and give their folder."""
+    """Write three clips to train on and two to measure into a folder, and return it."""
     for place, count in (("train", 3), ("val", 2)):
         for number in range(count):
             path = root / place / f"clip-{number}.mp4"
@@ -150,12 +147,12 @@ def tiny_clips(root: Path) -> Path:
     return root
 
 
-# ⟦experiments/gpu_steps/training.py⟧ `train`: the shipped weights' training in slices that resume, and what they measure.
-
-
 @contextmanager
-def alarm(seconds: float) -> Iterator[None]:
-    """Press Ctrl-C after some seconds: training then saves and ends, other work is broken off."""
+def interrupt_after(seconds: float) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread after some seconds, as Ctrl-C does.
+
+    Training then saves and ends; other work is broken off.
+    """
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:  # as a shell starts what it puts in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -169,10 +166,10 @@ def alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def curve(run: Path, step: int, experiment: Experiment) -> dict[str, Any]:
-    """Return what a run has come to: steps, pace and its last logged figures."""
-    lines = read_lines(run / METRICS)
-    paces = [line["seconds_a_step"] for line in read_lines(run / PACE)]
+def training_progress(run: Path, step: int, experiment: Experiment) -> dict[str, Any]:
+    """Return how far a run has come: steps, minutes and its last logged figures."""
+    lines = read_json_lines(run / METRICS)
+    paces = [line["seconds_a_step"] for line in read_json_lines(run / PACE)]
     return {
         "step": step,
         "steps": experiment.train.steps,

@@ -1,4 +1,4 @@
-"""Choose the constants of the DCT codec from real clips, and say how well they do.
+"""Choose the constants of the DCT codec from real clips, and print how well they do.
 
 python -m longtake.experiments.fit_dct --videos DIR [--out DIR] [--check DIR]
 
@@ -12,19 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from attrs import frozen
+from einops import rearrange
 from torch import Tensor
 
 from ..backbones.codecs.dct import BLOCK, DctCodec, full_basis, to_blocks
 from ..backbones.codecs.specs import Dct
 from ..core.errors import UserError
 from ..core.interfaces.codec import from_bytes, to_unit
+from ..core.tools.files import whole_file
 from ..core.video.read import read_frames
 
 COUNTS = (16, 48)
@@ -32,7 +33,7 @@ CODECS = Path(__file__).resolve().parents[1] / "backbones" / "codecs"
 
 
 @frozen
-class View:
+class ReadFormat:
     """A way to read a clip: height and width in pixels, frames a second, frames at most."""
 
     height: int
@@ -44,12 +45,21 @@ class View:
         return f"{self.height}x{self.width} at {self.fps:g} fps, first {self.count} frames"
 
 
-VIEWS = (View(96, 160, 8.0, 81), View(192, 320, 8.0, 25), View(288, 480, 16.0, 25))
+FORMATS = (
+    ReadFormat(96, 160, 8.0, 81),
+    ReadFormat(192, 320, 8.0, 25),
+    ReadFormat(288, 480, 16.0, 25),
+)
 
 
 @frozen(eq=False)
 class Moments:
-    """First and second moment of all 768 coefficients, and the blocks that were counted."""
+    """First and second moments of all 768 coefficients over blocks of pixels.
+
+    Attributes:
+        first, second: means of the coefficients and of their squares, float64 `[768]`.
+        blocks: that were counted.
+    """
 
     first: Tensor
     second: Tensor
@@ -57,16 +67,16 @@ class Moments:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fit, write and check, as the module's text says."""
+    """Fit, write and check, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--videos", type=Path, help="folder of clips to fit on")
     parser.add_argument("--out", type=Path, default=CODECS, help="where JSON goes")
     parser.add_argument("--check", type=Path, help="folder of clips to measure on")
-    given = parser.parse_args(arguments)
-    if given.videos is not None:
-        for channels, fitted in fit(given.videos).items():
-            _write(given.out / f"dct{channels}.json", fitted)
-    for line in check(given.check) if given.check else ():
+    args = parser.parse_args(arguments)
+    if args.videos is not None:
+        for channels, fitted in fit(args.videos).items():
+            _write(args.out / f"dct{channels}.json", fitted)
+    for line in check(args.check) if args.check else ():
         print(line, flush=True)
 
 
@@ -77,20 +87,20 @@ def fit(videos: Path) -> dict[int, dict[str, Any]]:
         UserError: the folder holds no videos, or one of them cannot be read.
     """
     paths = _clips(videos)
-    moments = [moments_of(paths, view) for view in VIEWS]
+    moments = [moments_of(paths, form) for form in FORMATS]
     first = torch.stack([m.first for m in moments]).mean(dim=0)
     second = torch.stack([m.second for m in moments]).mean(dim=0)
-    blocks = {str(v): m.blocks for v, m in zip(VIEWS, moments, strict=True)}
+    blocks = {str(v): m.blocks for v, m in zip(FORMATS, moments, strict=True)}
     source = {"clips": [path.name for path in paths], "blocks": blocks}
     return {count: _strongest(first, second, count) | {"fitted_on": source} for count in COUNTS}
 
 
-def moments_of(paths: Sequence[Path], view: View) -> Moments:
+def moments_of(paths: Sequence[Path], form: ReadFormat) -> Moments:
     """Return the moments of all whole blocks of four frames after the first frame."""
     basis = full_basis()
     total = Moments(torch.zeros(len(basis)).double(), torch.zeros(len(basis)).double(), 0)
     for path in paths:
-        frames = _read(path, view)[:, :, 1:]
+        frames = _read(path, form)[:, :, 1:]
         whole = frames[:, :, : frames.shape[2] // BLOCK.time * BLOCK.time]
         values = (to_blocks(whole).flatten(0, -2) @ basis.float().T).double()
         total = Moments(
@@ -115,13 +125,13 @@ def _strongest(first: Tensor, second: Tensor, count: int) -> dict[str, Any]:
 
 
 def check(videos: Path) -> Iterator[str]:
-    """Yield one line a view and channel count: mean PSNR over clips, dB (mean over frames each)."""
+    """Yield a line for each format and channel count: mean PSNR over clips (of frame means), dB."""
     paths = _clips(videos)
-    for view in VIEWS:
+    for form in FORMATS:
         for channels in COUNTS:
             codec = DctCodec(Dct(channels=channels))
-            found = [_psnr(codec, _read(path, view)) for path in paths]
-            yield f"{channels} channels, {view}: {sum(found) / len(found):.2f} dB"
+            values = [_psnr(codec, _read(path, form)) for path in paths]
+            yield f"{channels} channels, {form}: {sum(values) / len(values):.2f} dB"
 
 
 def _psnr(codec: DctCodec, pixels: Tensor) -> float:
@@ -132,11 +142,15 @@ def _psnr(codec: DctCodec, pixels: Tensor) -> float:
     return float((-10 * mse.log() / math.log(10)).mean())
 
 
-def _read(path: Path, view: View) -> Tensor:
+def _read(path: Path, form: ReadFormat) -> Tensor:
     clip = read_frames(
-        path, fps=view.fps, size=(view.height, view.width), count=view.count, minimum=5
+        path,
+        fps=form.fps,
+        size=(form.height, form.width),
+        count=form.count,
+        minimum=5,
     )
-    return from_bytes(torch.from_numpy(clip.frames)).permute(3, 0, 1, 2)[None]
+    return rearrange(from_bytes(torch.from_numpy(clip.frames)), "f h w c -> 1 c f h w")
 
 
 def _clips(videos: Path) -> list[Path]:
@@ -148,9 +162,8 @@ def _clips(videos: Path) -> list[Path]:
 
 def _write(file: Path, fitted: dict[str, Any]) -> None:
     lines = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in fitted.items())
-    part = file.with_suffix(".part")
-    part.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
-    os.replace(part, file)
+    with whole_file(file) as part:
+        part.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,28 +6,30 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.hooks import impl
-from .paper import named
+from .paper import BACKBONES, RATES
+
+TINY = "longtake.experiments.tiny"
+PAPER = "longtake.experiments.paper"
 
 
 @impl
 def longtake_experiments() -> Mapping[str, str]:
     """Name the shipped experiments."""
-    module, base = "longtake.experiments.tiny", "longtake.experiments.tiny"
-    wan21, wan22 = "longtake.experiments.paper", "longtake.experiments.paper"
     return {
-        "tiny-base": f"{base}:TINY_BASE",
-        "tiny-wan-2x2x2": f"{module}:TINY_WAN_2X2X2",
-        "tiny-wan-2x2x2-crops": f"{module}:TINY_WAN_2X2X2_CROPS",
-        "tiny-wan-4x4x2": f"{module}:TINY_WAN_4X4X2",
-        "tiny-wan-4x4x2-crops": f"{module}:TINY_WAN_4X4X2_CROPS",
-        "tiny-wan-2x2x2-only-lr": f"{module}:TINY_WAN_ONLY_LR",
-        "tiny-wan-2x2x2-without-lr": f"{module}:TINY_WAN_WITHOUT_LR",
-        **named("wan21-1.3b", wan21),
-        **named("wan21-14b", wan21),
-        **named("wan22-5b", wan22),
-        **named("wan22-14b", wan22),
-        **named("hunyuan", "longtake.experiments.paper"),
+        "tiny-base": f"{TINY}:TINY_BASE",
+        "tiny-wan-2x2x2": f"{TINY}:TINY_WAN_2X2X2",
+        "tiny-wan-2x2x2-crops": f"{TINY}:TINY_WAN_2X2X2_CROPS",
+        "tiny-wan-4x4x2": f"{TINY}:TINY_WAN_4X4X2",
+        "tiny-wan-4x4x2-crops": f"{TINY}:TINY_WAN_4X4X2_CROPS",
+        "tiny-wan-2x2x2-only-lr": f"{TINY}:TINY_WAN_ONLY_LR",
+        "tiny-wan-2x2x2-without-lr": f"{TINY}:TINY_WAN_WITHOUT_LR",
+        **dict(_paper(f"{backbone}-{rate}") for backbone in BACKBONES for rate in RATES),
     }
+
+
+def _paper(name: str) -> tuple[str, str]:
+    """Return name and target: `wan22-5b-2x2x1` is `WAN22_5B_2X2X1` of the module."""
+    return name, f"{PAPER}:{name.upper().replace('-', '_').replace('.', '_')}"
 
 
 @impl

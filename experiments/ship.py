@@ -11,25 +11,25 @@ import argparse
 import json
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from ..core.config import load_experiment, to_json
+from ..core.config import differences, load_experiment, to_json
 from ..core.data.store import Store
 from ..core.experiment import Experiment
 from ..core.registry import registry
-from ..core.tools.files import open_tensors, read_json, read_lines, whole_folder, write_json
+from ..core.tools.files import open_tensors, read_json, read_json_lines, whole_folder, write_json
 from ..core.train.checkpoint import read_run, step_of
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ()) -> Path:
-    """Write the newest checkpoint of a run as shipped weights and give their folder.
+    """Write the newest checkpoint of a run as shipped weights, and return their folder.
 
     Args:
         run: the last run.
@@ -59,7 +59,7 @@ def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ())
 
 
 def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, object]:
-    """Return what a run was: its command, spec, steps, minutes and curve.
+    """Return how a run was trained: its command, spec, steps, minutes and curve.
 
     Args:
         run: its folder.
@@ -67,8 +67,8 @@ def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, ob
         start: the run whose weights it began with.
     """
     experiment, checkpoint = read_run(run)
-    lines = read_lines(run / "metrics.jsonl")
-    paced = [*lines, *read_lines(run / "pace.jsonl")]  # older runs had both in one file
+    lines = read_json_lines(run / "metrics.jsonl")
+    paced = [*lines, *read_json_lines(run / "pace.jsonl")]  # older runs had both in one file
     paces = [line["seconds_a_step"] for line in paced if "seconds_a_step" in line]
     return {
         "command": command(experiment, run, data, start),
@@ -91,19 +91,9 @@ def command(experiment: Experiment, run: Path, data: Path, start: Path | None) -
     words += ["--data", str(data), "--out", str(run)]
     words += ["--start", str(start)] if start else []
     old = to_json(load_experiment(name)[1]) if shipped else to_json(experiment)
-    for path, value in changes(old, to_json(experiment)):
+    for path, _, value in differences(old, to_json(experiment)):
         words += ["--set", f"{path}={as_word(value)}"]
     return shlex.join(words)
-
-
-def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield path and value of all that --set must change; a plugin of another type whole."""
-    both = isinstance(old, dict) and isinstance(new, dict)
-    if both and old.get("type") == new.get("type"):
-        for key in new:
-            yield from changes(old.get(key), new[key], f"{path}.{key}".lstrip("."))
-    elif old != new:
-        yield path, new
 
 
 def as_word(value: Any) -> str:
@@ -142,7 +132,7 @@ def halved(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="the store of all these runs")

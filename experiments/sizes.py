@@ -1,4 +1,4 @@
-"""The README's table of the published backbones: what they hold, and the paper's encoder on each.
+"""The table of `backbones/README.md`: sizes of published backbones, the paper's encoder on each.
 
     python -m longtake.experiments.sizes
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import attrs
 
 from ..backbones.specs import DiTSpec
-from ..core.model import Sizes, sizes
+from ..core.model import ModelSizes, model_sizes
 from ..core.registry import registry
 from ..core.show import RATES
 from ..core.values.grid import Rate
@@ -34,20 +34,20 @@ def encoder(rate: str) -> Conv:
 
 def row(name: str, spec: DiTSpec) -> str:
     """Return a backbone's line of the table."""
-    return _line(name, sizes(spec, [encoder(rate) for rate in RATES]))
+    return _line(name, model_sizes(spec, [encoder(rate) for rate in RATES]))
 
 
-def _line(name: str, found: Sizes) -> str:
-    shapes = found.geometry
+def _line(name: str, sizes: ModelSizes) -> str:
+    shapes = sizes.geometry
     stride = f"{shapes.vae_stride.time}×{shapes.vae_stride.height}×{shapes.vae_stride.width}"
     cells = [
         f"`{name}`",
-        f"{found.parameters / MILLION:,.0f} M",
+        f"{sizes.parameters / MILLION:,.0f} M",
         f"{shapes.width:,}",
         str(shapes.blocks),
         f"{shapes.channels}, {stride}",
         f"{shapes.fps:g}",
-        *(f"{parameters / MILLION:.1f} M" for parameters in found.encoders),
+        *(f"{parameters / MILLION:.1f} M" for parameters in sizes.encoders),
     ]
     return f"| {' | '.join(cells)} |"
 

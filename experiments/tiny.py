@@ -1,11 +1,22 @@
-"""`tiny-wan`: the paper's Stage I on the embedded default, small enough for two CPU cores.
+r"""`tiny-wan` and its base: the paper's method on a DiT of 7 M parameters, for two CPU cores.
 
-The base is `tiny-base`, trained as a plain video model in Stage 0; here the encoder and LoRA of
-rank 128 train on it, as on the real backbones. Training goes in two parts over one store: first on
-random crops, where a batch holds many clips, then on whole frames:
+Stage 0 makes `tiny-base`, a plain video model without memory (design §6): a tiny backbone has seen
+no video before, so it is pretrained as the real ones were, by flow matching on a few latent frames
+with the caption of their shot, on small frames. Clips without captions go by their file's name and
+shot, which takes the extra `longtake[cuts]`; the base that ships was trained with file names alone,
+since its store was made without cuts. Stage I then trains the encoder and LoRA of rank 128 on it,
+as on the real backbones, in two parts over one store: first on random crops, where a batch holds
+many clips, then on whole frames:
 
-    longtake pretrain tiny-wan-2x2x2-crops --data stores/clips --out runs/crops
-    longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/whole --start runs/crops
+    longtake cache tiny-base --videos clips/ --out stores/base
+    longtake pretrain tiny-base --data stores/base --out runs/base
+    longtake cache tiny-wan-2x2x2 --videos clips/ --out stores/clips
+    longtake pretrain tiny-wan-2x2x2-crops --data stores/clips --out runs/crops \
+        --set backbone.weights=runs/base/checkpoint-520/backbone
+    longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/whole --start runs/crops \
+        --set backbone.weights=runs/base/checkpoint-520/backbone
+
+Without `--set` Stage I begins with the base that ships.
 """
 
 from __future__ import annotations
@@ -13,17 +24,19 @@ from __future__ import annotations
 from attrs import evolve
 
 from ..backbones.wan.specs import TinyWan
-from ..core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
+from ..core.experiment import CacheSpec, Experiment, MeasureSpec, Target, TrainSpec
 from ..core.interfaces.spec import LoRA
 from ..core.values.grid import Rate
 from ..plugins.compressors.specs import Conv
 from ..plugins.maskers.specs import Noise
 from ..plugins.metrics.specs import HighBand, Lpips, MsSsim, Psnr, Ssim
 from ..plugins.retrievers.specs import Flow, MeanFrame, Thumbnail, Upsample
+from .paper import TARGETS
 
 FULL = 128 * 224  # pixels of a frame
 R222 = Rate(height=2, width=2, time=2)
 R442 = Rate(height=4, width=4, time=2)
+ABOVE_MEAN_FRAME = Target(metric="psnr", low=1.0, over="mean-frame")
 
 
 def encoder(rate: Rate) -> Conv:
@@ -62,7 +75,7 @@ def tiny(rate: Rate) -> Experiment:
             weigh=1.0,
             save_every=100,
         ),
-        measure=MeasureSpec(seconds=10.0),
+        measure=MeasureSpec(seconds=10.0, targets=(*TARGETS, ABOVE_MEAN_FRAME)),
     )
 
 
@@ -90,10 +103,6 @@ TINY_WAN_WITHOUT_LR = evolve(
     name="tiny-wan-2x2x2-without-lr",
     compressors=(evolve(encoder(R222), lr=False),),
 )
-
-
-# ⟦experiments/tiny_base.py⟧ `tiny-base`: Stage 0, the tiny DiT as a plain video model without memory (design §6). A tiny backbone has seen no video before, so it is pretrained here as the real ones were: flow matching on a few latent frames with the caption of their shot, on small frames. Clips without captions go by their file's name and shot, which takes the extra `longtake[cuts]`; the base that ships was trained with file names alone, since its store was made without cuts. Stage I then adds memory and LoRA: longtake cache tiny-base --videos clips/ --out stores/base longtake pretrain tiny-base --data stores/base --out runs/base longtake pretrain tiny-wan-2x2x2-crops --data stores/clips --out runs/crops \ --set backbone.weights=runs/base/checkpoint-520/backbone
-
 
 TINY_BASE = Experiment(
     name="tiny-base",

@@ -1,4 +1,4 @@
-"""Plain torch of the encoder's operations: what they mean, and what fused kernels must match."""
+"""The memory encoder's operations in plain torch: what fused kernels must match."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def conv3d_act(
     norm: Tensor | None = None,
     activation: bool = True,
 ) -> Tensor:
-    """Return SiLU(RMSNorm(conv3d([tail, x]))): causal in time, one ring of zeros in space.
+    """Return SiLU(RMSNorm(conv3d([tail, x]))): causal in time, padded by one zero a side in space.
 
     Args:
         x: new frames `[B, C, T, H, W]`.
@@ -44,9 +44,14 @@ def conv3d_act(
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x / rms(x) · weight over the channels of `[B, C, T, H, W]`, in the dtype of x.
+    """Return x / rms(x) · weight, normalised over the channels of `[B, C, T, H, W]`.
 
-    Half precisions are summed in float32.
+    Args:
+        x: `[B, C, T, H, W]`; half precisions are summed in float32.
+        weight: `[C]`.
+
+    Returns:
+        As x in shape and dtype; ε = 1e-6 is added to the mean square.
     """
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     scale = torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + EPS)
@@ -56,13 +61,17 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 def out_tokens(
     hidden: Tensor, weight: Tensor, bias: Tensor, lr_tokens: Tensor | None = None
 ) -> Tensor:
-    """Return the memory tokens: the HR features' last 1×1×1 conv, and the LR tokens added.
+    """Return the memory tokens: the last 1×1×1 conv of the HR features, plus the LR tokens.
 
     Args:
-        hidden: `[..., C]`, channels last.
+        hidden: features of the high-resolution (HR) branch, `[..., C]`, channels last.
         weight: `[D, C]`.
         bias: `[D]`.
-        lr_tokens: `[..., D]`, the DiT's own tokens of the LR latents; None: the HR branch alone.
+        lr_tokens: `[..., D]`, the DiT's own tokens of the low-resolution (LR) latents; None: the
+            HR branch alone.
+
+    Returns:
+        `[..., D]`.
 
     Source: method.md §2; kernels.md §5, K2.
     """

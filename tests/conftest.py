@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 INTERFACES = (
-    "calls", "codec", "compressor", "fit", "history", "memory", "positions", "query", "retriever",
-    "scene", "text",
+    "interfaces.backbone", "interfaces.codec", "interfaces.compressor", "interfaces.metric",
+    "interfaces.retriever", "interfaces.text_encoder",
+    "values.history", "values.memory", "values.text",
 )  # fmt: skip
+# beartype knows `Self` only in classes that it decorates whole, and jaxtyping decorates methods
+CHECKER = (
+    "beartype.beartype(conf=beartype.BeartypeConf(hint_overrides="
+    "beartype.BeartypeHintOverrides({__import__('typing').Self: object})))"
+)
 # shapes of the interfaces are checked in tests only (conventions C.2); before their first import
-install_import_hook([f"longtake.core.{name}" for name in INTERFACES], "beartype.beartype")
+install_import_hook([f"longtake.core.{name}" for name in INTERFACES], CHECKER)
+
+# The same examples in every run, on every worker, and in every order of tests.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # Workers share the cores: with a pool of threads in each they wait for one another (6x slower).
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -40,3 +52,13 @@ def video_dir() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    """What a test plugs in is gone when it ends."""
+    from longtake.core.registry import registry
+
+    registry.cache_clear()
+    yield
+    registry.cache_clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.texts.specs import Bytes
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.cache.cache import cache
+from longtake.core.cache.encode import MultiRateEncoder
 from longtake.core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
-from longtake.core.interfaces.spec import LoRA
+from longtake.core.interfaces.codec import Codec
+from longtake.core.interfaces.spec import CodecSpec, LoRA
 from longtake.core.model import all_needs
 from longtake.core.values.grid import Rate
 from longtake.core.video.write import write_video
@@ -78,3 +80,11 @@ def make_store(folder: Path, experiment: Experiment, seeds: Sequence[int] = (1, 
         rates=needs.rates, pixels=needs.pixels, device=torch.device("cpu"),
     )  # fmt: skip
     return store
+
+
+def encode_lowres(codec: Codec[CodecSpec], rate: Rate, chunks: Iterable[torch.Tensor]):
+    """The LR latents of a video in [−1, 1] that comes in chunks of any number of frames."""
+    lowres = MultiRateEncoder.of(codec, [rate])
+    for chunk in chunks:
+        lowres.push(chunk)
+    return lowres.joined()[rate]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .every_backbone import PIPELINES, Pipeline
+from .program import DDP, FSDP, ROOT, pair, run
 from .small import write_clips
-from .test_cli import run
 
-ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = """
 from tests.small import small
 EXPERIMENT = small(steps=2, seconds=(0.5, 1.0), trains="lora", save_every=1, gain_every=1)
@@ -106,6 +102,7 @@ def test_places_that_cannot_be(place: Place, tmp_path: Path, case: str) -> None:
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_home_is_found_by_all_three(place: Place, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(place.root))
     sets = [f"backbone.{part}weights=~/wan21-1.3b" for part in ("", "codec.", "text_encoder.")]
@@ -300,32 +297,33 @@ def test_an_export_that_stops_leaves_nothing(
     assert code == 2 and "File name too long" in err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["--multi_gpu", "--use_fsdp"])
-def test_processes_that_ask_different_experts_end_with_one_loss(
-    place: Place, tmp_path: Path, kind: str
-) -> None:
-    """They ask one expert each in some steps and measures: none may wait, or move other weights."""
+@pytest.fixture(scope="module")
+def one_of_two_experts(place: Place) -> tuple[list[str], dict[str, float]]:
+    """A training of both experts, but for its folder, and what one process says of it.
+
+    In some steps and measures each of two processes asks another expert.
+    """
     sets = [
         place.pipelines["wan22-14b"].change, "backbone.expert=both", "backbone.boundary=0.95",
         "train.steps=8", "train.batch=4", "train.checkpointing=true", "train.optimizer=adamw",
     ]  # fmt: skip
-    changes, store = [x for text in sets for x in ("--set", text)], str(tmp_path / "store")
+    changes, store = [x for text in sets for x in ("--set", text)], str(place.root / "experts")
     mine, videos = str(place.root / "mine.py"), str(place.root / "videos")
     short = ("--set", "cache.area=1536", "--set", "cache.min_seconds=0.5")
     assert run("cache", mine, "--videos", videos, "--out", store, *changes, *short)[0] == 0
-    words = (mine, "--data", store, "--json", *changes, "--out")
-    alone = json.loads(run("pretrain", *words, tmp_path / "one")[1])
-    fsdp = ("--fsdp_version", "2") if kind == "--use_fsdp" else ()
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", kind, *fsdp, "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--main_process_port", "0", "-m", "longtake", "pretrain", *words, str(tmp_path / "two"),
-    ]  # fmt: skip
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    two = json.loads(ended.stdout[ended.stdout.index("{") :])
+    words = ["pretrain", mine, "--data", store, "--json", *changes, "--out"]
+    return words, json.loads(run(*words, place.root / "one")[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [DDP, FSDP])
+def test_processes_that_ask_different_experts_end_with_one_loss(
+    one_of_two_experts: tuple[list[str], dict[str, float]], tmp_path: Path, kind: tuple[str, ...]
+) -> None:
+    """None may wait for the other, or move other weights."""
+    words, alone = one_of_two_experts
+    ended = pair((*words, tmp_path / "two"), tmp_path, *kind)
+    assert [one.process.exitcode for one in ended] == [0, 0], [one.err for one in ended]
+    two = json.loads(next(one.out for one in ended if one.out.strip()))
     assert two["loss"] == pytest.approx(alone["loss"], abs=1e-4)
     assert two["memory_gain"] == pytest.approx(alone["memory_gain"], abs=1e-3)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from longtake import __main__ as door
 from longtake.core.video.write import write_video
 
+from .program import run
 from .small import moving, write_clips
 
 SPEC = """
@@ -31,23 +31,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run("cache", experiment, "--videos", root / "videos", "--out", root / "store")[0] == 0
     assert run("pretrain", experiment, "--data", root / "store", "--out", root / "run")[0] == 0
     return root
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `longtake WORDS`, in this process."""
-    import contextlib
-    import io
-
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["longtake", *map(str, words)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            door.main()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    finally:
-        sys.argv = before
-    return code, out.getvalue(), err.getvalue()
 
 
 def test_every_verb_has_help_with_an_example() -> None:
@@ -109,6 +92,7 @@ def test_measure_writes_a_report_and_json(place: Path) -> None:
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
 
 
+@pytest.mark.slow
 def test_bench_runs_to_its_end_on_an_experiment_of_ones_own(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,15 @@ from attrs import evolve
 
 from longtake.core import demo as module
 from longtake.core.data.store import Store
-from longtake.core.demo import Story, change, demo_experiment, gentle, lesson, tell, trend
+from longtake.core.demo import (
+    DemoResult,
+    clip_training,
+    demo_experiment,
+    describe_change,
+    learning_rate,
+    loss_trend,
+    run_demo,
+)
 from longtake.core.errors import UserError
 from longtake.core.interfaces.spec import LoRA
 from longtake.core.registry import registry
@@ -32,9 +40,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def told(
     weights: Path, out: Path, steps: int, video: Path | None = None
-) -> tuple[Story, list[str]]:
+) -> tuple[DemoResult, list[str]]:
     said: list[str] = []
-    story = tell(video, out, weights, steps=steps, say=said.append, progress=lambda *_: None)
+    story = run_demo(video, out, weights, steps=steps, say=said.append, progress=lambda *_: None)
     return story, said + story.lines()
 
 
@@ -67,33 +75,36 @@ def test_a_video_that_is_none_is_one_line(weights: Path, tmp_path: Path) -> None
         told(weights, tmp_path / "out", 0, tmp_path / "bad.mp4")
 
 
+@pytest.mark.slow
 def test_what_training_did_is_told_honestly(weights: Path, tmp_path: Path) -> None:
     video = tmp_path / "mine.mp4"
     write_video(video, moving(8, seconds=5), 8)
     before = told(weights, tmp_path / "out", 0, video)[0].before
-    assert "(+0.00)" in change(before, before, [2.0, 1.0])
-    assert change(before, before, [2.0, 1.0]).endswith("so few steps did not help on this clip")
-    assert trend([4.0, 3.0, 2.0, 1.0]) == "4.000 → 1.000"
+    assert "(+0.00)" in describe_change(before, before, [2.0, 1.0])
+    assert describe_change(before, before, [2.0, 1.0]).endswith(
+        "so few steps did not help on this clip"
+    )
+    assert loss_trend([4.0, 3.0, 2.0, 1.0]) == "4.000 → 1.000"
 
 
 def test_the_lesson_trains_what_is_measured(weights: Path, tmp_path: Path) -> None:
     experiment = demo_experiment(small(memory_dropout=0.5, ema=0.9, pure=0.1, precision="bf16"))
     store = Store.open(make_store(tmp_path, experiment, seeds=(3,)))
-    train = lesson(experiment, store, 7).train
+    train = clip_training(experiment, store, 7).train
     assert (train.steps, train.pure, train.memory_dropout, train.ema) == (7, 1.0, 0.0, 0.0)
     assert train.seconds[0] == train.seconds[1] <= 20.0
     assert train.precision == "auto", "bf16 of a GPU's run is slow on CPUs without it"
-    assert gentle(evolve(train, trains="lora", adapter=LoRA(rank=4, alpha=12.0))) == pytest.approx(
-        1e-4
-    )
-    assert gentle(evolve(train, trains="all")) == 1e-4
+    assert learning_rate(
+        evolve(train, trains="lora", adapter=LoRA(rank=4, alpha=12.0))
+    ) == pytest.approx(1e-4)
+    assert learning_rate(evolve(train, trains="all")) == 1e-4
 
 
 @pytest.mark.slow
 def test_the_weights_that_ship_tell_the_story(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "METRICS", 1)
+    monkeypatch.setattr(module, "SHOWN_METRICS", 1)
     video = tmp_path / "mine.mp4"
     write_video(video, islice(builtin_clip(fps=8, height=144, width=256), 34), 8)
     story, lines = told(registry().weights["tiny-wan-2x2x2"], tmp_path / "out", 1, video)

@@ -13,19 +13,19 @@ from attrs import evolve
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from longtake.backbones.wan.experts import Wan22Moe
+from longtake.backbones.wan.experts import Wan22MoeBackbone
 from longtake.backbones.wan.specs import Wan22Moe14B
 from longtake.core.config import to_json
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
-from longtake.core.export import shown
+from longtake.core.export import without_local_paths
 from longtake.core.model import Model, build_model
 from longtake.core.tools.files import write_json
 from longtake.core.train.checkpoint import load_encoder, save_model
-from longtake.core.train.pretrain import resolved
+from longtake.core.train.pretrain import resolved_spec
 
+from .program import run
 from .small import small
-from .test_cli import run
 
 
 def make_run(place: Path, experiment: Experiment) -> Model:
@@ -36,7 +36,7 @@ def make_run(place: Path, experiment: Experiment) -> Model:
         torch.nn.init.normal_(weight.data, std=0.3, generator=generator)
     (place / "checkpoint-3").mkdir(parents=True)
     save_model(place / "checkpoint-3", model)
-    write_json(place / "spec.json", resolved(experiment))
+    write_json(place / "spec.json", resolved_spec(experiment))
     return model
 
 
@@ -157,7 +157,7 @@ def test_a_base_with_lora_has_no_encoder(place: Path, tmp_path: Path) -> None:
 def test_folders_of_this_machine_stay_here() -> None:
     def named(weights: str, *loras: str) -> tuple[str, list[str]]:
         backbone = evolve(small().backbone, weights=weights, loras=loras)
-        found = shown(evolve(small(), backbone=backbone))["backbone"]
+        found = without_local_paths(evolve(small(), backbone=backbone))["backbone"]
         return found["weights"], found["loras"]
 
     assert named("/home/me/wan", "/a/b/x.safetensors@0.8", "high:~/l/y.safetensors") == (
@@ -180,7 +180,7 @@ def test_two_experts_are_two_files(tmp_path: Path, layout: str) -> None:
     assert files["low"] == str(tmp_path / "out" / "x.low.safetensors")
     adapters = model.backbone.adapters()
     for file, expert in (("high", "transformer"), ("low", "transformer_2")):
-        one = Wan22Moe.load(evolve(both, expert=file))
+        one = Wan22MoeBackbone.load(evolve(both, expert=file))
         one.load_adapters(Path(files[file]))
         for name, weight in one.adapters().items():
             assert torch.equal(weight, adapters[f"{expert}.{name}"])

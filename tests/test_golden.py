@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longtake.core import config as edge
+from longtake.core import config
 from longtake.core.experiment import Experiment
 from longtake.core.registry import registry
 
@@ -20,13 +20,13 @@ def names() -> list[str]:
 
 @pytest.mark.parametrize("name", names())
 def test_a_shipped_experiment_resolves_to_its_golden_file(name: str) -> None:
-    found_name, experiment = edge.load_experiment(name)
+    found_name, experiment = config.load_experiment(name)
     assert found_name == name
-    path, text = GOLDEN / f"{name}.json", edge.dumps(experiment)
+    path, text = GOLDEN / f"{name}.json", config.dumps(experiment)
     if os.environ.get("LONGTAKE_GOLDEN") == "write":
         path.write_text(text, encoding="utf-8")
     assert path.read_text(encoding="utf-8") == text, "an experiment changed: renew on purpose"
-    assert edge.loads(text, Experiment) == experiment
+    assert config.loads(text, Experiment) == experiment
 
 
 def test_no_golden_file_is_left_of_an_experiment_that_is_gone() -> None:

@@ -18,6 +18,7 @@ from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store
 from longtake.core.data.windows import Batch
 from longtake.core.measure.measure import measure
+from longtake.core.measure.prepare import MeasureSetup
 from longtake.core.model import Model, all_needs, build_model
 from longtake.core.registry import build
 from longtake.core.tools.device import pick_device
@@ -141,7 +142,7 @@ def test_training_in_bf16_and_measuring(device: torch.device, tmp_path: Path) ->
     result = pretrain(experiment, store, tmp_path / "run")
     assert result.step == 3 and result.loss is not None and result.loss < 10
     model = load_run(tmp_path / "run").to(device)
-    found = measure(model, Store.open(store), run="run")
+    found = measure(MeasureSetup.build(model, Store.open(store)), run="run")
     assert found.device.startswith(device.type)
     psnr = found.retrieval(found.main).unmasked.figures["psnr"].mean
     assert 0 < psnr < 60

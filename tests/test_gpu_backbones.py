@@ -18,13 +18,18 @@ from longtake.experiments.gpu_day.backbones import (
     append,
     attention,
     batch_of,
-    stage_of,
     stage_one,
     step,
-    step_of,
+    train_step_of,
 )
-from longtake.experiments.gpu_day.cost import FAULT, Bench, Shelf, asked_mib, fitting
-from longtake.experiments.gpu_day.day import Book, Day, TimeIsUp
+from longtake.experiments.gpu_day.cost import (
+    FAULT_KEY,
+    BackboneSlot,
+    CostMeter,
+    asked_mib,
+    measure_or_fault,
+)
+from longtake.experiments.gpu_day.day import Session, StepResult, TimeIsUp
 from longtake.experiments.gpu_day.subjects import (
     Subject,
     random_backbone,
@@ -34,7 +39,7 @@ from longtake.experiments.gpu_day.subjects import (
 )
 
 CPU = torch.device("cpu")
-BENCH = Bench(device=CPU, repeats=1, limits={"bf16_flop_per_second": 1e9})
+BENCH = CostMeter(device=CPU, repeats=1, limits={"bf16_flop_per_second": 1e9})
 NAMES = ("hunyuan", "wan21-1.3b", "wan22-14b", "wan22-5b")
 HEAD = {"step": "backbones", "tiny": True, "at": {"commit": "a", "dirty": False}}
 FULL = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79 GiB"
@@ -44,9 +49,9 @@ def tiny(name: str) -> Subject:
     return next(subject for subject in subjects(tiny=True) if subject.name == name)
 
 
-def book_of(out: Path, *, seconds: float = 60.0, tiny: bool = True) -> Book:
-    day = Day(out=out, keep=out, videos=None, tiny=tiny, end=time.time() + seconds)
-    return Book.open(out / "backbones.json", HEAD, day)
+def book_of(out: Path, *, seconds: float = 60.0, tiny: bool = True) -> StepResult:
+    day = Session(out=out, keep=out, videos=None, tiny=tiny, end=time.time() + seconds)
+    return StepResult.open(out / "backbones.json", HEAD, day)
 
 
 def out_of_memory() -> dict[str, Any]:
@@ -114,16 +119,16 @@ def test_a_step_is_counted_and_told_beside_the_limit() -> None:
     assert found["tflop"] == 2 * 8 * 16 * 8 / 1e12
     assert found["share_of_limit"] == pytest.approx(2048 / found["seconds"] / 1e9)
     assert found["held_mib"] is None and found["peak_mib"] is None
-    assert Bench(device=CPU, repeats=1).cost(lambda: a @ a.T)["share_of_limit"] is None
+    assert CostMeter(device=CPU, repeats=1).cost(lambda: a @ a.T)["share_of_limit"] is None
     with pytest.raises(LongtakeError, match="not finite"):
         BENCH.cost(lambda: a / 0)
 
 
 def test_what_is_cached_is_not_worked_out_again() -> None:
-    subject, shelf = tiny("wan22-5b"), Shelf(CPU)
-    bare = step(subject, shelf.take(subject.spec), 0, BENCH)
-    full = step(subject, shelf.take(subject.spec), 40, BENCH)
-    cached = step(subject, shelf.take(subject.isolated("isolated")), 40, BENCH)
+    subject, shelf = tiny("wan22-5b"), BackboneSlot(CPU)
+    bare = step(subject, shelf.load(subject.spec), 0, BENCH)
+    full = step(subject, shelf.load(subject.spec), 40, BENCH)
+    cached = step(subject, shelf.load(subject.isolated("isolated")), 40, BENCH)
     assert bare["tflop"] < full["tflop"]
     assert cached["tflop"] == bare["tflop"]  # but for attention, which is not counted on a CPU
     assert 0 < cached["remember"]["tflop"] < bare["tflop"]
@@ -133,8 +138,8 @@ def test_what_is_cached_is_not_worked_out_again() -> None:
 
 @pytest.mark.parametrize("name", ["hunyuan", "wan21-1.3b"])
 def test_a_second_more_runs_the_last_block_alone(name: str) -> None:
-    subject, shelf = tiny(name), Shelf(CPU)
-    backbone = shelf.take(subject.isolated("isolated-causal"))
+    subject, shelf = tiny(name), BackboneSlot(CPU)
+    backbone = shelf.load(subject.isolated("isolated-causal"))
     found = append(subject, backbone, 40, BENCH)
     whole = random_memory(subject, 40, CPU, torch.bfloat16)
     anew = BENCH.cost(lambda: backbone.remember(whole))
@@ -143,27 +148,28 @@ def test_a_second_more_runs_the_last_block_alone(name: str) -> None:
 
 
 def test_stage_one_trains_adapters_and_encoder_alone() -> None:
-    subject, shelf = tiny("wan22-14b"), Shelf(CPU)
+    subject, shelf = tiny("wan22-14b"), BackboneSlot(CPU)
     experiment = subject.experiment(remembers=True)
-    backbone = shelf.take(subject.spec, experiment.train.adapter)
-    stage = stage_of(subject, experiment, backbone, CPU)
+    backbone = shelf.load(subject.spec, experiment.train.adapter)
+    train = train_step_of(subject, experiment, backbone, CPU)
+    stage = train.stage
     assert backbone.gradient_checkpointing  # type: ignore[truthy-function]
     before = {n: p.detach().clone() for n, p in stage.named_parameters()}
-    run, trained = step_of(stage, batch_of(subject, backbone, 10, CPU))
-    run()
+    train(batch_of(subject, backbone, 10, CPU))
     moved = {n for n, p in stage.named_parameters() if not torch.equal(p, before[n])}
     assert moved and all("lora_" in n or n.startswith("encoder.") for n in moved)
     assert {"encoder" in n for n in moved} == {True, False}
-    assert trained == sum(p.numel() for n, p in before.items() if "lora_" in n or "encoder" in n)
+    trained = [p for n, p in before.items() if "lora_" in n or "encoder" in n]
+    assert train.trained_parameters == sum(p.numel() for p in trained)
     assert all(p.grad is None for p in stage.parameters())
 
 
 def test_stage_one_without_memory_is_lora_alone() -> None:
-    subject, shelf = tiny("wan21-1.3b"), Shelf(CPU)
+    subject, shelf = tiny("wan21-1.3b"), BackboneSlot(CPU)
     bare, found = (stage_one(subject, shelf, tokens, BENCH) for tokens in (0, 10))
     assert bare["tokens"] == 0 and 10 <= found["tokens"] < 10 + subject.cells
     assert bare["history"] == found["history"] and bare["targets"] == found["targets"] == 2
-    adapters = sum(p.numel() for p in shelf.take(subject.spec, shelf.lora).adapters().values())
+    adapters = sum(p.numel() for p in shelf.load(subject.spec, shelf.lora).adapters().values())
     assert bare["trained_parameters"] == adapters < found["trained_parameters"]
     assert bare["tflop"] < found["tflop"]
 
@@ -178,11 +184,11 @@ def test_attention_is_timed_by_kernel() -> None:
 
 
 def test_the_shelf_holds_one_backbone() -> None:
-    shelf, spec = Shelf(CPU), tiny("wan21-1.3b").spec
-    first = shelf.take(spec)
-    assert shelf.take(spec) is first
+    shelf, spec = BackboneSlot(CPU), tiny("wan21-1.3b").spec
+    first = shelf.load(spec)
+    assert shelf.load(spec) is first
     lora = tiny("wan21-1.3b").experiment(remembers=True).train.adapter
-    second = shelf.take(spec, lora)
+    second = shelf.load(spec, lora)
     assert second is not first and second.adapters() and not first.adapters()
     shelf.clear()
     assert shelf.model is None and shelf.spec is None and shelf.lora is None
@@ -206,48 +212,46 @@ def test_what_does_not_fit_is_a_fault_of_its_case_alone(
 ) -> None:
     made: list[str] = []
 
-    def cases(subject: Subject, shelf: Shelf, bench: Bench) -> list[backbones.Case]:
+    def cases(
+        subject: Subject, shelf: BackboneSlot, bench: CostMeter
+    ) -> list[backbones.Measurement]:
         name = subject.name
         good = {"seconds": 2.0}
         return [
-            backbones.Case(name=f"{name} a", make=lambda: made.append(name) or {"seconds": 1.0}),
-            backbones.Case(name=f"{name} b", make=out_of_memory, beside=f"{name} a"),
-            backbones.Case(name=f"{name} c", make=lambda: good, beside=f"{name} a"),
+            backbones.Measurement(
+                name=f"{name} a", make=lambda: made.append(name) or {"seconds": 1.0}
+            ),
+            backbones.Measurement(name=f"{name} b", make=out_of_memory, beside=f"{name} a"),
+            backbones.Measurement(name=f"{name} c", make=lambda: good, beside=f"{name} a"),
         ]
 
-    monkeypatch.setattr(backbones, "cases", cases)
+    monkeypatch.setattr(backbones, "measurements", cases)
     for _ in range(2):  # the second run finds all figures there
         book = book_of(tmp_path)
         with pytest.raises(LongtakeError, match="hunyuan b: out of memory, asked for 2560.0 MiB"):
-            backbones.run(book.day, book)
+            backbones.run(book.session, book)
     assert sorted(made) == sorted(NAMES)
-    assert book.figures["hunyuan b"] == {FAULT: "out of memory", "asked_mib": 2560.0, "said": FULL}
+    assert book.figures["hunyuan b"] == {
+        FAULT_KEY: "out of memory",
+        "asked_mib": 2560.0,
+        "said": FULL,
+    }
     assert book.figures["wan22-5b c"]["over_no_memory"] == 2.0
 
 
 def test_a_case_that_fails_leaves_no_half_changed_model() -> None:
-    shelf = Shelf(CPU)
-    shelf.take(tiny("wan21-1.3b").spec)
+    shelf = BackboneSlot(CPU)
+    shelf.load(tiny("wan21-1.3b").spec)
     with pytest.raises(ZeroDivisionError):
-        fitting(lambda: {"seconds": 1 / 0}, shelf)
+        measure_or_fault(lambda: {"seconds": 1 / 0}, shelf)
     assert shelf.model is None
 
 
 def test_without_time_no_case_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = book_of(tmp_path, seconds=45.0 + backbones.SPARE - 1, tiny=False)
     book.figures["limits"] = {"bf16_flop_per_second": 1e9}
-    never = [backbones.Case(name="a", make=lambda: {"seconds": 1.0})]
-    monkeypatch.setattr(backbones, "cases", lambda *_: never)
+    never = [backbones.Measurement(name="a", make=lambda: {"seconds": 1.0})]
+    monkeypatch.setattr(backbones, "measurements", lambda *_: never)
     with pytest.raises(TimeIsUp):
-        backbones.run(book.day, book)
+        backbones.run(book.session, book)
     assert set(book.figures) == {"limits"}
-
-
-@pytest.mark.slow
-def test_every_case_of_every_backbone_runs(tmp_path: Path) -> None:
-    book = book_of(tmp_path, seconds=300.0)
-    backbones.run(book.day, book)
-    for name in NAMES:
-        mine = [key for key in book.figures if key == name or key.startswith(f"{name}, ")]
-        assert len(mine) == 11, mine
-    assert len(book.figures) == 1 + 11 * len(NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import os
 import re
@@ -10,13 +11,19 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import longtake
 from longtake.core import hooks
+from longtake.core.interfaces.compressor import pad_to
+
+from .conftest import INTERFACES
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("core", "plugins", "backbones", "kernels", "experiments")
@@ -34,19 +41,28 @@ FILES = [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
 DOORS = [ROOT / "__init__.py", ROOT / "__main__.py"]
 SOURCES = [p for p in (*DOORS, *FILES) if p.exists()]
 HOOKS = [name for name in vars(hooks) if name.startswith("longtake_")]
-by_file = pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+
+NOTHING: list[str] = []
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Give line and absolute name of everything that a file imports, as `longtake.…` if ours."""
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> tuple[tuple[int, str], ...]:
+    """Line and absolute name of everything that a file imports, as `longtake.…` if ours."""
     package = ("longtake", *path.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    result: list[tuple[int, str]] = []
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            result += ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join((*base, *([node.module] if node.module else [])))
-            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+            result += ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+    return tuple(result)
 
 
 def room_of(path: Path) -> str:
@@ -54,35 +70,41 @@ def room_of(path: Path) -> str:
     return parts[0] if len(parts) > 1 else path.stem
 
 
-@by_file
-def test_imports_run_down(path: Path) -> None:
-    room = room_of(path)
-    for line, name in imports(path):
-        first, *rest = name.split(".")
-        if first == "longtake" and rest:
-            target = rest[0] if rest[0] in ROOMS else "__init__"
-            where = f"{path.name}:{line} imports {name}"
-            assert target in BELOW[room] | {room}, f"{where}: {room} must not see {target}"
+def test_imports_run_down() -> None:
+    def wrong(path: Path) -> Iterator[str]:
+        room = room_of(path)
+        for line, name in imports(path):
+            first, *rest = name.split(".")
+            target = rest[0] if rest and rest[0] in ROOMS else "__init__"
+            if first == "longtake" and rest and target not in BELOW[room] | {room}:
+                yield f"{path}:{line} imports {name}: {room} must not see {target}"
+
+    assert [line for path in SOURCES for line in wrong(path)] == NOTHING
 
 
-@by_file
-def test_imports_of_the_house_are_relative(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        absolute = isinstance(node, ast.ImportFrom) and not node.level and node.module or ""
-        plain = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in [absolute, *plain]:
-            assert name.split(".")[0] not in ("longtake", *ROOMS), f"{path}:{node.lineno}: {name}"
+def test_imports_of_the_house_are_relative() -> None:
+    def wrong(path: Path) -> Iterator[str]:
+        for node in ast.walk(tree(path)):
+            absolute = isinstance(node, ast.ImportFrom) and not node.level and node.module or ""
+            plain = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in [absolute, *plain]:
+                if name.split(".")[0] in ("longtake", *ROOMS):
+                    yield f"{path}:{node.lineno}: {name}"
+
+    assert [line for path in SOURCES for line in wrong(path)] == NOTHING
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_lower_floors_name_no_upper_module(path: Path) -> None:
-    room = room_of(path)
-    above = {other for other in ROOMS if other not in BELOW[room] | {room}}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found = re.match(r"longtake\.(\w+)[\w.]*(:\w+)?$", node.value)
-            named = found[1] if found else ""
-            assert named not in above, f"{path.name}:{node.lineno}: {node.value}"
+def test_lower_floors_name_no_upper_module() -> None:
+    def wrong(path: Path) -> Iterator[str]:
+        room = room_of(path)
+        above = {other for other in ROOMS if other not in BELOW[room] | {room}}
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = re.match(r"longtake\.(\w+)[\w.]*(:\w+)?$", node.value)
+                if named and named[1] in above:
+                    yield f"{path}:{node.lineno}: {node.value}"
+
+    assert [line for path in FILES for line in wrong(path)] == NOTHING
 
 
 def modules_of(path: Path) -> set[str]:
@@ -114,6 +136,22 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         pytest.fail(f"a circle: {' imports '.join(reversed(error.args[1]))}")
     assert len(order) >= len(FILES)
     assert sum(map(len, seen.values())) > len(FILES), "imports are not seen"
+
+
+def test_every_module_is_imported() -> None:
+    """Those that no test asks for, too."""
+    for path in SOURCES:
+        *parts, last = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(["longtake", *parts, *([last] if last != "__init__" else [])])
+        assert importlib.import_module(name).__name__ == name
+
+
+def test_shapes_are_checked_in_tests() -> None:
+    """A move of a module must not turn the checks of the interfaces off (conftest)."""
+    for name in INTERFACES:
+        assert importlib.util.find_spec(f"longtake.core.{name}"), f"{name} is no module"
+    with pytest.raises(TypeCheckError):
+        pad_to(torch.zeros(1, 2), 4, 4)  # which are no latents
 
 
 def test_kernels_hides_no_package() -> None:
@@ -161,42 +199,40 @@ def test_hooks_are_the_kinds_and_the_names() -> None:
     assert {n.removeprefix("longtake_") for n in HOOKS} == {k + "s" for k in hooks.KINDS} | named
 
 
-def run(*arguments: str, after: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the program in a process of its own, then the statement `after`."""
-    code = (
-        "import sys\n"
-        f"sys.argv = ['longtake', *{list(arguments)!r}]\n"
-        "from longtake.__main__ import main\n"
-        "try:\n    main()\n"
-        f"finally:\n    {after or 'pass'}\n"
-    )
+LIGHT = """
+import sys
+from longtake.__main__ import main
+
+for words in (["--help"], ["list"], ["list", "--json"], ["cache", "-h"]):
+    sys.argv = ["longtake", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        assert ended.code in (None, 0), words
+    print(words, [name for name in HEAVY if name in sys.modules], file=sys.stderr)
+"""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, with longtake where these tests found it."""
     place = str(Path(longtake.__file__).parent.parent)
     path = os.pathsep.join([place, os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120,
         env=os.environ | {"PYTHONPATH": path, "LONGTAKE_PLUGINS": ""}, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--json"], ["cache", "-h"]])
-def test_the_door_stays_light(arguments: list[str]) -> None:
-    done = run(*arguments, after=f"print([m for m in {HEAVY!r} if m in sys.modules])")
+def test_the_door_stays_light() -> None:
+    done = python("-c", f"HEAVY = {HEAVY!r}\n{LIGHT}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]", "heavy imports"
+    assert [line.endswith(" []") for line in done.stderr.splitlines()] == [True] * 4, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["show", "no-such-experiment"], "longtake: unknown experiment 'no-such-experiment'; "),
-        (["show", "no.py:x"], "longtake: no.py: there is no such file"),
-        (["show", "tiny-wan-2x2x2", "--set", "train.stepz=1"],
-         "longtake: train.stepz: unknown field; did you mean steps?"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_line_and_exit_2(arguments: list[str], said: str) -> None:
-    done = run(*arguments)
+def test_bad_input_is_one_line_and_exit_2() -> None:
+    done = python("-m", "longtake", "show", "tiny-wan-2x2x2", "--set", "train.stepz=1")
     assert done.returncode == 2 and done.stdout == ""
+    said = "longtake: train.stepz: unknown field; did you mean steps?"
     assert done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1, done.stderr
 
 

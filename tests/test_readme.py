@@ -1,4 +1,4 @@
-"""Every block of the README runs, on small input."""
+"""Every block of the README runs, on small input; its pages lead where they say."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from .small import moving
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROOMS = ("core", "plugins", "backbones", "kernels", "experiments")
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.md"))),
+]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)
 SMALL = {
     "cache": ["--set", "cache.area=4096"],
@@ -64,17 +69,35 @@ def test_the_path_of_a_user_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write_video(tmp_path / "clips" / f"{name}.mp4", moving(seed, seconds=5), 8)
     for words in (*lines("list"), *lines("show"), *lines("cache")):
         run(*words, *SMALL.get(words[0], []))
-    for steps, words in zip((1, 2), lines("pretrain"), strict=True):
-        run(*words, *SMALL["pretrain"], "--set", f"train.steps={steps}")
+    (pretrain,) = lines("pretrain")
+    run(*pretrain, *SMALL["pretrain"], "--set", "train.steps=1")
+    more = ["--resume", "latest", *SMALL["pretrain"], "--set", "train.steps=2"]
+    run(*pretrain, *more)
     for words in (*lines("retrieve"), *lines("measure")):
         run(*words, *SMALL.get(words[0], []))
     assert (tmp_path / "retrieved" / "strip.png").exists()
     assert (tmp_path / "runs" / "first" / "measure" / "report.html").exists()
 
 
-def test_pictures_are_there() -> None:
-    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_and_pictures_are_there(page: Path) -> None:
+    links = re.findall(r"\[[^\]]*\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(rf"`((?:{'|'.join(ROOMS)}|tests)/[\w./]+?)/?`", text):
+        assert (ROOT / path).exists() or page.name == "CHANGELOG.md", f"{page.name}: {path}"
+    for module in re.findall(r"python -m longtake\.([\w.]+)", text):
+        place = ROOT / module.replace(".", "/")
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), module
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
 
 
 def test_the_install_line_names_real_files_and_extras() -> None:

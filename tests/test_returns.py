@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from longtake.backbones.codecs.specs import Dct
-from longtake.core import config as edge
+from longtake.core import config
 from longtake.core.data.store import Store
 from longtake.core.experiment import Experiment
 from longtake.core.interfaces.codec import frames_of
@@ -21,7 +21,7 @@ from longtake.core.model import build_model
 from longtake.core.registry import build
 from longtake.core.tools.files import write_json
 from longtake.core.train.checkpoint import load_run, save_model
-from longtake.core.video.builtin_clip import CREDITS, filmed
+from longtake.core.video.builtin_clip import CREDITS, render_shots
 from longtake.core.video.read import read_frames
 from longtake.core.video.write import write_video
 from longtake.experiments.returns import __main__ as returns
@@ -32,9 +32,9 @@ from longtake.experiments.returns.ask import (
     FIRST,
     LAST,
     OWN,
-    Asker,
-    ended,
-    returned,
+    ReturnProbe,
+    encode_as_whole,
+    probe_clip,
 )
 from longtake.experiments.returns.clips import (
     ASKED,
@@ -60,7 +60,7 @@ FPS = [8.0, 16.0, 24.0, 30.0]
 
 def save_run(folder: Path, experiment: Experiment) -> Path:
     """A run that trained nothing: its weights are random."""
-    write_json(folder / "spec.json", {"experiment": edge.to_json(experiment)})
+    write_json(folder / "spec.json", {"experiment": config.to_json(experiment)})
     save_model(folder / "checkpoint-1", build_model(experiment))
     return folder
 
@@ -123,7 +123,7 @@ def test_at_8_fps_the_history_ends_right_before_the_return() -> None:
 def test_photographs_leave_the_view_and_come_back(kind: str, place: int) -> None:
     other = CREDITS[(place + 1) % len(CREDITS)].photo
     size = (SIZE[0] // 4, SIZE[1] // 4)
-    frames = list(filmed(script(kind, PHOTOS[place], other), SECONDS, 8.0, size))
+    frames = list(render_shots(script(kind, PHOTOS[place], other), SECONDS, 8.0, size))
     last = frames[4 * (SEEN[kind] - 1)]
     for frame in frames[61:77]:
         assert likeness(frames[0], frame) > 60
@@ -194,7 +194,7 @@ def test_a_second_run_uses_what_is_there(made: Path) -> None:
 def test_a_history_encoded_alone_is_that_of_a_causal_codec(made: Path) -> None:
     store = Store.open(made / "out" / "store")
     past = store.window(store.records[0], 0, 15, [RATE], True)
-    alone = ended(build(small().backbone.codec), past)
+    alone = encode_as_whole(build(small().backbone.codec), past)
     torch.testing.assert_close(alone.latents, past.latents, atol=2e-2, rtol=2e-2)
     torch.testing.assert_close(alone.lr[RATE], past.lr[RATE], atol=2e-2, rtol=2e-2)
 
@@ -202,7 +202,7 @@ def test_a_history_encoded_alone_is_that_of_a_causal_codec(made: Path) -> None:
 @pytest.mark.slow
 def test_a_window_as_own_memory_answers_as_the_window_alone(made: Path) -> None:
     store = Store.open(made / "out" / "store")
-    found = returned(Asker.of(load_run(made / "window"), store), store.records[0]).psnr
+    found = probe_clip(ReturnProbe.of(load_run(made / "window"), store), store.records[0]).psnr
     assert found["memory"] == found["memory and window"] == found["window"] != found["none"]
     assert OWN not in found
 

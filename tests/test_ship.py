@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 from longtake.__main__ import app
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.texts.specs import Bytes
-from longtake.core import config as edge
-from longtake.core.cli import pretrain as verb
+from longtake.core import config
+from longtake.core.cli import options
 from longtake.core.experiment import Experiment
+from longtake.core.train import checkpoint
+from longtake.core.train import pretrain as training
 from longtake.core.train.pretrain import pretrain
+from longtake.core.train.trainer import TrainResult
 from longtake.experiments.ship import command, ship
 from longtake.plugins.compressors.specs import Conv
 
@@ -27,7 +30,7 @@ STORE, RUN = Path("my stores/full"), Path("runs/full")
 
 
 def shipped(**train: object) -> Experiment:
-    found = edge.load_experiment(NAME)[1]
+    found = config.load_experiment(NAME)[1]
     return attrs.evolve(found, train=attrs.evolve(found.train, **train))
 
 
@@ -35,11 +38,13 @@ def asked(monkeypatch: pytest.MonkeyPatch, line: str) -> tuple[Experiment, dict[
     """What `pretrain` is asked for by a command line."""
     seen: list[tuple[Experiment, dict[str, object]]] = []
 
-    def take(experiment: str, sets: list[str], data: Path, out: Path, **how: object) -> None:
-        found = edge.apply_sets(edge.load_experiment(experiment)[1], sets)
-        seen.append((found, {"data": data, "out": out} | how))
+    def take(experiment: Experiment, data: Path, out: Path, **how: object) -> TrainResult:
+        seen.append((experiment, {"data": data, "out": out} | how))
+        return TrainResult(run=out, step=1, loss=None, gain=None, stopped=False)
 
-    monkeypatch.setattr(verb, "pretrain", take)
+    monkeypatch.setattr(options, "find_run", Path)
+    monkeypatch.setattr(checkpoint, "read_run", lambda path: (None, path))
+    monkeypatch.setattr(training, "pretrain", take)
     program, *words = shlex.split(line)
     result = CliRunner().invoke(app, words)
     assert program == "longtake" and result.exit_code == 0, result.output
@@ -63,7 +68,7 @@ CASES = {
     "a few fields": shipped(steps=950, seed=2, precision="bf16", crop=(8, 16)),
     "other parts": other_parts(shipped(rate=1.5e-3)),
     "another backbone": attrs.evolve(
-        shipped(), backbone=edge.load_experiment("wan21-1.3b-2x2x2")[1].backbone
+        shipped(), backbone=config.load_experiment("wan21-1.3b-2x2x2")[1].backbone
     ),
 }
 

@@ -19,26 +19,35 @@ from longtake.experiments.table1.page import (
     HOLDS,
     MISSING,
     OPEN,
-    Line,
+    TableLine,
     claims,
-    line_of,
+    make_line,
     markdown,
-    minus,
-    over,
-    spread,
+    mean_over_clips,
+    paired_difference,
+    seed_deviation,
     state_of,
 )
-from longtake.experiments.table1.rows import BUDGETS, FULL, SMALL, Row, own_row, paper_rows, rows
-from longtake.experiments.table1.work import cost, reader
+from longtake.experiments.table1.rows import (
+    BUDGETS,
+    FULL,
+    SMALL,
+    TableRow,
+    paper_rows,
+    rows,
+    user_row,
+)
+from longtake.experiments.table1.work import encoder_cost, reader
 from longtake.plugins.compressors.specs import Conv, Pool, Window
 
 from .small import RATE, small
+from .test_tutorial import tutorial
 
 ROWS = "proposed-4x4x2,fixed-last-4x4x2"
 
 
-def row(name: str) -> Row:
-    return Row(name=name, title=name, compressor=Pool())
+def row(name: str) -> TableRow:
+    return TableRow(name=name, title=name, compressor=Pool())
 
 
 def made(
@@ -71,18 +80,18 @@ def made(
     }  # fmt: skip
 
 
-def line(name: str, *runs: dict[str, Any]) -> Line:
-    return line_of(row(name), runs)
+def line(name: str, *runs: dict[str, Any]) -> TableLine:
+    return make_line(row(name), runs)
 
 
 def test_a_line_holds_every_seed_of_every_clip() -> None:
     found = line("a", made(0, {"x": 10.0, "y": 20.0}), made(1, {"x": 12.0, "y": 20.0}))
     assert found.clips["psnr"] == {0: {"x": 10.0, "y": 20.0}, 1: {"x": 12.0, "y": 20.0}}
-    told = over(found.clips["psnr"])
+    told = mean_over_clips(found.clips["psnr"])
     assert told is not None and (told.mean, told.n) == (15.5, 2)
-    assert over(minus(found.masked["psnr"], found.same["psnr"])).mean == 2.0  # type: ignore
-    assert spread(found.clips["psnr"]) == pytest.approx(2**-0.5)  # of means 15 and 16
-    assert spread(line("b", made(0, {"x": 1.0})).clips["psnr"]) is None
+    assert mean_over_clips(paired_difference(found.masked["psnr"], found.same["psnr"])).mean == 2.0  # type: ignore
+    assert seed_deviation(found.clips["psnr"]) == pytest.approx(2**-0.5)  # of means 15 and 16
+    assert seed_deviation(line("b", made(0, {"x": 1.0})).clips["psnr"]) is None
     assert found.tokens == 7
 
 
@@ -90,17 +99,17 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     values = {"x": 10.0, "y": 12.0, "z": 11.0}
     alike = line("a", made(0, values), made(1, values))
     apart = line("a", made(0, values), made(1, {k: v + 4 for k, v in values.items()}))
-    one, two = (over(found.clips["psnr"]) for found in (alike, apart))
+    one, two = (mean_over_clips(found.clips["psnr"]) for found in (alike, apart))
     assert one is not None and two is not None
     assert two.high - two.low > 2 * (one.high - one.low)  # type: ignore[operator]
     single = line("a", made(0, values))
-    assert over(single.clips["psnr"]) == interval(list(values.values()))
+    assert mean_over_clips(single.clips["psnr"]) == interval(list(values.values()))
 
 
 def test_lines_are_compared_by_seed_and_clip() -> None:
     better = line("a", made(0, {"x": 11.0, "y": 31.0}), made(1, {"x": 99.0, "y": 99.0}))
     worse = line("b", made(0, {"y": 30.0, "x": 10.0, "z": 0.0}))
-    found = over(minus(better.clips["psnr"], worse.clips["psnr"]))
+    found = mean_over_clips(paired_difference(better.clips["psnr"], worse.clips["psnr"]))
     assert found is not None and (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
@@ -131,7 +140,7 @@ def test_a_claim_can_hold_fail_and_stay_open(
     ("old", "state"), [((1.0, 2.0), HOLDS), ((3.0, 4.0), FAILS), ((1.0, 4.0), OPEN)]
 )
 def test_the_control_is_judged_by_old_frames(old: tuple[float, float], state: str) -> None:
-    def of(name: str, *last: float) -> Line:
+    def of(name: str, *last: float) -> TableLine:
         runs = [made(0, {f"{k}": 9.0}, ages=(5.0, 4.0, 3.0, x)) for k, x in enumerate(last)]
         whole = {**runs[0], "clips": [run["clips"][0] for run in runs]}
         return line(name, whole)
@@ -189,7 +198,7 @@ def test_peers_are_matched_to_the_context_of_the_paper_row(budget: Any) -> None:
 def test_the_page_shows_the_papers_figures_beside_ours() -> None:
     first = paper_rows()[3]
     paces = {"proposed-4x4x2": 0.002, "pool": 0.001}
-    text = markdown([line_of(first, [made(0, {"x": 15.0})])], {}, SMALL, paces)
+    text = markdown([make_line(first, [made(0, {"x": 15.0})])], {}, SMALL, paces)
     assert "| Proposed 4×4×2 | 7 | 15.00 |" in text
     assert "| 2.0 (1.00×) |" in text
     assert "17.41 / 0.596 / 0.171" in text
@@ -197,8 +206,8 @@ def test_the_page_shows_the_papers_figures_beside_ours() -> None:
 
 
 def test_a_compressor_of_ones_own_is_a_row_by_name() -> None:
-    assert own_row("pool").compressor == Pool()
-    found = own_row('{"type": "pool", "rate": "2x2x2", "name": "pool-2"}')
+    assert user_row("pool").compressor == Pool()
+    found = user_row('{"type": "pool", "rate": "2x2x2", "name": "pool-2"}')
     assert (found.name, str(found.compressor.rate)) == ("pool-2", "2x2x2")
 
 
@@ -229,7 +238,9 @@ def test_bad_input_is_one_line(
 
 
 @pytest.mark.slow
-def test_the_tiny_table_runs_resumes_and_tells_its_rows_apart(tmp_path: Path) -> None:
+def test_the_tiny_table_runs_resumes_and_tells_its_rows_apart(
+    tmp_path: Path, own_registry: None
+) -> None:
     out = tmp_path / "table"
     given = ["--out", str(out), "--budget", "tiny", "--rows", ROWS, "--seeds", "0"]
     own = ["--add", '{"type": "pool", "name": "mine", "rate": "2x2x2"}']
@@ -248,10 +259,12 @@ def test_the_tiny_table_runs_resumes_and_tells_its_rows_apart(tmp_path: Path) ->
     assert table1.main([*given, *own]) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "measured").iterdir()} == before
     less = ["--out", str(out), "--budget", "tiny", "--rows", ROWS.split(",")[0], "--seeds", "0"]
-    assert table1.main(less) == 0  # what other calls measured stays in the table
-    assert [one["row"] for one in json.loads((out / "table1.json").read_text())["rows"]] == [
-        *ROWS.split(","), "mine",
-    ]  # fmt: skip
+    assert table1.main([*less, "--add", str(tutorial(tmp_path))]) == 0
+    found = json.loads((out / "table1.json").read_text())["rows"]
+    by_name = {one["row"]: one for one in found}
+    assert by_name.keys() == {*ROWS.split(","), "mine", "moments"}, "other calls' rows stay"
+    assert by_name["moments"]["compressor"] == {"type": "moments", "rate": "4x4x2"}
+    assert by_name["moments"]["cost"]["parameters"] > 0
     path = out / "measured" / "mine-0.json"
     other = json.loads(path.read_text())
     other["spec"]["train"]["steps"] = 9
@@ -265,7 +278,10 @@ def test_the_operations_of_attention_are_counted() -> None:
     def bend(attention: str) -> float:
         spec = Conv(rate=RATE, channels=(4, 6), heads=2, head_width=4, attention=attention)
         model = build_model(attrs.evolve(small(), compressors=(spec,)))
-        at = [cost(model, random_history(model.experiment, s))["gflop"] for s in (0.5, 4.5, 8.5)]
+        at = [
+            encoder_cost(model, random_history(model.experiment, s))["gflop"]
+            for s in (0.5, 4.5, 8.5)
+        ]
         return at[2] - 2 * at[1] + at[0]
 
     assert bend("none") == pytest.approx(0.0, abs=1e-9)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,18 +12,25 @@ from longtake.core.contract.compressor import check_compressor
 from longtake.core.hooks import Plugin
 from longtake.core.registry import import_file
 
+from .program import run
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def tutorial(folder: Path) -> Path:
+    """The code of CONTRIBUTING's compressor as the file it says to write."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("### A compressor in 30 lines")[1].split("\n## ")[0]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert code, "the tutorial has no code"
+    path = folder / "moments.py"
+    path.write_text(code[1], encoding="utf-8")
+    return path
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = text.split("### A compressor in 30 lines")[1].split("\n## ")[0]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found, "the tutorial has no code"
-    path = tmp_path / "moments.py"
-    path.write_text(found[1], encoding="utf-8")
-    return path
+    return tutorial(tmp_path)
 
 
 def test_it_is_no_longer_than_it_says(file: Path) -> None:
@@ -40,27 +44,12 @@ def test_it_keeps_the_law_of_compressors(file: Path) -> None:
     check_compressor(record.load(), record.spec())
 
 
-def longtake(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        env=os.environ | variables, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def test_every_command_finds_it_by_the_variable(file: Path) -> None:
-    done = longtake("longtake", "list", "--json", LONGTAKE_PLUGINS=str(file))
-    assert done.returncode == 0, done.stderr
-    found = {p["name"]: p["distribution"] for p in json.loads(done.stdout)["plugins"]}
+def test_every_command_finds_it_by_the_variable(
+    file: Path, monkeypatch: pytest.MonkeyPatch, own_registry: None
+) -> None:
+    """And `table1 --add moments.py` makes it a row: see `test_table1`."""
+    monkeypatch.setenv("LONGTAKE_PLUGINS", str(file))
+    code, out, err = run("list", "--json")
+    assert code == 0, err
+    found = {p["name"]: p["distribution"] for p in json.loads(out)["plugins"]}
     assert found["moments"] == str(file)
-
-
-@pytest.mark.slow
-def test_naming_it_makes_a_row_of_the_table(file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "table"
-    given = ["--budget", "tiny", "--rows", "pool-2x2x2", "--seeds", "0", "--add", str(file)]
-    done = longtake("longtake.experiments.table1", "--out", str(out), *given)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((out / "table1.json").read_text())["rows"]
-    assert [row["row"] for row in rows] == ["pool-2x2x2", "moments"]
-    assert rows[1]["compressor"] == {"type": "moments", "rate": "4x4x2"}
-    assert rows[1]["cost"]["parameters"] > 0

@@ -1,1 +1,1 @@
-"""TODO blocks."""
+"""What all DiTs share: base class, attention with memory, caches, rotary tables, enhancers."""

@@ -1,4 +1,7 @@
-"""What LoRA, weights and enhancers need to know of a backbone made of a diffusers model."""
+"""What LoRA, weights and enhancers need to know of a backbone made of a diffusers model.
+
+It stands below them, so that they need not import `dit.DiT`, which uses them all.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,65 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from attrs import frozen
+
 from ...core.interfaces.backbone import Backbone
 from ...core.values.grid import Geometry
-from .setup import Setup
+from ..specs import DiTSpec
+
+
+@frozen(kw_only=True)
+class Setup:
+    """The shapes of one backbone, and how memory enters it: what diffusers' config does not say.
+
+    Attributes:
+        geometry: shapes, as compressors may know them.
+        attention: `full`, `isolated` or `isolated-causal`.
+        memory_time: flow time of memory tokens, 0 to 1, or None to share the targets'.
+        rotary: `centre` or `averaged`: the rotary embedding of a memory token's centre, or the mean
+            over all cells that it covers.
+        cache_block: latents of a block of `isolated-causal` memory.
+        time: `sample` or `token`: whether targets are modulated by one time a sample or a token.
+    """
+
+    geometry: Geometry
+    attention: str
+    memory_time: float | None
+    rotary: str = "centre"
+    cache_block: int = 8
+    time: str = "sample"
+
+    @classmethod
+    def of(cls, spec: DiTSpec, *, time: str = "sample") -> Setup:
+        """Return the setup that a spec describes."""
+        return cls(
+            geometry=spec.geometry,
+            attention=spec.attention,
+            memory_time=spec.memory_time,
+            rotary=spec.rotary,
+            cache_block=spec.cache_block,
+            time=time,
+        )
+
+    @property
+    def joint(self) -> bool:
+        """Whether memory attends to targets, too."""
+        return self.attention == "full"
 
 
 class DiffusersBackbone(Backbone):
-    """A diffusers model as a backbone: its names, its blocks, and where adapters hang.
+    """A diffusers model as a backbone: its names, its blocks, and where adapters go.
 
     Attributes:
         diffusers_class: the name under which diffusers saves and loads the model.
-        linears: what LoRA's targets (`LoRA.targets`) are called here, by target: ends of module
+        linears: the linears that each LoRA target (`LoRA.targets`) stands for: ends of module
             names, as peft's `target_modules`.
-        block_lists: names of the module lists that hold the blocks, in the order they run; each
+        block_lists: names of the module lists that hold the blocks, in the order they run. Each
             block registers a module `enhancer`, None at first, and ends its cross-attention with
-            `blocks.enhancer.enhanced`. None named: the model reads no features of a memory.
-        setup: how memory enters; set by whoever builds the model, before the first call.
-        feature_widths: of the features of a memory that the blocks read, by name.
+            `blocks.enhancer.enhanced`. Empty: the model reads no features of a memory.
+        setup: shapes, and how memory enters; whoever builds the model sets it before the first
+            call.
+        feature_widths: widths of the memory features that the blocks read, by name.
     """
 
     diffusers_class: ClassVar[str]
@@ -31,7 +76,7 @@ class DiffusersBackbone(Backbone):
     setup: Setup
     feature_widths: Mapping[str, int] = MappingProxyType({})
 
-    if TYPE_CHECKING:  # what diffusers gives is not typed
+    if TYPE_CHECKING:  # what diffusers' models have is not typed
 
         def __getattr__(self, name: str) -> Any: ...
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
-class Rotary(NamedTuple):
+class RotaryTable(NamedTuple):
     """Cosines and sines of the angles of each token, float32 `[B, N, 1, head width / 2]`.
 
     Averaged ones are no rotation: cos² + sin² is below 1.
@@ -18,14 +19,14 @@ class Rotary(NamedTuple):
     sin: Tensor
 
 
-class Axes(NamedTuple):
-    """How a model's heads turn.
+class RotaryAxes(NamedTuple):
+    """How the channels of a model's heads rotate with the axes of a video.
 
     Attributes:
         theta: base of the frequencies.
-        widths: channels of a head that turn with time, row and column, each even.
-        dtype: of frequencies and angles, as diffusers' table of the model has it: only so do
-            whole positions equal it to the bit.
+        widths: channels of a head that rotate with time, row and column, each even.
+        dtype: of frequencies and angles, as in diffusers' table of the model: only so do whole
+            positions equal it to the bit.
     """
 
     theta: float
@@ -33,8 +34,8 @@ class Axes(NamedTuple):
     dtype: torch.dtype = torch.float64
 
 
-def rotary(axes: Axes, positions: Tensor, extents: Tensor | None = None) -> Rotary:
-    """Return the rotary embedding of tokens at `positions`, rounded to float32 last.
+def rotary_table(axes: RotaryAxes, positions: Tensor, extents: Tensor | None = None) -> RotaryTable:
+    """Return the rotary table of tokens at `positions`, rounded to float32 last.
 
     Args:
         axes: of the model.
@@ -44,29 +45,41 @@ def rotary(axes: Axes, positions: Tensor, extents: Tensor | None = None) -> Rota
             and sine are the means over all those cells. None: of the centre alone.
     """
     device = positions.device
-    steps = torch.cat([frequencies(axes, width) for width in axes.widths]).to(device)
+    frequencies = torch.cat([_frequencies(axes, width) for width in axes.widths]).to(device)
     counts = torch.tensor([width // 2 for width in axes.widths], device=device)
-    angles = positions.to(axes.dtype).repeat_interleave(counts, dim=-1) * steps
+    angles = positions.to(axes.dtype).repeat_interleave(counts, dim=-1) * frequencies
     cos, sin = angles.cos(), angles.sin()
     if extents is not None:
-        covered = extents.to(torch.float64).repeat_interleave(counts, dim=-1)
-        share = _mean_turn(covered, steps.to(torch.float64))
-        cos, sin = cos * share, sin * share
-    return Rotary(cos.float()[:, :, None], sin.float()[:, :, None])
+        cells = extents.to(torch.float64).repeat_interleave(counts, dim=-1)
+        factor = _mean_factor(cells, frequencies.to(torch.float64))
+        cos, sin = cos * factor, sin * factor
+    return RotaryTable(cos.float()[:, :, None], sin.float()[:, :, None])
 
 
-def frequencies(axes: Axes, width: int) -> Tensor:
-    """Return the `width / 2` frequencies of one axis; made on the CPU, so alike anywhere."""
-    steps = torch.arange(0, width, 2, dtype=axes.dtype) / width
-    return 1.0 / axes.theta**steps
+def _frequencies(axes: RotaryAxes, width: int) -> Tensor:
+    """Return the `width / 2` frequencies of one axis; computed on the CPU, so alike anywhere."""
+    exponents = torch.arange(0, width, 2, dtype=axes.dtype) / width
+    return 1.0 / axes.theta**exponents
 
 
-def _mean_turn(cells: Tensor, steps: Tensor) -> Tensor:
-    """Return the factor that the mean over `cells` places, one apart, makes of the centre's turn.
+def _mean_factor(cells: Tensor, frequencies: Tensor) -> Tensor:
+    """Return what the centre's cosine and sine are multiplied by to be the means over `cells`.
 
-    Σ exp(iθ(p + k − (n − 1)/2)) / n over k = 0 … n − 1 is exp(iθp) · sin(nθ/2) / (n sin(θ/2)): a
+    The cells stand one apart, n of them around position p, at frequency θ:
+    Σ exp(iθ(p + k − (n − 1)/2)) / n over k = 0 … n − 1 is exp(iθp) · sin(nθ/2) / (n sin(θ/2)), a
     geometric series. On whole blocks it is what FramePack's average pooling of the table gives; at
-    an edge FramePack repeats the last cell, while only what is covered counts here.
+    the border of a frame FramePack repeats the last cell, while only what is covered counts here.
     """
-    mean = (cells * steps / 2).sin() / (cells * (steps / 2).sin())
+    mean = (cells * frequencies / 2).sin() / (cells * (frequencies / 2).sin())
     return torch.where(cells == 1, 1.0, mean)
+
+
+def rotate(x: Tensor, table: RotaryTable) -> Tensor:
+    """Return heads `[B, N, heads, head width]` rotated by a table, in their own dtype.
+
+    Neighbouring channels are a pair. Half precisions are computed in float32, the table's dtype.
+    """
+    even, odd = rearrange(x, "... (pairs two) -> two ... pairs", two=2)
+    cos, sin = table
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return rearrange(rotated, "... pairs two -> ... (pairs two)").type_as(x)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor
 
 from ...core.interfaces.codec import Codec
@@ -30,10 +31,10 @@ class DctCodec(Codec[Dct]):
     Colours go through an orthonormal transform of their own (the DCT of R, G, B: grey and two
     differences), so the whole is one orthonormal basis of which a fixed set of rows is kept; each
     channel is normalised by a fixed mean and standard deviation. Both were fitted once on real
-    clips (`dct_fit`). Latent 0 stands for frame 0 shown four times and decodes to one frame, the
-    mean of the four. Linear, causal, and streaming is exact in any chunks. Frames whose sides are
-    no multiple of 8 have their last row and column repeated: the caller crops what comes back.
-    Results have the dtype of what is given.
+    clips (`experiments/fit_dct.py`). Latent 0 stands for frame 0 shown four times and decodes to
+    one frame, the mean of the four. Linear, causal, and streaming is exact in any chunks. Frames
+    whose sides are no multiple of 8 have their last row and column repeated: the caller crops what
+    comes back. Results have the dtype of what is given.
     """
 
     basis: Tensor
@@ -86,12 +87,12 @@ class DctCodec(Codec[Dct]):
         """
         check_frames(chunk, BLOCK.time, first=state is None)
         if state is None:
-            head = chunk[:, :, :1].expand(-1, -1, BLOCK.time, -1, -1)
+            head = repeat(chunk[:, :, 0], "b c h w -> b c t h w", t=BLOCK.time)
             chunk = torch.cat([head, chunk[:, :, 1:]], dim=2)
         blocks = to_blocks(chunk)
-        kept = blocks @ self.basis.to(blocks.dtype).T
-        latents = (kept - self.mean.to(kept.dtype)) / self.std.to(kept.dtype)
-        return latents.movedim(-1, 1), _after(state, latents.shape[1])
+        raw = blocks @ self.basis.to(blocks.dtype).T
+        latents = (raw - self.mean.to(raw.dtype)) / self.std.to(raw.dtype)
+        return rearrange(latents, "b t h w c -> b c t h w"), _after(state, latents.shape[1])
 
     def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
         """Return the pixels `[B, 3, F, 8H, 8W]` of the next latents, and the state.
@@ -100,8 +101,9 @@ class DctCodec(Codec[Dct]):
             ValueError: the chunk holds no latent, or latents of another codec.
         """
         check_latents(chunk, self.channels)
-        kept = chunk.movedim(1, -1) * self.std.to(chunk.dtype) + self.mean.to(chunk.dtype)
-        pixels = from_blocks(kept @ self.basis.to(chunk.dtype))
+        latents = rearrange(chunk, "b c t h w -> b t h w c")
+        raw = latents * self.std.to(chunk.dtype) + self.mean.to(chunk.dtype)
+        pixels = from_blocks(raw @ self.basis.to(chunk.dtype))
         if state is None:
             head = pixels[:, :, : BLOCK.time].mean(dim=2, keepdim=True)
             pixels = torch.cat([head, pixels[:, :, BLOCK.time :]], dim=2)
@@ -120,22 +122,22 @@ def to_blocks(frames: Tensor) -> Tensor:
     In a block colour is slowest, then time, row, column. Last row and column are repeated to
     whole blocks.
     """
-    batch, colours, time, height, width = frames.shape
+    height, width = frames.shape[3:]
     rows, columns = ceil_div(height, BLOCK.height), ceil_div(width, BLOCK.width)
     missing = (0, columns * BLOCK.width - width, 0, rows * BLOCK.height - height, 0, 0)
     padded = F.pad(frames, missing, mode="replicate") if any(missing) else frames
-    shape = (batch, colours, time // BLOCK.time, BLOCK.time)
-    cells = padded.reshape(*shape, rows, BLOCK.height, columns, BLOCK.width)
-    return cells.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+    return rearrange(
+        padded, "b c (t i) (h j) (w k) -> b t h w (c i j k)", i=BLOCK.time, j=BLOCK.height,
+        k=BLOCK.width,
+    )  # fmt: skip
 
 
 def from_blocks(blocks: Tensor) -> Tensor:
     """Return the frames `[B, 3, 4T, 8H, 8W]` of blocks `[B, T, H, W, 768]`."""
-    batch, time, rows, columns, _ = blocks.shape
-    sides = (COLOURS, BLOCK.time, BLOCK.height, BLOCK.width)
-    cells = blocks.reshape(batch, time, rows, columns, *sides)
-    shape = (batch, COLOURS, time * BLOCK.time, rows * BLOCK.height, columns * BLOCK.width)
-    return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(shape)
+    return rearrange(
+        blocks, "b t h w (c i j k) -> b c (t i) (h j) (w k)", i=BLOCK.time, j=BLOCK.height,
+        k=BLOCK.width,
+    )  # fmt: skip
 
 
 def dct(size: int) -> Tensor:

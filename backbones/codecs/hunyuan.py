@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.interfaces.compressor import State
 from ...core.values.shapes import Latents, Pixels
-from ..weights.find import Kind
+from ..weights.find import VaeRelease
 from .specs import HUNYUAN_HUB, HunyuanVae
 from .tiles import TimeTiles, check_frames, check_latents, check_sides
 from .vae import VaeCodec
@@ -28,14 +28,14 @@ class HunyuanVaeCodec(VaeCodec[HunyuanVae]):
     """
 
     @property
-    def kind(self) -> Kind:
+    def release(self) -> VaeRelease:
         """Which weights the spec asks for."""
-        return Kind(
+        return VaeRelease(
             cls="AutoencoderKLHunyuanVideo",
             config=config(self.spec),
-            absent=config(HunyuanVae()),
+            defaults=config(HunyuanVae()),
             hub=HUNYUAN_HUB,
-            single=False,
+            single_file=False,
         )
 
     @property
@@ -85,13 +85,13 @@ class HunyuanVaeCodec(VaeCodec[HunyuanVae]):
         check_sides(chunk, self.stride)
         batch, _, _, height, width = chunk.shape
         none = chunk.new_zeros(batch, self.channels, 0, height // SPACE, width // SPACE)
-        with self.exactly():
-            settled, after = self._encoding().push(self.computing(chunk), state)
+        with self.without_autocast():
+            settled, after = self._encoding().push(self.as_computed(chunk), state)
         return self._scaled([none, *settled]), after | {"like": none}
 
     def encode_rest(self, state: State) -> Latents | None:
         """Return the latents of the last tiles, which are not full, as if the video ended here."""
-        with self.exactly():
+        with self.without_autocast():
             parts = self._encoding().rest(state)
         return self._scaled([state["like"], *parts]) if parts else None
 
@@ -105,14 +105,14 @@ class HunyuanVaeCodec(VaeCodec[HunyuanVae]):
         check_latents(chunk, self.channels)
         batch, _, _, height, width = chunk.shape
         none = chunk.new_zeros(batch, 3, 0, SPACE * height, SPACE * width)
-        raw = self.computing(chunk.float() / self.vae.config.scaling_factor)
-        with self.exactly():
+        raw = self.as_computed(chunk.float() / self.vae.config.scaling_factor)
+        with self.without_autocast():
             settled, after = self._decoding().push(raw, state)
         return _joined([none, *settled]), after | {"like": none}
 
     def decode_rest(self, state: State) -> Pixels | None:
         """Return the pixels of the last tiles, which are not full, as if the video ended here."""
-        with self.exactly():
+        with self.without_autocast():
             parts = self._decoding().rest(state)
         return _joined([state["like"], *parts]) if parts else None
 
@@ -168,7 +168,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def config(spec: HunyuanVae) -> dict[str, Any]:
-    """Return what the config of the weights must say."""
+    """Return what diffusers' config of the weights must say."""
     return {
         "in_channels": 3,
         "out_channels": 3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attrs import Attribute, field, frozen
-from attrs.validators import optional
+from attrs.validators import and_, optional
 
 from ...core.interfaces.spec import CodecSpec, doc, each, ge, in_, instance_of
 from ...core.values.grid import Size3
@@ -33,12 +33,12 @@ class Dct(CodecSpec):
         return Size3(time=4, height=8, width=8)
 
 
-def _named(instance: object, attribute: Attribute[str], value: str) -> None:
+def _names_weights(instance: object, attribute: Attribute[str], value: str) -> None:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"must name weights: {WEIGHTS}")
 
 
-def _sixteens(instance: object, attribute: Attribute[int], value: int) -> None:
+def _multiple_of_16(instance: object, attribute: Attribute[int], value: int) -> None:
     if value < 0 or value % 16:
         raise ValueError(f"must be a multiple of 16 pixels, not {value}")
 
@@ -48,11 +48,16 @@ def _tile(instance: object, attribute: Attribute[Any], value: int | None) -> Non
         raise ValueError(f"must be a multiple of 16 pixels, or null, not {value}")
 
 
+def _four_levels(instance: object, attribute: Attribute[Any], value: tuple[int, ...]) -> None:
+    if len(value) != 4:
+        raise ValueError(f"has four levels, not {len(value)}")
+
+
 @frozen(kw_only=True)
 class VaeSpec(CodecSpec):
     """What all VAEs of diffusers share: where weights are, their type, and tiles in space."""
 
-    weights: str = field(validator=_named, metadata=doc(WEIGHTS))
+    weights: str = field(validator=_names_weights, metadata=doc(WEIGHTS))
     channels: int = field(default=16, validator=ge(1), metadata=doc("of a latent cell, ≥ 1"))
     blocks: int = field(
         default=2, validator=ge(1), metadata=doc("residual blocks of a level of the encoder, ≥ 1")
@@ -70,7 +75,7 @@ class VaeSpec(CodecSpec):
     )
     overlap: int = field(
         default=64,
-        validator=_sixteens,
+        validator=_multiple_of_16,
         metadata=doc("pixels that tiles share and blend over, a multiple of 16, below the tile's"),
     )
 
@@ -90,7 +95,7 @@ class WanVae(VaeSpec):
 
     weights: str = field(
         default=WAN21_HUB,
-        validator=_named,
+        validator=_names_weights,
         metadata=doc(f"{WEIGHTS}, or (2.1 only) one .safetensors file"),
     )
     version: str = field(
@@ -106,14 +111,9 @@ class WanVae(VaeSpec):
     )
     levels: tuple[int, ...] = field(
         default=(1, 2, 4, 4),
-        validator=each(ge(1)),
+        validator=and_(each(ge(1)), _four_levels),
         metadata=doc("width of each of the four levels, in units of `width`, ≥ 1"),
     )
-
-    @levels.validator
-    def _four(self, attribute: object, value: tuple[int, ...]) -> None:
-        if len(value) != 4:
-            raise ValueError(f"has four levels, not {len(value)}")
 
     @property
     def stride(self) -> Size3:
@@ -126,10 +126,10 @@ class WanVae(VaeSpec):
 class HunyuanVae(VaeSpec):
     """HunyuanVideo's VAE: 16 channels, 4×8×8; not causal, so it works in tiles of time."""
 
-    weights: str = field(default=HUNYUAN_HUB, validator=_named, metadata=doc(WEIGHTS))
+    weights: str = field(default=HUNYUAN_HUB, validator=_names_weights, metadata=doc(WEIGHTS))
     widths: tuple[int, ...] = field(
         default=(128, 256, 512, 512),
-        validator=each(ge(1)),
+        validator=and_(each(ge(1)), _four_levels),
         metadata=doc("width of each of the four levels, multiples of `groups`"),
     )
     groups: int = field(default=32, validator=ge(1), metadata=doc("of the group norms, ≥ 1"))
@@ -149,18 +149,13 @@ class HunyuanVae(VaeSpec):
         metadata=doc("frames from a tile to the next, a multiple of 4, half to all of tile_frames"),
     )
 
-    @widths.validator
-    def _four(self, attribute: object, value: tuple[int, ...]) -> None:
-        if len(value) != 4:
-            raise ValueError(f"has four levels, not {len(value)}")
-
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         frames, step = self.tile_frames, self.tile_step
         if frames < 4 or frames % 4 or step % 4 or not frames <= 2 * step <= 2 * frames:
             raise ValueError(
-                f"tile_frames {frames} and tile_step {step}: multiples of 4 are wanted, and a step "
-                "of half to all of the frames"
+                f"tile_frames {frames} and tile_step {step}: must be multiples of 4, and the "
+                "step half to all of the frames"
             )
 
     @property

@@ -1,4 +1,7 @@
-"""Tiles in space and in time, cut and blended as diffusers does, so that results are the same."""
+"""Tiles in space and in time, and what all codecs ask of a chunk.
+
+Tiles are cut and blended as diffusers does, so that results are the same.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ Grid = list[list[Tensor]]
 
 @frozen
 class Tiles:
-    """Square tiles over a frame from its top left; those at the right and bottom are cut off.
+    """Square tiles over a frame from its top left; those at the right and bottom are smaller.
 
     Attributes:
         size: side of a tile.
@@ -59,9 +62,9 @@ class Tiles:
 class TimeTiles:
     """Tiles in time of a network that is not causal, in a stream.
 
-    A tile reads `size` inputs after its first one and gives outputs for those alone (the very
-    first tile: for its first, too). Its first `blend` outputs fade in over the last of the tile
-    before; `keep` of them are final as soon as the tile is full.
+    A tile reads `size` inputs after its first one and has outputs for those alone (the very first
+    tile: for its first, too). Its first `blend` outputs fade in over the last of the tile before;
+    `keep` of them are final as soon as the tile is full.
 
     Attributes:
         size: inputs of a full tile beside its first.
@@ -80,7 +83,12 @@ class TimeTiles:
     fade: Callable[[Tensor, Tensor, int], Tensor]
 
     def push(self, chunk: Tensor, state: State | None) -> tuple[list[Tensor], State]:
-        """Return the outputs that full tiles settle (maybe none), and the state after them."""
+        """Return the outputs that full tiles make final (maybe none), and the state after them.
+
+        Args:
+            chunk: the next inputs `[B, C, T, H, W]`.
+            state: inputs and outputs that the next tile needs; None before the first chunk.
+        """
         held = chunk if state is None else torch.cat([state["held"], chunk], dim=2)
         last, settled = None if state is None else state.get("last"), []
         while held.shape[2] > self.size:
@@ -109,11 +117,8 @@ class TimeTiles:
         return tile[:, :, max(0, tile.shape[2] - self.blend) :]
 
 
-# ⟦backbones/codecs/chunks.py⟧ What all codecs ask of a chunk.
-
-
 def check_frames(chunk: Tensor, stride: int, *, first: bool) -> None:
-    """Make sure that a chunk of pixels is whole: 1 + stride·k frames at first, then stride·k.
+    """Refuse a chunk of pixels that is not whole: 1 + stride·k frames at first, then stride·k.
 
     Raises:
         ValueError: it holds no floats, or another number of frames.
@@ -127,7 +132,7 @@ def check_frames(chunk: Tensor, stride: int, *, first: bool) -> None:
 
 
 def check_sides(chunk: Tensor, stride: Size3) -> None:
-    """Make sure that frames are whole latent cells.
+    """Refuse frames that are no whole latent cells.
 
     Raises:
         ValueError: a side is no multiple of the stride.
@@ -141,7 +146,7 @@ def check_sides(chunk: Tensor, stride: Size3) -> None:
 
 
 def check_latents(chunk: Tensor, channels: int) -> None:
-    """Make sure that latents can be decoded.
+    """Refuse latents that cannot be decoded.
 
     Raises:
         ValueError: the chunk holds none, or has other channels.

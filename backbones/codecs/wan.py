@@ -1,4 +1,8 @@
-"""Wan's causal VAE, streamed: its feature cache is the state, so chunks equal one pass."""
+"""Wan's causal VAE, streamed: its feature cache is the state, so chunks equal one pass.
+
+diffusers keeps the cache as a list, one entry a causal convolution; as a state it is a flat dict of
+tensors, by tile and convolution.
+"""
 
 from __future__ import annotations
 
@@ -6,75 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.interfaces.compressor import State
 from ...core.values.shapes import Latents, Pixels
-from ..weights.find import Kind
+from ..weights.find import VaeRelease
 from .specs import WAN21, WAN21_HUB, WAN22_HUB, WanVae
 from .tiles import Grid, Tiles, check_frames, check_latents, check_sides
 from .vae import VaeCodec
 
-# ⟦backbones/codecs/wan_cache.py⟧ The feature cache of Wan's VAE as a state: a flat dict of tensors, by tile and convolution.
-
-
-Caches = list[Any]  # a tensor, diffusers' mark, or None where nothing came by yet
-MARK = "Rep"  # of a first latent, which is not doubled in time
-
-
-def run_grid(
-    net: nn.Module, run: Callable[[Tensor, Caches], Tensor], grid: Grid, state: State | None
-) -> tuple[Grid, State]:
-    """Return what `run` makes of each tile with its caches, and the caches after it as a state.
-
-    Args:
-        net: whose causal convolutions the caches belong to, one each.
-        run: one step of it, which puts new caches into the list.
-        grid: the tiles.
-        state: before this step, left as it is.
-    """
-    count = sum(isinstance(part, nn.Conv3d) for part in net.modules())
-    after: State = {}
-    rows: Grid = []
-    for i, row in enumerate(grid):
-        rows.append([])
-        for j, tile in enumerate(row):
-            caches = _unpacked(state, f"{i}.{j}.", count)
-            rows[-1].append(run(tile, caches))
-            after |= _packed(caches, f"{i}.{j}.")
-    return rows, after
-
-
-def _unpacked(state: State | None, name: str, count: int) -> Caches:
-    caches: Caches = [None] * count
-    for key, x in (state or {}).items():
-        if key.startswith(name):
-            caches[int(key.removeprefix(name))] = x if x.numel() else MARK
-    return caches
-
-
-def _packed(caches: Caches, name: str) -> State:
-    """Return caches as tensors; an empty one stands for the mark."""
-    return {
-        f"{name}{index}": torch.empty(0) if isinstance(x, str) else x
-        for index, x in enumerate(caches)
-        if x is not None
-    }
-
-
-def decode_reach(blocks: int) -> int:
-    """Return how many latents before its own the decoder can see at most, for b blocks a level.
-
-    A convolution over 3 frames looks back 2 of them. In latents these are 2 + 8 + 4(b + 1) + 2
-    before time is doubled first, half of 4(b + 1) + 2 before it is again, and a quarter of
-    8(b + 1) + 2 after that.
-    """
-    level = 4 * (blocks + 1)
-    return -(-(4 * (12 + level) + 2 * (level + 2) + 2 * level + 2) // 4)
-
-
-Run = Callable[[Tensor, Caches], Tensor]
+Caches = list[Any]  # a tensor, FIRST_LATENT, or None where nothing came by yet
+Step = Callable[[Tensor, Caches], Tensor]
+FIRST_LATENT = "Rep"  # diffusers' mark of a first latent, which is not doubled in time
 RATIO = 8  # pixels to a latent cell, after the patchify of 2.2
 
 
@@ -96,16 +45,16 @@ class WanVaeCodec(VaeCodec[WanVae]):
             self.register_buffer(name, None, persistent=False)
 
     @property
-    def kind(self) -> Kind:
+    def release(self) -> VaeRelease:
         """Which weights the spec asks for."""
         spec, old = self.spec, self.spec.version == "2.1"
-        return Kind(
+        return VaeRelease(
             cls="AutoencoderKLWan",
             config=config(spec),
-            absent=config(WAN21),
+            defaults=config(WAN21),
             hub=WAN21_HUB if old else WAN22_HUB,
             # diffusers' converter knows two blocks, its class the 16 means and deviations
-            single=old and (spec.channels, spec.blocks) == (16, 2),
+            single_file=old and (spec.channels, spec.blocks) == (16, 2),
         )
 
     @property
@@ -129,24 +78,28 @@ class WanVaeCodec(VaeCodec[WanVae]):
         return self.measured is None
 
     def use_margin(self, latents: int) -> None:
-        """Take a margin that was measured with these weights."""
+        """Use a margin that was measured with these weights, where it is less than the bound."""
         self.measured = min(latents, decode_reach(self.spec.blocks))
 
     def prepare(self, vae: Any) -> None:
-        """Take mean and deviation of the latents."""
+        """Keep mean and standard deviation of the latents.
+
+        Raises:
+            UserError: these are not one of each channel, or a deviation is not above 0.
+        """
         for name, values in (("mean", vae.config.latents_mean), ("std", vae.config.latents_std)):
             count = len(values) if isinstance(values, list | tuple) else 0
             if count != self.channels:
                 raise UserError(
-                    f"weights {self.source.path}: latents_{name} has {count} values for "
+                    f"weights {self.weights.path}: latents_{name} has {count} values for "
                     f"{self.channels} channels"
                 )
             if name == "std" and min(values) <= 0:
                 raise UserError(
-                    f"weights {self.source.path}: latents_std holds {min(values):g}, not above 0"
+                    f"weights {self.weights.path}: latents_std holds {min(values):g}, not above 0"
                 )
-            shaped = torch.tensor(values).view(1, -1, 1, 1, 1)
-            setattr(self, name, shaped.to(self.anchor.device))
+            by_channel = rearrange(torch.tensor(values), "c -> 1 c 1 1 1")
+            setattr(self, name, by_channel.to(self.anchor.device))
 
     def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
         """Return the latents of the next frames, and the state after them.
@@ -163,8 +116,8 @@ class WanVaeCodec(VaeCodec[WanVae]):
             moments: Tensor = vae.quant_conv(vae.encoder(tile, feat_cache=caches, feat_idx=[0]))
             return moments[:, : self.channels]  # the mode of the posterior
 
-        with self.exactly():
-            for frames in _steps(self.patchify(self.computing(chunk)), state is None):
+        with self.without_autocast():
+            for frames in _by_latent(self.patchify(self.as_computed(chunk)), state is None):
                 mean, state = self._step(vae.encoder, run, frames, state, tiles, 1 / RATIO)
                 means.append(mean.float())
         assert state is not None
@@ -186,8 +139,8 @@ class WanVaeCodec(VaeCodec[WanVae]):
             out: Tensor = vae.decoder(latent, feat_cache=caches, feat_idx=[0], first_chunk=first)
             return out
 
-        with self.exactly():
-            raw = self.computing(chunk.float() / (1.0 / self.std) + self.mean)
+        with self.without_autocast():
+            raw = self.as_computed(chunk.float() / (1.0 / self.std) + self.mean)
             for latent in raw.split(1, dim=2):
                 frames, state = self._step(vae.decoder, run, latent, state, tiles, RATIO)
                 pixels.append(frames)
@@ -195,18 +148,38 @@ class WanVaeCodec(VaeCodec[WanVae]):
         return self.unpatchify(torch.cat(pixels, dim=2)).to(chunk.dtype), state
 
     def _step(
-        self, net: nn.Module, run: Run, x: Tensor, state: State | None, tiles: Tiles | None,
+        self, net: nn.Module, run: Step, x: Tensor, state: State | None, tiles: Tiles | None,
         ratio: float,
     ) -> tuple[Tensor, State]:  # fmt: skip
-        """Return what `run` makes of one latent's worth, tile by tile, and the state after it."""
-        rows, after = run_grid(net, run, tiles.cut(x) if tiles else [[x]], state)
+        """Run one latent's worth through a network, tile by tile.
+
+        Args:
+            net: whose causal convolutions the caches belong to, one each.
+            run: the network on one tile, which puts new caches into the list.
+            x: one latent, or its frames.
+            state: before this step, left as it is.
+            tiles: of `x`; None: it is not cut.
+            ratio: sides of the output to those of `x`.
+
+        Returns:
+            What `run` makes of `x`, and the state after it.
+        """
+        count = sum(isinstance(part, nn.Conv3d) for part in net.modules())
+        after: State = {}
+        rows: Grid = []
+        for i, row in enumerate(tiles.cut(x) if tiles else [[x]]):
+            rows.append([])
+            for j, tile in enumerate(row):
+                caches = _caches_of(state, f"{i}.{j}.", count)
+                rows[-1].append(run(tile, caches))
+                after |= _state_of(caches, f"{i}.{j}.")
         if tiles is None:
             return rows[0][0], after
         height, width = (int(side * ratio) for side in x.shape[-2:])
         return tiles.scaled(ratio).join(rows, height, width, self.vae), after
 
     def _tiles(self, chunk: Tensor, unit: int) -> Tiles | None:
-        """Return the tiles of frames whose cells are `unit` pixels wide; None: they fit into one."""
+        """Return tiles for frames whose cells are `unit` pixels wide, None where one holds all."""
         size, overlap = self.spec.tile, self.spec.overlap
         if size is None or max(chunk.shape[-2:]) <= size // unit:
             return None
@@ -229,14 +202,43 @@ class WanVaeCodec(VaeCodec[WanVae]):
         return unpatchify(frames, self._patch)  # type: ignore[no-any-return]
 
 
-def _steps(frames: Tensor, first: bool) -> tuple[Tensor, ...]:
+def _by_latent(frames: Tensor, first: bool) -> tuple[Tensor, ...]:
     """Return the frames of each latent: one for the first of a video, four for others."""
     head = [1] if first else []
     return torch.split(frames, head + [4] * ((frames.shape[2] - len(head)) // 4), dim=2)
 
 
+def _caches_of(state: State | None, tile: str, count: int) -> Caches:
+    """Return the caches of a tile, as diffusers wants them."""
+    caches: Caches = [None] * count
+    for key, x in (state or {}).items():
+        if key.startswith(tile):
+            caches[int(key.removeprefix(tile))] = x if x.numel() else FIRST_LATENT
+    return caches
+
+
+def _state_of(caches: Caches, tile: str) -> State:
+    """Return the caches of a tile as tensors; an empty one stands for diffusers' mark."""
+    return {
+        f"{tile}{index}": torch.empty(0) if isinstance(x, str) else x
+        for index, x in enumerate(caches)
+        if x is not None
+    }
+
+
+def decode_reach(blocks: int) -> int:
+    """Return how many latents before its own the decoder can see at most, for b blocks a level.
+
+    A convolution over 3 frames looks back 2 of them. In latents these are 2 + 8 + 4(b + 1) + 2
+    before time is doubled first, half of 4(b + 1) + 2 before it is again, and a quarter of
+    8(b + 1) + 2 after that.
+    """
+    level = 4 * (blocks + 1)
+    return -(-(4 * (12 + level) + 2 * (level + 2) + 2 * level + 2) // 4)
+
+
 def config(spec: WanVae) -> dict[str, Any]:
-    """Return what the config of the weights must say."""
+    """Return what diffusers' config of the weights must say."""
     new = spec.version == "2.2"
     return {
         "base_dim": spec.width,

@@ -21,25 +21,28 @@ def _positive_or_null(instance: Any, attribute: Attribute[Any], value: float | N
         raise ValueError(f"must be > 0, or null for none, not {value:g}")
 
 
-def _guidance(default: float) -> Any:
+def _guidance_field(default: float) -> Any:
     text = "guidance scale that the model embeds, > 0; null: it was not distilled"
     return field(default=default, validator=_positive_or_null, metadata=doc(text))
 
 
-def _turns_a_head(instance: Any, attribute: Attribute[Any], value: tuple[int, ...]) -> None:
+def _check_rope(instance: Any, attribute: Attribute[Any], value: tuple[int, ...]) -> None:
     width = instance.head_width
     if len(value) != 3 or any(x < 2 or x % 2 for x in value) or sum(value) != width:
         raise ValueError(f"must be three even numbers that add up to head_width {width}")
 
 
-def _rope(default: tuple[int, ...]) -> Any:
-    text = "channels of a head that turn with time, row and column; even, sum of a head"
-    return field(default=default, validator=_turns_a_head, metadata=doc(text))
+def _rope_field(default: tuple[int, ...]) -> Any:
+    text = "channels of a head that rotate with time, row and column; even, sum of a head"
+    return field(default=default, validator=_check_rope, metadata=doc(text))
 
 
 @frozen(kw_only=True)
 class HunyuanSpec(DiTSpec):
-    """The numbers of HunyuanVideo's transformer; those of the published weights by default."""
+    """The numbers of HunyuanVideo's transformer, those of the published weights by default.
+
+    A subclass has the codecs.
+    """
 
     heads: int = count_field(24, "attention heads")
     head_width: int = count_field(128, "width of a head, the sum of `rope`; D = heads × this")
@@ -48,9 +51,9 @@ class HunyuanSpec(DiTSpec):
     refiner_layers: int = count_field(2, "blocks that refine the text")
     mlp_ratio: float = number_field(4.0, "width of the feed-forward over D")
     patch: int = count_field(2, "rows and columns of latent cells to a token")
-    rope: tuple[int, ...] = _rope((16, 56, 56))
+    rope: tuple[int, ...] = _rope_field((16, 56, 56))
     theta: float = number_field(256.0, "base of the rotary embedding's frequencies")
-    guidance: float | None = _guidance(6.0)
+    guidance: float | None = _guidance_field(6.0)
     image_condition: str = field(
         default="none",
         validator=in_(("none", "token_replace")),
@@ -61,22 +64,28 @@ class HunyuanSpec(DiTSpec):
     )
     fps: float = number_field(24.0, "frames a second")
     shift: float = number_field(7.0, "timestep shift of sampling and training")
+    codec: Dct | HunyuanVae = field(metadata=doc("the codec of its latents"))
+    text_encoder: Bytes | LlamaClip = field(metadata=doc("its text encoders"))
 
-    def _geometry(self, channels: int, stride: Size3) -> Geometry:
+    @property
+    def geometry(self) -> Geometry:
+        """The shapes that a compressor may know."""
         return Geometry(
-            channels=channels,
-            vae_stride=stride,
+            channels=self.codec.channels,
+            vae_stride=self.codec.stride,
             patch=Size3(time=1, height=self.patch, width=self.patch),
             width=self.heads * self.head_width,
             blocks=self.layers + self.single_layers,
             fps=self.fps,
         )
 
-    def _config(self, channels: int, text_width: int, pooled_width: int) -> dict[str, Any]:
+    @property
+    def config(self) -> dict[str, Any]:
+        """Diffusers' config of the model."""
         replaces = self.image_condition == "token_replace"
         return {
-            "in_channels": channels,
-            "out_channels": channels,
+            "in_channels": self.codec.channels,
+            "out_channels": self.codec.channels,
             "num_attention_heads": self.heads,
             "attention_head_dim": self.head_width,
             "num_layers": self.layers,
@@ -87,8 +96,8 @@ class HunyuanSpec(DiTSpec):
             "patch_size_t": 1,
             "qk_norm": "rms_norm",
             "guidance_embeds": self.guidance is not None,
-            "text_embed_dim": text_width,
-            "pooled_projection_dim": pooled_width,
+            "text_embed_dim": self.text_encoder.width,
+            "pooled_projection_dim": self.text_encoder.pooled,
             "rope_theta": self.theta,
             "rope_axes_dim": self.rope,
             "image_condition_type": "token_replace" if replaces else None,
@@ -112,17 +121,6 @@ class Hunyuan(HunyuanSpec):
         default=LlamaClip(), validator=instance_of(LlamaClip), metadata=doc("its text encoders")
     )
 
-    @property
-    def geometry(self) -> Geometry:
-        """The shapes that a compressor may know."""
-        return self._geometry(self.codec.channels, self.codec.stride)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return diffusers' config of the model."""
-        text = self.text_encoder
-        return self._config(self.codec.channels, text.width, text.pooled)
-
 
 @frozen(kw_only=True)
 class FramePack(Hunyuan):
@@ -144,20 +142,18 @@ class FramePack(Hunyuan):
             "cells that it covers, where a frame ended the last one counted again (FramePack's)"
         ),
     )
-    guidance: float | None = _guidance(10.0)
+    guidance: float | None = _guidance_field(10.0)
     fps: float = number_field(30.0, "frames a second")
     image_width: int = count_field(1152, "width of an embedding of the first frame (SigLIP's)")
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return diffusers' config of the model."""
+        """Diffusers' config of the model."""
         more = {"has_image_proj": True, "has_clean_x_embedder": True}
-        text = self.text_encoder
-        config = self._config(self.codec.channels, text.width, text.pooled)
-        return config | more | {"image_proj_dim": self.image_width}
+        return super().config | more | {"image_proj_dim": self.image_width}
 
 
-def _has_pooled(instance: object, attribute: object, value: Bytes) -> None:
+def _check_pooled(instance: object, attribute: object, value: Bytes) -> None:
     if not isinstance(value, Bytes) or value.pooled < 1:
         raise ValueError("must be `bytes` with a pooled vector (pooled ≥ 1)")
 
@@ -171,23 +167,12 @@ class TinyHunyuan(HunyuanSpec):
     layers: int = count_field(2, "blocks of two streams, latents beside text")
     single_layers: int = count_field(4, "blocks of one stream, behind those of two")
     refiner_layers: int = count_field(1, "blocks that refine the text")
-    rope: tuple[int, ...] = _rope((16, 24, 24))
+    rope: tuple[int, ...] = _rope_field((16, 24, 24))
     fps: float = number_field(8.0, "frames a second")
     shift: float = number_field(3.0, "timestep shift of sampling and training")
     codec: Dct = field(
         default=Dct(), validator=instance_of(Dct), metadata=doc("the codec of its latents")
     )
     text_encoder: Bytes = field(
-        default=Bytes(pooled=64), validator=_has_pooled, metadata=doc("its text encoder")
+        default=Bytes(pooled=64), validator=_check_pooled, metadata=doc("its text encoder")
     )
-
-    @property
-    def geometry(self) -> Geometry:
-        """The shapes that a compressor may know."""
-        return self._geometry(self.codec.channels, self.codec.stride)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return diffusers' config of the model."""
-        text = self.text_encoder
-        return self._config(self.codec.channels, text.width, text.pooled)

@@ -1,4 +1,9 @@
-"""Our LoRA on a diffusers model through peft, in files that diffusers reads."""
+"""LoRA on a diffusers model, through peft: ours, which trains, and others, frozen beside it.
+
+Ours is saved in files that diffusers reads. The others (`DiTSpec.loras`: few-step distillation,
+styles) are adapters of their own, each with its scale, that act together with ours; none of them is
+trained or written into files of ours.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +26,12 @@ from torch.nn import Parameter, init
 from ...core.errors import UserError
 from ...core.interfaces.spec import LoRA
 from ...core.tools.files import whole_file
+from ...core.tools.hub import expand_path
 from ..blocks.base import DiffusersBackbone
-from ..weights.find import path_of
 from .layouts import DIFFUSERS
-from .read import Lora, read
+from .read import Lora, read_lora
 
-NAME = "default"  # of ours in peft; LoRAs that stay frozen beside ours have other names
+NAME = "default"  # of ours in peft; those beside it have other names
 _BLOCK = re.compile(r"\w*blocks\.\d+\.")
 
 
@@ -38,7 +43,7 @@ def add(model: DiffusersBackbone, lora: LoRA) -> None:
     """
     if adapters(model):
         raise ValueError("this model has adapters already")
-    names = linears(model, [end for target in lora.targets for end in model.linears[target]])
+    names = _linears(model, [end for target in lora.targets for end in model.linears[target]])
     _attach(model, names, lora.rank, lora.alpha, lora.dtype)
     generator = torch.Generator().manual_seed(lora.seed)  # on the CPU: alike on every device
     for name, weight in adapters(model).items():
@@ -49,7 +54,7 @@ def add(model: DiffusersBackbone, lora: LoRA) -> None:
             weight.data.copy_(fresh)
 
 
-def linears(model: DiffusersBackbone, ends: Iterable[str]) -> list[str]:
+def _linears(model: DiffusersBackbone, ends: Iterable[str]) -> list[str]:
     """Return the names of the blocks' modules that end so; those outside of blocks never count."""
     dotted = tuple(f".{end}" for end in ends)
     return [n for n, _ in model.named_modules() if _BLOCK.match(n) and f".{n}".endswith(dotted)]
@@ -61,18 +66,18 @@ def _attach(
     """Freeze the model and add adapters of a type, trainable; float32 is never below the base's."""
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
     model.requires_grad_(False)
-    inject(model, config, NAME)
+    _inject(model, config, NAME)
     for weight in adapters(model).values():
         wide = torch.promote_types(weight.dtype, torch.float32)
         weight.data = weight.data.to(wide if dtype == "float32" else torch.bfloat16)
 
 
-def inject(model: DiffusersBackbone, config: LoraConfig, name: str) -> None:
-    """Add a LoRA to peft's and let all act, ours last; ours alone can train."""
+def _inject(model: DiffusersBackbone, config: LoraConfig, name: str) -> None:
+    """Add a LoRA to those of the model and let all act, ours last; ours alone can train."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         model.add_adapter(config, adapter_name=name)
-    model.set_adapter(sorted(model.peft_config, key=lambda known: known == NAME))
+    model.set_adapter(sorted(model.peft_config, key=lambda other: other == NAME))
     for key, weight in model.named_parameters():
         if ".lora_A." in key or ".lora_B." in key:
             weight.requires_grad_(f".{NAME}." in key)
@@ -93,7 +98,7 @@ def save(model: DiffusersBackbone, path: Path, besides: Mapping[str, Tensor]) ->
     Args:
         model: with adapters.
         path: of the file.
-        besides: more tensors for it, by whole keys; diffusers wants none.
+        besides: more tensors for the file, by whole keys, which diffusers does not read.
 
     Raises:
         ValueError: there is nothing to save.
@@ -102,24 +107,22 @@ def save(model: DiffusersBackbone, path: Path, besides: Mapping[str, Tensor]) ->
     if not tensors:
         raise ValueError("this model has no adapters to save")
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    kept = _config_text(model) if len(tensors) > len(besides) else {}
+    texts = {"format": "pt"}
+    if len(tensors) > len(besides):
+        config = model.peft_config[NAME]
+        linears = {name.partition(".lora_")[0] for name in adapters(model)}
+        texts |= diffusers_metadata(int(config.r), float(config.lora_alpha), linears)
     with whole_file(path) as part:
-        save_file(flat, part, metadata={"format": "pt"} | kept)
+        save_file(flat, part, metadata=texts)
 
 
-def _config_text(model: DiffusersBackbone) -> dict[str, str]:
-    config = model.peft_config[NAME]
-    names = {name.partition(".lora_")[0] for name in adapters(model)}
-    return metadata(int(config.r), float(config.lora_alpha), names)
-
-
-def metadata(rank: int, alpha: float, names: Iterable[str]) -> dict[str, str]:
+def diffusers_metadata(rank: int, alpha: float, linears: Iterable[str]) -> dict[str, str]:
     """Return the metadata by which diffusers keeps rank and alpha of a LoRA on these linears.
 
     Only what is needed: peft refuses a config with a field that its version does not know.
     """
-    kept = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(names)}
-    text = json.dumps({DIFFUSERS + key: value for key, value in kept.items()}, sort_keys=True)
+    config = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(linears)}
+    text = json.dumps({DIFFUSERS + key: value for key, value in config.items()}, sort_keys=True)
     return {LORA_ADAPTER_METADATA_KEY: text}
 
 
@@ -130,17 +133,16 @@ def load(model: DiffusersBackbone, path: Path) -> None:
         UserError: no such file, other keys, another width, several ranks or alphas, biases, or
             another rank or alpha than here.
     """
-    found = read(model, path)
-    rank, alpha = one_scale(found, path)
-    here = adapters(model)
-    if here:
-        _check_alike(model, here, found, path)
+    lora = read_lora(model, path)
+    rank, alpha = one_scale(lora, path)
+    if adapters(model):
+        _check_alike(model, lora, path)
     else:
-        _attach(model, list(found.pairs), rank, alpha, "float32")
+        _attach(model, list(lora.pairs), rank, alpha, "float32")
     with torch.no_grad():
         for name, weight in adapters(model).items():
             linear, _, end = name.partition(".lora_")
-            weight.copy_(found.pairs[linear].down if end[0] == "A" else found.pairs[linear].up)
+            weight.copy_(lora.pairs[linear].down if end[0] == "A" else lora.pairs[linear].up)
 
 
 def one_scale(lora: Lora, path: Path) -> tuple[int, float]:
@@ -150,7 +152,7 @@ def one_scale(lora: Lora, path: Path) -> tuple[int, float]:
         UserError: they do not, or it changes biases.
     """
     ranks, alphas = {pair.rank for pair in lora.pairs.values()}, set(lora.alphas.values())
-    what = f"ranks {_some(ranks)}" if len(ranks) > 1 else f"alphas {_some(alphas)}"
+    what = f"ranks {_first(ranks)}" if len(ranks) > 1 else f"alphas {_first(alphas)}"
     if lora.biases:
         what = f"biases, such as of {min(lora.biases)}"
     if lora.biases or len(ranks) > 1 or len(alphas) > 1:
@@ -161,37 +163,29 @@ def one_scale(lora: Lora, path: Path) -> tuple[int, float]:
     return ranks.pop(), alphas.pop()
 
 
-def _some(numbers: set[int] | set[float]) -> str:
+def _first(numbers: set[int] | set[float]) -> str:
     return ", ".join(f"{number:g}" for number in sorted(numbers)[:3])
 
 
-def _check_alike(
-    model: DiffusersBackbone, here: dict[str, Parameter], lora: Lora, path: Path
-) -> None:
-    mine = {name.partition(".lora_")[0] for name in here}
-    if mine != set(lora.pairs):
-        other = min(mine ^ set(lora.pairs))
+def _check_alike(model: DiffusersBackbone, lora: Lora, path: Path) -> None:
+    """Refuse a LoRA that adapters which the model has already cannot take: UserError."""
+    linears = {name.partition(".lora_")[0] for name in adapters(model)}
+    if linears != set(lora.pairs):
+        other = min(linears ^ set(lora.pairs))
         raise UserError(f"LoRA {path} adapts other linears than this model does, such as {other}")
     rank, alpha = one_scale(lora, path)
     config = model.peft_config[NAME]
     if rank != config.r:
         raise UserError(f"LoRA {path} has rank {rank}, the adapters here have rank {config.r}")
     if alpha != config.lora_alpha:
-        said = f"the adapters here have {config.lora_alpha:g}"
-        raise UserError(f"LoRA {path} has alpha {alpha:g}, {said}")
+        here = f"the adapters here have {config.lora_alpha:g}"
+        raise UserError(f"LoRA {path} has alpha {alpha:g}, {here}")
 
 
-# ⟦backbones/lora/extra.py⟧ More LoRAs beside ours (`DiTSpec.loras`): few-step distillation, styles; frozen and scaled. Each is an adapter of its own in peft and acts together with ours. None is trained, and none is written into files of ours.
+def add_frozen(model: DiffusersBackbone, loras: Sequence[str]) -> None:
+    """Add LoRA files to a model, frozen, in any layout that `read_lora` knows.
 
-
-EXTRA_NAME = "beside_{}"
-
-
-def stack(model: DiffusersBackbone, loras: Sequence[str]) -> None:
-    """Add LoRA files to a model, frozen, in any layout that `lora_read` knows.
-
-    Call it where `load` ends, for every expert of a model that has two. Ranks, alphas and biases
-    may differ by linear.
+    Ranks, alphas and biases may differ by linear.
 
     Args:
         model: with or without adapters of ours.
@@ -202,46 +196,47 @@ def stack(model: DiffusersBackbone, loras: Sequence[str]) -> None:
             number.
     """
     for text in loras:
-        path, scale = parse(text)
-        _add(model, read(model, path), scale)
+        path, scale = parse_scaled(text)
+        _add_scaled(model, read_lora(model, path), scale)
 
 
-def parse(text: str) -> tuple[Path, float]:
+def parse_scaled(text: str) -> tuple[Path, float]:
     """Return the file and the scale that `file@0.8` names.
 
     Raises:
         UserError: what stands behind the last `@` is no finite number, and no such file exists.
     """
     name, at, tail = text.rpartition("@")
-    if not at or path_of(text).exists():
-        return path_of(text), 1.0
+    if not at or expand_path(text).exists():
+        return expand_path(text), 1.0
     try:
         scale = float(tail)
     except ValueError:
         scale = math.nan
     if not name or not math.isfinite(scale):
         raise UserError(f"backbone.loras: {text!r}: write file or file@0.8, {tail!r} is no scale")
-    return path_of(name), scale
+    return expand_path(name), scale
 
 
 @torch.no_grad()
-def _add(model: DiffusersBackbone, found: Lora, scale: float) -> None:
-    known = model.peft_config if model._hf_peft_config_loaded else {}
-    name = EXTRA_NAME.format(sum(other != NAME for other in known))
-    inject(model, _config(found), name)
-    for linear, pair in found.pairs.items():
+def _add_scaled(model: DiffusersBackbone, lora: Lora, scale: float) -> None:
+    others = model.peft_config if model._hf_peft_config_loaded else {}
+    name = f"extra_{sum(other != NAME for other in others)}"
+    _inject(model, _config_by_linear(lora), name)
+    for linear, pair in lora.pairs.items():
         layer = model.get_submodule(linear)
         assert isinstance(layer, LoraLayer)
         layer.lora_A[name].weight.copy_(pair.down)
         # peft scales B's bias as well, but alpha is not meant for it: alpha goes into B
-        layer.lora_B[name].weight.copy_(pair.up.float() * (found.alphas[linear] / pair.rank))
+        layer.lora_B[name].weight.copy_(pair.up.float() * (lora.alphas[linear] / pair.rank))
         if layer.lora_B[name].bias is not None:
-            layer.lora_B[name].bias.copy_(found.biases.get(linear, torch.zeros(())))
+            layer.lora_B[name].bias.copy_(lora.biases.get(linear, torch.zeros(())))
         layer.set_scale(name, scale)
 
 
-def _config(found: Lora) -> LoraConfig:
-    ranks = {linear: pair.rank for linear, pair in found.pairs.items()}
+def _config_by_linear(lora: Lora) -> LoraConfig:
+    """Return peft's config of a LoRA whose linears have their own ranks; alphas equal the ranks."""
+    ranks = {linear: pair.rank for linear, pair in lora.pairs.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     # `^`: peft would take the end of another linear's name for it
     others = {f"^{linear}": other for linear, other in ranks.items() if other != rank}
@@ -250,6 +245,6 @@ def _config(found: Lora) -> LoraConfig:
         lora_alpha=rank,
         rank_pattern=others,
         alpha_pattern=dict(others),
-        target_modules=list(found.pairs),
-        lora_bias=bool(found.biases),
+        target_modules=list(lora.pairs),
+        lora_bias=bool(lora.biases),
     )

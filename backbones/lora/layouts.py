@@ -1,8 +1,13 @@
-"""LoRA tensors by the keys of other programs (conventions A), out of pairs by diffusers' names.
+"""What other programs call LoRA's tensors, and how our pairs become theirs.
 
 diffusers  transformer.blocks.0.attn1.to_q.lora_A.weight, with its metadata
 comfyui    diffusion_model.blocks.0.self_attn.q.lora_A.weight and .alpha
 kohya      lora_unet_blocks_0_self_attn_q.lora_down.weight and .alpha
+
+ComfyUI and kohya keep the names of the original models, where some of diffusers' linears are one.
+
+Source: diffusers, loaders/lora_conversion_utils.py (`_convert_non_diffusers_wan_lora_to_diffusers`,
+`_convert_musubi_wan_lora_to_diffusers`, `_convert_hunyuan_video_lora_to_diffusers`).
 """
 
 from __future__ import annotations
@@ -15,36 +20,34 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-# ⟦backbones/lora/names.py⟧ What diffusers' linears are called in the original models, whose names other programs keep. Source: diffusers, loaders/lora_conversion_utils.py (`_convert_non_diffusers_wan_lora_to_diffusers`, `_convert_musubi_wan_lora_to_diffusers`, `_convert_hunyuan_video_lora_to_diffusers`).
+DIFFUSERS, COMFYUI, KOHYA = "transformer.", "diffusion_model.", "lora_unet_"
+_IN_BLOCK = re.compile(r"(\w+)\.(\d+)\.(.+)")  # list of blocks, number, linear
 
 
-_NAME = re.compile(r"(\w+)\.(\d+)\.(.+)")
-
-
-class Place(NamedTuple):
-    """Where a linear of diffusers lies in the original model.
+class OriginalLinear(NamedTuple):
+    """A linear of the original model.
 
     Attributes:
-        linear: the original linear, such as `double_blocks.3.img_attn_qkv`.
+        name: such as `double_blocks.3.img_attn_qkv`.
         members: diffusers' linears that are one there, in the order of its output rows.
     """
 
-    linear: str
+    name: str
     members: tuple[str, ...]
 
 
 @frozen(kw_only=True)
-class Blocks:
-    """One list of blocks.
+class BlockList:
+    """A list of blocks, in diffusers and in the original model.
 
     Attributes:
-        ours: diffusers' name of the list.
-        theirs: the original name.
-        linears: the original linear of a block, and diffusers' linears that are one there.
+        diffusers: diffusers' name of the list.
+        original: the original name.
+        linears: the original linears of a block, and diffusers' linears that each is made of.
     """
 
-    ours: str
-    theirs: str
+    diffusers: str
+    original: str
     linears: Mapping[str, tuple[str, ...]]
 
 
@@ -54,55 +57,61 @@ class Family:
 
     Attributes:
         lists: its lists of blocks.
-        filled: original linears that diffusers' reader of kohya files wants in every block.
-        scales: whether diffusers' reader knows `.alpha`; else the scale must be in the weights.
-        split: original linears that diffusers' reader can split at its own model's width only.
         network: what kohya's files call the module that trains such a LoRA.
+        required: original linears that diffusers' reader of kohya files wants in every block.
+        reads_alpha: whether diffusers' reader knows `.alpha`; else the weights hold the scale.
+        split: original linears that diffusers' reader can split at its own model's width only.
     """
 
-    lists: Sequence[Blocks]
+    lists: Sequence[BlockList]
     network: str
-    filled: tuple[str, ...] = ()
-    scales: bool = True
+    required: tuple[str, ...] = ()
+    reads_alpha: bool = True
     split: tuple[str, ...] = ()
 
-    def place(self, name: str) -> Place | None:
-        """Return where one of diffusers' linears lies in the original model."""
-        found = _NAME.fullmatch(name)
-        for blocks in self.lists if found else ():
-            for theirs, ends in blocks.linears.items():
-                if found and found[1] == blocks.ours and found[3] in ends:
-                    members = tuple(f"{found[1]}.{found[2]}.{end}" for end in ends)
-                    return Place(f"{blocks.theirs}.{found[2]}.{theirs}", members)
+    def original(self, name: str) -> OriginalLinear | None:
+        """Return the original linear that one of diffusers' is in, None where it is unknown."""
+        match = _IN_BLOCK.fullmatch(name)
+        if match is None:
+            return None
+        blocks_name, number, end = match.groups()
+        for blocks in self.lists:
+            for original, ends in blocks.linears.items():
+                if blocks_name == blocks.diffusers and end in ends:
+                    members = tuple(f"{blocks_name}.{number}.{member}" for member in ends)
+                    return OriginalLinear(f"{blocks.original}.{number}.{original}", members)
         return None
 
-    def members(self, linear: str) -> tuple[str, ...]:
+    def members(self, name: str) -> tuple[str, ...]:
         """Return diffusers' linears that an original one holds; none where it is unknown."""
-        found = _NAME.fullmatch(linear)
-        for blocks in self.lists if found else ():
-            if found and found[1] == blocks.theirs and found[3] in blocks.linears:
-                ends = blocks.linears[found[3]]
-                return tuple(f"{blocks.ours}.{found[2]}.{end}" for end in ends)
+        match = _IN_BLOCK.fullmatch(name)
+        if match is None:
+            return ()
+        blocks_name, number, end = match.groups()
+        for blocks in self.lists:
+            if blocks_name == blocks.original and end in blocks.linears:
+                ends = blocks.linears[end]
+                return tuple(f"{blocks.diffusers}.{number}.{member}" for member in ends)
         return ()
 
     def dotted(self, flat: str) -> str | None:
-        """Return the original linear that kohya's files write with `_` for every dot."""
+        """Return the original linear whose dots kohya's files write as `_`, None if unknown."""
         for blocks in self.lists:
-            for theirs in blocks.linears:
-                end = re.escape(theirs.replace(".", "_"))
-                if found := re.fullmatch(rf"{blocks.theirs}_(\d+)_{end}", flat):
-                    return f"{blocks.theirs}.{found[1]}.{theirs}"
+            for original in blocks.linears:
+                end = re.escape(original.replace(".", "_"))
+                if match := re.fullmatch(rf"{blocks.original}_(\d+)_{end}", flat):
+                    return f"{blocks.original}.{match[1]}.{original}"
         return None
 
     @property
     def foreign(self) -> tuple[str, ...]:
         """Original names of lists of blocks that diffusers calls otherwise."""
-        return tuple(blocks.theirs for blocks in self.lists if blocks.theirs != blocks.ours)
+        return tuple(b.original for b in self.lists if b.original != b.diffusers)
 
 
-def _attention(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
+def _attention(diffusers: str, original: str) -> dict[str, tuple[str, ...]]:
     ends = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
-    return {f"{theirs}.{end}": (f"{ours}.{linear}",) for end, linear in ends.items()}
+    return {f"{original}.{end}": (f"{diffusers}.{linear}",) for end, linear in ends.items()}
 
 
 _WAN = {
@@ -114,9 +123,9 @@ _WAN = {
 WAN = Family(
     network="networks.lora_wan",
     lists=(
-        Blocks(
-            ours="blocks",
-            theirs="blocks",
+        BlockList(
+            diffusers="blocks",
+            original="blocks",
             linears={
                 **_WAN,
                 "cross_attn.k_img": ("attn2.add_k_proj",),
@@ -124,14 +133,14 @@ WAN = Family(
             },
         ),
     ),
-    filled=tuple(_WAN),
+    required=tuple(_WAN),
 )
 HUNYUAN = Family(
     network="networks.lora",
     lists=(
-        Blocks(
-            ours="transformer_blocks",
-            theirs="double_blocks",
+        BlockList(
+            diffusers="transformer_blocks",
+            original="double_blocks",
             linears={
                 "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
                 "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -145,9 +154,9 @@ HUNYUAN = Family(
                 "txt_mlp.fc2": ("ff_context.net.2",),
             },
         ),
-        Blocks(
-            ours="single_transformer_blocks",
-            theirs="single_blocks",
+        BlockList(
+            diffusers="single_transformer_blocks",
+            original="single_blocks",
             linears={
                 "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
                 "linear2": ("proj_out",),
@@ -155,7 +164,7 @@ HUNYUAN = Family(
             },
         ),
     ),
-    scales=False,
+    reads_alpha=False,
     split=("linear1",),
 )
 FAMILIES = {
@@ -163,9 +172,6 @@ FAMILIES = {
     "HunyuanVideoTransformer3DModel": HUNYUAN,
     "HunyuanVideoFramepackTransformer3DModel": HUNYUAN,
 }
-
-
-DIFFUSERS, COMFYUI, KOHYA = "transformer.", "diffusion_model.", "lora_unet_"
 
 
 class Pair(NamedTuple):
@@ -180,15 +186,15 @@ class Pair(NamedTuple):
         return int(self.down.shape[0])
 
 
-class Sizes(NamedTuple):
+class LinearSize(NamedTuple):
     """Numbers of features of a linear."""
 
-    enter: int
-    leave: int
+    inputs: int
+    outputs: int
 
 
-SizeOf = Callable[[str], Sizes]  # of one of diffusers' linears, by name
-Pairs = Mapping[str, Pair]
+SizeOf = Callable[[str], LinearSize]  # of one of diffusers' linears, by name
+Pairs = Mapping[str, Pair]  # by linear
 
 
 def pairs_of(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
@@ -204,12 +210,12 @@ def pairs_of(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
     }
 
 
-def kind_of(linear: str) -> str:
+def linear_kind(linear: str) -> str:
     """Return the name of a linear without the number of its block."""
     return re.sub(r"\.\d+\.", ".", linear, count=1)
 
 
-def original(pairs: Pairs, family: Family, size_of: SizeOf) -> dict[str, Pair]:
+def original_pairs(pairs: Pairs, family: Family, size_of: SizeOf) -> dict[str, Pair]:
     """Return the pairs by original names; linears that are one there become one.
 
     Raises:
@@ -217,13 +223,13 @@ def original(pairs: Pairs, family: Family, size_of: SizeOf) -> dict[str, Pair]:
     """
     groups: dict[str, tuple[str, ...]] = {}
     for name in pairs:
-        place = family.place(name)
-        if place is None:
+        linear = family.original(name)
+        if linear is None:
             raise KeyError(name)
-        groups[place.linear] = place.members
+        groups[linear.name] = linear.members
     return {
-        linear: fuse([pairs.get(m) for m in members], [size_of(m).leave for m in members])
-        for linear, members in groups.items()
+        name: fuse([pairs.get(m) for m in members], [size_of(m).outputs for m in members])
+        for name, members in groups.items()
     }
 
 
@@ -236,11 +242,11 @@ def fuse(parts: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
         parts: the linears in the order of their outputs; None: not adapted.
         widths: outputs of each.
     """
-    given = [part for part in parts if part is not None]
+    adapted = [part for part in parts if part is not None]
     if len(parts) == 1:
-        return given[0]
-    down = torch.cat([part.down for part in given])
-    up = given[0].up.new_zeros(sum(widths), down.shape[0])
+        return adapted[0]
+    down = torch.cat([part.down for part in adapted])
+    up = adapted[0].up.new_zeros(sum(widths), down.shape[0])
     row = column = 0
     for part, width in zip(parts, widths, strict=True):
         if part is not None:
@@ -250,7 +256,7 @@ def fuse(parts: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
     return Pair(down, up)
 
 
-def filled(
+def with_required(
     pairs: Pairs, family: Family, linears: Iterable[str], size_of: SizeOf
 ) -> dict[str, Pair]:
     """Return original pairs with zeros of rank 1 where diffusers' reader of kohya files wants one.
@@ -264,36 +270,39 @@ def filled(
     like = next(iter(pairs.values())).down
     every = dict(pairs)
     for name in linears:
-        place = family.place(name)
-        if place and place.linear not in every and _end(place.linear) in family.filled:
-            size = size_of(name)
-            every[place.linear] = Pair(like.new_zeros(1, size.enter), like.new_zeros(size.leave, 1))
+        original = family.original(name)
+        if original is None or original.name in every:
+            continue
+        if original.name.split(".", 2)[2] in family.required:  # without list and number
+            inputs, outputs = size_of(name)
+            every[original.name] = Pair(like.new_zeros(1, inputs), like.new_zeros(outputs, 1))
     return every
 
 
-def _end(linear: str) -> str:
-    return linear.split(".", 2)[2]
-
-
-def comfyui(pairs: Pairs, scale: float, *, scales: bool) -> dict[str, Tensor]:
+def comfyui(pairs: Pairs, scale: float, *, with_alpha: bool) -> dict[str, Tensor]:
     """Return ComfyUI's tensors of original pairs.
 
     Args:
         pairs: by original names.
         scale: alpha / rank.
-        scales: write `.alpha`; else the scale goes into B.
+        with_alpha: write `.alpha`; else the scale goes into B.
     """
     tensors = {}
     for linear, pair in pairs.items():
         tensors[f"{COMFYUI}{linear}.lora_A.weight"] = pair.down
-        tensors[f"{COMFYUI}{linear}.lora_B.weight"] = pair.up if scales else pair.up * scale
-        if scales:
+        tensors[f"{COMFYUI}{linear}.lora_B.weight"] = pair.up if with_alpha else pair.up * scale
+        if with_alpha:
             tensors[f"{COMFYUI}{linear}.alpha"] = torch.tensor(scale * pair.rank)
     return tensors
 
 
 def kohya(pairs: Pairs, scale: float) -> dict[str, Tensor]:
-    """Return the tensors of original pairs as sd-scripts and musubi-tuner write them."""
+    """Return the tensors of original pairs as sd-scripts and musubi-tuner write them.
+
+    Args:
+        pairs: by original names.
+        scale: alpha / rank.
+    """
     tensors = {}
     for linear, pair in pairs.items():
         flat = KOHYA + linear.replace(".", "_")

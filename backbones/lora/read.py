@@ -1,4 +1,8 @@
-"""LoRA files in any of three layouts: found out, read by diffusers' names, held to the model."""
+"""LoRA files of any layout: told apart by their keys, read by diffusers' names, held to the model.
+
+Files with the names of the original models go through diffusers' own converters. Those that
+`longtake export` wrote come back as they were: what was joined for other programs is cut apart.
+"""
 
 from __future__ import annotations
 
@@ -30,22 +34,23 @@ from .layouts import (
     KOHYA,
     WAN,
     Family,
+    LinearSize,
     Pair,
     SizeOf,
-    Sizes,
-    kind_of,
+    linear_kind,
     pairs_of,
 )
 
-# ⟦backbones/lora/convert.py⟧ LoRA tensors by original names to diffusers' names, through diffusers' own converters.
-
-
-Tensors = dict[str, Tensor]
-Converter = Callable[[Tensors], Tensors]
+BESIDES = "memory."  # what else a file of ours may hold: the encoder, enhancers
+KEYS = f"{DIFFUSERS}*.lora_A.weight, {COMFYUI}*.lora_A.weight or {KOHYA}*.lora_down.weight"
 SPELLINGS = (  # of the same thing, the last as diffusers' converters want it
     (".default.weight", ".weight"), (".lora_down.", ".lora_A."), (".lora_up.", ".lora_B."),
 )  # fmt: skip
+# What reading metadata may raise where it holds other types or numbers.
+FAULTS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, re.error)
 _A, _B, _BIAS = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias"
+Tensors = dict[str, Tensor]
+Converter = Callable[[Tensors], Tensors]
 
 
 @frozen(eq=False, kw_only=True)
@@ -63,7 +68,203 @@ class Lora:
     biases: Mapping[str, Tensor]
 
 
-def from_tensors(
+def read_lora(model: DiffusersBackbone, path: Path) -> Lora:
+    """Read the LoRA of a file, with matrices that fit the model.
+
+    Raises:
+        UserError: no safetensors file, keys of no layout that is known, linears that the model
+            does not have, or other widths.
+    """
+    with open_tensors(path) as file:
+        names = [name for name in file.keys() if not name.startswith(BESIDES)]
+        tensors = {name: file.get_tensor(name) for name in names}
+        metadata = file.metadata() or {}
+    family, size_of = FAMILIES.get(model.diffusers_class), linear_sizes(model, path)
+    config = _json_object(metadata.get(LORA_ADAPTER_METADATA_KEY), path)
+    lora = _by_layout(path, tensors, config, family, size_of)
+    facts = _json_object(metadata.get("longtake"), path).get("lora")
+    if facts and family:
+        with _metadata_faults(path):
+            lora = _before_export(lora, facts, family)
+    _check_widths(lora, size_of, path)
+    return lora
+
+
+def linear_sizes(model: DiffusersBackbone, path: Path) -> SizeOf:
+    """Return a function that returns the sizes of a model's linear, by name.
+
+    It raises UserError, which calls the LoRA `path`, where the model has no such linear.
+    """
+    modules = dict(model.named_modules())
+
+    def size_of(linear: str) -> LinearSize:
+        fields = vars(modules[linear]) if linear in modules else {}
+        if "in_features" not in fields:
+            reason = "is no linear" if fields else "this model does not have"
+            raise UserError(f"LoRA {path} adapts {linear}, which {reason}")
+        return LinearSize(int(fields["in_features"]), int(fields["out_features"]))
+
+    return size_of
+
+
+def _json_object(text: str | None, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"LoRA {path} is damaged: its metadata is no JSON object")
+    return value
+
+
+@contextmanager
+def _metadata_faults(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FAULTS as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"LoRA {path} is damaged: what its metadata says of it ({reason})"
+        ) from error
+
+
+def _by_layout(
+    path: Path, tensors: Tensors, config: Mapping[str, Any], family: Family | None, size_of: SizeOf
+) -> Lora:
+    """Return the LoRA of tensors as they are in the file."""
+    prefix = _prefix(path, tensors)
+    bare = {name.removeprefix(prefix): x for name, x in tensors.items()}
+    # diffusion-pipe writes original names after diffusers' prefix
+    foreign = family is not None and any(name.startswith(family.foreign) for name in bare)
+    if prefix == DIFFUSERS and not foreign:
+        with _metadata_faults(path):
+            alphas = _alphas(config, bare)
+        return _checked_lora(path, bare, alphas, size_of)
+    if family is None:
+        raise UserError(f"LoRA {path}: for this model {DIFFUSERS}*.lora_A.weight alone is read")
+    named = _dotted(path, bare, family) if prefix == KOHYA else bare
+    return _converted(path, named, family, size_of)
+
+
+def _prefix(path: Path, tensors: Tensors) -> str:
+    for prefix in (DIFFUSERS, COMFYUI, KOHYA):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return prefix
+    strange = [n for n in tensors if not n.startswith((DIFFUSERS, COMFYUI, KOHYA))]
+    what = f"has keys such as {min(strange or tensors)}" if tensors else "is empty"
+    raise UserError(f"LoRA {path} {what}: {KEYS} are read")
+
+
+def _alphas(config: Mapping[str, Any], tensors: Tensors) -> dict[str, float]:
+    """Return alpha by linear out of peft's config, as diffusers writes it; none without one."""
+    bare = {key.removeprefix(DIFFUSERS): value for key, value in config.items()}
+    if "lora_alpha" not in bare:
+        return {}
+    patterns = bare.get("alpha_pattern") or {}
+    alphas = {}
+    for name, tensor in tensors.items():
+        linear, _, rest = name.partition(".lora_")
+        if rest == "A.weight":
+            alpha = patterns.get(get_pattern_key(list(patterns), linear), bare["lora_alpha"])
+            root = tensor.shape[0] ** 0.5 if bare.get("use_rslora") else 1.0
+            alphas[linear] = float(alpha) * root
+    return alphas
+
+
+def _dotted(path: Path, tensors: Tensors, family: Family) -> Tensors:
+    """Return kohya's tensors (`blocks_0_self_attn_q.lora_down.weight`) by original names.
+
+    Raises:
+        UserError: a linear is none of this family's.
+    """
+    named = {}
+    for name, tensor in tensors.items():
+        flat, _, rest = name.partition(".")
+        linear = family.dotted(flat)
+        if linear is None:
+            raise UserError(f"LoRA {path} adapts {KOHYA}{flat}, which no block here has")
+        named[f"{linear}.{rest}"] = tensor
+    return named
+
+
+def _converted(path: Path, tensors: Tensors, family: Family, size_of: SizeOf) -> Lora:
+    """Return the LoRA of tensors by original names (`blocks.0.self_attn.q.lora_A.weight`).
+
+    What diffusers leaves out is left out, with a warning.
+
+    Raises:
+        UserError: diffusers' converter does not know a key, or misses one.
+    """
+    # Alphas are kept from the converters: without them no number changes, nor any A's place.
+    scales = {n: x for n, x in tensors.items() if n.endswith(".alpha")}
+    for name, x in scales.items():
+        if x.numel() != 1:
+            raise UserError(f"LoRA {path}: {name} is {tuple(x.shape)}, not one number")
+    alphas = {n.removesuffix(".alpha"): float(x) for n, x in scales.items()}
+    matrices = {_respelled(n): x for n, x in tensors.items() if n not in scales}
+    try:
+        converted = _convert(_split(matrices, family, size_of), family)
+    except (ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"[:200]
+        raise UserError(f"LoRA {path}: diffusers cannot read its keys ({reason})") from error
+    _warn_of_dropped(path, matrices, converted)
+    by_storage = {
+        matrices[f"{n}{_A}"].data_ptr(): alpha
+        for n, alpha in alphas.items()
+        if f"{n}{_A}" in matrices
+    }
+    alpha_by_linear = {
+        name.removesuffix(_A): by_storage[x.data_ptr()]
+        for name, x in converted.items()
+        if name.endswith(_A) and x.data_ptr() in by_storage
+    }
+    return _checked_lora(path, converted, alpha_by_linear, size_of)
+
+
+def _respelled(name: str) -> str:
+    for old, new in SPELLINGS:
+        name = name.replace(old, new)
+    return name
+
+
+def _split(tensors: Tensors, family: Family, size_of: SizeOf) -> Tensors:
+    """Return the tensors with what diffusers splits at one width only split by the model's own."""
+    out: Tensors = {}
+    for name, tensor in tensors.items():
+        linear, _, rest = name.partition(".lora_")
+        members = family.members(linear) if linear.endswith(family.split or ("\0",)) else ()
+        parts: list[Tensor] = [tensor] * len(members)
+        if members and rest.startswith("B"):
+            parts = list(tensor.split([size_of(member).outputs for member in members]))
+        out |= {f"{m}.lora_{rest}": x for m, x in zip(members, parts, strict=True)}
+        out |= {} if members else {name: tensor}
+    return out
+
+
+def _convert(tensors: Tensors, family: Family) -> Tensors:
+    """Return tensors by diffusers' names, through diffusers' converter of the family."""
+    converters: list[tuple[Family, Any]] = [
+        (WAN, diffusers._convert_non_diffusers_wan_lora_to_diffusers),
+        (HUNYUAN, diffusers._convert_hunyuan_video_lora_to_diffusers),
+    ]
+    convert: Converter = next(converter for known, converter in converters if known is family)
+    out = convert({f"{COMFYUI}{name}": x for name, x in tensors.items()})
+    return {name.removeprefix(DIFFUSERS): x for name, x in out.items()}
+
+
+def _warn_of_dropped(path: Path, before: Tensors, after: Tensors) -> None:
+    storages = {x.data_ptr() for x in after.values()}
+    lost = sorted(name for name, x in before.items() if x.data_ptr() not in storages)
+    if lost:
+        nonzero = sum(bool(torch.any(before[name] != 0)) for name in lost)
+        logging.getLogger(__name__).warning(
+            "LoRA %s: diffusers knows no place for %d of its tensors, such as %s; they are left "
+            "out, and %s", path, len(lost), lost[0],
+            f"{nonzero} of them are not zero" if nonzero else "all of them are zero",
+        )  # fmt: skip
+
+
+def _checked_lora(
     path: Path, tensors: Tensors, alphas: Mapping[str, float], size_of: SizeOf
 ) -> Lora:
     """Return a LoRA of tensors by diffusers' names; a linear without an alpha has scale 1.
@@ -81,9 +282,9 @@ def from_tensors(
     except KeyError as error:
         raise UserError(f"LoRA {path} lacks {error.args[0]}: A and B go together") from None
     for linear in sorted(set(biases) - set(pairs)):  # a bias alone: its A and B are zero
-        size = size_of(linear)
+        inputs, outputs = size_of(linear)
         zeros = biases[linear].new_zeros
-        pairs[linear] = Pair(zeros(1, size.enter), zeros(size.leave, 1))
+        pairs[linear] = Pair(zeros(1, inputs), zeros(outputs, 1))
     every = {linear: alphas.get(linear, float(pair.rank)) for linear, pair in pairs.items()}
     return Lora(pairs=pairs, alphas=every, biases=biases)
 
@@ -104,214 +305,20 @@ def _check_numbers(path: Path, tensors: Tensors, alphas: Mapping[str, float]) ->
             raise UserError(f"LoRA {path} is damaged: alpha of {linear} is {alpha}")
 
 
-def dotted(path: Path, tensors: Tensors, family: Family) -> Tensors:
-    """Return kohya's tensors (`blocks_0_self_attn_q.lora_down.weight`) by original names.
-
-    Raises:
-        UserError: a linear is none of this family's.
-    """
-    named = {}
-    for name, tensor in tensors.items():
-        flat, _, rest = name.partition(".")
-        linear = family.dotted(flat)
-        if linear is None:
-            raise UserError(f"LoRA {path} adapts {KOHYA}{flat}, which no block here has")
-        named[f"{linear}.{rest}"] = tensor
-    return named
-
-
-def converted(path: Path, tensors: Tensors, family: Family, size_of: SizeOf) -> Lora:
-    """Return the LoRA of tensors by original names (`blocks.0.self_attn.q.lora_A.weight`, `.alpha`).
-
-    What diffusers leaves out is left out, and said.
-
-    Raises:
-        UserError: diffusers' converter does not know a key, or misses one.
-    """
-    scales = {n: x for n, x in tensors.items() if _is_alpha(n)}
-    for name, x in scales.items():
-        if x.numel() != 1:
-            raise UserError(f"LoRA {path}: {name} is {tuple(x.shape)}, not one number")
-    alphas = {n.removesuffix(".alpha"): float(x) for n, x in scales.items()}
-    given = {_spelled(n): x for n, x in tensors.items() if not _is_alpha(n)}
-    try:
-        out = _convert(_split(given, family, size_of), family)
-    except (ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeError) as error:
-        said = f"{type(error).__name__}: {first_line(error)}"[:200]
-        raise UserError(f"LoRA {path}: diffusers cannot read its keys ({said})") from error
-    _say_dropped(path, given, out)
-    at = {given[f"{n}{_A}"].data_ptr(): a for n, a in alphas.items() if f"{n}{_A}" in given}
-    scaled = {
-        name.removesuffix(_A): at[x.data_ptr()]
-        for name, x in out.items()
-        if name.endswith(_A) and x.data_ptr() in at
-    }
-    return from_tensors(path, out, scaled, size_of)
-
-
-def _is_alpha(name: str) -> bool:
-    return name.endswith(".alpha")
-
-
-def _spelled(name: str) -> str:
-    for old, new in SPELLINGS:
-        name = name.replace(old, new)
-    return name
-
-
-def _convert(tensors: Tensors, family: Family) -> Tensors:
-    # Alphas are kept from the converters: without them no number changes, nor any A's place.
-    converters: list[tuple[Family, Any]] = [
-        (WAN, diffusers._convert_non_diffusers_wan_lora_to_diffusers),
-        (HUNYUAN, diffusers._convert_hunyuan_video_lora_to_diffusers),
-    ]
-    convert: Converter = next(found for known, found in converters if known is family)
-    out = convert({f"{COMFYUI}{name}": x for name, x in tensors.items()})
-    return {name.removeprefix(DIFFUSERS): x for name, x in out.items()}
-
-
-def _split(tensors: Tensors, family: Family, size_of: SizeOf) -> Tensors:
-    """Return the tensors with what diffusers splits at one width only split by the model's own."""
-    out: Tensors = {}
-    for name, tensor in tensors.items():
-        linear, _, rest = name.partition(".lora_")
-        members = family.members(linear) if linear.endswith(family.split or ("\0",)) else ()
-        parts: list[Tensor] = [tensor] * len(members)
-        if members and rest.startswith("B"):
-            parts = list(tensor.split([size_of(member).leave for member in members]))
-        out |= {f"{m}.lora_{rest}": x for m, x in zip(members, parts, strict=True)}
-        out |= {} if members else {name: tensor}
-    return out
-
-
-def _say_dropped(path: Path, given: Tensors, out: Tensors) -> None:
-    kept = {x.data_ptr() for x in out.values()}
-    lost = sorted(name for name, x in given.items() if x.data_ptr() not in kept)
-    if lost:
-        loud = sum(bool(torch.any(given[name] != 0)) for name in lost)
-        logging.getLogger(__name__).warning(
-            "LoRA %s: diffusers knows no place for %d of its tensors, such as %s; they are left "
-            "out, and %s", path, len(lost), lost[0],
-            f"{loud} of them are not zero" if loud else "all of them are zero",
-        )  # fmt: skip
-
-
-ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, re.error)
-KNOWN = f"{DIFFUSERS}*.lora_A.weight, {COMFYUI}*.lora_A.weight or {KOHYA}*.lora_down.weight"
-BESIDES = "memory."  # what else a file of ours may hold: the encoder, enhancers
-
-
-def read(model: DiffusersBackbone, path: Path) -> Lora:
-    """Return the LoRA of a file, with matrices that fit the model.
-
-    Raises:
-        UserError: no safetensors file, keys of no layout that is known, linears that the model
-            does not have, or other widths.
-    """
-    with open_tensors(path) as file:
-        names = [name for name in file.keys() if not name.startswith(BESIDES)]
-        tensors = {name: file.get_tensor(name) for name in names}
-        texts = file.metadata() or {}
-    family, sizes = FAMILIES.get(model.diffusers_class), size_of(model, path)
-    config = _object(texts.get(LORA_ADAPTER_METADATA_KEY), path)
-    found = _by_layout(path, tensors, config, family, sizes)
-    facts = _object(texts.get("longtake"), path).get("lora")
-    if facts and family:
-        with _metadata_of(path):
-            found = as_exported(found, facts, family)
-    check_fit(found, sizes, path)
-    return found
-
-
-def _object(text: str | None, path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"LoRA {path} is damaged: its metadata is no JSON object")
-    return found
-
-
-@contextmanager
-def _metadata_of(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except ODD as error:
-        said = f"{type(error).__name__}: {error}"
-        raise UserError(f"LoRA {path} is damaged: what its metadata says of it ({said})") from error
-
-
-def size_of(model: DiffusersBackbone, path: Path) -> SizeOf:
-    """Return the function that gives the sizes of a model's linear, or refuses: UserError."""
-    modules = dict(model.named_modules())
-
-    def sizes(linear: str) -> Sizes:
-        found = vars(modules[linear]) if linear in modules else {}
-        if "in_features" not in found:
-            said = "is no linear" if found else "this model does not have"
-            raise UserError(f"LoRA {path} adapts {linear}, which {said}")
-        return Sizes(int(found["in_features"]), int(found["out_features"]))
-
-    return sizes
-
-
-def _by_layout(
-    path: Path, tensors: Tensors, config: Mapping[str, Any], family: Family | None, sizes: SizeOf
-) -> Lora:
-    prefix = _prefix(path, tensors)
-    bare = {name.removeprefix(prefix): x for name, x in tensors.items()}
-    # diffusion-pipe writes original names after diffusers' prefix
-    foreign = family is not None and any(name.startswith(family.foreign) for name in bare)
-    if prefix == DIFFUSERS and not foreign:
-        with _metadata_of(path):
-            alphas = _alphas(config, bare)
-        return from_tensors(path, bare, alphas, sizes)
-    if family is None:
-        raise UserError(f"LoRA {path}: for this model {DIFFUSERS}*.lora_A.weight alone is read")
-    named = dotted(path, bare, family) if prefix == KOHYA else bare
-    return converted(path, named, family, sizes)
-
-
-def _prefix(path: Path, tensors: Tensors) -> str:
-    for prefix in (DIFFUSERS, COMFYUI, KOHYA):
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            return prefix
-    strange = [n for n in tensors if not n.startswith((DIFFUSERS, COMFYUI, KOHYA))]
-    what = f"has keys such as {min(strange or tensors)}" if tensors else "is empty"
-    raise UserError(f"LoRA {path} {what}: {KNOWN} are read")
-
-
-def _alphas(config: Mapping[str, Any], tensors: Tensors) -> dict[str, float]:
-    """Return alpha by linear out of peft's config, as diffusers writes it; none without one."""
-    bare = {key.removeprefix(DIFFUSERS): value for key, value in config.items()}
-    if "lora_alpha" not in bare:
-        return {}
-    patterns = bare.get("alpha_pattern") or {}
-    found = {}
-    for name, tensor in tensors.items():
-        linear, _, rest = name.partition(".lora_")
-        if rest == "A.weight":
-            alpha = patterns.get(get_pattern_key(list(patterns), linear), bare["lora_alpha"])
-            root = tensor.shape[0] ** 0.5 if bare.get("use_rslora") else 1.0
-            found[linear] = float(alpha) * root
-    return found
-
-
-def as_exported(lora: Lora, facts: Mapping[str, Any], family: Family) -> Lora:
+def _before_export(lora: Lora, facts: Mapping[str, Any], family: Family) -> Lora:
     """Return a LoRA that `longtake export` wrote as it was before: what it joined, apart again.
 
     Args:
         lora: as diffusers reads it.
-        facts: of the file's header (`core.lora_file.LoraFile.facts`).
+        facts: of the file's header (`LoraFile.facts`).
         family: of the model.
     """
     kinds, rank, alpha = set(facts["linears"]), int(facts["rank"]), float(facts["alpha"])
     scale = alpha / rank if facts["baked"] else 1.0
     pairs = {
-        linear: _own(linear, pair, family, kinds, rank)
+        linear: _own_rows(linear, pair, family, kinds, rank)
         for linear, pair in lora.pairs.items()
-        if kind_of(linear) in kinds
+        if linear_kind(linear) in kinds
     }
     if not pairs or rank < 1:
         raise ValueError(f"no linear of {sorted(kinds)} at rank {rank}")
@@ -320,27 +327,28 @@ def as_exported(lora: Lora, facts: Mapping[str, Any], family: Family) -> Lora:
     return Lora(pairs=pairs, alphas=dict.fromkeys(pairs, alpha), biases={})
 
 
-def _own(linear: str, pair: Pair, family: Family, kinds: set[str], rank: int) -> Pair:
+def _own_rows(linear: str, pair: Pair, family: Family, kinds: set[str], rank: int) -> Pair:
     """Return a linear's own rows and columns of what was joined with its neighbours."""
-    place = family.place(linear)
-    joined = [member for member in place.members if kind_of(member) in kinds] if place else []
+    original = family.original(linear)
+    joined = [m for m in original.members if linear_kind(m) in kinds] if original else []
     if len(joined) < 2 or pair.rank == rank:
         return pair
     first = joined.index(linear) * rank
     return Pair(pair.down[first : first + rank], pair.up[:, first : first + rank])
 
 
-def check_fit(lora: Lora, sizes: SizeOf, path: Path) -> None:
+def _check_widths(lora: Lora, size_of: SizeOf, path: Path) -> None:
     """Refuse a LoRA whose matrices do not fit the linears that it adapts: UserError."""
     for linear, (down, up) in lora.pairs.items():
-        size = sizes(linear)
-        _check(path, f"{linear}.lora_A.weight", down, (up.shape[-1], size.enter), size.enter)
-        _check(path, f"{linear}.lora_B.weight", up, (size.leave, down.shape[0]), size.leave)
+        inputs, outputs = size_of(linear)
+        _check_shape(path, f"{linear}{_A}", down, (up.shape[-1], inputs), inputs)
+        _check_shape(path, f"{linear}{_B}", up, (outputs, down.shape[0]), outputs)
     for linear, bias in lora.biases.items():
-        _check(path, f"{linear}.lora_B.bias", bias, (sizes(linear).leave,), sizes(linear).leave)
+        outputs = size_of(linear).outputs
+        _check_shape(path, f"{linear}{_BIAS}", bias, (outputs,), outputs)
 
 
-def _check(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...], width: int) -> None:
+def _check_shape(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...], width: int) -> None:
     if tuple(tensor.shape) != shape:
         linear = name.partition(".lora_")[0]
         raise UserError(

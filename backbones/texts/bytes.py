@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ...core.interfaces.text_encoder import TextEncoder
@@ -17,7 +18,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class ByteEncoder(TextEncoder[Bytes]):
-    """Gives each UTF-8 byte a fixed vector of itself and its place, without weights or download.
+    """Each UTF-8 byte as a fixed vector of itself and its place, without weights or download.
 
     Every prompt starts with a begin token, so that the empty prompt has one real token too:
     attention over no token at all is undefined (a masked softmax gives NaN, and a masked mean
@@ -28,16 +29,16 @@ class ByteEncoder(TextEncoder[Bytes]):
     def encode(self, prompts: Sequence[str]) -> Text:
         """Return float32 embeddings `[B, 1 + length, E]`, zero where the mask is False.
 
-        With `pooled`, one more vector of that width a prompt. Bytes beyond `length` are cut. Any
-        `str` is legal, lone surrogates too.
+        With `pooled` in the spec, each prompt has one more vector of that width. Bytes beyond
+        `length` are cut. Any `str` is legal, lone surrogates too.
         """
         places = 1 + self.spec.length
         codes = torch.zeros(len(prompts), places, dtype=torch.int64)
         mask = torch.zeros(len(prompts), places, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            read = [BEGIN, *prompt.encode("utf-8", "surrogatepass")[: self.spec.length]]
-            codes[row, : len(read)] = torch.tensor(read)
-            mask[row, : len(read)] = True
+            row_codes = [BEGIN, *prompt.encode("utf-8", "surrogatepass")[: self.spec.length]]
+            codes[row, : len(row_codes)] = torch.tensor(row_codes)
+            mask[row, : len(row_codes)] = True
         embeddings = _vectors(codes, mask, self.spec.width)
         pooled = _pooled(codes, mask, self.spec.pooled) if self.spec.pooled else None
         return Text(embeddings=embeddings, mask=mask, pooled=pooled)
@@ -80,5 +81,5 @@ def place_vectors(places: int, width: int) -> Tensor:
 
 def _waves(points: Tensor, frequencies: Tensor, width: int) -> Tensor:
     angles = points[:, None].to(torch.float64) * frequencies
-    pairs = torch.stack([angles.sin(), angles.cos()], dim=-1)
-    return math.sqrt(2) * pairs.flatten(1)[:, :width]
+    pairs = rearrange([angles.sin(), angles.cos()], "pair point wave -> point (wave pair)")
+    return math.sqrt(2) * pairs[:, :width]

@@ -12,15 +12,15 @@ from torch import Tensor
 from ...core.errors import UserError
 from ...core.tools.files import read_object
 from ...core.values.text import Text
-from ..weights.find import WHAT, located
-from .loading import WeightsEncoder, check_config, load_model, load_tokenizer
+from ..weights.find import TRANSFORMERS_MODEL, find_text_encoder
+from .loading import WeightsEncoder, check_config, load_text_model, load_tokenizer
 from .specs import LlamaClip
 
 CLIP_LENGTH = 77
 
 
 class LlamaClipEncoder(WeightsEncoder[LlamaClip]):
-    """Gives LLaMA's hidden states of the prompt in its template, and CLIP's pooled vector.
+    """LLaMA's hidden states of the prompt in its template, and CLIP's pooled vector.
 
     Both are those of `HunyuanVideoPipeline`; beyond the prompt, where the pipeline leaves states
     that its mask hides, they are zero.
@@ -37,7 +37,7 @@ class LlamaClipEncoder(WeightsEncoder[LlamaClip]):
     def _load(self) -> dict[str, Any]:
         from transformers import CLIPTextModel, LlamaModel
 
-        spec, folder = self.spec, located(self.spec.weights, self.parts)
+        spec, folder = self.spec, find_text_encoder(self.spec.weights, self.parts)
         llama, clip = (folder / part for part in ("text_encoder", "text_encoder_2"))
         check_config(llama, ("llama",), hidden_size=spec.width)
         check_config(clip, ("clip_text_model", "clip"), hidden_size=spec.pooled)
@@ -46,8 +46,8 @@ class LlamaClipEncoder(WeightsEncoder[LlamaClip]):
         return {
             "tokenizer": load_tokenizer(folder / "tokenizer"),
             "tokenizer_2": load_tokenizer(folder / "tokenizer_2"),
-            "text_encoder": load_model(LlamaModel, llama, spec, self.device),
-            "text_encoder_2": load_model(CLIPTextModel, clip, plain, self.device),
+            "text_encoder": load_text_model(LlamaModel, llama, spec, self.device),
+            "text_encoder_2": load_text_model(CLIPTextModel, clip, plain, self.device),
         }
 
     def _embed(self, prompts: list[str]) -> Text:
@@ -56,7 +56,7 @@ class LlamaClipEncoder(WeightsEncoder[LlamaClip]):
 
     def _llama(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         spec = self.spec
-        read = self._loaded["tokenizer"](
+        tokens = self._loaded["tokenizer"](
             [spec.template.format(prompt) for prompt in prompts],
             max_length=spec.length + spec.crop,
             padding="max_length",
@@ -65,26 +65,27 @@ class LlamaClipEncoder(WeightsEncoder[LlamaClip]):
             return_tensors="pt",
         ).to(self.device)
         states = self._loaded["text_encoder"](
-            input_ids=read.input_ids,
-            attention_mask=read.attention_mask,
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
             output_hidden_states=True,
         ).hidden_states[-(spec.skip + 1)]
-        mask = read.attention_mask[:, spec.crop :].bool()
+        mask = tokens.attention_mask[:, spec.crop :].bool()
         return states[:, spec.crop :].masked_fill(~mask[..., None], 0.0), mask  # [B, L, E]
 
     def _clip(self, prompts: list[str]) -> Tensor:
-        read = self._loaded["tokenizer_2"](
+        tokens = self._loaded["tokenizer_2"](
             prompts,
             padding="max_length",
             max_length=CLIP_LENGTH,
             truncation=True,
             return_tensors="pt",
         ).to(self.device)
-        pooled: Tensor = self._loaded["text_encoder_2"](read.input_ids).pooler_output
+        pooled: Tensor = self._loaded["text_encoder_2"](tokens.input_ids).pooler_output
         return pooled  # [B, E']
 
 
 def _check_layers(folder: Path, skip: int) -> None:
-    layers = read_object(folder / "config.json", WHAT, "num_hidden_layers")["num_hidden_layers"]
+    key = "num_hidden_layers"
+    layers = read_object(folder / "config.json", TRANSFORMERS_MODEL, key)[key]
     if layers < skip:
         raise UserError(f"text_encoder.skip {skip}: {folder} has only {layers} layers")

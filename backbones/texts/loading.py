@@ -1,4 +1,8 @@
-"""Loading the parts of a text encoder: models and tokenizers of transformers, from folders."""
+"""Text encoders with weights: loaded at the first prompt, freed by `release`.
+
+Their parts are models and tokenizers of transformers, in subfolders of a diffusers folder. Pickles
+are never read.
+"""
 
 from __future__ import annotations
 
@@ -18,40 +22,112 @@ from ...core.interfaces.text_encoder import TextEncoder
 from ...core.tools.files import read_object
 from ...core.tools.hub import first_line
 from ...core.values.text import Text
-from ..weights.find import WHAT, origin, text_at_hand
-from ..weights.load import need
+from ..weights.find import (
+    TRANSFORMERS_MODEL,
+    text_encoder_available_offline,
+    text_encoder_identity,
+)
+from ..weights.load import require_package
 from .specs import WeightsSpec
 
+W = TypeVar("W", bound=WeightsSpec)
+BATCH = 16  # prompts in one pass
 # What loading may raise where files are damaged or do not fit.
 FAULTS = (
     OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError
 )  # fmt: skip
 
 
-def check_config(folder: Path, kinds: tuple[str, ...], **wanted: int) -> None:
+class WeightsEncoder(TextEncoder[W]):
+    """A text encoder that loads its parts at the first `encode`, and again after `release`.
+
+    Attributes:
+        parts: the subfolders of a diffusers folder that it needs.
+    """
+
+    parts: ClassVar[tuple[str, ...]]
+
+    def __init__(self, spec: W) -> None:
+        super().__init__(spec)
+        self._loaded: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Text:
+        """Return the embeddings of the prompts on the CPU, in the dtype of the weights.
+
+        Raises:
+            UserError: weights are missing, damaged or of another model, or quantization is not
+                installed.
+        """
+        self._loaded = self._loaded or self._load()
+        texts = [_readable(prompt) for prompt in prompts]
+        passes = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
+        return stack_texts([self._embed(each).to("cpu") for each in passes])
+
+    def release(self) -> None:
+        """Free the weights; the next `encode` loads them again."""
+        if not self._loaded:
+            return
+        self._loaded = {}
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def identity(self) -> str:
+        """Name, weights and what else changes the numbers; nothing is loaded."""
+        spec = self.spec
+        numbers = spec.dtype if spec.quantize == "none" else f"{spec.dtype}-{spec.quantize}"
+        return f"{self._name} {text_encoder_identity(spec.weights, self.parts)} {numbers}"
+
+    @property
+    def available_offline(self) -> bool:
+        """Whether all parts are in the folder that `weights` names, or in the hub's cache."""
+        return text_encoder_available_offline(self.spec.weights, self.parts)
+
+    @property
+    @abstractmethod
+    def _name(self) -> str:
+        """Name of the kind of encoder, with all fields that change embeddings."""
+
+    @abstractmethod
+    def _load(self) -> dict[str, Any]:
+        """Return models and tokenizers by the name of their part."""
+
+    @abstractmethod
+    def _embed(self, prompts: list[str]) -> Text:
+        """Return the embeddings of prompts in one pass."""
+
+
+def _readable(prompt: str) -> str:
+    """Return a prompt that tokenizers read: lone surrogates become question marks."""
+    return prompt.encode("utf-8", "replace").decode("utf-8")
+
+
+def check_config(folder: Path, kinds: tuple[str, ...], **numbers: int) -> None:
     """Refuse a folder that holds no model of these kinds, or one of other numbers.
 
     Args:
         folder: of the model.
         kinds: the values that `model_type` may have.
-        wanted: keys of config.json and what they must be.
+        numbers: keys of config.json and what they must be.
 
     Raises:
-        UserError: it does not; one line.
+        UserError: config.json says otherwise, or there are no safetensors files.
     """
-    config = read_object(folder / "config.json", WHAT)
+    config = read_object(folder / "config.json", TRANSFORMERS_MODEL)
     if config.get("model_type") not in kinds:
         raise UserError(f"{folder} holds a model of {config.get('model_type')}, not of {kinds[0]}")
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds no safetensors files: this is no {WHAT}")
-    for key, value in wanted.items():
+        raise UserError(f"{folder} holds no safetensors files: this is no {TRANSFORMERS_MODEL}")
+    for key, value in numbers.items():
         if config.get(key) != value:
             raise UserError(
                 f"{folder} does not fit the spec: {key} is {config.get(key)}, not {value}"
             )
 
 
-def load_model(
+def load_text_model(
     cls: Any, folder: Path, spec: WeightsSpec, device: torch.device, *, tied: str = ""
 ) -> Any:
     """Return a model of transformers in eval mode on `device`; pickles are never read.
@@ -66,7 +142,7 @@ def load_model(
     Raises:
         UserError: files are damaged or lack tensors, or quantization is not installed.
     """
-    options = _quantized(spec, device) if spec.quantize != "none" else {}
+    options = _quantization(spec, device) if spec.quantize != "none" else {}
     try:
         with torch.random.fork_rng(devices=[]):
             model, info = cls.from_pretrained(
@@ -85,9 +161,9 @@ def load_model(
     return (model if options else model.to(device)).eval()
 
 
-def _quantized(spec: WeightsSpec, device: torch.device) -> dict[str, Any]:
+def _quantization(spec: WeightsSpec, device: torch.device) -> dict[str, Any]:
     what = f"text_encoder.quantize {spec.quantize}"
-    need("bitsandbytes", what)
+    require_package("bitsandbytes", what)
     if device.type != "cuda":
         raise UserError(f"{what} needs a GPU, and the encoder runs on {device}")
     from transformers import BitsAndBytesConfig
@@ -119,71 +195,3 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(
             f"{folder} holds no tokenizer that can be read: {first_line(error)}"
         ) from error
-
-
-# ⟦backbones/texts/lazy.py⟧ A text encoder with weights: loaded when first asked, freed when told.
-
-
-W = TypeVar("W", bound=WeightsSpec)
-AT_ONCE = 16  # prompts in one pass
-
-
-class WeightsEncoder(TextEncoder[W]):
-    """Loads its parts at the first `encode`, and again after `release`.
-
-    Attributes:
-        parts: the subfolders of a diffusers folder that it needs.
-    """
-
-    parts: ClassVar[tuple[str, ...]]
-
-    def __init__(self, spec: W) -> None:
-        super().__init__(spec)
-        self._loaded: dict[str, Any] = {}
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Text:
-        """Return the embeddings of the prompts on the CPU, in the dtype of the weights."""
-        self._loaded = self._loaded or self._load()
-        texts = [_readable(prompt) for prompt in prompts]
-        passes = [texts[i : i + AT_ONCE] for i in range(0, len(texts), AT_ONCE)]
-        return stack_texts([self._embed(each).to("cpu") for each in passes])
-
-    def release(self) -> None:
-        """Free the weights; the next `encode` loads them again."""
-        if not self._loaded:
-            return
-        self._loaded = {}
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    @property
-    def identity(self) -> str:
-        """Name, weights and what else changes the numbers; nothing is loaded."""
-        spec = self.spec
-        numbers = spec.dtype if spec.quantize == "none" else f"{spec.dtype}-{spec.quantize}"
-        return f"{self._name} {origin(spec.weights, self.parts)} {numbers}"
-
-    @property
-    def at_hand(self) -> bool:
-        """Whether its parts are where `weights` says, or in the hub's cache."""
-        return text_at_hand(self.spec.weights, self.parts)
-
-    @property
-    @abstractmethod
-    def _name(self) -> str:
-        """Name of the kind of encoder, with all fields that change embeddings."""
-
-    @abstractmethod
-    def _load(self) -> dict[str, Any]:
-        """Return models and tokenizers by the name of their part."""
-
-    @abstractmethod
-    def _embed(self, prompts: list[str]) -> Text:
-        """Return the embeddings of prompts in one pass."""
-
-
-def _readable(prompt: str) -> str:
-    """Return a prompt that tokenizers read: lone surrogates become question marks."""
-    return prompt.encode("utf-8", "replace").decode("utf-8")

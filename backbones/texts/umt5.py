@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.values.text import Text
-from ..weights.find import located
-from .loading import WeightsEncoder, check_config, load_model, load_tokenizer
+from ..weights.find import find_text_encoder
+from .loading import WeightsEncoder, check_config, load_text_model, load_tokenizer
 from .specs import Umt5
 
 TIED = "encoder.embed_tokens.weight"
 
 
 class Umt5Encoder(WeightsEncoder[Umt5]):
-    """Gives the last hidden states of UMT5, zero beyond the prompt: `WanPipeline`'s embeddings.
+    """The last hidden states of UMT5, zero beyond the prompt: `WanPipeline`'s embeddings.
 
     Prompts are cleaned by the pipeline's own function (HTML entities, white space; broken letters
     too, where ftfy is installed).
@@ -28,11 +28,11 @@ class Umt5Encoder(WeightsEncoder[Umt5]):
     def _load(self) -> dict[str, Any]:
         from transformers import UMT5EncoderModel
 
-        folder = located(self.spec.weights, self.parts)
+        folder = find_text_encoder(self.spec.weights, self.parts)
         check_config(folder / "text_encoder", ("umt5",), d_model=self.spec.width)
         tokenizer = load_tokenizer(folder / "tokenizer")
         part = folder / "text_encoder"
-        model = load_model(UMT5EncoderModel, part, self.spec, self.device, tied=TIED)
+        model = load_text_model(UMT5EncoderModel, part, self.spec, self.device, tied=TIED)
         # Wan's config says that nothing is tied, and transformers 5.0 believed it.
         model.encoder.set_input_embeddings(model.shared)
         return {"text_encoder": model, "tokenizer": tokenizer}
@@ -40,7 +40,7 @@ class Umt5Encoder(WeightsEncoder[Umt5]):
     def _embed(self, prompts: list[str]) -> Text:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
-        read = self._loaded["tokenizer"](
+        tokens = self._loaded["tokenizer"](
             [prompt_clean(prompt) for prompt in prompts],
             padding="max_length",
             max_length=self.spec.length,
@@ -49,7 +49,7 @@ class Umt5Encoder(WeightsEncoder[Umt5]):
             return_attention_mask=True,
             return_tensors="pt",
         ).to(self.device)
-        states = self._loaded["text_encoder"](read.input_ids, read.attention_mask)
-        mask = read.attention_mask.bool()
-        kept = states.last_hidden_state.masked_fill(~mask[..., None], 0.0)  # [B, L, E]
-        return Text(embeddings=kept, mask=mask)
+        states = self._loaded["text_encoder"](tokens.input_ids, tokens.attention_mask)
+        mask = tokens.attention_mask.bool()
+        embeddings = states.last_hidden_state.masked_fill(~mask[..., None], 0.0)  # [B, L, E]
+        return Text(embeddings=embeddings, mask=mask)

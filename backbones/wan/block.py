@@ -3,73 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from einops import rearrange
 from torch import Tensor
 
 from ...core.interfaces.backbone import Feature
-from ..blocks.enhancer import enhanced
-from ..blocks.memory import Sight, by_block
-from ..blocks.rotary import Axes, Rotary
-from ..blocks.rotary import rotary as by_axes
-from ..blocks.setup import Keys, beside
-
-# ⟦backbones/wan/rotary.py⟧ Rotary embedding of Wan at real positions; at whole ones the same bits as diffusers' table.
-
+from ..blocks.attention import (
+    BlockContext,
+    KeyValue,
+    Projections,
+    Stream,
+    attend,
+    attend_to_memory,
+    concat,
+)
+from ..blocks.enhancer import Enhancer, enhanced
+from ..blocks.rotary import RotaryAxes, rotate
 
 THETA = 10000.0
 
 
-def axis_widths(head_width: int) -> tuple[int, int, int]:
-    """Return how many of a head's channels turn with time, row and column."""
+def rotary_axes(head_width: int) -> RotaryAxes:
+    """Return how Wan's heads rotate; float64, so that whole positions are `WanRotaryPosEmbed`'s."""
     side = 2 * (head_width // 6)
-    return head_width - 2 * side, side, side
-
-
-def rotary(positions: Tensor, head_width: int, extents: Tensor | None = None) -> Rotary:
-    """Return the rotary embedding of tokens at `positions`, float64 `[B, N, 3]`, fractions allowed.
-
-    Angles, cosines and sines are float64 and rounded last, as in diffusers, so that long takes keep
-    their places and whole positions equal `WanRotaryPosEmbed` to the bit. With `extents`, the mean
-    over all cells that a token covers.
-    """
-    return by_axes(Axes(THETA, axis_widths(head_width)), positions, extents)
-
-
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Return the heads `[B, N, heads, head width]` turned, in their own dtype."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rotary
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return turned.flatten(-2).type_as(x)
-
-
-# Tuples, not attrs: offload hooks move the tensors of tuples to the block's device.
-
-
-class Stream(NamedTuple):
-    """Tokens on their way through the blocks.
-
-    Attributes:
-        hidden: `[B, N, D]`.
-        modulation: of their time, `[B or 1, 6, D]` or, for each token, `[B, N, 6, D]`.
-        rotary: of their positions.
-    """
-
-    hidden: Tensor
-    modulation: Tensor
-    rotary: Rotary
-
-
-class Entered(NamedTuple):
-    """A stream at the door of attention; `gates` are the six modulation values."""
-
-    query: Tensor | None
-    keys: Keys
-    gates: tuple[Tensor, ...]
+    return RotaryAxes(THETA, (head_width - 2 * side, side, side))
 
 
 class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
@@ -77,6 +36,8 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
 
     Each stream has its own modulation and meets the other in self-attention only, as keys.
     """
+
+    enhancer: Enhancer | None
 
     @classmethod
     def of(cls, config: Any) -> MemoryBlock:
@@ -98,73 +59,81 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
     def forward(
         self,
         target: Stream | None,
-        memory: Stream | None = None,
-        text: Tensor | None = None,
-        features: Mapping[str, Feature] | None = None,
-        past: Keys | None = None,
-        sight: Sight | None = None,
-        last: bool = False,
-    ) -> tuple[Tensor | None, Tensor | None, Keys | None]:
-        """Return the hidden tokens of targets and memory, and the memory's keys.
+        memory: Stream | None,
+        text: Tensor | None,
+        context: BlockContext,
+    ) -> tuple[Tensor | None, Tensor | None, KeyValue | None]:
+        """Return the hidden tokens of targets and memory, and all of the memory's keys and values.
 
         Args:
             target: the noisy tokens; None to run memory alone.
-            memory: its tokens, those of `past` left out; None where there are no more.
-            text: projected prompts `[B, L, D]`, for targets (and memory, if it sees them).
-            features: of the memory, for targets.
-            past: keys and values of memory in this block, from a cache.
-            sight: who sees whom; None: memory sees memory alone, and all keys are real.
-            last: no block follows, so memory's hidden tokens are not made (None).
+            memory: its tokens, those of `context.cached` left out; None where there are no more.
+            text: projected prompts `[B, L, D]`, for targets (and memory, if attention is joint).
+            context: what else the block reads.
         """
-        sight = sight or Sight()
-        own = None if memory is None else self._enter(memory, ask=not last)
-        new = None if target is None else self._enter(target)
-        kept = past if own is None else beside(past, own.keys)
-        seen = beside(kept, None if new is None else new.keys)
-        masks, out = sight.masks, None
-        every = None if masks is None else masks.all
-        if new is not None and target is not None:
-            read = self._attend(new, seen, every)
-            out = self._leave(target, new, read, text, features or {})
-        if own is None or memory is None or kept is None or last:
-            return out, None, kept
-        if sight.joint:
-            return out, self._leave(memory, own, self._attend(own, seen, every), text), kept
-        return out, self._leave(memory, own, self._recall(own, kept, sight)), kept
+        visibility, out = context.visibility, None
+        from_memory = None if memory is None else self._project(memory, query=not context.last)
+        from_target = None if target is None else self._project(target)
+        memory_kv = (
+            context.cached if from_memory is None else concat(context.cached, from_memory.kv)
+        )
+        every = concat(memory_kv, None if from_target is None else from_target.kv)
+        if from_target is not None and target is not None:
+            read = attend(self.attn1, from_target.query, every, visibility.all)
+            out = self._after_attention(target, from_target, read, text, context.features)
+        if from_memory is None or memory is None or memory_kv is None or context.last:
+            return out, None, memory_kv
+        if visibility.joint:
+            read = attend(self.attn1, from_memory.query, every, visibility.all)
+            return out, self._after_attention(memory, from_memory, read, text), memory_kv
+        read = attend_to_memory(self.attn1, from_memory.query, memory_kv, visibility)
+        return out, self._after_attention(memory, from_memory, read), memory_kv
 
-    def _enter(self, stream: Stream, ask: bool = True) -> Entered:
-        hidden = stream.hidden
-        gates = self._gates(stream.modulation)
-        shift, scale = gates[:2]
+    def _project(self, stream: Stream, query: bool = True) -> Projections:
+        hidden, attention = stream.hidden, self.attn1
+        shift, scale, *gates = self._modulation(stream.modulation)
         x = (self.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        heads = (self.attn1.heads, -1)
-        query = None
-        if ask:
-            query = self.attn1.norm_q(self.attn1.to_q(x)).unflatten(2, heads)
-            query = rotate(query, stream.rotary)
-        key = self.attn1.norm_k(self.attn1.to_k(x)).unflatten(2, heads)
-        value = self.attn1.to_v(x).unflatten(2, heads)
-        return Entered(query, Keys(rotate(key, stream.rotary), value), gates)
+        q = None
+        if query:
+            q = rotate(self._heads(attention.norm_q(attention.to_q(x))), stream.rotary)
+        key = rotate(self._heads(attention.norm_k(attention.to_k(x))), stream.rotary)
+        value = self._heads(attention.to_v(x))
+        return Projections(q, KeyValue(key, value), tuple(gates))
 
-    def _gates(self, modulation: Tensor) -> tuple[Tensor, ...]:
-        # One time a sample: [B, 6, D]; one a token: [B, N, 6, D] (the 5B's pipeline).
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (heads width) -> b n heads width", heads=self.attn1.heads)
+
+    def _modulation(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        """Return shift, scale and gate of attention and of the feed-forward, `[B, 1 or N, D]` each.
+
+        Args:
+            modulation: one time a sample, `[B, 6, D]`; one a token, `[B, N, 6, D]` (the 5B's).
+        """
         if modulation.ndim == 3:
-            return (self.scale_shift_table + modulation.float()).chunk(6, dim=1)  # type: ignore[no-any-return]
-        parts = (self.scale_shift_table.unsqueeze(0) + modulation.float()).chunk(6, dim=2)
-        return tuple(part.squeeze(2) for part in parts)
+            modulation = modulation[:, None]
+        return (self.scale_shift_table + modulation.float()).unbind(dim=2)  # type: ignore[no-any-return]
 
-    def _leave(
+    def _after_attention(
         self,
         stream: Stream,
-        entered: Entered,
+        projections: Projections,
         read: Tensor,
         text: Tensor | None = None,
         features: Mapping[str, Feature] | None = None,
     ) -> Tensor:
+        """Return the hidden tokens after the rest of the block.
+
+        Args:
+            stream: as it went in.
+            projections: of the stream.
+            read: what self-attention returned, `[B, N, heads, head width]`.
+            text: for cross-attention; None: there is none.
+            features: of a memory, for the enhancer; None: the stream reads none.
+        """
         hidden = stream.hidden
-        _, _, gate, c_shift, c_scale, c_gate = entered.gates
+        gate, ffn_shift, ffn_scale, ffn_gate = projections.gates
         project, dropout = self.attn1.to_out
-        read = dropout(project(read.flatten(2, 3)))
+        read = dropout(project(rearrange(read, "b n heads width -> b n (heads width)")))
         hidden = (hidden.float() + read * gate).type_as(hidden)
         if text is not None:
             x = self.norm2(hidden.float()).type_as(hidden)
@@ -172,35 +141,6 @@ class MemoryBlock(WanTransformerBlock):  # type: ignore[misc]
         if features is not None:
             backend = self.attn2.processor._attention_backend
             hidden = enhanced(self.enhancer, hidden, features, backend)
-        x = (self.norm3(hidden.float()) * (1 + c_scale) + c_shift).type_as(hidden)
-        out: Tensor = hidden.float() + self.ffn(x).float() * c_gate
+        x = (self.norm3(hidden.float()) * (1 + ffn_scale) + ffn_shift).type_as(hidden)
+        out: Tensor = hidden.float() + self.ffn(x).float() * ffn_gate
         return out.type_as(hidden)
-
-    def _recall(self, own: Entered, kept: Keys, sight: Sight) -> Tensor:
-        """Return what memory reads of memory."""
-        if sight.groups is not None:
-            return by_block(self._dispatch, _asked(own), kept, sight.groups)
-        return self._attend(own, kept, None if sight.masks is None else sight.masks.memory)
-
-    def _attend(self, entered: Entered, seen: Keys, mask: Tensor | None) -> Tensor:
-        return self._dispatch(_asked(entered), seen, mask)
-
-    def _dispatch(self, query: Tensor, seen: Keys, mask: Tensor | None = None) -> Tensor:
-        # The processor only tells which backend the user chose; nothing is ever kept on it.
-        processor = self.attn1.processor
-        out: Tensor = dispatch_attention_fn(
-            query,
-            seen.key,
-            seen.value,
-            attn_mask=mask,
-            dropout_p=0.0,
-            is_causal=False,
-            backend=processor._attention_backend,
-            parallel_config=processor._parallel_config,
-        )
-        return out.type_as(query)
-
-
-def _asked(entered: Entered) -> Tensor:
-    assert entered.query is not None, "only the last block's memory asks nothing"
-    return entered.query

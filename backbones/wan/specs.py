@@ -1,4 +1,7 @@
-"""Specs of Wan backbones; light: no torch, no diffusers."""
+"""Specs of Wan backbones: the tiny one, and those whose weights people can have.
+
+Light: no torch, no diffusers.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ PATCH = Size3(time=1, height=2, width=2)
 HEAD_WIDTH = "width of a head, even, ≥ 6; D = heads × this"
 
 
-def _splits_over_rotary(instance: Any, attribute: Attribute[int], value: int) -> None:
+def _check_head_width(instance: Any, attribute: Attribute[int], value: int) -> None:
     if value < 6 or value % 2:
         raise ValueError(f"must be even and >= 6, not {value}")
 
 
 def head_width_field(default: int) -> Any:
     """Return the field `head_width` with a default."""
-    return field(default=default, validator=_splits_over_rotary, metadata=doc(HEAD_WIDTH))
+    return field(default=default, validator=_check_head_width, metadata=doc(HEAD_WIDTH))
 
 
 def time_field(default: str) -> Any:
@@ -67,7 +70,7 @@ def shift_field(default: float) -> Any:
 
 @frozen(kw_only=True)
 class WanSpec(DiTSpec):
-    """The numbers of a Wan transformer; those of the 14B by default."""
+    """The numbers of a Wan transformer, those of the 14B by default; a subclass has the codecs."""
 
     heads: int = heads_field(40)
     head_width: int = head_width_field(128)
@@ -76,25 +79,31 @@ class WanSpec(DiTSpec):
     time: str = time_field("sample")
     fps: float = fps_field(16.0)
     shift: float = shift_field(3.0)
+    codec: Dct | WanVae = field(metadata=doc("the codec of its latents"))
+    text_encoder: Bytes | Umt5 = field(metadata=doc("its text encoder"))
 
-    def _geometry(self, channels: int, stride: Size3) -> Geometry:
+    @property
+    def geometry(self) -> Geometry:
+        """The shapes that a compressor may know."""
         return Geometry(
-            channels=channels,
-            vae_stride=stride,
+            channels=self.codec.channels,
+            vae_stride=self.codec.stride,
             patch=PATCH,
             width=self.heads * self.head_width,
             blocks=self.layers,
             fps=self.fps,
         )
 
-    def _config(self, channels: int, text_width: int) -> dict[str, Any]:
+    @property
+    def config(self) -> dict[str, Any]:
+        """Diffusers' config of the model."""
         return {
             "patch_size": (PATCH.time, PATCH.height, PATCH.width),
             "num_attention_heads": self.heads,
             "attention_head_dim": self.head_width,
-            "in_channels": channels,
-            "out_channels": channels,
-            "text_dim": text_width,
+            "in_channels": self.codec.channels,
+            "out_channels": self.codec.channels,
+            "text_dim": self.text_encoder.width,
             "freq_dim": 256,
             "ffn_dim": self.ffn,
             "num_layers": self.layers,
@@ -129,19 +138,6 @@ class TinyWan(WanSpec):
     )
     shift: float = shift_field(3.0)
 
-    @property
-    def geometry(self) -> Geometry:
-        """The shapes that a compressor may know."""
-        return self._geometry(self.codec.channels, self.codec.stride)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return diffusers' config of the model."""
-        return self._config(self.codec.channels, self.text_encoder.width)
-
-
-# ⟦backbones/wan/published_specs.py⟧ Specs of the Wans whose weights people can have; light: no torch, no diffusers.
-
 
 @frozen(kw_only=True)
 class PublishedWan(WanSpec):
@@ -157,16 +153,6 @@ class PublishedWan(WanSpec):
     text_encoder: Umt5 = field(
         default=Umt5(), validator=instance_of(Umt5), metadata=doc("its text encoder")
     )
-
-    @property
-    def geometry(self) -> Geometry:
-        """The shapes that a compressor may know."""
-        return self._geometry(self.codec.channels, self.codec.stride)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return diffusers' config of the model."""
-        return self._config(self.codec.channels, self.text_encoder.width)
 
 
 @frozen(kw_only=True)

@@ -1,15 +1,14 @@
-"""What the text of `weights` names: a place on this disk, after a download where it needs one.
+"""Weights of DiTs, VAEs and text encoders: where they are, and what tells them from others.
 
-A diffusers pipeline or one of its folders, a folder of the original release, a single file, a hub
-repository or a file in one, or weights that ship: `find_source` gives the same for all of them,
-and `files.pretrained_model` loads it. Nothing else reads what users write there.
+`core.tools.hub.locate` finds the folder or file that a spec's `weights` names. What differs by kind
+of model is here: the folders of a diffusers pipeline that are needed, the layouts that people have,
+and what the config must say. No weights are loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,34 @@ from torch import Tensor
 from ...core.errors import UserError
 from ...core.registry import registry
 from ...core.tools.files import open_tensors, read_object
-from ...core.tools.hub import cached, download, first_line
+from ...core.tools.hub import expand_path, locate, locate_offline, split_hub_name
 from ..codecs.specs import WEIGHTS
 
 CHECKPOINT = "diffusers checkpoint (config.json and safetensors files)"
-DIT_WEIGHTS = "diffusion_pytorch_model.safetensors"
-INDEX = f"{DIT_WEIGHTS}.index.json"
-SINGLE = (".safetensors", ".gguf")
-PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+TRANSFORMERS_MODEL = "folder of a transformers model (config.json and safetensors files)"
+NAME = "diffusion_pytorch_model"  # of diffusers' files
+SINGLE_DIT = (".safetensors", ".gguf")
+SINGLE_VAE = (".safetensors",)
+VAE_FILES = ("vae/*.json", "vae/*.safetensors")
+TEXT_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # of each part
+SAMPLES, SAMPLE = 256, 4096  # blocks of a file that a VAE's digest depends on, and their bytes
+# Keys of a VAE's config, beside those that a spec asks for, that latents depend on.
+NORMALISATION = ("latents_mean", "latents_std", "scaling_factor")
+# Keys of a text encoder's config that change no embedding.
+VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
 Facts = Callable[[Mapping[str, Tensor]], dict[str, Any]]
-_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(.+))?")
 
 
 @frozen(kw_only=True)
 class Release:
-    """How a model is laid out where people get it.
+    """How a DiT is laid out where people get it.
 
     Attributes:
         parts: names of the folder that holds it inside a pipeline; the first that is there.
         original: what `_class_name` is in folders of the original release; empty: there are none.
         experts: whether its pipelines hold two transformers; None: they may.
-        facts: gives numbers of diffusers' config from tensors in its names, so that a single file
+        facts: returns numbers of diffusers' config from tensors in its names, so that a single file
             of another model can be told by these; None where nobody wrote it.
     """
 
@@ -52,8 +58,8 @@ class Release:
 
 
 @frozen(kw_only=True)
-class Source:
-    """Where the weights of one model are.
+class DiTWeights:
+    """Where the weights of a DiT are.
 
     Attributes:
         name: what messages call it: the text, with the folder inside where there is one.
@@ -69,11 +75,12 @@ class Source:
         return self.path.suffix == ".gguf"
 
 
-def find_source(text: str, parts: Sequence[str] = ("transformer",)) -> Source:
-    """Return the place that `weights` names; what is on disk goes before the hub.
+def find_dit(text: str, parts: Sequence[str] = ("transformer",)) -> DiTWeights:
+    """Return the place of the DiT that `weights` names; what is on disk goes before the hub.
 
     Args:
-        text: a folder, a file, a hub id (`org/name`), a hub file (`org/name/file.safetensors`), or
+        text: a diffusers pipeline or one of its folders, a folder of the original release, a single
+            file, a hub id (`org/name`), a hub file (`org/name/file.safetensors`), or the name of
             weights that ship.
         parts: names of the folder inside a pipeline that holds the model; the first that is there.
 
@@ -81,68 +88,23 @@ def find_source(text: str, parts: Sequence[str] = ("transformer",)) -> Source:
         UserError: there is nothing, it is a pipeline without such a folder, a pickle, or a
             download fails.
     """
-    path = path_of(text)
     shipped = registry().weights.get(text)
-    if shipped and not path.exists():
-        return _part(shipped / "backbone", text, parts)
-    if path.is_dir():
-        return _part(path, text, parts)
-    if path.is_file():
-        return Source(name=text, path=_single(path))
-    if found := _HUB.fullmatch(text):
-        return _of_hub(found[1], found[2], parts)
-    raise UserError(f"weights {text}: no such folder or file; name one with a {CHECKPOINT}")
-
-
-def path_of(text: str) -> Path:
-    """Return the path that users write, `~` for their home.
-
-    Raises:
-        UserError: no path can be that, or this system does not let us look there.
-    """
-    try:
-        path = Path(text).expanduser()
-        path.exists()
-    except (OSError, RuntimeError) as error:  # too long, or of a user who is not here
-        said = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise UserError(f"{text if len(text) < 99 else text[:99] + '…'}: {said}") from None
-    return path
-
-
-def _single(path: Path) -> Path:
-    if path.suffix in PICKLED:
-        raise UserError(f"weights {path} are pickled, which can run code: safetensors are read")
-    if path.suffix not in SINGLE:
-        raise UserError(f"weights {path}: a single file is {' or '.join(SINGLE)}")
-    return path
-
-
-def _of_hub(repo: str, file: str | None, parts: Sequence[str]) -> Source:
-    if file:
-        name = f"{repo}/{file}"
-        path = download(repo, [str(_single(Path(file)))]) / file
-        if not path.is_file():
-            raise UserError(f"weights {name}: the hub's {repo} has no file {file}")
-        return Source(name=name, path=path)
-    endings = [f"{part}/*.{kind}" for part in parts for kind in ("json", "safetensors")]
-    # a model alone in its repository lies at its root
-    folder = download(repo, [*endings, "model_index.json", "config.json", "diffusion_pytorch*"])
-    if not folder.is_dir():
-        raise UserError(f"weights {repo}: the hub's repository has no {parts[0]}/")
-    return _part(folder, repo, parts)
-
-
-def _part(folder: Path, name: str, parts: Sequence[str]) -> Source:
-    """Return the folder that holds the model: this one, or one inside."""
+    if shipped and not expand_path(text).exists():
+        path = shipped / "backbone"
+    else:
+        endings = [f"{part}/*.{kind}" for part in parts for kind in ("json", "safetensors")]
+        # a model alone in its repository lies at its root
+        patterns = [*endings, "model_index.json", "config.json", "diffusion_pytorch*"]
+        path = locate(text, patterns, expected=f"a {CHECKPOINT}", suffixes=SINGLE_DIT)
     for part in parts:
-        if (folder / part).is_dir():
-            return Source(name=f"{name.rstrip('/')}/{part}", path=folder / part)
-    if (folder / "model_index.json").exists():
-        raise UserError(f"weights {name} are a pipeline without {parts[0]}/: its model is missing")
-    return Source(name=name, path=folder)
+        if (path / part).is_dir():
+            return DiTWeights(name=f"{text.rstrip('/')}/{part}", path=path / part)
+    if (path / "model_index.json").exists():
+        raise UserError(f"weights {text} are a pipeline without {parts[0]}/: its model is missing")
+    return DiTWeights(name=text, path=path)
 
 
-def check_experts(source: Source, release: Release) -> None:
+def check_experts(weights: DiTWeights, release: Release) -> None:
     """Refuse a pipeline of one transformer where two are its model, or of two where one is.
 
     Their shapes are the same: only the pipeline's model_index.json tells them apart.
@@ -150,243 +112,211 @@ def check_experts(source: Source, release: Release) -> None:
     Raises:
         UserError: with what is there, and what is asked for.
     """
-    index = source.path.parent / "model_index.json"
-    if release.experts is None or not source.path.is_dir() or not index.exists():
+    index = weights.path.parent / "model_index.json"
+    if release.experts is None or not weights.path.is_dir() or not index.exists():
         return
     listed = read_object(index, CHECKPOINT)
     two = any(listed.get("transformer_2") or ())
     if "transformer" in listed and two != release.experts:
-        experts = "two transformers, for high and for low noise, as Wan 2.2 14B has"
-        found, wanted = (experts, "one") if two else ("one transformer, as Wan 2.1 has", experts)
-        raise UserError(f"weights {source.name}: found a pipeline of {found}; expected {wanted}")
+        both = "two transformers, for high and for low noise, as Wan 2.2 14B has"
+        actual, expected = (both, "one") if two else ("one transformer, as Wan 2.1 has", both)
+        raise UserError(
+            f"weights {weights.name}: found a pipeline of {actual}; expected {expected}"
+        )
 
 
-def weight_files(source: Source) -> list[Path]:
-    """Return the safetensors files of a source: one, or the shards that its index lists.
+def weight_files(weights: DiTWeights) -> list[Path]:
+    """Return the files of a DiT's weights: one, or the shards that an index lists.
 
     Raises:
         UserError: there are none, or a shard is missing.
     """
-    if source.path.is_file():
-        return [source.path]
-    if not (source.path / INDEX).exists():
-        if not (source.path / DIT_WEIGHTS).exists():
-            said = f"hold no safetensors files ({DIT_WEIGHTS}): this is no {CHECKPOINT}"
-            raise UserError(f"weights {source.name} {said}")
-        return [source.path / DIT_WEIGHTS]
-    index = read_object(source.path / INDEX, CHECKPOINT, "weight_map")["weight_map"]
-    shards = sorted({str(x) for x in index.values()}) if isinstance(index, dict) else []
-    lost = [shard for shard in shards if not (source.path / shard).exists()]
+    name, path = weights.name, weights.path
+    if path.is_file():
+        return [path]
+    whole, index = path / f"{NAME}.safetensors", path / f"{NAME}.safetensors.index.json"
+    if not index.exists():
+        if not whole.exists():
+            reason = f"hold no safetensors files ({whole.name}): this is no {CHECKPOINT}"
+            raise UserError(f"weights {name} {reason}")
+        return [whole]
+    shard_by_tensor = read_object(index, CHECKPOINT, "weight_map")["weight_map"]
+    listed = shard_by_tensor.values() if isinstance(shard_by_tensor, dict) else ()
+    shards = sorted({str(shard) for shard in listed})
+    lost = [shard for shard in shards if not (path / shard).exists()]
     if lost or not shards:
-        said = f"{len(lost)} of {len(shards)} shards, such as {lost[0]}" if lost else "all shards"
-        raise UserError(f"weights {source.name} lack {said}: copy or download them again")
-    return [source.path / shard for shard in shards]
-
-
-# ⟦backbones/codecs/weights.py⟧ Weights of diffusers' VAEs: found, checked and named without loading them; loaded on demand.
-
-
-NAME = "diffusion_pytorch_model"
-VAE_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-VAE_FETCHED = ("vae/*.json", "vae/*.safetensors")
-PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl")
-NUMBERS = ("latents_mean", "latents_std", "scaling_factor")  # of a config, that latents depend on
-SAMPLES, SAMPLE = 256, 4096  # blocks of a file that its name depends on, and their bytes
+        what = f"{len(lost)} of {len(shards)} shards, such as {lost[0]}" if lost else "all shards"
+        raise UserError(f"weights {name} lack {what}: copy or download them again")
+    return [path / shard for shard in shards]
 
 
 @frozen(kw_only=True)
-class Kind:
-    """Which VAE is wanted.
+class VaeRelease:
+    """Which VAE a spec asks for, and where people get it.
 
     Attributes:
         cls: diffusers' class.
         config: what its config must say; other keys are free.
-        absent: values of these keys where a config leaves them out: defaults of the class.
+        defaults: values of these keys where a config leaves them out: those of the class.
         hub: where the published weights are, for messages.
-        single: whether one file without a config says enough.
+        single_file: whether one file without a config says enough.
     """
 
     cls: str
     config: Mapping[str, Any]
-    absent: Mapping[str, Any]
+    defaults: Mapping[str, Any]
     hub: str
-    single: bool
+    single_file: bool
 
 
 @frozen(kw_only=True)
-class VaeSource:
-    """Weights that were found: a diffusers folder, or one file whose config is the spec's.
+class VaeWeights:
+    """Where the weights of a VAE are, as checked.
 
-    `config` holds what its latents depend on.
+    Attributes:
+        path: a diffusers folder, or one file whose config is the spec's.
+        config: what its latents depend on.
+        files: its safetensors files.
     """
 
     path: Path
     config: Mapping[str, Any]
     files: tuple[Path, ...]
 
+    def digest(self) -> str:
+        """Return 16 hex digits of the weights: config, each file's header, size and samples.
 
-def find(text: str, kind: Kind) -> VaeSource:
-    """Return where weights are; those of a hub id are fetched where they are not here yet.
+        4 KiB are read at 256 even places of a file, so that gigabytes are told apart at once.
+        """
+        digest = hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode())
+        for path in self.files:
+            size = path.stat().st_size
+            digest.update(str(size).encode())
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                digest.update(file.read(min(length, size)))
+                for index in range(SAMPLES):
+                    file.seek(8 + length + (size - 8 - length) * index // SAMPLES)
+                    digest.update(file.read(SAMPLE))
+        return digest.hexdigest()[:16]
+
+
+def find_vae(text: str, release: VaeRelease) -> VaeWeights:
+    """Return the VAE that `weights` names; what is on disk goes before the hub.
+
+    Args:
+        text: a diffusers pipeline or its vae folder, a single safetensors file, or a hub id.
+        release: which VAE it must be.
 
     Raises:
         UserError: nothing is there, or a pickle, another class, another shape, a damaged file.
     """
-    path = path_of(text)
-    if path.suffix in PICKLES:
-        raise UserError(
-            f"weights {text}: a pickle, which could run code, is never read; take "
-            f"vae/{NAME}.safetensors of {kind.hub}"
-        )
-    if path.is_file() and not (path.name == f"{NAME}.safetensors" and _config(path.parent)):
-        return _single_vae(path, kind)
-    return _folder(path.parent if path.is_file() else _place(text, path), kind)
+    expected = f"{WEIGHTS}, such as {release.hub}"
+    path = locate(text, VAE_FILES, expected=expected, suffixes=SINGLE_VAE)
+    if path.is_dir():
+        folder = _vae_folder(path)
+        if folder is None:
+            raise UserError(f"weights {text}: no VAE is there (config.json); name {WEIGHTS}")
+        return _vae_of_folder(folder, release)
+    if path.name == f"{NAME}.safetensors" and _has_config(path.parent):
+        return _vae_of_folder(path.parent, release)
+    return _vae_of_file(path, release)
 
 
-def vae_at_hand(text: str) -> bool:
-    """Whether `find` would look at something here, a VAE or not, without asking the hub."""
-    path = path_of(text)
-    if path.is_dir() or path.is_file():
-        return path.is_file() or _inside(path) is not None
-    found = cached(text, VAE_FETCHED) if VAE_HUB_ID.fullmatch(text) else None
-    place = None if found is None else _inside(found)
-    return place is not None and any(place.glob(f"{NAME}*.safetensors"))
+def vae_available_offline(text: str) -> bool:
+    """Whether `find_vae` would look at something here, a VAE or not, without asking the hub."""
+    path = locate_offline(text, VAE_FILES, SINGLE_VAE)
+    if path is None or path.is_file():
+        return path is not None
+    folder = _vae_folder(path)
+    if folder is None or expand_path(text).is_dir():
+        return folder is not None
+    return any(folder.glob(f"{NAME}*.safetensors"))  # the cache may have the config alone
 
 
-def _place(text: str, path: Path) -> Path:
-    """Return the folder with the VAE's config.json."""
-    if not path.is_dir():
-        path = _fetched_vae(text)
-    found = _inside(path)
-    if found is None:
-        raise UserError(f"weights {text}: no VAE is there (config.json); name {WEIGHTS}")
-    return found
+def _vae_folder(path: Path) -> Path | None:
+    """Return the folder with the VAE's config.json, inside a pipeline or by itself."""
+    return next((place for place in (path / "vae", path) if _has_config(place)), None)
 
 
-def _inside(path: Path) -> Path | None:
-    return next((place for place in (path / "vae", path) if _config(place)), None)
-
-
-def _config(folder: Path) -> bool:
+def _has_config(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _fetched_vae(text: str) -> Path:
-    a_file = text.startswith(".") or text.endswith(".safetensors")
-    if a_file or not VAE_HUB_ID.fullmatch(text):
-        raise UserError(f"weights {text}: no such file or folder; name {WEIGHTS}")
-    return download(text, list(VAE_FETCHED))
-
-
-def _folder(folder: Path, kind: Kind) -> VaeSource:
-    what = f"VAE of {kind.cls}"
-    found = dict(kind.absent) | read_object(folder / "config.json", what, "_class_name")
-    if found["_class_name"] != kind.cls:
-        raise UserError(f"weights {folder} are of {found['_class_name']}, not of {kind.cls}")
-    wrong = [k for k, wanted in kind.config.items() if _plain(found.get(k)) != _plain(wanted)]
+def _vae_of_folder(folder: Path, release: VaeRelease) -> VaeWeights:
+    what = f"VAE of {release.cls}"
+    config = dict(release.defaults) | read_object(folder / "config.json", what, "_class_name")
+    if config["_class_name"] != release.cls:
+        raise UserError(f"weights {folder} are of {config['_class_name']}, not of {release.cls}")
+    asked = {key: as_json(value) for key, value in release.config.items()}
+    wrong = [key for key in asked if as_json(config.get(key)) != asked[key]]
     if wrong:
-        lines = ", ".join(f"{k} is {found.get(k)}, not {_plain(kind.config[k])}" for k in wrong)
+        lines = ", ".join(f"{key} is {config.get(key)}, not {asked[key]}" for key in wrong)
         raise UserError(f"weights {folder} do not fit the spec: {lines}")
-    kept = {k: found[k] for k in (*kind.config, *NUMBERS) if k in found}
-    return _whole(VaeSource(path=folder, config=kept, files=_files(folder, kind)))
-
-
-def _files(folder: Path, kind: Kind) -> tuple[Path, ...]:
     one = folder / f"{NAME}.safetensors"
     files = (one,) if one.is_file() else tuple(sorted(folder.glob(f"{NAME}-*-of-*.safetensors")))
     if not files:
         raise UserError(
-            f"weights {folder} hold no {one.name} (pickles are never read); take vae/ of {kind.hub}"
+            f"weights {folder} hold no {one.name} (pickles are never read); take vae/ of "
+            f"{release.hub}"
         )
-    return files
-
-
-def _single_vae(file: Path, kind: Kind) -> VaeSource:
-    if file.suffix != ".safetensors" or not kind.single:
-        raise UserError(
-            f"weights {file}: one file does not say all that this VAE needs; name the vae folder "
-            f"of {kind.hub}"
-        )
-    with open_tensors(file) as opened:
-        known = {"conv1.bias", "quant_conv.bias"} & set(opened.keys())
-        if not known:
-            raise UserError(f"weights {file} are of no {kind.cls}; take vae/ of {kind.hub}")
-        channels = opened.get_slice(min(known)).get_shape()[0] // 2
-    if channels != kind.config["z_dim"]:
-        raise UserError(
-            f"weights {file} make latents of {channels} channels, not {kind.config['z_dim']}"
-        )
-    return VaeSource(path=file, config=kind.config, files=(file,))
-
-
-def _whole(source: VaeSource) -> VaeSource:
-    """Refuse files that are cut off: their headers say how long they should be."""
-    for file in source.files:
+    for file in files:  # their headers say how long they should be: a file that is cut is refused
         with open_tensors(file):
             pass
-    return source
+    read = {key: config[key] for key in (*release.config, *NORMALISATION) if key in config}
+    return VaeWeights(path=folder, config=read, files=files)
 
 
-def digest(source: VaeSource) -> str:
-    """Return 16 hex digits of what the weights are: config, each file's header, size and samples.
+def _vae_of_file(file: Path, release: VaeRelease) -> VaeWeights:
+    if not release.single_file:
+        raise UserError(
+            f"weights {file}: one file does not say all that this VAE needs; name the vae folder "
+            f"of {release.hub}"
+        )
+    with open_tensors(file) as opened:
+        # of Wan's own layout, and of diffusers'
+        known = {"conv1.bias", "quant_conv.bias"} & set(opened.keys())
+        if not known:
+            raise UserError(f"weights {file} are of no {release.cls}; take vae/ of {release.hub}")
+        channels = opened.get_slice(min(known)).get_shape()[0] // 2
+    if channels != release.config["z_dim"]:
+        raise UserError(
+            f"weights {file} make latents of {channels} channels, not {release.config['z_dim']}"
+        )
+    return VaeWeights(path=file, config=release.config, files=(file,))
 
-    4 KiB are read at 256 even places of a file, so that a VAE of gigabytes has its name at once.
-    """
-    found = hashlib.sha256(json.dumps(dict(source.config), sort_keys=True).encode())
-    for file in source.files:
-        size = file.stat().st_size
-        found.update(str(size).encode())
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            found.update(opened.read(min(length, size)))
-            for index in range(SAMPLES):
-                opened.seek(8 + length + (size - 8 - length) * index // SAMPLES)
-                found.update(opened.read(SAMPLE))
-    return found.hexdigest()[:16]
 
-
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """Return a value of a config as JSON has it: tuples as lists."""
     return list(value) if isinstance(value, tuple) else value
 
 
-# ⟦backbones/texts/weights.py⟧ Where the weights of a text encoder are, and what tells them from others.
-
-
-WHAT = "folder of a transformers model (config.json and safetensors files)"
-TEXT_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-TEXT_FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt")  # no pickles
-VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
-
-
-def located(weights: str, parts: Sequence[str]) -> Path:
-    """Return the diffusers folder that `weights` names; what a hub id lacks here is fetched.
+def find_text_encoder(text: str, parts: Sequence[str]) -> Path:
+    """Return the diffusers folder that `weights` names; what is on disk goes before the hub.
 
     Args:
-        weights: a folder, or a hub id such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
+        text: a folder, or a hub id such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
         parts: the subfolders that are needed.
 
     Raises:
         UserError: no such folder, it lacks a part, or the hub does not give it.
     """
-    path = path_of(weights)
-    folder = path if path.is_dir() else _fetched_text(weights, parts)
+    expected = f"a diffusers folder with {', '.join(parts)}, or a hub id (org/name)"
+    label = "text encoder weights"
+    folder = locate(text, _text_patterns(parts), expected=expected, label=label)
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
-        raise UserError(
-            f"text encoder weights {weights} have no subfolder {missing[0]}: a diffusers folder "
-            f"with {', '.join(parts)} is wanted"
-        )
+        raise UserError(f"{label} {text} have no subfolder {missing[0]}: name {expected}")
     return folder
 
 
-def text_at_hand(weights: str, parts: Sequence[str]) -> bool:
+def text_encoder_available_offline(text: str, parts: Sequence[str]) -> bool:
     """Whether all parts are here, in the folder or in the hub's cache."""
-    here: Path | None = path_of(weights)
-    if not path_of(weights).is_dir():
-        here = cached(weights, parts) if TEXT_HUB_ID.fullmatch(weights) else None
-    return here is not None and all((here / part).is_dir() for part in parts)
+    folder = locate_offline(text, _text_patterns(parts))
+    return folder is not None and all((folder / part).is_dir() for part in parts)
 
 
-def origin(weights: str, parts: Sequence[str]) -> str:
+def text_encoder_identity(text: str, parts: Sequence[str]) -> str:
     """Return a short name of weights: a hub id as it is, a folder by a digest of what is in it.
 
     Weights are not loaded: of every tensor its name, type, shape and one row in the middle count.
@@ -394,36 +324,32 @@ def origin(weights: str, parts: Sequence[str]) -> str:
     Raises:
         UserError: no such folder, it lacks a part, or it cannot be read.
     """
-    if not path_of(weights).is_dir() and TEXT_HUB_ID.fullmatch(weights):
-        return weights
+    if not expand_path(text).is_dir() and split_hub_name(text):
+        return text
     digest = hashlib.sha256()
     for part in parts:
-        folder = located(weights, parts) / part
-        config = folder / "config.json"
-        marks = _model_marks(folder) if config.exists() else _file_marks(folder)
+        folder = find_text_encoder(text, parts) / part
+        is_model = _has_config(folder)
+        marks = _marks_of_model(folder) if is_model else _marks_of_tokenizer(folder)
         digest.update(json.dumps([part, marks], sort_keys=True).encode())
     return digest.hexdigest()[:12]
 
 
-def _fetched_text(weights: str, parts: Sequence[str]) -> Path:
-    if not TEXT_HUB_ID.fullmatch(weights):
-        raise UserError(
-            f"text encoder weights {weights}: no such folder; name a diffusers folder with "
-            f"{', '.join(parts)}, or a hub id (org/name)"
-        )
-    return download(weights, [f"{part}/{files}" for part in parts for files in TEXT_FETCHED])
+def _text_patterns(parts: Sequence[str]) -> list[str]:
+    return [f"{part}/{files}" for part in parts for files in TEXT_FILES]
 
 
-def _model_marks(folder: Path) -> list[object]:
-    config = read_object(folder / "config.json", WHAT)
-    marks: list[object] = [{k: v for k, v in config.items() if k not in VOLATILE}]
+def _marks_of_model(folder: Path) -> list[object]:
+    """Return what tells a model from others: its config, and a mark of every tensor."""
+    config = read_object(folder / "config.json", TRANSFORMERS_MODEL)
+    marks: list[object] = [{key: x for key, x in config.items() if key not in VOLATILE}]
     for path in sorted(folder.glob("*.safetensors")):
         with open_tensors(path) as file:
-            marks += [_tensor_mark(name, file) for name in sorted(file.keys())]
+            marks += [_mark_of_tensor(name, file) for name in sorted(file.keys())]
     return marks
 
 
-def _tensor_mark(name: str, file: Any) -> list[object]:
+def _mark_of_tensor(name: str, file: Any) -> list[object]:
     part = file.get_slice(name)
     shape = part.get_shape()
     middle = shape[0] // 2 if shape else 0
@@ -432,8 +358,7 @@ def _tensor_mark(name: str, file: Any) -> list[object]:
     return [name, part.get_dtype(), shape, hashlib.sha256(data).hexdigest()]
 
 
-def _file_marks(folder: Path) -> list[object]:
-    """Return the files of a tokenizer; its config's version numbers are left out."""
-    names = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
-    found = [folder / name for name in names if (folder / name).exists()]
-    return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in found]
+def _marks_of_tokenizer(folder: Path) -> list[object]:
+    """Return name and hash of a tokenizer's files; its config's version numbers are left out."""
+    paths = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in paths]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -13,183 +14,30 @@ from attrs import define, field
 
 from ..data.sources import Source, find_sources
 from ..data.store import Record, clip_path, rate_path, read_index
-from ..data.texts import Texts
+from ..data.texts import PromptEmbedder
 from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.spec import TextEncoderSpec
 from ..interfaces.text_encoder import TextEncoder
 from ..registry import build
-from ..tools.files import append_line
+from ..tools.files import append_json_line
 from ..values.grid import Rate
-from .job import Job, Room, Share, claimed, note_margins
-from .tasks import Done, Outcome, Task, captions_of, clip_ids, needs_cuts, perform, plan, with_cuts
-from .workers import Starts, run_workers
+from .job import Job, Shard, claim_store, measure_store_margins
+from .tasks import (
+    Outcome,
+    Task,
+    TaskResult,
+    captions_of,
+    clip_ids,
+    needs_cuts,
+    perform,
+    plan,
+    with_cuts,
+)
+from .workers import TaskStarts, run_workers
 
-# ⟦core/data/cache_run.py⟧ A run of `cache` in one process: plans its videos, has them done, indexes what is finished.
-
-
-Progress = Callable[[int, int, str], None]
-
-
-@define
-class Run:
-    """The only writer of its index file; the texts of all workers are embedded here."""
-
-    job: Job
-    texts: Texts
-    index: Path
-    done: dict[str, Record] = field(repr=False)
-    progress: Progress | None
-    room: Room
-    outcomes: dict[str, Outcome] = field(factory=dict, repr=False)
-    total: int = 0
-    began: float = field(factory=time.monotonic)
-    elapsed: float = 0.0
-
-    @classmethod
-    def of(cls, job: Job, texts: Texts, index: Path, progress: Progress | None) -> Run:
-        """Begin; new clips get the rates that others have, too, so that the store stays even."""
-        done = {record.id: record for record in read_index(job.root)}
-        every = {rate for record in done.values() for rate in (*record.rates, *record.added)}
-        job.rates |= frozenset(map(Rate.parse, every))
-        return cls(job, texts, index, done, progress, Room(job.root))
-
-    def prepare(self, sources: Sequence[Source], workers: int) -> list[Task]:
-        """Return what is to be done for these videos, all prompts of it embedded.
-
-        That is before the codec is first used: text encoder and codec are never loaded together.
-
-        Raises:
-            UserError: the disk refuses, or the text encoder's weights are not there.
-        """
-        self.total = len(sources)
-        tasks = [task for source in sources if (task := self._plan(source))]
-        tasks = list(self._with_cuts(tasks, workers))
-        self._report("prompts")
-        self.texts.ensure(["", *(prompt for task in tasks for prompt in _prompts(task))])
-        return tasks
-
-    def every(
-        self, sources: Sequence[Source], tasks: Sequence[Task], workers: int
-    ) -> list[Outcome]:
-        """Do the tasks of these videos, and give what became of each video.
-
-        Raises:
-            UserError: the disk refuses.
-            LongtakeError: a worker cannot start.
-        """
-        self.began = time.monotonic()
-        with closing(self._run(tasks, workers)) as run:
-            for done in run:
-                self._keep(done)
-        self._report("")
-        return [self.outcomes[source.id] for source in sources]
-
-    def gone(self, sources: Sequence[Source]) -> list[str]:
-        """Return the videos that the store has clips of and that are not among the sources."""
-        there = {i for source in sources for i in clip_ids(source, mirror=True)}
-        return sorted({record.source for i, record in self.done.items() if i not in there})
-
-    def _plan(self, source: Source) -> Task | None:
-        try:
-            task = plan(self.job, source, self.done)
-            status, detail = "kept", ""
-        except UserError as error:
-            task, status, detail = None, "bad", str(error)
-        if task is None:
-            self.outcomes[source.id] = Outcome(source=source.name, status=status, detail=detail)
-        return task
-
-    def _with_cuts(self, tasks: Sequence[Task], workers: int) -> Iterator[Task]:
-        """Look for the cuts that prompts depend on; told by a count of their own."""
-        done, total = 0, sum(map(needs_cuts, tasks))
-        self._tell(done, total, "looking for cuts")
-        with ThreadPoolExecutor(workers) as pool:
-            for task, found in zip(tasks, pool.map(with_cuts, tasks), strict=True):
-                if needs_cuts(task):
-                    done += 1
-                    self._tell(done, total, f"cuts of {task.source.name}")
-                yield found
-
-    def _tell(self, done: int, total: int, note: str) -> None:
-        if self.progress and total:
-            self.progress(done, total, note)
-
-    def _run(self, tasks: Sequence[Task], workers: int) -> Generator[Done, None, None]:
-        def starts(task: Task) -> None:
-            self._report(task.source.name)
-
-        if min(workers, len(tasks)) > 1:
-            return run_workers(self.job, tasks, workers, starts)
-        return _one_by_one(self.job, tasks, starts)
-
-    def _keep(self, done: Done) -> None:
-        """Index the clips of a video: from here on a later run keeps them."""
-        captions = (caption for record in done.records for caption in record.captions)
-        self.texts.ensure(caption.text for caption in captions)
-        for record in done.records:
-            append_line(self.index, record.line())
-            self._drop_stale(record)
-            self.done[record.id] = record
-        self.outcomes[done.id] = done.outcome
-        if done.outcome.status == "cached":
-            self.room.add(clip_path(self.job.root, record.id) for record in done.records)
-        self.elapsed = time.monotonic() - self.began
-
-    def _drop_stale(self, new: Record) -> None:
-        old = self.done.get(new.id)
-        for rate in set(old.added if old else ()) - set(new.added):
-            rate_path(self.job.root, rate, new.id).unlink(missing_ok=True)
-
-    def _report(self, name: str) -> None:
-        if self.progress:
-            seconds = sum(outcome.seconds for outcome in self.outcomes.values())
-            video = f"{seconds:.0f} s of video" if seconds else ""
-            lacking = self.room.lacking(self.total - len(self.outcomes))
-            note = ", ".join(filter(None, (video, lacking, name)))
-            self.progress(len(self.outcomes), self.total, note)
-
-
-def _prompts(task: Task) -> list[str]:
-    """Return the prompts of a task; none where its video cannot be read."""
-    if task.found is None and task.cuts and not task.source.captions:
-        return []
-    cuts = task.old[0].cuts if task.found is None and task.old else task.found
-    return [caption.text for caption in captions_of(task.source, cuts)]
-
-
-def _one_by_one(job: Job, tasks: Sequence[Task], starts: Starts) -> Generator[Done, None, None]:
-    for task in tasks:
-        starts(task)
-        yield perform(job, task)
-
-
-@define
-class CacheResult:
-    """What a run of `cache` did.
-
-    Attributes:
-        store: its folder.
-        outcomes: one a video of this process's share.
-        share: which share that was.
-        gone: sources that the store has and that are no longer among the videos; they stay.
-        elapsed: seconds that reading and encoding took.
-    """
-
-    store: Path
-    outcomes: list[Outcome] = field(factory=list)
-    share: Share = Share()
-    gone: list[str] = field(factory=list)
-    elapsed: float = 0.0
-
-    def count(self, status: str) -> int:
-        """Return how many videos have that status."""
-        return sum(outcome.status == status for outcome in self.outcomes)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of video that were cached."""
-        return sum(outcome.seconds for outcome in self.outcomes)
+Progress = Callable[[int, int, str], None]  # done, total, note
+GIGABYTE = 1e9
 
 
 def cache(
@@ -201,10 +49,10 @@ def cache(
     pixels: bool,
     device: torch.device,
     progress: Progress | None = None,
-    share: Share | None = None,
+    shard: Shard | None = None,
     workers: int = 1,
 ) -> CacheResult:
-    """Cache every video of a folder into a store and give what became of each.
+    """Cache every video of a folder into a store, and return what became of each.
 
     What is already in the store, from an unchanged video, is kept; new captions, cuts or rates
     are added to it without touching its latents. A video that cannot be used is listed with its
@@ -219,8 +67,8 @@ def cache(
         device: where the text encoder runs, and after it the codec.
         progress: called with done, total, and the seconds cached and the name of a video; where
             captions depend on cuts, first with how many videos were searched for them.
-        share: the part of the videos that this process takes; default: all.
-        workers: processes that this one spreads its share over.
+        shard: the part of the videos that this process takes; default: all.
+        workers: processes that this one spreads its part over.
 
     Raises:
         UserError: no video is usable, the store belongs to another spec, or the disk is full.
@@ -228,25 +76,237 @@ def cache(
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: 1 or more")
-    sources, mine = find_sources(videos), share or Share()
+    shard = shard or Shard()
+    sources = find_sources(videos)
+    own = shard.of(sources)
     job = Job.of(experiment, out, rates, pixels, device)
     text: TextEncoder[TextEncoderSpec] = build(experiment.backbone.text_encoder).to(device)
-    with claimed(job, text, mine) as index:
-        run = Run.of(job, Texts(out, text), index, progress)
-        own = mine.of(sources)
+    with claim_store(job, text, shard) as index:
+        run = CacheRun.of(job, PromptEmbedder(out, text), index, progress)
         tasks = run.prepare(own, workers)
-        note_margins(job)
-        outcomes = run.every(own, tasks, workers)
+        measure_store_margins(job)
+        outcomes = run.perform_all(own, tasks, workers)
         gone = run.gone(sources)
-    result = CacheResult(out, outcomes, mine, gone, run.elapsed)
+    result = CacheResult(out, outcomes, shard, gone, run.elapsed)
     _refuse_none(result, videos, len(sources))
     return result
 
 
 def _refuse_none(result: CacheResult, videos: Path, total: int) -> None:
-    """Refuse videos of which none is of use; a share may have bad luck."""
-    if result.share.world == 1 and result.count("bad") == total:
+    """Refuse videos of which none can be used; a shard of several may have bad luck."""
+    if result.shard.world == 1 and result.count("bad") == total:
         raise UserError(
             f"none of the {total} videos in {videos} could be used; the first: "
             f"{result.outcomes[0].detail}"
         )
+
+
+@define
+class CacheResult:
+    """What a run of `cache` did.
+
+    Attributes:
+        store: its folder.
+        outcomes: one a video of this process's shard.
+        shard: which one that was.
+        gone: sources that the store has and that are no longer among the videos; they stay.
+        elapsed: seconds that reading and encoding took.
+    """
+
+    store: Path
+    outcomes: list[Outcome] = field(factory=list)
+    shard: Shard = Shard()
+    gone: list[str] = field(factory=list)
+    elapsed: float = 0.0
+
+    def count(self, status: str) -> int:
+        """Return how many videos have that status."""
+        return sum(outcome.status == status for outcome in self.outcomes)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of video that were cached."""
+        return sum(outcome.seconds for outcome in self.outcomes)
+
+
+@define
+class CacheRun:
+    """A run of `cache` in one process: it plans, has the tasks done, and indexes what is finished.
+
+    It is the only writer of its index file, and embeds the prompts of all its workers' tasks.
+
+    Attributes:
+        job: what all videos share.
+        prompts: embeds into the store.
+        index: this process's index file.
+        records: of all clips in the store, by id.
+        progress: as `cache` takes it.
+        estimate: of the disk that the rest needs.
+        outcomes: by source.
+        total: videos of this run.
+        began: when tasks were begun, by `time.monotonic`; `elapsed` seconds ago at the last result.
+    """
+
+    job: Job
+    prompts: PromptEmbedder
+    index: Path
+    records: dict[str, Record] = field(repr=False)
+    progress: Progress | None
+    estimate: DiskEstimate
+    outcomes: dict[str, Outcome] = field(factory=dict, repr=False)
+    total: int = 0
+    began: float = field(factory=time.monotonic)
+    elapsed: float = 0.0
+
+    @classmethod
+    def of(
+        cls, job: Job, prompts: PromptEmbedder, index: Path, progress: Progress | None
+    ) -> CacheRun:
+        """Return the run; `job` gets the rates that clips of the store have: all stay alike."""
+        records = {record.id: record for record in read_index(job.root)}
+        rates = {rate for record in records.values() for rate in (*record.rates, *record.added)}
+        job.rates |= frozenset(map(Rate.parse, rates))
+        return cls(job, prompts, index, records, progress, DiskEstimate(job.root))
+
+    def prepare(self, sources: Sequence[Source], workers: int) -> list[Task]:
+        """Return what is to be done for these videos, after embedding all prompts of it.
+
+        That is before the codec is first used: text encoder and codec are never loaded together.
+
+        Raises:
+            UserError: the disk refuses, or the text encoder's weights are not there.
+        """
+        self.total = len(sources)
+        tasks = [task for source in sources if (task := self._plan(source))]
+        tasks = list(self._with_cuts(tasks, workers))
+        self._report("prompts")
+        self.prompts.embed_missing(["", *(prompt for task in tasks for prompt in _prompts(task))])
+        return tasks
+
+    def perform_all(
+        self, sources: Sequence[Source], tasks: Sequence[Task], workers: int
+    ) -> list[Outcome]:
+        """Perform the tasks of these videos, and return what became of each video.
+
+        Raises:
+            UserError: the disk refuses.
+            LongtakeError: a worker cannot start.
+        """
+        self.began = time.monotonic()
+        with closing(self._results(tasks, workers)) as results:
+            for result in results:
+                self._index(result)
+        self._report("")
+        return [self.outcomes[source.id] for source in sources]
+
+    def gone(self, sources: Sequence[Source]) -> list[str]:
+        """Return the videos that the store has clips of and that are not among the sources."""
+        present = {i for source in sources for i in clip_ids(source, mirror=True)}
+        return sorted({record.source for i, record in self.records.items() if i not in present})
+
+    def _plan(self, source: Source) -> Task | None:
+        try:
+            task = plan(self.job, source, self.records)
+            status, detail = "kept", ""
+        except UserError as error:
+            task, status, detail = None, "bad", str(error)
+        if task is None:
+            self.outcomes[source.id] = Outcome(source=source.name, status=status, detail=detail)
+        return task
+
+    def _with_cuts(self, tasks: Sequence[Task], workers: int) -> Iterator[Task]:
+        """Look for the cuts that prompts depend on; progress counts these videos alone."""
+
+        def report(done: int, note: str) -> None:
+            if self.progress and total:
+                self.progress(done, total, note)
+
+        done, total = 0, sum(map(needs_cuts, tasks))
+        report(done, "looking for cuts")
+        with ThreadPoolExecutor(workers) as pool:
+            for before, task in zip(tasks, pool.map(with_cuts, tasks), strict=True):
+                if needs_cuts(before):
+                    done += 1
+                    report(done, f"cuts of {task.source.name}")
+                yield task
+
+    def _results(self, tasks: Sequence[Task], workers: int) -> Generator[TaskResult, None, None]:
+        def starts(task: Task) -> None:
+            self._report(task.source.name)
+
+        if min(workers, len(tasks)) > 1:
+            return run_workers(self.job, tasks, workers, starts)
+        return _one_by_one(self.job, tasks, starts)
+
+    def _index(self, result: TaskResult) -> None:
+        """Index the clips of a video: from here on a later run keeps them."""
+        captions = (caption for record in result.records for caption in record.captions)
+        self.prompts.embed_missing(caption.text for caption in captions)
+        for record in result.records:
+            append_json_line(self.index, record.line())
+            self._remove_stale_rates(record)
+            self.records[record.id] = record
+        self.outcomes[result.id] = result.outcome
+        if result.outcome.status == "cached":
+            self.estimate.add(clip_path(self.job.root, record.id) for record in result.records)
+        self.elapsed = time.monotonic() - self.began
+
+    def _remove_stale_rates(self, new: Record) -> None:
+        """Remove the files of rates that the clip, encoded anew, has inside its own file."""
+        old = self.records.get(new.id)
+        for rate in set(old.added if old else ()) - set(new.added):
+            rate_path(self.job.root, rate, new.id).unlink(missing_ok=True)
+
+    def _report(self, name: str) -> None:
+        if self.progress:
+            seconds = sum(outcome.seconds for outcome in self.outcomes.values())
+            video = f"{seconds:.0f} s of video" if seconds else ""
+            shortage = self.estimate.shortage(self.total - len(self.outcomes))
+            note = ", ".join(filter(None, (video, shortage, name)))
+            self.progress(len(self.outcomes), self.total, note)
+
+
+def _prompts(task: Task) -> list[str]:
+    """Return the prompts of a task; none where its video cannot be read."""
+    if task.cuts is None and needs_cuts(task):
+        return []
+    cuts = task.records[0].cuts if task.cuts is None and task.records else task.cuts
+    return [caption.text for caption in captions_of(task.source, cuts)]
+
+
+def _one_by_one(
+    job: Job, tasks: Sequence[Task], starts: TaskStarts
+) -> Generator[TaskResult, None, None]:
+    """Perform tasks in this process; what `run_workers` does in several."""
+    for task in tasks:
+        starts(task)
+        yield perform(job, task)
+
+
+@define
+class DiskEstimate:
+    """Estimates the disk that the rest of a store needs, by what its videos have taken so far.
+
+    `videos` of `written` bytes were cached into the store at `root`.
+    """
+
+    root: Path
+    videos: int = 0
+    written: int = 0
+
+    def add(self, clips: Iterable[Path]) -> None:
+        """Count one more video, by the files of its clips."""
+        self.videos += 1
+        self.written += sum(path.stat().st_size for path in clips)
+
+    def shortage(self, left: int) -> str:
+        """Return a note of what so many more videos need, where more than is free; "" elsewhere.
+
+        They are taken to be as large as those before them, so this is a warning and no promise.
+        """
+        if not self.videos:
+            return ""
+        needed, free = self.written / self.videos * left, shutil.disk_usage(self.root).free
+        if needed <= free:
+            return ""
+        return f"the rest needs about {needed / GIGABYTE:.1f} GB of {free / GIGABYTE:.1f} GB free"

@@ -1,4 +1,10 @@
-"""One video into latents: read, fitted into its bucket, encoded in chunks at every rate."""
+"""Encode one video: read, fitted into its bucket, and turned into latents chunk by chunk.
+
+Beside the latents of the video itself (HR) stand those of its LR videos, one for every rate:
+smaller and slower copies, whose latents lie exactly over the HR latents that they cover (design
+§2). Every class here takes a video in chunks of any number of frames, with the same result as of
+the whole.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ from pathlib import Path
 
 import torch
 from attrs import define, field, frozen
+from einops import rearrange, reduce
 from torch import Tensor
 
 from ..errors import UserError
@@ -21,127 +28,6 @@ from ..video.decode import probe
 from ..video.placement import Placement, place
 from ..video.read import iter_frames
 
-# ⟦core/data/lowres.py⟧ The LR video and its latents, streamed and exact (design §2).
-
-
-class LowRes:
-    """Gives the LR video of a rate, in chunks of any number of frames.
-
-    LR frame 0 is frame 0; LR frame i is the mean of frames r(i − 1) + 1 … ri. In space last row
-    and column are repeated to whole LR latent cells (rate × VAE stride), then boxes are averaged,
-    so LR latents have ⌈H / rate⌉ rows and stand exactly over the HR cells that they cover.
-    """
-
-    def __init__(self, rate: Rate, stride: Size3) -> None:
-        self.rate = rate
-        self.stride = stride
-
-    def push(self, pixels: Pixels, state: State | None = None) -> tuple[Pixels, State]:
-        """Return the LR frames that the next frames complete (maybe none), and the state.
-
-        The state holds the frames that wait for more, fewer than the time rate, and whether
-        frame 0 is behind.
-
-        Raises:
-            ValueError: `pixels` are no floats, no frame, or of another size than those before.
-        """
-        if not pixels.is_floating_point() or not pixels.shape[2]:
-            raise ValueError(
-                f"a chunk holds one frame or more as floats in [−1, 1], not {pixels.shape[2]} as "
-                f"{pixels.dtype}"
-            )
-        small = self._shrink(pixels)
-        if state is None:
-            lone, rest = small[:, :, :1], small[:, :, 1:]
-        else:
-            lone, rest = small[:, :, :0], torch.cat([_waiting(state, small), small], dim=2)
-        count, extra = divmod(rest.shape[2], self.rate.time)
-        whole, left = rest.split([rest.shape[2] - extra, extra], dim=2)
-        means = whole.unflatten(2, (count, self.rate.time)).mean(dim=3)
-        return torch.cat([lone, means], dim=2), {"waiting": left.clone()}
-
-    def _shrink(self, pixels: Pixels) -> Tensor:
-        rate, stride = self.rate, self.stride
-        padded = pad_to(pixels, rate.height * stride.height, rate.width * stride.width)
-        rows, columns = padded.shape[-2] // rate.height, padded.shape[-1] // rate.width
-        boxes = padded.reshape(*padded.shape[:3], rows, rate.height, columns, rate.width)
-        return boxes.mean(dim=(-3, -1))
-
-
-def _waiting(state: State, small: Tensor) -> Tensor:
-    before, now = tuple(state["waiting"].shape[-2:]), tuple(small.shape[-2:])
-    if before != now:
-        raise ValueError(f"frames of another size than before: LR {now} after {before}")
-    return state["waiting"]
-
-
-class LowResEncoder:
-    """Gives the LR latents of a rate of a video that comes in chunks of any number of frames.
-
-    LR latent j comes with the chunk that completes LR frame 4j, which is frame 4·r·j: the last of
-    HR latent rj, with which it travels. T HR latents give 1 + ⌊(T − 1) / r⌋ of them.
-    """
-
-    def __init__(self, codec: Codec[CodecSpec], rate: Rate) -> None:
-        self.codec = codec
-        self.lowres = LowRes(rate, codec.stride)
-
-    def push(self, pixels: Pixels, state: State | None = None) -> tuple[Latents, State]:
-        """Return the LR latents that the next frames complete (maybe none), and the state.
-
-        Raises:
-            ValueError: as `LowRes.push`.
-        """
-        frames, reduced = self.lowres.push(pixels, _part(state, "lowres."))
-        if state is not None:
-            frames = torch.cat([state["frames"], frames], dim=2)
-        stride = self.codec.stride.time
-        first = int(state is None)
-        ready = first + (frames.shape[2] - first) // stride * stride
-        latents, coded = self._encode(frames[:, :, :ready], _part(state, "codec."))
-        left = {"frames": frames[:, :, ready:].clone()}
-        return latents, left | _named(reduced, "lowres.") | _named(coded, "codec.")
-
-    def rest(self, state: State) -> Latents | None:
-        """Return the provisional LR latents that a codec which is not causal holds back, or None."""
-        coded = _part(state, "codec.")
-        return None if coded is None else self.codec.encode_rest(coded)
-
-    def _encode(self, frames: Pixels, state: State | None) -> tuple[Latents, State]:
-        if state is None or frames.shape[2]:
-            return self.codec.encode(frames, state)
-        stride = self.codec.stride
-        size = (frames.shape[-2] // stride.height, frames.shape[-1] // stride.width)
-        return frames.new_zeros(frames.shape[0], self.codec.channels, 0, *size), state
-
-
-def encode_lowres(codec: Codec[CodecSpec], rate: Rate, chunks: Iterable[Pixels]) -> Latents:
-    """Return all LR latents `[B, C, 1 + ⌊(T − 1) / r⌋, ⌈H / rate⌉, ⌈W / rate⌉]` of a video.
-
-    Args:
-        codec: of the HR latents.
-        rate: of the LR latents.
-        chunks: of the video, of any number of frames each, in [−1, 1].
-    """
-    encoder = LowResEncoder(codec, rate)
-    state: State | None = None
-    latents = []
-    for chunk in chunks:
-        out, state = encoder.push(chunk, state)
-        latents.append(out)
-    rest = None if state is None else encoder.rest(state)
-    return torch.cat(latents if rest is None else [*latents, rest], dim=2)
-
-
-def _part(state: State | None, prefix: str) -> State | None:
-    if state is None:
-        return None
-    return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
-
-
-def _named(state: State, prefix: str) -> State:
-    return {prefix + key: x for key, x in state.items()}
-
 
 @frozen(eq=False, kw_only=True)
 class Encoded:
@@ -150,7 +36,7 @@ class Encoded:
     Attributes:
         latents: `[1, C, T, H, W]` float32; `lr` the same by rate.
         pixels: uint8 `[1, 3, F, P, Q]`, or None where they are not kept.
-        frames: F = 1 + stride·(T − 1).
+        frames: F = 1 + stride·(T − 1); `fps` of them a second.
         placement: how frames were fitted into their bucket.
     """
 
@@ -168,9 +54,8 @@ class Encoded:
     def mirrored(self, codec: Codec[CodecSpec], rates: frozenset[Rate]) -> Encoded:
         """Return the same video mirrored left to right, encoded afresh from its pixels."""
         assert self.pixels is not None
-        return encode_pixels(
-            codec, iter([self.pixels.flip(-1)]), rates, True, self.fps, self.placement
-        )
+        chunks = iter([self.pixels.flip(-1)])
+        return encode_pixels(codec, chunks, rates, True, self.fps, self.placement)
 
 
 def encode_file(
@@ -184,12 +69,12 @@ def encode_file(
     keep_pixels: bool,
     seconds: float | None = None,
 ) -> Encoded:
-    """Return a video file as latents, with one chunk of frames in memory at a time.
+    """Encode a video file, with one chunk of frames in memory at a time.
 
     Args:
         path: the video.
-        codec: of the experiment; `geometry` of its backbone, `spec` of its cache.
-        geometry: shapes of the backbone.
+        codec: of the experiment.
+        geometry: shapes of its backbone.
         spec: bucket area, shortest length and chunk.
         fps: frames a second to read at.
         rates: LR rates to encode.
@@ -214,7 +99,7 @@ def encode_file(
 def file_chunks(
     path: Path, geometry: Geometry, spec: CacheSpec, *, fps: float, count: int | None = None
 ) -> tuple[Placement, Iterator[Tensor]]:
-    """Return how a video is fitted into its bucket, and its frames so, uint8 `[1, 3, n, P, Q]`.
+    """Return how a video fits its bucket, and its frames so fitted, uint8 `[1, 3, n, P, Q]`.
 
     Raises:
         UserError: the file is no video; while iterating, where it cannot be decoded.
@@ -222,7 +107,8 @@ def file_chunks(
     info = probe(path)
     placement = place(info.width, info.height, spec.area, geometry.multiple, spec.max_aspect)
     chunks = iter_frames(path, fps=fps, size=placement, count=count, chunk=spec.chunk)
-    return placement, (torch.from_numpy(chunk).movedim(-1, 0)[None] for chunk in chunks)
+    tensors = (rearrange(torch.from_numpy(chunk), "n p q c -> 1 c n p q") for chunk in chunks)
+    return placement, tensors
 
 
 def encode_pixels(
@@ -233,20 +119,20 @@ def encode_pixels(
     fps: float,
     placement: Placement,
 ) -> Encoded:
-    """Return uint8 chunks `[1, 3, n, P, Q]` of a video as latents; n may vary as it likes.
+    """Encode a video that comes as uint8 chunks `[1, 3, n, P, Q]`, of any n each.
 
     Raises:
         UserError: the chunks hold no frame.
     """
     state: State | None = None
-    device, kept, latents = _device(codec), [], []
-    lowres = LowStreams.of(codec, rates)
+    device, pixels, latents = _device(codec), [], []
+    lowres = MultiRateEncoder.of(codec, rates)
     for chunk in regroup(chunks, codec.stride.time):
         frames = from_bytes(chunk.to(device))
         out, state = codec.encode(frames, state)
         latents.append(out.cpu())
         lowres.push(frames)
-        kept += [chunk] if keep_pixels else []
+        pixels += [chunk] if keep_pixels else []
     if state is None:
         raise UserError("the video has no frame")
     rest = codec.encode_rest(state)
@@ -254,49 +140,11 @@ def encode_pixels(
     return Encoded(
         latents=joined,
         lr=lowres.joined(),
-        pixels=torch.cat(kept, dim=2) if keep_pixels else None,
+        pixels=torch.cat(pixels, dim=2) if keep_pixels else None,
         frames=1 + codec.stride.time * (joined.shape[2] - 1),
         fps=fps,
         placement=placement,
     )
-
-
-def encode_rates(
-    codec: Codec[CodecSpec], chunks: Iterable[Tensor], rates: Iterable[Rate]
-) -> dict[Rate, Tensor]:
-    """Return the LR latents alone of uint8 chunks `[1, 3, n, P, Q]`, as `encode_pixels` does."""
-    device, lowres = _device(codec), LowStreams.of(codec, rates)
-    for chunk in regroup(iter(chunks), codec.stride.time):
-        lowres.push(from_bytes(chunk.to(device)))
-    return lowres.joined()
-
-
-@define
-class LowStreams:
-    """LR latents of several rates, gathered chunk by chunk."""
-
-    encoders: dict[Rate, LowResEncoder]
-    states: dict[Rate, State] = field(factory=dict)
-    latents: dict[Rate, list[Tensor]] = field(factory=dict)
-
-    @classmethod
-    def of(cls, codec: Codec[CodecSpec], rates: Iterable[Rate]) -> LowStreams:
-        """Begin with no frame."""
-        return cls({rate: LowResEncoder(codec, rate) for rate in sorted(rates)})
-
-    def push(self, frames: Tensor) -> None:
-        """Take the next frames in [−1, 1]."""
-        for rate, encoder in self.encoders.items():
-            out, self.states[rate] = encoder.push(frames, self.states.get(rate))
-            self.latents.setdefault(rate, []).append(out.cpu())
-
-    def joined(self) -> dict[Rate, Tensor]:
-        """Return the LR latents by rate, as if no frame came any more; no rate where none came."""
-        return {rate: torch.cat(self._all(rate), dim=2) for rate in self.latents}
-
-    def _all(self, rate: Rate) -> list[Tensor]:
-        rest = self.encoders[rate].rest(self.states[rate])
-        return self.latents[rate] if rest is None else [*self.latents[rate], rest.cpu()]
 
 
 def regroup(chunks: Iterator[Tensor], stride: int) -> Iterator[Tensor]:
@@ -312,6 +160,145 @@ def regroup(chunks: Iterator[Tensor], stride: int) -> Iterator[Tensor]:
             rest, first = rest[:, :, usable:], False
 
 
+def encode_rates(
+    codec: Codec[CodecSpec], chunks: Iterable[Tensor], rates: Iterable[Rate]
+) -> dict[Rate, Tensor]:
+    """Encode only the LR latents of uint8 chunks `[1, 3, n, P, Q]`, as `encode_pixels` would."""
+    device, lowres = _device(codec), MultiRateEncoder.of(codec, rates)
+    for chunk in regroup(iter(chunks), codec.stride.time):
+        lowres.push(from_bytes(chunk.to(device)))
+    return lowres.joined()
+
+
 def _device(codec: Codec[CodecSpec]) -> torch.device:
     tensors = [*codec.parameters(), *codec.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
+
+
+@define
+class MultiRateEncoder:
+    """Encodes the LR latents of several rates, and gathers them on the CPU."""
+
+    encoders: dict[Rate, LowResEncoder]
+    states: dict[Rate, State] = field(factory=dict)
+    latents: dict[Rate, list[Tensor]] = field(factory=dict)
+
+    @classmethod
+    def of(cls, codec: Codec[CodecSpec], rates: Iterable[Rate]) -> MultiRateEncoder:
+        """Return the encoder before the first frame."""
+        return cls({rate: LowResEncoder(codec, rate) for rate in sorted(rates)})
+
+    def push(self, frames: Tensor) -> None:
+        """Encode the next frames, in [−1, 1]."""
+        for rate, encoder in self.encoders.items():
+            out, self.states[rate] = encoder.push(frames, self.states.get(rate))
+            self.latents.setdefault(rate, []).append(out.cpu())
+
+    def joined(self) -> dict[Rate, Tensor]:
+        """Return the LR latents by rate, as if no frame came any more; no rate where none came."""
+        return {rate: torch.cat(self._with_rest(rate), dim=2) for rate in self.latents}
+
+    def _with_rest(self, rate: Rate) -> list[Tensor]:
+        rest = self.encoders[rate].rest(self.states[rate])
+        return self.latents[rate] if rest is None else [*self.latents[rate], rest.cpu()]
+
+
+class LowResEncoder:
+    """Encodes the LR latents of a rate of a video that comes in chunks of any number of frames.
+
+    LR latent j comes with the chunk that completes LR frame 4j, which is frame 4·r·j: the last of
+    HR latent rj, with which it travels. T HR latents give 1 + ⌊(T − 1) / r⌋ of them.
+    """
+
+    def __init__(self, codec: Codec[CodecSpec], rate: Rate) -> None:
+        self.codec = codec
+        self.lowres = LowRes(rate, codec.stride)
+
+    def push(self, pixels: Pixels, state: State | None = None) -> tuple[Latents, State]:
+        """Return the LR latents that the next frames complete (maybe none), and the state.
+
+        Raises:
+            ValueError: as `LowRes.push`.
+        """
+        frames, reduced = self.lowres.push(pixels, _without_prefix(state, "lowres."))
+        if state is not None:
+            frames = torch.cat([state["frames"], frames], dim=2)
+        stride = self.codec.stride.time
+        first = int(state is None)
+        ready = first + (frames.shape[2] - first) // stride * stride
+        latents, coded = self._encode(frames[:, :, :ready], _without_prefix(state, "codec."))
+        left = {"frames": frames[:, :, ready:].clone()}
+        return latents, left | _with_prefix(reduced, "lowres.") | _with_prefix(coded, "codec.")
+
+    def rest(self, state: State) -> Latents | None:
+        """Return the provisional LR latents that a codec holds back, None for a causal one."""
+        coded = _without_prefix(state, "codec.")
+        return None if coded is None else self.codec.encode_rest(coded)
+
+    def _encode(self, frames: Pixels, state: State | None) -> tuple[Latents, State]:
+        if state is None or frames.shape[2]:
+            return self.codec.encode(frames, state)
+        stride = self.codec.stride
+        size = (frames.shape[-2] // stride.height, frames.shape[-1] // stride.width)
+        return frames.new_zeros(frames.shape[0], self.codec.channels, 0, *size), state
+
+
+def _without_prefix(state: State | None, prefix: str) -> State | None:
+    if state is None:
+        return None
+    return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
+
+
+def _with_prefix(state: State, prefix: str) -> State:
+    return {prefix + key: x for key, x in state.items()}
+
+
+class LowRes:
+    """Makes the LR video of a rate out of a video that comes in chunks of any number of frames.
+
+    LR frame 0 is frame 0; LR frame i is the mean of frames r(i − 1) + 1 … ri. In space the last row
+    and column are repeated to whole LR latent cells (rate × VAE stride), then boxes are averaged,
+    so LR latents have ⌈H / rate⌉ rows and stand exactly over the HR cells that they cover.
+    """
+
+    def __init__(self, rate: Rate, stride: Size3) -> None:
+        self.rate = rate
+        self.stride = stride
+
+    def push(self, pixels: Pixels, state: State | None = None) -> tuple[Pixels, State]:
+        """Return the LR frames that the next frames complete (maybe none), and the state.
+
+        The state holds the frames that wait for more, fewer than the time rate; that there is
+        one says that frame 0 has come.
+
+        Raises:
+            ValueError: `pixels` are no floats, no frame, or of another size than those before.
+        """
+        if not pixels.is_floating_point() or not pixels.shape[2]:
+            raise ValueError(
+                f"a chunk holds one frame or more as floats in [−1, 1], not {pixels.shape[2]} as "
+                f"{pixels.dtype}"
+            )
+        small = self._shrink(pixels)
+        if state is None:
+            lone, rest = small[:, :, :1], small[:, :, 1:]
+        else:
+            lone, rest = small[:, :, :0], torch.cat([_waiting(state, small), small], dim=2)
+        extra = rest.shape[2] % self.rate.time
+        whole, left = rest.split([rest.shape[2] - extra, extra], dim=2)
+        means = reduce(whole, "b c (n r) p q -> b c n p q", "mean", r=self.rate.time)
+        return torch.cat([lone, means], dim=2), {"waiting": left.clone()}
+
+    def _shrink(self, pixels: Pixels) -> Tensor:
+        rate, stride = self.rate, self.stride
+        padded = pad_to(pixels, rate.height * stride.height, rate.width * stride.width)
+        boxes = {"h": rate.height, "w": rate.width}
+        return reduce(padded, "b c f (p h) (q w) -> b c f p q", "mean", **boxes)
+
+
+def _waiting(state: State, small: Tensor) -> Tensor:
+    """Return the frames of a state that wait for more, checked to be of the same size."""
+    before, after = tuple(state["waiting"].shape[-2:]), tuple(small.shape[-2:])
+    if before != after:
+        raise ValueError(f"frames of another size than before: LR {after} after {before}")
+    return state["waiting"]

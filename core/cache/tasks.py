@@ -1,4 +1,8 @@
-"""Doing what is to be done for a video that is cached: its tensors, and records to index."""
+"""The task of each video that is cached: what is left to do for it, and doing it.
+
+`plan` compares a video with its records in the store; `perform` reads, encodes and writes, and
+returns the records to index. A worker process performs tasks, its parent indexes them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from ..video.decode import VideoError, fingerprint
 from .encode import Encoded, encode_file, encode_rates, file_chunks
 from .job import Job
 
-# ⟦core/data/work.py⟧ What is to be done for a video that is cached.
+Cuts = tuple[float, ...] | None
 
 
 @frozen(kw_only=True)
@@ -48,34 +52,40 @@ class Task:
     """What is to be done for one video.
 
     Attributes:
-        source: the video; `mark` its fingerprint.
-        old: its records in the store, where they are to be updated; none: encode it.
-        rates: LR rates to add to those.
-        cuts: whether to look for cuts.
-        found: the cuts, where they had to be looked for before (its prompts depend on them).
+        source: the video.
+        fingerprint: of its file.
         revision: of the records to write.
+        records: those in the store that are to be updated; none: the video is to be encoded.
+        rates: LR rates to add to those.
+        search_cuts: whether to look for cuts.
+        cuts: the cuts, where they had to be looked for before (its prompts depend on them).
     """
 
     source: Source
-    mark: str
+    fingerprint: str
     revision: int
-    old: tuple[Record, ...] = ()
+    records: tuple[Record, ...] = ()
     rates: tuple[Rate, ...] = ()
-    cuts: bool = False
-    found: tuple[float, ...] | None = None
+    search_cuts: bool = False
+    cuts: Cuts = None
 
 
 @frozen(kw_only=True)
-class Done:
-    """The outcome of a task of source `id`, and the records to index."""
+class TaskResult:
+    """What a task gave: the outcome of source `id`, and the records to index."""
 
     id: str
     outcome: Outcome
     records: tuple[Record, ...] = ()
 
 
-def plan(job: Job, source: Source, done: Mapping[str, Record]) -> Task | None:
+def plan(job: Job, source: Source, indexed: Mapping[str, Record]) -> Task | None:
     """Return what is to be done for a video, None where the store has all of it unchanged.
+
+    Args:
+        job: of the run.
+        source: the video.
+        indexed: the records of the store, by id.
 
     Raises:
         UserError: the file is missing, unreadable or empty, or its captions are at fault.
@@ -84,15 +94,19 @@ def plan(job: Job, source: Source, done: Mapping[str, Record]) -> Task | None:
         raise UserError(source.fault)
     mark = fingerprint(source.path)
     ids = clip_ids(source, job.spec.mirror)
-    old = tuple(done[i] for i in ids if i in done)
-    next_one = 1 + max((record.revision for record in old), default=0)
-    if len(old) < len(ids) or not all(_whole(job, record, mark) for record in old):
-        return Task(source=source, mark=mark, revision=next_one, cuts=job.spec.cuts)
+    old = tuple(indexed[i] for i in ids if i in indexed)
+    task = Task(
+        source=source,
+        fingerprint=mark,
+        revision=1 + max((record.revision for record in old), default=0),
+    )
+    if len(old) < len(ids) or not all(_is_current(job, record, mark) for record in old):
+        return attrs.evolve(task, search_cuts=job.spec.cuts)
     rates = tuple(r for r in sorted(job.rates) if not all(has_rate(job, o, str(r)) for o in old))
-    cuts = job.spec.cuts and old[0].cuts is None
-    if not (rates or cuts or any(r.captions != captions_of(source, r.cuts) for r in old)):
+    search_cuts = job.spec.cuts and old[0].cuts is None
+    if not (rates or search_cuts or any(r.captions != captions_of(source, r.cuts) for r in old)):
         return None
-    return Task(source=source, mark=mark, revision=next_one, old=old, rates=rates, cuts=cuts)
+    return attrs.evolve(task, records=old, rates=rates, search_cuts=search_cuts)
 
 
 def clip_ids(source: Source, mirror: bool) -> list[str]:
@@ -100,14 +114,15 @@ def clip_ids(source: Source, mirror: bool) -> list[str]:
     return [source.id, *([source.id + "-mirror"] if mirror else [])]
 
 
-def _whole(job: Job, record: Record, mark: str) -> bool:
+def _is_current(job: Job, record: Record, mark: str) -> bool:
     return record.fingerprint == mark and is_tensors(clip_path(job.root, record.id))
 
 
 def has_rate(job: Job, record: Record, rate: str) -> bool:
-    """Whether a clip has its LR latents of a rate, in a file that can be opened."""
-    added = rate in record.added and is_tensors(rate_path(job.root, rate, record.id))
-    return rate in record.rates or added
+    """Return whether a clip has its LR latents of a rate, in a file that can be opened."""
+    if rate in record.rates:
+        return True
+    return rate in record.added and is_tensors(rate_path(job.root, rate, record.id))
 
 
 def captions_of(source: Source, cuts: Sequence[float] | None) -> tuple[Caption, ...]:
@@ -115,11 +130,29 @@ def captions_of(source: Source, cuts: Sequence[float] | None) -> tuple[Caption, 
     return source.captions or shot_captions(name_in_words(Path(source.name)), cuts or ())
 
 
-Cuts = tuple[float, ...] | None
+def needs_cuts(task: Task) -> bool:
+    """Return whether the prompts of a task depend on cuts that are yet to be found."""
+    return task.search_cuts and not task.source.captions
 
 
-def perform(job: Job, task: Task) -> Done:
-    """Do a task; a video that cannot be read is an outcome `bad`, and nothing is written for it.
+def with_cuts(task: Task) -> Task:
+    """Return the task with its cuts found, where its prompts depend on them; else as it is.
+
+    The task of a video that cannot be read stays as it is, too: performing it says why.
+
+    Raises:
+        UserError: what finds cuts is not installed.
+    """
+    if not needs_cuts(task):
+        return task
+    try:
+        return attrs.evolve(task, cuts=detect_cuts(task.source.path))
+    except VideoError:
+        return task
+
+
+def perform(job: Job, task: Task) -> TaskResult:
+    """Do a task; a video that cannot be read has the outcome `bad`, and nothing is written for it.
 
     Raises:
         UserError: the disk refuses.
@@ -130,8 +163,8 @@ def perform(job: Job, task: Task) -> Done:
         return _bad(task, error)
     try:
         with torch.no_grad():
-            encoded = None if task.old else _encode(job, task)
-            lr = {r.id: _further(job, task, r) for r in task.old if task.rates}
+            encoded = None if task.records else _encode(job, task)
+            lr = {r.id: _missing_lr(job, task, r) for r in task.records if task.rates}
     except UserError as error:
         return _bad(task, error)
     if encoded is None:
@@ -139,38 +172,17 @@ def perform(job: Job, task: Task) -> Done:
     return _cached(job, task, cuts, encoded)
 
 
-def _bad(task: Task, error: UserError) -> Done:
+def _bad(task: Task, error: UserError) -> TaskResult:
     outcome = Outcome(source=task.source.name, status="bad", detail=str(error))
-    return Done(id=task.source.id, outcome=outcome)
-
-
-def needs_cuts(task: Task) -> bool:
-    """Say whether the prompts of a task depend on cuts that are yet to be found."""
-    return task.cuts and not task.source.captions
-
-
-def with_cuts(task: Task) -> Task:
-    """Return the task with its cuts, where its prompts depend on them; else as it is.
-
-    A video that cannot be read stays as it is, too: doing the task says why.
-
-    Raises:
-        UserError: what finds cuts is not installed.
-    """
-    if not needs_cuts(task):
-        return task
-    try:
-        return attrs.evolve(task, found=detect_cuts(task.source.path))
-    except VideoError:
-        return task
+    return TaskResult(id=task.source.id, outcome=outcome)
 
 
 def _cuts(task: Task) -> Cuts:
-    if task.found is not None:
-        return task.found
-    if task.cuts:
+    if task.cuts is not None:
+        return task.cuts
+    if task.search_cuts:
         return detect_cuts(task.source.path)
-    return task.old[0].cuts if task.old else None
+    return task.records[0].cuts if task.records else None
 
 
 def _encode(job: Job, task: Task) -> Encoded:
@@ -186,63 +198,7 @@ def _encode(job: Job, task: Task) -> Encoded:
     )
 
 
-def _further(job: Job, task: Task, record: Record) -> dict[Rate, Tensor]:
-    """Return the LR latents that a clip lacks, out of its frames or of the video."""
-    lacking = [rate for rate in task.rates if not has_rate(job, record, str(rate))]
-    with ExitStack() as stack:
-        lr = encode_rates(job.codec.to(job.device), _frames(job, task, record, stack), lacking)
-    for rate in lacking:
-        wanted, found = 1 + (record.latents - 1) // rate.time, lr[rate].shape[2]
-        if found != wanted:
-            raise UserError(
-                f"{task.source.name}: gives {found} LR latents at {rate}, {wanted} were expected: "
-                f"the video or its decoder changed; delete {clip_path(job.root, record.id).name}"
-            )
-    return lr
-
-
-def _frames(job: Job, task: Task, record: Record, stack: ExitStack) -> Iterator[Tensor]:
-    """Return the frames of a clip as they were encoded, uint8 `[1, 3, n, P, Q]`."""
-    file = stack.enter_context(open_tensors(clip_path(job.root, record.id)))
-    if "pixels" in file.keys():
-        kept, chunk = file.get_slice("pixels"), job.spec.chunk
-        return (kept[:, k : k + chunk][None] for k in range(0, record.frames, chunk))
-    geometry = job.experiment.backbone.geometry
-    _, chunks = file_chunks(task.source.path, geometry, job.spec, fps=record.fps)
-    return (chunk.flip(-1) for chunk in chunks) if record.mirror else chunks
-
-
-def _updated(job: Job, task: Task, cuts: Cuts, lr: Mapping[str, Mapping[Rate, Tensor]]) -> Done:
-    records = []
-    for old in task.old:
-        added = lr.get(old.id, {})
-        for rate, latents in added.items():
-            path = rate_path(job.root, str(rate), old.id)
-            write_tensors(path, {"latents": latents[0].to(_dtype(job))}, {"clip": old.id})
-        records.append(_revised(task, old, cuts, added))
-    outcome = Outcome(source=task.source.name, status="updated", detail=_changes(task, records[0]))
-    return Done(id=task.source.id, outcome=outcome, records=tuple(records))
-
-
-def _revised(task: Task, old: Record, cuts: Cuts, added: Mapping[Rate, Tensor]) -> Record:
-    return attrs.evolve(
-        old,
-        captions=captions_of(task.source, cuts),
-        cuts=cuts,
-        added=tuple(sorted({*old.added, *map(str, added)})),
-        revision=task.revision,
-        own_text=False,
-    )
-
-
-def _changes(task: Task, new: Record) -> str:
-    said = [f"LR {rate}" for rate in task.rates]
-    said += ["cuts"] if task.cuts else []
-    said += ["captions"] if new.captions != task.old[0].captions else []
-    return ", ".join(said)
-
-
-def _cached(job: Job, task: Task, cuts: Cuts, encoded: Encoded) -> Done:
+def _cached(job: Job, task: Task, cuts: Cuts, encoded: Encoded) -> TaskResult:
     records = [_write(job, task, encoded, cuts, mirror=False)]
     if job.spec.mirror:
         with torch.no_grad():
@@ -254,7 +210,7 @@ def _cached(job: Job, task: Task, cuts: Cuts, encoded: Encoded) -> Done:
         detail=str(encoded.placement),
         seconds=records[0].seconds,
     )
-    return Done(id=task.source.id, outcome=outcome, records=tuple(records))
+    return TaskResult(id=task.source.id, outcome=outcome, records=tuple(records))
 
 
 def _write(job: Job, task: Task, encoded: Encoded, cuts: Cuts, *, mirror: bool) -> Record:
@@ -268,17 +224,12 @@ def _write(job: Job, task: Task, encoded: Encoded, cuts: Cuts, *, mirror: bool) 
     return record
 
 
-def _dtype(job: Job) -> torch.dtype:
-    found: torch.dtype = getattr(torch, job.spec.dtype)
-    return found
-
-
 def _record(task: Task, encoded: Encoded, cuts: Cuts, mirror: bool) -> Record:
     _, _, latents, height, width = encoded.latents.shape
     return Record(
         id=task.source.id + ("-mirror" if mirror else ""),
         source=task.source.name,
-        fingerprint=task.mark,
+        fingerprint=task.fingerprint,
         latents=latents,
         height=height,
         width=width,
@@ -291,3 +242,67 @@ def _record(task: Task, encoded: Encoded, cuts: Cuts, mirror: bool) -> Record:
         rates=tuple(sorted(map(str, encoded.lr))),
         revision=task.revision,
     )
+
+
+def _missing_lr(job: Job, task: Task, record: Record) -> dict[Rate, Tensor]:
+    """Encode the LR latents that a clip does not have, out of its frames or of the video."""
+    missing = [rate for rate in task.rates if not has_rate(job, record, str(rate))]
+    with ExitStack() as stack:
+        lr = encode_rates(job.codec.to(job.device), _frames(job, task, record, stack), missing)
+    for rate in missing:
+        expected, count = rate.settled_tokens(record.latents), lr[rate].shape[2]
+        if count != expected:
+            raise UserError(
+                f"{task.source.name}: gives {count} LR latents at {rate}, {expected} were "
+                "expected: the video or its decoder changed; delete "
+                f"{clip_path(job.root, record.id).name}"
+            )
+    return lr
+
+
+def _frames(job: Job, task: Task, record: Record, stack: ExitStack) -> Iterator[Tensor]:
+    """Return the frames of a clip as they were encoded, in chunks uint8 `[1, 3, n, P, Q]`."""
+    file = stack.enter_context(open_tensors(clip_path(job.root, record.id)))
+    if "pixels" in file.keys():
+        pixels, chunk = file.get_slice("pixels"), job.spec.chunk
+        return (pixels[:, k : k + chunk][None] for k in range(0, record.frames, chunk))
+    geometry = job.experiment.backbone.geometry
+    _, chunks = file_chunks(task.source.path, geometry, job.spec, fps=record.fps)
+    return (chunk.flip(-1) for chunk in chunks) if record.mirror else chunks
+
+
+def _updated(
+    job: Job, task: Task, cuts: Cuts, lr: Mapping[str, Mapping[Rate, Tensor]]
+) -> TaskResult:
+    records = []
+    for old in task.records:
+        added = lr.get(old.id, {})
+        for rate, latents in added.items():
+            path = rate_path(job.root, str(rate), old.id)
+            write_tensors(path, {"latents": latents[0].to(_dtype(job))}, {"clip": old.id})
+        records.append(_revised(task, old, cuts, added))
+    outcome = Outcome(source=task.source.name, status="updated", detail=_changes(task, records[0]))
+    return TaskResult(id=task.source.id, outcome=outcome, records=tuple(records))
+
+
+def _revised(task: Task, old: Record, cuts: Cuts, added: Mapping[Rate, Tensor]) -> Record:
+    return attrs.evolve(
+        old,
+        captions=captions_of(task.source, cuts),
+        cuts=cuts,
+        added=tuple(sorted({*old.added, *map(str, added)})),
+        revision=task.revision,
+    )
+
+
+def _changes(task: Task, new: Record) -> str:
+    """Return what was updated, for the outcome's detail."""
+    changes = [f"LR {rate}" for rate in task.rates]
+    changes += ["cuts"] if task.search_cuts else []
+    changes += ["captions"] if new.captions != task.records[0].captions else []
+    return ", ".join(changes)
+
+
+def _dtype(job: Job) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, job.spec.dtype)
+    return dtype

@@ -1,1 +1,1 @@
-"""What each verb of the program does and prints; the door only parses."""
+"""The verbs of the program, one file a verb: its arguments, its help, and what it prints."""

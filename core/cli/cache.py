@@ -4,53 +4,63 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
-import torch
+import typer
 
-from .. import config as edge
-from ..cache.cache import CacheResult
-from ..cache.cache import cache as cache_videos
-from ..cache.job import Share, find_share
-from ..errors import LongtakeError
-from ..model import all_needs, compressor_needs
-from ..tools.device import pick_device
-from ..tools.progress import progress_bar
-from .options import emit
+from . import options as o
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..cache.cache import CacheResult
+    from ..cache.job import Shard
 
 STATUSES = ("cached", "updated", "kept", "bad", "lost")
-NAMED = 5  # videos named in a list that may be long
+LABELS = {"bad": "not used", "lost": "not done"}
+LISTED = 5  # videos named in a list that may be long
 
 
 def cache(
-    experiment: str,
-    sets: list[str],
-    videos: Path,
-    out: Path,
-    *,
-    workers: int,
-    rank: int | None,
-    world: int | None,
-    as_json: bool,
+    experiment: o.ExperimentArg,
+    videos: Annotated[Path, typer.Option(help="a folder of videos, a list of them, or one video")],
+    out: Annotated[Path, o.out_option("the store's folder")],
+    workers: Annotated[int, typer.Option(help="processes on this machine", min=1)] = 1,
+    rank: Annotated[
+        int | None, typer.Option(help="this process's share; default: its launcher's", min=0)
+    ] = None,
+    world: Annotated[int | None, typer.Option(help="number of shares", min=1)] = None,
+    sets: o.Sets = None,
+    as_json: o.Json = False,
 ) -> None:
-    """Cache videos for an experiment; list those that could not be used."""
-    share = find_share(rank, world, os.environ)
-    _, found = edge.load_experiment(experiment)
-    found = edge.apply_sets(found, sets)
-    needs = all_needs(found)
-    with progress_bar("cache" if share.world == 1 else f"cache, {share}") as report:
+    """Turn videos and captions into a latent store; resumes where it stopped.
+
+    Example: longtake cache tiny-wan-2x2x2 --videos clips/ --out stores/clips
+    """
+    from ..cache.cache import cache as cache_videos
+    from ..cache.job import find_shard
+    from ..config import apply_sets, load_experiment
+    from ..errors import LongtakeError
+    from ..model import all_needs, compressor_needs
+    from ..tools.progress import progress_bar
+
+    shard = find_shard(rank, world, os.environ)
+    _, specs = load_experiment(experiment)
+    specs = apply_sets(specs, sets or [])
+    with progress_bar("cache" if shard.world == 1 else f"cache, {shard}") as report:
         result = cache_videos(
-            found,
+            specs,
             videos,
             out,
-            rates=needs.rates,
-            pixels=compressor_needs(found).pixels,
-            device=_device(share),
+            rates=all_needs(specs).rates,
+            pixels=compressor_needs(specs).pixels,
+            device=_device(shard),
             progress=report,
-            share=share,
+            shard=shard,
             workers=workers,
         )
-    emit(_data(result), _lines(result), as_json=as_json)
+    o.print_result(_data(result), _lines(result), as_json=as_json)
     if result.count("lost"):
         raise LongtakeError(
             f"{result.count('lost')} of {len(result.outcomes)} videos are not done, since the "
@@ -58,58 +68,62 @@ def cache(
         )
 
 
-def _device(share: Share) -> torch.device:
+def _device(shard: Shard) -> torch.device:
     """Return the best device; of several GPUs the one of this process, where a launcher counts."""
+    import torch
+
+    from ..tools.device import pick_device
+
     device = pick_device()
     local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
-    if device.type == "cuda" and share.world > 1 and local.isdecimal():
+    if device.type == "cuda" and shard.world > 1 and local.isdecimal():
         return torch.device("cuda", int(local) % torch.cuda.device_count())
     return device
 
 
 def _data(result: CacheResult) -> dict[str, object]:
     counts = {status: result.count(status) for status in STATUSES}
-    rows = [attrs.asdict(outcome) for outcome in result.outcomes]
     return {
         "store": str(result.store),
-        **attrs.asdict(result.share),
+        **attrs.asdict(result.shard),
         **counts,
         "gone": result.gone,
         "video_seconds": result.seconds,
         "wall_seconds": result.elapsed,
-        "videos": rows,
+        "videos": [attrs.asdict(outcome) for outcome in result.outcomes],
     }
 
 
 def _lines(result: CacheResult) -> list[str]:
-    told = result.outcomes
-    bad = [f"  not used: {o.detail}" for o in told if o.status == "bad"]
-    lost = [f"  not done: {o.detail}" for o in told if o.status == "lost"]
-    updated = [f"  {o.source}: {o.detail} updated" for o in told if o.status == "updated"]
-    upscaled = [f"  {o.source}: {o.detail}" for o in told if "(upscaled)" in o.detail]
-    gone = [f"  no longer among the videos, kept: {name}" for name in result.gone[:NAMED]]
-    gone += [f"  ... and {len(result.gone) - NAMED} more"] if len(result.gone) > NAMED else []
-    return [*bad, *lost, *updated, *upscaled, *gone, _counts(result)]
+    outcomes = result.outcomes
+    bad = [f"  not used: {one.detail}" for one in outcomes if one.status == "bad"]
+    lost = [f"  not done: {one.detail}" for one in outcomes if one.status == "lost"]
+    updated = [f"  {one.source}: {one.detail} updated" for one in outcomes
+               if one.status == "updated"]  # fmt: skip
+    upscaled = [f"  {one.source}: {one.detail}" for one in outcomes if "(upscaled)" in one.detail]
+    gone = [f"  no longer among the videos, kept: {name}" for name in result.gone[:LISTED]]
+    if len(result.gone) > LISTED:
+        gone.append(f"  ... and {len(result.gone) - LISTED} more")
+    return [*bad, *lost, *updated, *upscaled, *gone, _summary(result)]
 
 
-def _counts(result: CacheResult) -> str:
-    names = {"bad": "not used", "lost": "not done"}
-    always = ("cached", "kept", "bad")
-    said = [
-        f"{result.count(status)} {names.get(status, status)}"
+def _summary(result: CacheResult) -> str:
+    counts = [
+        f"{result.count(status)} {LABELS.get(status, status)}"
         for status in STATUSES
-        if status in always or result.count(status)
+        if status in ("cached", "kept", "bad") or result.count(status)
     ]
-    said += [f"{len(result.gone)} in the store only"] if result.gone else []
-    share = f" ({result.share})" if result.share.world > 1 else ""
-    return f"{result.store}{share}: {', '.join(said)}{_pace(result)}"
+    if result.gone:
+        counts.append(f"{len(result.gone)} in the store only")
+    share = f" ({result.shard})" if result.shard.world > 1 else ""
+    return f"{result.store}{share}: {', '.join(counts)}{_pace(result)}"
 
 
 def _pace(result: CacheResult) -> str:
-    made = result.count("cached")
-    if not made or result.elapsed <= 0:
+    cached = result.count("cached")
+    if not cached or result.elapsed <= 0:
         return ""
     return (
         f"; {result.seconds:.0f} s of video in {result.elapsed:.0f} s "
-        f"({made / result.elapsed:.2f} clips/s)"
+        f"({cached / result.elapsed:.2f} clips/s)"
     )

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from ..demo import tell
+import typer
+
 from ..errors import UserError
-from ..tools.progress import progress_bar
-from .options import emit, find_run
+from . import options as o
 
 WEIGHTS = "tiny-wan-2x2x2"
 
 
-def demo(video: Path | None, out: Path, *, steps: int, as_json: bool) -> None:
-    """Tell the whole story on one clip."""
+def demo(
+    video: Annotated[Path | None, typer.Option(help="a video; default: a built-in clip")] = None,
+    out: Annotated[Path, o.out_option("folder for the report")] = Path("longtake-demo"),
+    steps: Annotated[int, typer.Option(help="training steps on the clip", min=0)] = 20,
+    as_json: o.Json = False,
+) -> None:
+    """The whole story on a CPU in minutes: video, cache, memory, retrieved frames, report.
+
+    Example: longtake demo
+    """
+    from ..demo import run_demo
+    from ..tools.progress import progress_bar
+
     if video is not None and not video.is_file():
         raise UserError(f"--video {video}: no such file")
     with progress_bar("demo") as report:
-        story = tell(
+        result = run_demo(
             video,
             out,
-            find_run(WEIGHTS),
+            o.find_run(WEIGHTS),
             steps=steps,
             say=lambda line: print(line, file=sys.stderr, flush=True),
             progress=report,
         )
-    emit(story.to_json(), story.lines(), as_json=as_json)
+    o.print_result(result.to_json(), result.lines(), as_json=as_json)

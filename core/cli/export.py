@@ -1,4 +1,4 @@
-"""`longtake export`; light, since the door imports it."""
+"""`longtake export`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,8 @@ import typer
 from . import options as o
 
 if TYPE_CHECKING:
-    from ..export import Exported, Part
+    from ..export import Export, ExportedFile
 
-
-To = Annotated[str, typer.Option(help="keys of: diffusers, comfyui or kohya (also musubi-tuner)")]
-Split = Annotated[
-    bool | None,
-    typer.Option(
-        "--split/--bundle",
-        help="LoRA and encoder in two files, or in one; default: two for diffusers, else one",
-        show_default=False,
-    ),
-]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; default: as in the run")
-]
 NAMES = {
     "lora": "LoRA",
     "high": "LoRA of the high-noise expert",
@@ -36,10 +23,21 @@ NAMES = {
 
 def export(
     run: o.RunArg,
-    to: To,
-    out: Annotated[Path, o.out("the .safetensors file")],
-    split: Split = None,
-    dtype: Dtype = None,
+    to: Annotated[
+        str, typer.Option(help="keys of: diffusers, comfyui or kohya (also musubi-tuner)")
+    ],
+    out: Annotated[Path, o.out_option("the .safetensors file")],
+    split: Annotated[
+        bool | None,
+        typer.Option(
+            "--split/--bundle",
+            help="LoRA and encoder in two files, or in one; default: two for diffusers, else one",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: as in the run")
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """Write a run's LoRA by the keys of another program, and its encoder beside them.
@@ -50,52 +48,53 @@ def export(
     from ..export import DTYPES
     from ..export import export as write
     from ..interfaces.backbone import LAYOUTS
-    from .options import emit, find_run
 
     if to not in LAYOUTS:
         raise UserError(f"--to {to}: one of {', '.join(LAYOUTS)}")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: one of {', '.join(DTYPES)}")
-    done = write(find_run(run), to, out, split=split, dtype=dtype)
-    emit(summary(done), lines(done), as_json=as_json)
+    exported = write(o.find_run(run), to, out, split=split, dtype=dtype)
+    o.print_result(summary(exported), lines(exported), as_json=as_json)
 
 
-def summary(done: Exported) -> dict[str, Any]:
+def summary(exported: Export) -> dict[str, Any]:
     """Return the result as plain data."""
     keys = ("layout", "rank", "alpha")
-    loras = [{key: part.facts[key] for key in keys} for part in done.parts if part.facts]
+    loras = [{key: file.facts[key] for key in keys} for file in exported.files if file.facts]
     return {
-        "files": {part.name: str(part.path) for part in done.parts},
-        "checkpoint": str(done.checkpoint),
-        "base": None if done.base is None else str(done.base),
+        "files": {file.name: str(file.path) for file in exported.files},
+        "checkpoint": str(exported.checkpoint),
+        "base": None if exported.base is None else str(exported.base),
         "lora": loras[0] if loras else None,
-        "rates": done.header["rates"],
-        "beside": _beside(done),
+        "rates": exported.header["rates"],
+        "beside": _other_loras(exported),
     }
 
 
-def lines(done: Exported) -> list[str]:
-    """Return the result to read."""
-    found = [f"{part.path}: {_said(part)}" for part in done.parts]
-    names = {part.name for part in done.parts}
+def lines(exported: Export) -> list[str]:
+    """Return the result as lines to read: each file, and what must be loaded with it."""
+    result = [f"{file.path}: {_describe(file)}" for file in exported.files]
+    names = {file.name for file in exported.files}
     if "lora" in names and "memory" in names:
-        found.append("two files, because diffusers refuses a LoRA file that holds anything else")
+        result.append("two files, because diffusers refuses a LoRA file that holds anything else")
     if "bundle" in names:
-        found.append("diffusers refuses a LoRA file that holds anything else: for it, --split")
-    if done.base is not None:
-        found.append(f"the DiT was trained whole: its base is a diffusers checkpoint, {done.base}")
-    if beside := _beside(done):
-        found.append(f"it trained beside {', '.join(beside)}: load these with it")
-    return found
+        result.append("diffusers refuses a LoRA file that holds anything else: for it, --split")
+    if exported.base is not None:
+        base = exported.base
+        result.append(f"the DiT was trained whole: its base is a diffusers checkpoint, {base}")
+    if others := _other_loras(exported):
+        result.append(f"it trained beside {', '.join(others)}: load these with it")
+    return result
 
 
-def _said(part: Part) -> str:
-    if not part.facts:
-        return NAMES[part.name]
-    layout, rank, alpha = (part.facts[key] for key in ("layout", "rank", "alpha"))
-    return f"{NAMES[part.name]}; keys of {layout}, rank {rank}, alpha {alpha:g}"
+def _describe(file: ExportedFile) -> str:
+    if not file.facts:
+        return NAMES[file.name]
+    layout, rank, alpha = (file.facts[key] for key in ("layout", "rank", "alpha"))
+    return f"{NAMES[file.name]}; keys of {layout}, rank {rank}, alpha {alpha:g}"
 
 
-def _beside(done: Exported) -> list[str]:
-    found: list[str] = done.header["experiment"]["backbone"].get("loras", [])
-    return found
+def _other_loras(exported: Export) -> list[str]:
+    """Return the LoRA files that the DiT had besides the one that was trained."""
+    loras: list[str] = exported.header["experiment"]["backbone"].get("loras", [])
+    return loras

@@ -1,4 +1,8 @@
-"""Arguments and options that several verbs share; light, since the door imports it."""
+"""What the verbs share: arguments and options, the folder of a run, printing, and Ctrl-C.
+
+Everything in `core/cli` imports torch and other heavy packages inside functions only, so that
+`longtake --help` and `longtake list` are quick.
+"""
 
 from __future__ import annotations
 
@@ -17,40 +21,17 @@ ExperimentArg = Annotated[
     str, typer.Argument(help="a shipped name, module:name, or file.py:name", metavar="EXPERIMENT")
 ]
 RunArg = Annotated[str, typer.Argument(help="a run's folder, or a shipped name", metavar="RUN")]
+Data = Annotated[Path, typer.Option("--data", help="a latent store, made by `longtake cache`")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="change one field, such as compressor.rate=2x2x2; may be repeated"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-Seed = typer.Option(help="same as --set train.seed=", min=0, max=2**62)
-Data = Annotated[Path, typer.Option("--data", help="a latent store, made by `longtake cache`")]
-Start = Annotated[
-    Path | None, typer.Option(help="begin with the weights of another run or checkpoint")
-]
-Rank = Annotated[
-    int | None, typer.Option(help="this process's share; default: its launcher's", min=0)
-]
-World = Annotated[int | None, typer.Option(help="number of shares", min=1)]
-BenchData = Annotated[
-    Path | None, typer.Option(help="a latent store to load from; default: one written for it")
-]
-Beside = Annotated[
-    list[Path] | None,
-    typer.Option(help="an earlier measure to compare rates with; may be repeated"),
-]
-PictureOut = Annotated[
-    Path | None, typer.Option(help="also write one picture of frames, .jpg or .png")
-]
-ClipNames = Annotated[str, typer.Option(help="names of its clips, separated by commas")]
-Credit = Annotated[str, typer.Option(help="the line under it; default: captions")]
 
 
-def out(help_text: str) -> Any:
-    """Return the option `--out`."""
+def out_option(help_text: str) -> Any:
+    """Return the option `--out`, also spelt `--output_dir`."""
     return typer.Option("--out", "--output_dir", help=help_text)
-
-
-# ⟦core/verbs/common.py⟧ What verbs share: finding runs, and printing results.
 
 
 def find_run(text: str) -> Path:
@@ -68,26 +49,36 @@ def find_run(text: str) -> Path:
     raise UserError(f"{text}: no such run; weights that ship: {known}")
 
 
-def emit(data: Any, lines: list[str], *, as_json: bool) -> None:
-    """Print the result: JSON, or lines to read."""
-    print(json.dumps(data, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+def is_shipped(folder: Path) -> bool:
+    """Say whether a folder of weights ships with a package: nothing is written beside those."""
+    return folder in registry().weights.values()
 
 
-# ⟦core/verbs/door.py⟧ The group of all verbs: Ctrl-C ends any of them in one line.
+def print_json(data: Any) -> None:
+    """Print a value as indented JSON."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
 
 
-class Door(TyperGroup):
-    """The verbs; Ctrl-C is met here, since what click makes of it differs by version."""
+def print_result(data: Any, lines: list[str], *, as_json: bool) -> None:
+    """Print the result of a verb: `data` as JSON, or `lines` to read."""
+    if as_json:
+        print_json(data)
+    else:
+        print("\n".join(lines))
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs; Ctrl-C is caught here, since what click makes of it differs."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb that was named."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            stopped()
+            exit_stopped()
 
 
-def stopped() -> NoReturn:
-    """Say that the program was stopped, and exit 130 as programs do after Ctrl-C."""
+def exit_stopped() -> NoReturn:
+    """Print that the program was stopped, and exit with 130 as programs do after Ctrl-C."""
     print("longtake: stopped", file=sys.stderr)
     sys.exit(130)

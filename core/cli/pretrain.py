@@ -4,49 +4,65 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Annotated
 
-from .. import config as edge
+import typer
+
 from ..errors import UserError
-from ..tools.device import is_main_process
 from ..tools.progress import progress_bar
-from ..train.checkpoint import read_run
-from ..train.pretrain import pretrain as train
-from .options import emit, find_run
+from . import options as o
 
 
 def pretrain(
-    experiment: str,
-    sets: list[str],
-    data: Path,
-    out: Path,
-    *,
-    resume: str | None,
-    start: Path | None,
-    as_json: bool,
+    experiment: o.ExperimentArg,
+    data: o.Data,
+    out: Annotated[Path, o.out_option("the run's folder")],
+    resume: Annotated[str | None, typer.Option(help="latest: go on where the run is")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="begin with the weights of another run or checkpoint")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="same as --set train.seed=", min=0, max=2**62)
+    ] = None,
+    sets: o.Sets = None,
+    as_json: o.Json = False,
 ) -> None:
-    """Train Stage I of an experiment on a store; exit 130 where it was stopped, and saved."""
+    """Stage I: train the encoder (and LoRA) to give back any frame of the past.
+
+    An experiment without compressors, such as tiny-base, is Stage 0: a plain video model.
+
+    Example: longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/first
+    """
+    from ..config import apply_sets, load_experiment
+    from ..tools.device import is_main_process
+    from ..train import pretrain as training
+    from ..train.checkpoint import read_run
+
     if resume not in (None, "latest"):
         raise UserError(f"--resume {resume}: only `latest` can be resumed")
     if resume is not None and start is not None:
         raise UserError("--resume goes on from the run's own weights: leave out --start")
-    _, found = edge.load_experiment(experiment)
-    found = edge.apply_sets(found, sets)
-    origin = None if start is None else read_run(find_run(str(start)))[1]
-    speaks = is_main_process()
-    with progress_bar("pretrain") if speaks else nullcontext(None) as report:
-        result = train(found, data, out, resume=resume is not None, start=origin, progress=report)
-    summary = {
-        "run": str(result.run),
-        "step": result.step,
-        "loss": result.loss,
-        "memory_gain": result.gain,
-        "stopped": result.stopped,
-    }
-    ended = "stopped and saved" if result.stopped else "done"
-    loss = "" if result.loss is None else f", loss {result.loss:.4f}"
-    gain = "" if result.gain is None else f", memory_gain {result.gain:+.4f}"
-    if speaks:
+    _, specs = load_experiment(experiment)
+    changes = [*(sets or []), *([] if seed is None else [f"train.seed={seed}"])]
+    specs = apply_sets(specs, changes)
+    checkpoint = None if start is None else read_run(o.find_run(str(start)))[1]
+    prints = is_main_process()
+    with progress_bar("pretrain") if prints else nullcontext(None) as report:
+        result = training.pretrain(
+            specs, data, out, resume=resume is not None, start=checkpoint, progress=report
+        )
+    if prints:
+        summary = {
+            "run": str(result.run),
+            "step": result.step,
+            "loss": result.loss,
+            "memory_gain": result.gain,
+            "stopped": result.stopped,
+        }
+        ended = "stopped and saved" if result.stopped else "done"
+        loss = "" if result.loss is None else f", loss {result.loss:.4f}"
+        gain = "" if result.gain is None else f", memory_gain {result.gain:+.4f}"
         line = f"{result.run}: {ended} at step {result.step}{loss}{gain}"
-        emit(summary, [line], as_json=as_json)
+        o.print_result(summary, [line], as_json=as_json)
     if result.stopped:
         raise SystemExit(130)

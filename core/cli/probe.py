@@ -1,4 +1,4 @@
-"""`longtake probe`: what a memory holds, asked without the generator."""
+"""`longtake probe`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ KIND = "probe"  # the plugin's name
 def probe(
     run: o.RunArg,
     data: o.Data,
-    out: Annotated[Path | None, o.out("the head's file; default RUN/probe.safetensors")] = None,
+    out: Annotated[
+        Path | None, o.out_option("the head's file; default RUN/probe.safetensors")
+    ] = None,
     sets: o.Sets = None,
     as_json: o.Json = False,
 ) -> None:
@@ -29,22 +31,21 @@ def probe(
 
     Example: longtake probe runs/first --data stores/clips
     """
-    from .. import config as edge
+    from .. import config
     from ..data.store import Store
     from ..tools.device import pick_device
     from ..tools.progress import progress_bar
     from ..train.checkpoint import load_run
     from ..train.probe import fit_probe, write_probe
-    from .options import emit, find_run
 
-    place = find_run(run)
+    folder = o.find_run(run)
     store = Store.open(data)
-    model = load_run(place).to(pick_device())
-    spec = edge.apply_sets(probe_spec(model.experiment), sets or [])
+    model = load_run(folder).to(pick_device())
+    spec = config.apply_sets(probe_spec(model.experiment), sets or [])
     with progress_bar("probe") as report:
         fitted = fit_probe(model, store, spec, progress=report)
-    target = write_probe(out or _default(run, place), fitted)
-    change = named_by(model.experiment, spec, target)
+    target = write_probe(out or _default(run, folder), fitted)
+    change = set_of_probe(model.experiment, spec, target)
     summary = {
         "file": str(target),
         "loss": fitted.loss,
@@ -57,36 +58,35 @@ def probe(
         f"{100 * fitted.explained:.0f} % explained of the latents it was fitted on",
         f"measure with it: longtake measure {run} --data STORE --set '{change}'",
     ]
-    emit(summary, lines, as_json=as_json)
+    o.print_result(summary, lines, as_json=as_json)
 
 
 def probe_spec(experiment: Experiment) -> RetrieverSpec:
-    """Return the experiment's own probe, or the one that ships with its defaults."""
-    from .. import config as edge
+    """Return the experiment's own spec of a probe; where it has none, the default one."""
+    from .. import config
     from ..interfaces.spec import RetrieverSpec
     from ..registry import registry
 
     for spec in experiment.retrievers:
         if registry().find(spec).name == KIND:
             return spec
-    return edge.from_json(KIND, RetrieverSpec)
+    return config.from_json(KIND, RetrieverSpec)
 
 
-def named_by(experiment: Experiment, spec: RetrieverSpec, path: Path) -> str:
-    """Return the `--set` under which an experiment measures with a fitted probe."""
-    from .. import config as edge
+def set_of_probe(experiment: Experiment, spec: RetrieverSpec, path: Path) -> str:
+    """Return the change by which an experiment measures with a fitted probe, as for `--set`."""
+    from .. import config
 
-    made: Any = edge.to_json(spec) | {"weights": str(path)}
-    present = edge.to_json(experiment)["retrievers"]
-    for index, found in enumerate(present):
-        if found | {"weights": str(path)} == made:
+    fitted: Any = config.to_json(spec) | {"weights": str(path)}
+    retrievers = config.to_json(experiment)["retrievers"]
+    for index, retriever in enumerate(retrievers):
+        if retriever | {"weights": str(path)} == fitted:
             return f"retrievers.{index}.weights={path}"
-    others = [found for found in present if found["type"] != KIND]
-    return f"retrievers={json.dumps([*others, made], ensure_ascii=False)}"
+    others = [retriever for retriever in retrievers if retriever["type"] != KIND]
+    return f"retrievers={json.dumps([*others, fitted], ensure_ascii=False)}"
 
 
-def _default(run: str, place: Path) -> Path:
-    from ..registry import registry
-
-    shipped = place in registry().weights.values()
-    return Path(f"probe-{run}.safetensors") if shipped else place / "probe.safetensors"
+def _default(run: str, folder: Path) -> Path:
+    return (
+        Path(f"probe-{run}.safetensors") if o.is_shipped(folder) else folder / "probe.safetensors"
+    )

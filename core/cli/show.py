@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,23 +26,23 @@ def show(
 
     Example: longtake show tiny-wan-2x2x2 --set compressor.rate=4x4x2
     """
-    from .. import config as edge
+    from .. import config
     from .. import show as describe
     from ..errors import UserError
 
     if video is not None and picture is None:
         raise UserError("--video is the clip of a picture: name one with --picture FILE")
-    name, found = edge.load_experiment(experiment)
-    found = edge.apply_sets(found, sets or [])
+    name, specs = config.load_experiment(experiment)
+    specs = config.apply_sets(specs, sets or [])
     drawn = None
     if picture is not None:
         from ..pages.masker import save_masker_picture
 
-        drawn = str(save_masker_picture(found, picture, video=video))
-    data = describe.show(name, found)
+        drawn = str(save_masker_picture(specs, picture, video=video))
+    data = describe.show(name, specs)
     if as_json:
         more = {} if drawn is None else {"picture": drawn}
-        print(json.dumps(data | more, indent=2, ensure_ascii=False))
+        o.print_json(data | more)
         return
     describe.print_show(data, fields=fields)
     if drawn is not None:

@@ -1,7 +1,7 @@
-"""What is wrong with a spec, in lines for the person at the keyboard.
+"""What is wrong with a spec, in lines for the user.
 
-cattrs gives a tree of exceptions and hides what a validator said; this walks the tree and gives
-one line `path: message` for each leaf.
+cattrs raises a tree of exceptions and hides what a validator said; `faults` walks the tree and
+returns one line `path: message` for each leaf.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from cattrs.errors import BaseValidationError
 from ..errors import LongtakeError, UserError
 
 E = TypeVar("E", bound=BaseException)
-_COMPARED = re.compile(r"'\w+' must be (<=|>=|<|>) (\S+): (.*)", re.DOTALL)
-_MEASURED = re.compile(r"Length of '\w+' must be (<=|>=|<|>) (\S+): (.*)", re.DOTALL)
-_NAMES = {
+_COMPARISON = re.compile(r"'\w+' must be (<=|>=|<|>) (\S+): (.*)", re.DOTALL)
+_LENGTH = re.compile(r"Length of '\w+' must be (<=|>=|<|>) (\S+): (.*)", re.DOTALL)
+_TYPES = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -44,8 +44,8 @@ class SpecError(UserError):
         super().__init__("\n".join(self.faults))
 
 
-def at(error: E, place: str | int) -> E:
-    """Return the error, noted to stand at a field or an index of what is being read."""
+def located(error: E, place: str | int) -> E:
+    """Return the error with a note of the field or the index that it is about."""
     if isinstance(place, int):
         error.add_note(IterableValidationNote(f"at {place}", place, object))
     else:
@@ -54,7 +54,10 @@ def at(error: E, place: str | int) -> E:
 
 
 def faults(error: BaseException, path: str = "", *, root: str = "spec") -> list[str]:
-    """Return a line for every leaf of a tree of exceptions; `root` names the place without a path."""
+    """Return a line `path: message` for every leaf of a tree of exceptions.
+
+    `path` is where the tree stands; where that is nowhere yet, `root` stands for it.
+    """
     if isinstance(error, BaseValidationError):
         return [
             line
@@ -83,65 +86,71 @@ def _place(error: BaseException) -> str | int | None:
 
 
 def message(error: BaseException) -> str:
-    """Return what an exception says as one line; the stock validators of attrs made human."""
+    """Return what an exception says, in one line; those of attrs' own validators in plain words."""
     if len(error.args) == 4 and isinstance(error.args[1], Attribute):
-        return _stock(error)
-    said = " ".join(str(error).split())
-    for pattern, subject in ((_COMPARED, "must be"), (_MEASURED, "its length must be")):
-        if found := pattern.fullmatch(said):
-            return f"{subject} {found[1]} {found[2]}, not {found[3]}"
-    if isinstance(error, ValueError | TypeError | LongtakeError) and said:
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        return _attrs_message(error)
+    text = " ".join(str(error).split())
+    for pattern, subject in ((_COMPARISON, "must be"), (_LENGTH, "its length must be")):
+        if match := pattern.fullmatch(text):
+            return f"{subject} {match[1]} {match[2]}, not {match[3]}"
+    if isinstance(error, ValueError | TypeError | LongtakeError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _stock(error: BaseException) -> str:
-    _, _, wanted, value = error.args
+def _attrs_message(error: BaseException) -> str:
+    _, _, expected, value = error.args
     if isinstance(error, TypeError):
-        return f"must be {wanted_type(wanted)}, not {shown(value)}"
-    if isinstance(wanted, re.Pattern):
-        return f"must match {wanted.pattern}, not {shown(value)}"
-    return not_among(value, wanted)
+        return f"must be {type_in_words(expected)}, not {in_json(value)}"
+    if isinstance(expected, re.Pattern):
+        return f"must match {expected.pattern}, not {in_json(value)}"
+    return not_among(value, expected)
 
 
 def not_among(value: Any, options: Iterable[Any]) -> str:
-    """Say that a value is none of the options, and which one it resembles."""
+    """Return the message that a value is none of the options, and which one it resembles."""
     known = list(options)
-    listed = ", ".join(x if isinstance(x, str) else shown(x) for x in known)
-    like = close(str(value), [x for x in known if isinstance(x, str)])
+    listed = ", ".join(x if isinstance(x, str) else in_json(x) for x in known)
+    like = closest(str(value), [x for x in known if isinstance(x, str)])
     hint = f"; did you mean {like}?" if like else ""
-    return f"must be one of {listed}, not {shown(value)}{hint}"
+    return f"must be one of {listed}, not {in_json(value)}{hint}"
 
 
 def unknown_field(name: str, known: Iterable[str], *others: str) -> str:
-    """Say that there is no such field, with the nearest one (of `others` too) or all there are."""
+    """Return the message that there is no such field: with the nearest, or with all there are.
+
+    Args:
+        name: of the field that was asked for.
+        known: the fields that there are.
+        others: further names that may be meant, and are not listed.
+    """
     names = list(known)
-    like = close(name, [*names, *others])
+    like = closest(name, [*names, *others])
     if like:
         return f"unknown field; did you mean {like}?"
     return f"unknown field; there {'are ' + ', '.join(names) if names else 'are no fields'}"
 
 
-def close(name: str, known: list[str]) -> str | None:
+def closest(name: str, known: list[str]) -> str | None:
     """Return the known name that a misspelt one stands for, or None."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return found[0] if found else None
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return matches[0] if matches else None
 
 
-def wanted_type(wanted: Any) -> str:
+def type_in_words(types: Any) -> str:
     """Return a type (or a tuple of them) in words."""
-    if isinstance(wanted, tuple):
-        return " or ".join(wanted_type(each) for each in wanted)
-    return _NAMES.get(wanted) or f"a {getattr(wanted, '__name__', wanted)}"
+    if isinstance(types, tuple):
+        return " or ".join(type_in_words(each) for each in types)
+    return _TYPES.get(types) or f"a {getattr(types, '__name__', types)}"
 
 
-def shown(value: Any) -> str:
-    """Return a value as a message shows it: short, and as JSON writes it."""
+def in_json(value: Any) -> str:
+    """Return a value as messages show it: short, and as JSON writes it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list | tuple):
-        return "a list" if len(value) > 4 else "[" + ", ".join(shown(x) for x in value) + "]"
-    said = repr(value) if isinstance(value, str | int | float) else str(value)
-    return said if len(said) <= 60 else said[:57] + "..."
+        return "a list" if len(value) > 4 else "[" + ", ".join(in_json(x) for x in value) + "]"
+    text = repr(value) if isinstance(value, str | int | float) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

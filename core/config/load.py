@@ -1,4 +1,4 @@
-"""Where an EXPERIMENT comes from: a shipped name, `module:name`, `file.py[:name]` or JSON."""
+"""Read an EXPERIMENT: a shipped name, `module:name`, `file.py[:name]` or a JSON file."""
 
 from __future__ import annotations
 
@@ -18,48 +18,7 @@ from ..registry import import_file, nearest, registry
 from .convert import loads
 from .faults import message
 
-# ⟦core/edge/source.py⟧ Python files and modules that hold experiments.
-
-
-CHIEF = "EXPERIMENT"  # a module's own value of this name is what the module alone stands for
-
-
-def experiments_in(module: ModuleType) -> list[str]:
-    """Return the names of the experiments that a module defines itself, in their order.
-
-    Those are public values that are an Experiment, functions of no needed argument that are
-    annotated to return one, and whatever is called EXPERIMENT; what the module only imported does
-    not count.
-    """
-    imported = _imported(module)
-    names = (n for n in vars(module) if not n.startswith("_") and n not in imported)
-    return [name for name in names if name == CHIEF or _is_one(vars(module)[name])]
-
-
-def _is_one(value: Any) -> bool:
-    if not inspect.isfunction(value):
-        return isinstance(value, Experiment)
-    said = inspect.signature(value).return_annotation
-    named = said.rpartition(".")[2] == Experiment.__name__ if isinstance(said, str) else False
-    return not needed_by(value) and (said is Experiment or named)
-
-
-def needed_by(function: Any) -> list[str]:
-    """Return the arguments that a call of a function must name."""
-    return [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-
-
-def _imported(module: ModuleType) -> set[str]:
-    try:
-        tree = ast.parse(inspect.getsource(module))
-    except (OSError, TypeError):
-        return set()
-    imports = (n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom))
-    return {alias.asname or alias.name for node in imports for alias in node.names}
+EXPERIMENT = "EXPERIMENT"  # the name of what a module alone, without `:name`, stands for
 
 
 def load_experiment(text: str) -> tuple[str, Experiment]:
@@ -107,18 +66,58 @@ def _from_target(target: str) -> tuple[str, Experiment]:
     else:
         where, _, name = target.rpartition(":")
     module = _import(where)
-    known = experiments_in(module)
+    known = experiment_names(module)
     if not name:
-        name = _only(where, known)
+        name = _single(where, known)
     if name not in vars(module):
         listed = ", ".join(nearest(name, known)) or "none"
         raise UserError(f"{where} has no {name!r}; experiments there: {listed}")
     return name, _value(module, name, f"{where}:{name}")
 
 
-def _only(where: str, known: list[str]) -> str:
-    if len(known) == 1 or CHIEF in known:
-        return CHIEF if CHIEF in known else known[0]
+def experiment_names(module: ModuleType) -> list[str]:
+    """Return the names of the experiments that a module defines itself, in their order.
+
+    Those are public values that are an Experiment, functions without required arguments that are
+    annotated to return one, and whatever is called EXPERIMENT; what the module only imported does
+    not count.
+    """
+    imported = _imported_names(module)
+    names = (n for n in vars(module) if not n.startswith("_") and n not in imported)
+    return [name for name in names if name == EXPERIMENT or _is_experiment(vars(module)[name])]
+
+
+def _imported_names(module: ModuleType) -> set[str]:
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError):
+        return set()
+    imports = (n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom))
+    return {alias.asname or alias.name for node in imports for alias in node.names}
+
+
+def _is_experiment(value: Any) -> bool:
+    if not inspect.isfunction(value):
+        return isinstance(value, Experiment)
+    annotation = inspect.signature(value).return_annotation
+    if isinstance(annotation, str):
+        annotated = annotation.rpartition(".")[2] == Experiment.__name__
+    else:
+        annotated = annotation is Experiment
+    return annotated and not _required_arguments(value)
+
+
+def _required_arguments(function: Any) -> list[str]:
+    return [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+
+
+def _single(where: str, known: list[str]) -> str:
+    if len(known) == 1 or EXPERIMENT in known:
+        return EXPERIMENT if EXPERIMENT in known else known[0]
     if not known:
         raise UserError(f"{where} defines no experiment")
     raise UserError(f"{where} defines {len(known)} experiments: write {where}:{known[0]}, or "
@@ -128,16 +127,16 @@ def _only(where: str, known: list[str]) -> str:
 def _value(module: ModuleType, name: str, where: str) -> Experiment:
     value: Any = vars(module)[name]
     if inspect.isfunction(value):
-        value = _called(value, module, where)
+        value = _call(value, module, where)
     if not isinstance(value, Experiment):
-        found = "a class" if isinstance(value, type) else f"of type {type(value).__name__}"
-        raise UserError(f"{where} is no Experiment (it is {found})")
+        kind = "a class" if isinstance(value, type) else f"of type {type(value).__name__}"
+        raise UserError(f"{where} is no Experiment (it is {kind})")
     return value
 
 
-def _called(function: Any, module: ModuleType, where: str) -> Any:
-    if needed := needed_by(function):
-        raise UserError(f"{where} takes arguments ({', '.join(needed)}): it must take none")
+def _call(function: Any, module: ModuleType, where: str) -> Any:
+    if required := _required_arguments(function):
+        raise UserError(f"{where} takes arguments ({', '.join(required)}): it must take none")
     try:
         return function()
     except (Exception, SystemExit) as error:  # a user's code may raise anything
@@ -161,12 +160,15 @@ def _import(where: str) -> ModuleType:
 
 
 def _line(error: BaseException, file: str, where: str) -> str:
-    """Return `file:line: what was raised`, the line being the last one of the user's own."""
-    said = message(error)
+    """Return `file:line: what was raised`, the line being the last one in the user's own file."""
     if isinstance(error, SyntaxError):
         return f"{error.filename or where}:{error.lineno}: {error.msg}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _own(f.filename, file, where)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {said}" if frames else f"{where}: {said}"
+    return (
+        f"{frames[-1].filename}:{frames[-1].lineno}: {message(error)}"
+        if frames
+        else f"{where}: {message(error)}"
+    )
 
 
 def _own(filename: str, file: str, where: str) -> bool:

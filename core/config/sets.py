@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
 from attrs import evolve, frozen
 
 from ..interfaces.spec import PluginSpec
-from .convert import TAG, choose, from_json, hints, optional, refuse, to_json
-from .faults import SpecError, join, shown, unknown_field
+from .convert import TAG, choose, from_json, hints, optional, refuse_constant, to_json
+from .faults import SpecError, in_json, join, unknown_field
 
 T = TypeVar("T")
 _PATH = re.compile(r"[^.\[\]=]+(?:\.[^.\[\]=]+|\[\d+\])*")
@@ -32,24 +32,32 @@ def apply_sets(spec: T, sets: Sequence[str]) -> T:
         SpecError: with every fault of the paths and of the spec that they make.
     """
     root = _Place(value=to_json(spec), hint=type(spec), path="")
-    wrong: list[str] = []
+    faults: list[str] = []
     for text in sets:
         try:
             _set(root, text)
         except ValueError as error:
-            wrong.append(str(error))
+            faults.append(str(error))
     try:
-        made = from_json(root.value, type(spec))
+        changed = from_json(root.value, type(spec))
     except SpecError as error:
-        raise SpecError([*wrong, *error.faults]) from error
-    if wrong:
-        raise SpecError(wrong)
-    return made
+        raise SpecError([*faults, *error.faults]) from error
+    if faults:
+        raise SpecError(faults)
+    return changed
 
 
 @frozen(kw_only=True)
 class _Place:
-    """Where a path has led: the JSON there, its type, and what holds it."""
+    """A place in a spec's JSON that a path leads to.
+
+    Attributes:
+        value: the JSON there.
+        hint: the type of the field or member.
+        path: as messages show it.
+        holder: the object or list that holds it; None at the root.
+        key: its key or index in the holder.
+    """
 
     value: Any
     hint: Any
@@ -65,12 +73,12 @@ def _set(root: _Place, text: str) -> None:
     owner = place = root
     for token in _TOKEN.findall(path):
         owner, place = place, _step(place, token)
-    made = _value(value, place.hint)
+    new = _value(value, place.hint)
     if place.key == TAG and owner.holder is not None and _is_plugin(owner.hint):
-        if made == place.value:
+        if new == place.value:
             return
-        place = owner
-    place.holder[place.key] = _whole(made, place.hint)
+        place = owner  # another plugin: nothing of the spec of the old one is kept
+    place.holder[place.key] = _whole(new, place.hint)
 
 
 def _step(place: _Place, token: str) -> _Place:
@@ -78,20 +86,20 @@ def _step(place: _Place, token: str) -> _Place:
         return _into_list(place, token)
     if isinstance(place.value, dict):
         return _into_object(place, token)
-    said = f"is {shown(place.value)}, which has no field or member {token!r}"
-    raise ValueError(f"{place.path}: {said}; set it whole")
+    fault = f"is {in_json(place.value)}, which has no field or member {token!r}"
+    raise ValueError(f"{place.path}: {fault}; set it whole")
 
 
 def _into_list(place: _Place, token: str) -> _Place:
     count = len(place.value)
     if not token.isdecimal() or int(token) >= count:
-        said = f"members are 0 to {count - 1}" if count else "the list is empty"
-        raise ValueError(f"{place.path}[{token}]: no such member; {said}")
+        members = f"members are 0 to {count - 1}" if count else "the list is empty"
+        raise ValueError(f"{place.path}[{token}]: no such member; {members}")
     index = int(token)
-    members = [m for m in get_args(place.hint) if m is not ...]
+    hints_of = [member for member in get_args(place.hint) if member is not ...]
     return _Place(
         value=place.value[index],
-        hint=members[min(index, len(members) - 1)] if members else None,
+        hint=hints_of[min(index, len(hints_of) - 1)] if hints_of else None,
         path=join(place.path, index),
         holder=place.value,
         key=index,
@@ -141,9 +149,9 @@ def _fields(place: _Place) -> dict[str, Any]:
 
 
 def _value(text: str, hint: Any) -> Any:
-    """Return the value that text stands for; a field of text keeps what is neither text nor null."""
+    """Return the value that text stands for: JSON where it parses, but text for a field of text."""
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse_constant)
     except ValueError:
         return text
     bare, nullable = optional(hint)
@@ -163,3 +171,16 @@ def _whole(value: Any, hint: Any) -> Any:
 def _is_plugin(hint: Any) -> bool:
     cls, _ = optional(hint)
     return isinstance(cls, type) and issubclass(cls, PluginSpec)
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the path, as `--set` reads it, the old and the new value of all that differs.
+
+    Both are JSON, as `to_json` gives it. Lists differ whole, and so do plugins of another type.
+    """
+    both = isinstance(old, Mapping) and isinstance(new, Mapping)
+    if both and old.get(TAG) == new.get(TAG):
+        for key in dict.fromkeys((*new, *old)):
+            yield from differences(old.get(key), new.get(key), join(path, key))
+    elif old != new:
+        yield path, old, new

@@ -1,4 +1,4 @@
-"""What every codec must hold."""
+"""The contract of codecs: shapes, streaming, states, margin, identity, on a small video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..interfaces.compressor import State
 from ..interfaces.spec import CodecSpec
 from .samples import copied, require, require_close, require_shape, require_unchanged
 
-Pass = Callable[[Tensor, State | None], tuple[Tensor, State]]
+Step = Callable[[Tensor, State | None], tuple[Tensor, State]]
 Rest = Callable[[State], Tensor | None]
 
 
@@ -24,7 +24,7 @@ def check_codec(
     latents: int = 5,
     tolerance: float = 1e-5,
 ) -> None:
-    """Make sure that a codec keeps its word: shapes, streaming, states, margin, identity.
+    """Check that a codec keeps the contract of `core.interfaces.codec.Codec`.
 
     Streaming equals one pass for every codec, causal or not: what chunks settle, with the rest at
     the end, is what one chunk gives. A causal codec settles all and has no rest.
@@ -58,7 +58,7 @@ def check_codec(
 
 
 def _cuts(latents: int) -> list[tuple[int, ...]]:
-    """Return ways to cut a video into chunks, each as their latents; first all one by one."""
+    """Return ways to cut a video into chunks, each as numbers of latents; first all one by one."""
     ways = [(1,) * latents, (1, latents - 1), (2, latents - 2), (latents - 2, 1, 1)]
     return [tuple(n for n in way if n > 0) for way in ways if min(way) >= 0]
 
@@ -73,16 +73,16 @@ def _video(codec: Codec[CodecSpec], cells: tuple[int, int], latents: int) -> Ten
 
 
 def _streamed(
-    codec: Codec[CodecSpec], step: Pass, rest: Rest, whole: Tensor, lengths: Sequence[int]
+    codec: Codec[CodecSpec], step: Step, rest: Rest, whole: Tensor, lengths: Sequence[int]
 ) -> Tensor:
-    """Return what chunks of these lengths give, and see that no state and no chunk is changed."""
+    """Return what chunks of these lengths give; check that no state and no chunk is changed."""
     state: State = {}
     parts: list[Tensor] = []
     for chunk in whole.split(list(lengths), dim=2):
-        given = {"chunk": chunk, **state}
-        before = copied(given)
+        inputs = {"chunk": chunk, **state}
+        before = copied(inputs)
         part, state = step(chunk, state if parts else None)
-        require_unchanged(given, before, "the state or the chunk that was given")
+        require_unchanged(inputs, before, "the state or the chunk that was given")
         parts.append(part)
         _check_rest(codec, rest, state)
     last = rest(state)
@@ -90,11 +90,11 @@ def _streamed(
 
 
 def _check_rest(codec: Codec[CodecSpec], rest: Rest, state: State) -> None:
-    """See that asking for what is held back changes nothing, and that a causal codec has none."""
+    """Check that asking for the rest changes nothing, and that a causal codec has none."""
     before = copied(state)
-    held = rest(state)
+    remaining = rest(state)
     require_unchanged(state, before, "the state that was asked for its rest")
-    require(held is None or not codec.causal, "a causal codec holds nothing back")
+    require(remaining is None or not codec.causal, "a causal codec holds nothing back")
 
 
 def _check_margin(codec: Codec[CodecSpec], latents: Tensor, back: Tensor, tolerance: float) -> None:

@@ -1,4 +1,10 @@
-"""The contract of compressors: what every φ must keep, checked on a small one."""
+"""The contract of compressors: what every φ must keep, checked on a small one.
+
+A memory has the length that `context_length` says, finite tokens and places inside of the history;
+`step` and `pending` give what `forward` gives, however the history is cut; the state is constant in
+size and goes through a file; samples of a ragged batch do not depend on each other; no parameter is
+dead (three released systems shipped a memory that nothing had trained).
+"""
 
 from __future__ import annotations
 
@@ -15,15 +21,44 @@ from ..values.history import History
 from ..values.memory import Memory, Part, merge
 from .samples import SMALL, alone, require, sample_fit, sample_history, shortened
 
-# ⟦core/contract/case.py⟧ What a contract of compressors runs on, and when two memories count as equal.
-
-
 AnyCompressor: TypeAlias = Compressor[Any]
+LONG = 65  # latents that must fill any window: 1 + 8·8, eight blocks of the coarsest rate
+OPTIMIZER_STEPS = 2  # the first opens zero-initialised outputs, the second reaches what feeds them
+
+
+def check_compressor(
+    compressor_cls: type[AnyCompressor],
+    spec: Any,
+    *,
+    geometry: Geometry = SMALL,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """Check that a compressor keeps every law of `core.interfaces.compressor.Compressor`.
+
+    Give it a spec of small widths and of a window that 65 latents fill. In float64 equal means
+    to 1e-12 of the largest token, in other dtypes to 1e-4.
+
+    Raises:
+        AssertionError: a law is broken; the message names it in one line.
+    """
+    torch.manual_seed(seed)
+    fit = sample_fit(geometry, seed=seed, dtype=dtype)
+    test = CompressorTest(compressor_cls=compressor_cls, spec=spec, fit=fit, seed=seed, dtype=dtype)
+    check_liveness(test.built(), test.history(Size3(time=11, height=16, width=18)))
+    compressor = randomize_zeros(test.built(), seed).eval()
+    with torch.no_grad():
+        for size in test.sizes():
+            check_memory(test, compressor, test.history(size))
+        for size in test.sizes()[:3]:
+            check_law(test, compressor, test.history(size))
+        check_samples(test, compressor)
+        check_state(test, compressor)
 
 
 @frozen(kw_only=True)
-class Case:
-    """What is under test, and how to build it and its input."""
+class CompressorTest:
+    """The compressor under test: how to build it and its input, and when two memories are equal."""
 
     compressor_cls: type[AnyCompressor]
     spec: Any
@@ -32,11 +67,11 @@ class Case:
     dtype: torch.dtype
 
     def built(self) -> AnyCompressor:
-        """A new compressor."""
+        """Return a new compressor."""
         return self.compressor_cls(self.spec, self.fit).to(self.dtype)
 
     def history(self, size: Size3, batch: int = 2) -> History:
-        """A random history with what the compressor needs."""
+        """Return a random history with what the compressor needs."""
         needs = self.compressor_cls.needs(self.spec)
         return sample_history(
             size,
@@ -49,12 +84,12 @@ class Case:
         )
 
     def sizes(self) -> list[Size3]:
-        """Sizes: landscape, portrait, dividing nothing, one latent, none."""
+        """Return sizes of histories: landscape, portrait, nothing divides, one latent, none."""
         shapes = [(11, 16, 18), (10, 9, 5), (8, 7, 7), (1, 6, 6), (2, 3, 17), (0, 6, 6)]
         return [Size3(time=t, height=h, width=w) for t, h, w in shapes]
 
     def near(self, a: Tensor, b: Tensor) -> bool:
-        """Whether two tensors are equal up to rounding."""
+        """Say whether two tensors are equal up to rounding."""
         tolerance = 1e-12 if self.dtype == torch.float64 else 1e-4
         if a.shape != b.shape or a.numel() == 0:
             return a.shape == b.shape
@@ -62,7 +97,7 @@ class Case:
         return float((a.double() - b.double()).abs().max()) <= tolerance * scale
 
     def same(self, a: Memory, b: Memory) -> bool:
-        """Whether two memories are equal up to rounding; parts without tokens do not count."""
+        """Say whether two memories are equal up to rounding; parts without tokens do not count."""
         parts_a, parts_b = real_parts(a), real_parts(b)
         return list(parts_a) == list(parts_b) and all(
             self.near(x, y)
@@ -89,18 +124,12 @@ def snapshot(memory: Memory) -> State:
 
 
 def equal(a: State, b: State) -> bool:
-    """Whether two dicts hold the same tensors, bit for bit."""
+    """Say whether two dicts hold the same tensors, bit for bit."""
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ⟦core/contract/liveness.py⟧ Liveness: no parameter may be dead (design §3; three released systems shipped a dead memory).
-
-
-STEPS = 2  # the first one opens zero-initialised outputs, the second reaches what feeds them
-
-
 def check_liveness(compressor: Compressor[Any], history: History) -> None:
-    """Hold every parameter to a gradient, and to having moved after two optimizer steps.
+    """Check that every parameter has a gradient, and has moved after two optimizer steps.
 
     Raises:
         AssertionError: naming the parameters that have none or did not move.
@@ -111,28 +140,31 @@ def check_liveness(compressor: Compressor[Any], history: History) -> None:
     before = {name: p.detach().clone() for name, p in named.items()}
     optimizer = torch.optim.Adam(named.values(), lr=1e-2)
     compressor.train()
-    for _ in range(STEPS):
+    for _ in range(OPTIMIZER_STEPS):
         optimizer.zero_grad(set_to_none=True)
-        loss = probe(compressor(history))
+        loss = weighed_sum(compressor(history))
         require(loss.requires_grad, "liveness: the memory does not depend on any parameter")
         loss.backward()
         optimizer.step()
     silent = [name for name, p in named.items() if p.grad is None or not bool(p.grad.any())]
-    require(not silent, f"liveness: no gradient after {STEPS} steps: {', '.join(silent)}")
+    require(not silent, f"liveness: no gradient after {OPTIMIZER_STEPS} steps: {', '.join(silent)}")
     still = [name for name, p in named.items() if torch.equal(p.detach(), before[name])]
-    require(not still, f"liveness: not moved after {STEPS} steps: {', '.join(still)}")
+    require(not still, f"liveness: not moved after {OPTIMIZER_STEPS} steps: {', '.join(still)}")
 
 
-def probe(memory: Memory) -> Tensor:
-    """Return a loss that weighs every token and feature differently."""
+def weighed_sum(memory: Memory) -> Tensor:
+    """Return a sum of all tokens and features of a memory, each number with a random weight."""
     random = torch.Generator().manual_seed(0)
     floats = [x for part in memory.parts for x in (part.tokens, *part.features.values())]
     terms = [(x * torch.randn(x.shape, generator=random, dtype=x.dtype)).sum() for x in floats]
     return sum(terms, torch.zeros(()))
 
 
-def awaken(compressor: Compressor[Any], seed: int = 0) -> Compressor[Any]:
-    """Return the compressor with its all-zero parameters made random, so that laws mean something."""
+def randomize_zeros(compressor: Compressor[Any], seed: int = 0) -> Compressor[Any]:
+    """Return the compressor, all its zero-initialised parameters made random.
+
+    With zeros, outputs would agree whatever the rest does.
+    """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in compressor.parameters():
@@ -142,145 +174,27 @@ def awaken(compressor: Compressor[Any], seed: int = 0) -> Compressor[Any]:
     return compressor
 
 
-# ⟦core/contract/streaming.py⟧ Laws of `step`, `pending` and the state between them.
-
-
-LONG = 65  # latents that must fill any window: 1 + 8·8, eight blocks of the coarsest rate
-
-
-def check_law(case: Case, compressor: AnyCompressor, history: History) -> None:
-    """Hold all that `step` gave, merged with `pending`, to `forward`, after every chunk."""
-    for lengths in chunkings(history.size.time, case.seed):
-        state, settled, copies = None, [], []
-        seen = 0
-        for chunk in history.chunks(lengths):
-            state, memory = compressor.step(state, chunk)
-            pending = check_pending(compressor, state)
-            settled.append(memory)
-            copies.append(snapshot(memory))
-            seen += chunk.size.time
-            check_settled(compressor, memory, pending, seen)
-            whole = compressor(history.chunk(0, seen))
-            line = f"law: step over chunks of {lengths} latents, then pending, is not forward"
-            require(case.same(merge([*settled, pending]), whole), f"{line} at {seen} latents")
-        kept = all(equal(snapshot(m), copy) for m, copy in zip(settled, copies, strict=True))
-        require(kept, "settled: what step gave was changed later")
-
-
-def chunkings(latents: int, seed: int) -> list[list[int]]:
-    """Return ways to cut latents into chunks: by ones, whole, the first alone, two at random."""
-    random = torch.Generator().manual_seed(seed)
-    ways = [[1] * latents, [latents], [1, latents - 1]]
-    for _ in range(2):
-        cuts = torch.randperm(latents - 1, generator=random)[: latents // 3].sort().values + 1
-        edges = [0, *cuts.tolist(), latents]
-        ways.append([b - a for a, b in zip(edges, edges[1:], strict=False)])
-    return ways
-
-
-def check_pending(compressor: AnyCompressor, state: State) -> Memory:
-    """Return what is pending; the state must be plain tensors, and left as it was."""
-    plain = all(isinstance(x, Tensor) for x in state.values())
-    require(isinstance(state, dict) and plain, "state: it is not a dict of tensors")
-    before = {name: x.clone() for name, x in state.items()}
-    memory = compressor.pending(state)
-    require(equal(before, state), "pending: it changed the state")
-    return memory
-
-
-def check_settled(compressor: AnyCompressor, memory: Memory, pending: Memory, seen: int) -> None:
-    """Hold a step to its size, and a compressor that never settles to empty steps."""
-    for name, given in (("step", memory), ("pending", pending)):
-        told = given.size.time if given.size else None
-        require(told == seen, f"size: {name} says {told} latents of {seen} seen")
-    quiet = compressor.settles or not memory.length
-    require(quiet, "settles: it is False, but step gave tokens")
-
-
-def check_state(case: Case, compressor: AnyCompressor) -> None:
-    """Hold the state to a constant size, and to a safetensors file and back."""
-    history = case.history(Size3(time=2 * LONG - 1, height=4, width=4), batch=1)
-    state, sizes = None, {}
-    for chunk in history.chunks([1, *[8] * (LONG // 4)]):
-        state, _ = compressor.step(state, chunk)
-        sizes[chunk.offset + chunk.size.time] = sum(x.numel() for x in state.values())
-    small, large = sizes[LONG], sizes[2 * LONG - 1]
-    constant = small == large or not compressor.settles
-    require(constant, f"state: {small} numbers after {LONG} latents, {large} after {2 * LONG - 1}")
-    check_file(case, compressor)
-
-
-def check_file(case: Case, compressor: AnyCompressor) -> None:
-    """Hold a state that was saved and loaded to what the first would give."""
-    history = case.history(Size3(time=10, height=6, width=10))
-    state, _ = compressor.step(None, history.chunk(0, 6))
-    try:
-        loaded = load(save(state))
-    except (RuntimeError, ValueError) as error:
-        raise AssertionError(f"file: safetensors cannot write the state: {error}") from error
-    for one, other in zip(
-        _next(compressor, state, history), _next(compressor, loaded, history), strict=True
-    ):
-        require(case.same(one, other), "file: a saved state goes on otherwise")
-
-
-def _next(compressor: AnyCompressor, state: State, history: History) -> list[Memory]:
-    pending = compressor.pending(state)
-    state, memory = compressor.step(state, history.chunk(6, 10))
-    return [pending, memory, compressor.pending(state)]
-
-
-def check_compressor(
-    compressor_cls: type[AnyCompressor],
-    spec: Any,
-    *,
-    geometry: Geometry = SMALL,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-) -> None:
-    """Pass where the compressor keeps every law of `core.compressor.Compressor`.
-
-    Give it a spec of small widths and of a window that 65 latents fill. In float64 equal means
-    to 1e-12 of the largest token, in other dtypes to 1e-4.
-
-    Raises:
-        AssertionError: a law is broken; the message names it in one line.
-    """
-    torch.manual_seed(seed)
-    fit = sample_fit(geometry, seed=seed, dtype=dtype)
-    case = Case(compressor_cls=compressor_cls, spec=spec, fit=fit, seed=seed, dtype=dtype)
-    check_liveness(case.built(), case.history(Size3(time=11, height=16, width=18)))
-    compressor = awaken(case.built(), seed).eval()
-    with torch.no_grad():
-        for size in case.sizes():
-            check_memory(case, compressor, case.history(size))
-        for size in case.sizes()[:3]:
-            check_law(case, compressor, case.history(size))
-        check_samples(case, compressor)
-        check_state(case, compressor)
-
-
-def check_memory(case: Case, compressor: AnyCompressor, history: History) -> None:
-    """Hold a memory to its length, width, finiteness, positions and size."""
+def check_memory(test: CompressorTest, compressor: AnyCompressor, history: History) -> None:
+    """Check length, size and parts of a memory."""
     memory, size = compressor(history), history.size
-    told = case.compressor_cls.context_length(case.spec, case.fit.geometry, size)
-    kept = memory.length == told.tokens if told.exact else memory.length <= told.tokens
-    require(kept, f"context_length: {told} told, {memory.length} tokens made of {size} latents")
+    length = test.compressor_cls.context_length(test.spec, test.fit.geometry, size)
+    fits = memory.length == length.tokens if length.exact else memory.length <= length.tokens
+    require(fits, f"context_length: {length} told, {memory.length} tokens made of {size} latents")
     require(bool(size.time) or not memory.length, "empty history: it must give no tokens")
     require(memory.size == size, f"size: a memory of {size} latents says {memory.size}")
     for part in memory.parts:
-        check_part(part, history, case.fit.geometry)
+        check_part(part, history, test.fit.geometry)
 
 
 def check_part(part: Part, history: History, geometry: Geometry) -> None:
-    """Hold a part to the DiT's width, finite values and places inside the history."""
+    """Check that a part has the DiT's width, finite values and places inside of the history."""
     where = f"part {part.name} of {history.size} latents"
     batch, count, width = part.tokens.shape
     require(width == geometry.width, f"width: {where} has {width}, the DiT {geometry.width}")
     require(all(bool(x.isfinite().all()) for x in tensors(part)), f"finite: {where} is not")
     shapes = [tuple(x.shape) for x in (part.positions, part.extents, part.valid)]
-    asked = [(batch, count, 3), (batch, count, 3), (batch, count)]
-    require(shapes == asked, f"shapes: positions, extents, valid of {where}: {shapes}")
+    expected = [(batch, count, 3), (batch, count, 3), (batch, count)]
+    require(shapes == expected, f"shapes: positions, extents, valid of {where}: {shapes}")
     require(bool(part.valid.all()), f"valid: {where} marks tokens of full samples as padding")
     ends = part.last_covered
     ascending = bool((ends.diff(dim=1) >= 0).all())
@@ -293,18 +207,100 @@ def check_part(part: Part, history: History, geometry: Geometry) -> None:
     require(bool(inside.all()), f"places: {where} has a token that covers cells outside of it")
 
 
-def check_samples(case: Case, compressor: AnyCompressor) -> None:
-    """Hold samples of a ragged batch to themselves alone, and a batch to any order."""
-    history = case.history(Size3(time=9, height=16, width=18), batch=4)
-    ragged = shortened(history, [9, 6, 1, 0], seed=case.seed)
+def check_law(test: CompressorTest, compressor: AnyCompressor, history: History) -> None:
+    """Check after every chunk: all that `step` gave, merged with `pending`, equals `forward`."""
+    for lengths in chunkings(history.size.time, test.seed):
+        state, settled, copies = None, [], []
+        seen = 0
+        for chunk in history.chunks(lengths):
+            state, memory = compressor.step(state, chunk)
+            pending = check_pending(compressor, state)
+            settled.append(memory)
+            copies.append(snapshot(memory))
+            seen += chunk.size.time
+            check_settled(compressor, memory, pending, seen)
+            whole = compressor(history.chunk(0, seen))
+            line = f"law: step over chunks of {lengths} latents, then pending, is not forward"
+            require(test.same(merge([*settled, pending]), whole), f"{line} at {seen} latents")
+        same = all(equal(snapshot(m), copy) for m, copy in zip(settled, copies, strict=True))
+        require(same, "settled: what step gave was changed later")
+
+
+def chunkings(latents: int, seed: int) -> list[list[int]]:
+    """Return ways to cut latents into chunks: by ones, whole, the first alone, two at random."""
+    random = torch.Generator().manual_seed(seed)
+    ways = [[1] * latents, [latents], [1, latents - 1]]
+    for _ in range(2):
+        cuts = torch.randperm(latents - 1, generator=random)[: latents // 3].sort().values + 1
+        ends = [0, *cuts.tolist(), latents]
+        ways.append([b - a for a, b in zip(ends, ends[1:], strict=False)])
+    return ways
+
+
+def check_pending(compressor: AnyCompressor, state: State) -> Memory:
+    """Return what is pending; check that the state is plain tensors, and is left as it was."""
+    plain = all(isinstance(x, Tensor) for x in state.values())
+    require(isinstance(state, dict) and plain, "state: it is not a dict of tensors")
+    before = {name: x.clone() for name, x in state.items()}
+    memory = compressor.pending(state)
+    require(equal(before, state), "pending: it changed the state")
+    return memory
+
+
+def check_settled(compressor: AnyCompressor, memory: Memory, pending: Memory, seen: int) -> None:
+    """Check the size that a step tells; a compressor that never settles gives no tokens in it."""
+    for name, each in (("step", memory), ("pending", pending)):
+        latents = each.size.time if each.size else None
+        require(latents == seen, f"size: {name} says {latents} latents of {seen} seen")
+    fits = compressor.settles or not memory.length
+    require(fits, "settles: it is False, but step gave tokens")
+
+
+def check_state(test: CompressorTest, compressor: AnyCompressor) -> None:
+    """Check that the state has a constant size, and that a safetensors file can hold it."""
+    history = test.history(Size3(time=2 * LONG - 1, height=4, width=4), batch=1)
+    state, sizes = None, {}
+    for chunk in history.chunks([1, *[8] * (LONG // 4)]):
+        state, _ = compressor.step(state, chunk)
+        sizes[chunk.offset + chunk.size.time] = sum(x.numel() for x in state.values())
+    small, large = sizes[LONG], sizes[2 * LONG - 1]
+    constant = small == large or not compressor.settles
+    require(constant, f"state: {small} numbers after {LONG} latents, {large} after {2 * LONG - 1}")
+    check_file(test, compressor)
+
+
+def check_file(test: CompressorTest, compressor: AnyCompressor) -> None:
+    """Check that a state that was saved and loaded goes on as the first one."""
+    history = test.history(Size3(time=10, height=6, width=10))
+    state, _ = compressor.step(None, history.chunk(0, 6))
+    try:
+        loaded = load(save(state))
+    except (RuntimeError, ValueError) as error:
+        raise AssertionError(f"file: safetensors cannot write the state: {error}") from error
+    for one, other in zip(
+        _next(compressor, state, history), _next(compressor, loaded, history), strict=True
+    ):
+        require(test.same(one, other), "file: a saved state goes on otherwise")
+
+
+def _next(compressor: AnyCompressor, state: State, history: History) -> list[Memory]:
+    pending = compressor.pending(state)
+    state, memory = compressor.step(state, history.chunk(6, 10))
+    return [pending, memory, compressor.pending(state)]
+
+
+def check_samples(test: CompressorTest, compressor: AnyCompressor) -> None:
+    """Check that samples of a ragged batch are as they are alone, and in any order."""
+    history = test.history(Size3(time=9, height=16, width=18), batch=4)
+    ragged = shortened(history, [9, 6, 1, 0], seed=test.seed)
     memory = compressor(ragged)
     for index in range(4):
-        own = compressor(alone(ragged, index, case.fit.geometry))
+        own = compressor(alone(ragged, index, test.fit.geometry))
         line = f"ragged: a sample of {int(ragged.length[index])} latents is not as it is alone"
-        require(case.same(valid_only(memory.select([index])), valid_only(own)), line)
+        require(test.same(valid_only(memory.select([index])), valid_only(own)), line)
     order = [2, 0, 3, 1]
     swapped = compressor(ragged.select(order))
-    require(case.same(swapped, memory.select(order)), "batch: its order changes the samples")
+    require(test.same(swapped, memory.select(order)), "batch: its order changes the samples")
 
 
 def valid_only(memory: Memory) -> Memory:

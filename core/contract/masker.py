@@ -1,4 +1,4 @@
-"""What every masker must hold."""
+"""The contract of maskers: Ω, targets and noise levels, checked on a random ragged batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ LENGTHS = (9, 5, 7)
 
 
 def check_masker(masker: Masker[MaskerSpec]) -> None:
-    """Make sure that a masker keeps its word, on a ragged batch with two LR rates and pixels.
+    """Check that a masker keeps the contract of `core.interfaces.masker.Masker`.
+
+    It is run on a ragged batch with two LR rates and pixels.
 
     Ω is ascending and inside each length; Ω stays clean and gives the targets; levels say what was
     masked, in both branches; one seed gives one query; the input is left as it is; in a batch of
@@ -32,28 +34,30 @@ def check_masker(masker: Masker[MaskerSpec]) -> None:
         AssertionError: it does not; one line says what.
     """
     history, text = _batch()
-    before = copied(_tensors(history))
+    before = copied(_history_tensors(history))
     for seed in SEEDS:
         query = masker(history, text, _draws(seed))
-        require_unchanged(_tensors(history), before, "the history that was given")
+        require_unchanged(_history_tensors(history), before, "the history that was given")
         _check_omega(query, history)
         _check_hr(query, history)
         for rate in RATES:
             _check_lr(query, history, rate)
         again = masker(history, text, _draws(seed))
-        require_unchanged(_answers(again), _answers(query), f"one seed ({seed}): the query")
-        _check_alone(masker, attrs.evolve(history, length=torch.full((3,), 9)), text, seed)
+        require_unchanged(
+            _query_tensors(again), _query_tensors(query), f"one seed ({seed}): the query"
+        )
+        _check_neighbours(masker, attrs.evolve(history, length=torch.full((3,), 9)), text, seed)
 
 
 def _draws(seed: int, places: Sequence[int] = range(len(LENGTHS))) -> Draws:
     return Draws.of(seed, 0, places, "contract")
 
 
-def _check_alone(masker: Masker[MaskerSpec], history: History, text: Text, seed: int) -> None:
-    together = _answers(masker(history, text, _draws(seed)))
+def _check_neighbours(masker: Masker[MaskerSpec], history: History, text: Text, seed: int) -> None:
+    together = _query_tensors(masker(history, text, _draws(seed)))
     for place in range(history.batch):
         one, own = history.select([place]), text.select([place])
-        alone = _answers(masker(one, own, _draws(seed, [place])))
+        alone = _query_tensors(masker(one, own, _draws(seed, [place])))
         rows = {name: x[place : place + 1] for name, x in together.items()}
         same = alone.keys() == rows.keys() and all(torch.equal(alone[k], rows[k]) for k in rows)
         require(same, f"sample {place} is masked otherwise without its neighbours: use draws.each")
@@ -81,17 +85,17 @@ def _batch() -> tuple[History, Text]:
     return history, Text(embeddings=torch.randn(batch, 2, 6, generator=generator), mask=mask)
 
 
-def _tensors(history: History) -> dict[str, Tensor]:
-    found = {"latents": history.latents, "start": history.start, "length": history.length}
+def _history_tensors(history: History) -> dict[str, Tensor]:
+    own = {"latents": history.latents, "start": history.start, "length": history.length}
     lr = {f"lr {rate}": x for rate, x in history.lr.items()}
     pixels = {} if history.pixels is None else {"pixels": history.pixels}
-    return found | lr | pixels
+    return own | lr | pixels
 
 
-def _answers(query: Query) -> dict[str, Tensor]:
-    found = {"omega": query.omega, "targets": query.targets, "levels": query.levels}
+def _query_tensors(query: Query) -> dict[str, Tensor]:
+    own = {"omega": query.omega, "targets": query.targets, "levels": query.levels}
     levels = {f"levels {rate}": x for rate, x in query.lr_levels.items()}
-    return found | levels | _tensors(query.history)
+    return own | levels | _history_tensors(query.history)
 
 
 def _check_omega(query: Query, history: History) -> None:
@@ -102,9 +106,9 @@ def _check_omega(query: Query, history: History) -> None:
     require(bool((omega.diff(dim=1) > 0).all()), "omega is not ascending without repetition")
     inside = (omega >= 0) & (omega < history.length[:, None])
     require(bool(inside.all()), "omega is not inside each sample's length")
-    kept = torch.equal(query.history.start, history.start)
-    kept = kept and torch.equal(query.history.length, history.length)
-    require(kept, "start or length of the history was changed")
+    same = torch.equal(query.history.start, history.start)
+    same = same and torch.equal(query.history.length, history.length)
+    require(same, "start or length of the history was changed")
 
 
 def _check_hr(query: Query, history: History) -> None:
@@ -118,16 +122,16 @@ def _check_hr(query: Query, history: History) -> None:
         f"levels are {tuple(query.levels.shape)}, must be [B, T]",
     )
     require(not bool(query.levels.gather(1, query.omega).any()), "omega has a level above 0")
-    _check_told(query.history.latents, history.latents, query.levels, "HR")
+    _check_levels(query.history.latents, history.latents, query.levels, "HR")
     if query.history.pixels is not None and history.pixels is not None and query.levels.any():
-        shown = torch.equal(query.history.pixels, history.pixels)
-        require(not shown, "latents are masked, but the pixels still show the video")
+        unchanged = torch.equal(query.history.pixels, history.pixels)
+        require(not unchanged, "latents are masked, but the pixels still show the video")
 
 
 def _check_lr(query: Query, history: History, rate: Rate) -> None:
     levels, count = query.lr_levels[rate], history.lr[rate].shape[2]
     require(levels.shape[1] == count, f"LR levels at {rate} are {levels.shape[1]}, not {count}")
-    _check_told(query.history.lr[rate], history.lr[rate], levels, f"LR {rate}")
+    _check_levels(query.history.lr[rate], history.lr[rate], levels, f"LR {rate}")
     for j in range(count):
         covered = query.levels[:, max(0, rate.time * (j - 1) + 1) : rate.time * j + 1]
         low, high = covered.amin(dim=1) - 1e-6, covered.amax(dim=1) + 1e-6
@@ -136,9 +140,9 @@ def _check_lr(query: Query, history: History, rate: Rate) -> None:
         require(bool(fits.all()), line)
 
 
-def _check_told(masked: Tensor, clean: Tensor, levels: Tensor, branch: str) -> None:
+def _check_levels(masked: Tensor, clean: Tensor, levels: Tensor, branch: str) -> None:
     require(bool(((levels >= 0) & (levels <= 1)).all()), f"{branch} levels are not in [0, 1]")
     changed = (masked != clean).flatten(3).any(dim=3).any(dim=1)
-    told = levels > 0
-    require(not bool((changed & ~told).any()), f"{branch} latents of level 0 are not clean")
-    require(not bool((told & ~changed).any()), f"{branch} latents of a level above 0 are clean")
+    noisy = levels > 0
+    require(not bool((changed & ~noisy).any()), f"{branch} latents of level 0 are not clean")
+    require(not bool((noisy & ~changed).any()), f"{branch} latents of a level above 0 are clean")

@@ -1,4 +1,4 @@
-"""What every metric must hold."""
+"""The contract of metrics: one finite value a frame, better where frames are nearer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FRAMES, SIDE = 3, 64
 
 @torch.no_grad()
 def check_metric(metric: Metric[MetricSpec]) -> None:
-    """Make sure that a metric keeps its word: one finite value a frame, better where nearer.
+    """Check that a metric keeps the contract of `core.interfaces.metric.Metric`.
 
     Raises:
         AssertionError: it does not; one line says what.
     """
-    lacking = metric.lacks()
+    lacking = metric.missing()
     require(not lacking, f"it cannot run here, it needs {lacking}")
     generator = torch.Generator().manual_seed(2)
     side = max(SIDE, metric.least)
@@ -28,23 +28,26 @@ def check_metric(metric: Metric[MetricSpec]) -> None:
     noise = torch.randn(frames.shape, generator=generator)
     before = frames.clone()
     results = [frames] + [(frames + x * noise).clamp(0, 1) for x in (0.02, 0.1, 0.4)]
-    found = [_values(metric, frames, result) for result in results]
+    values = [_values(metric, frames, result) for result in results]
     _check_flat(metric, torch.zeros_like(frames), torch.ones_like(frames))
     require(torch.equal(frames, before), "the frames that were given were changed in place")
-    _check_order(metric, found)
+    _check_order(metric, values)
     alone = [_values(metric, frames[i : i + 1], results[2][i : i + 1]) for i in range(FRAMES)]
-    require_close(torch.cat(alone), found[2], 1e-4, "a frame alone and the same one among others")
+    require_close(torch.cat(alone), values[2], 1e-4, "a frame alone and the same one among others")
 
 
 def _check_flat(metric: Metric[MetricSpec], black: Tensor, white: Tensor) -> None:
-    """Make sure that frames without any detail have figures, too."""
+    """Check that frames without any detail have values, too."""
     for reference, result in ((black, black), (black, white), (white, black)):
         _values(metric, reference, result)
 
 
-def _check_order(metric: Metric[MetricSpec], found: list[Tensor]) -> None:
-    """Make sure that nearer frames are better, and that equal ones reach a goal in numbers."""
-    merits = [merit(metric.goal, values) for values in found]
+def _check_order(metric: Metric[MetricSpec], values: list[Tensor]) -> None:
+    """Check that nearer frames are better, and that equal ones reach a goal that is a number.
+
+    `values` are those of ever noisier frames, of equal ones first.
+    """
+    merits = [merit(metric.goal, each) for each in values]
     for name, better, worse in zip(("equal", "near"), merits, merits[1:], strict=False):
         line = f"{name} frames are not better than noisier ones (its goal is {metric.goal})"
         require(bool((better > worse).all()), line)
@@ -53,8 +56,8 @@ def _check_order(metric: Metric[MetricSpec], found: list[Tensor]) -> None:
 
 
 def _values(metric: Metric[MetricSpec], reference: Tensor, result: Tensor) -> Tensor:
-    found, weight = metric(reference, result), metric.weight(reference)
-    require_shape(found, (len(reference),), "what the metric gives (one value a frame)")
+    values, weight = metric(reference, result), metric.weight(reference)
+    require_shape(values, (len(reference),), "what the metric gives (one value a frame)")
     require_shape(weight, (len(reference),), "the weight of the frames (one value a frame)")
     require(bool((weight > 0).all()), "the weight of a frame is not above 0")
-    return found
+    return values

@@ -1,4 +1,4 @@
-"""Small random backbones' shapes and histories, to try plugins on."""
+"""Small random inputs to try plugins on, and the assertions that every check is made of."""
 
 from __future__ import annotations
 
@@ -104,11 +104,8 @@ def alone(history: History, index: int, geometry: Geometry = SMALL) -> History:
     )
 
 
-# ⟦core/contract/expect.py⟧ How contract checks speak: one clear line, as an AssertionError.
-
-
 def require(condition: bool, line: str) -> None:
-    """Make sure that `condition` holds.
+    """Check that `condition` holds.
 
     Raises:
         AssertionError: it does not; the message is `line`.
@@ -118,13 +115,13 @@ def require(condition: bool, line: str) -> None:
 
 
 def require_shape(x: Tensor, shape: tuple[int, ...], what: str) -> None:
-    """Make sure that a tensor has a shape and holds finite values only."""
+    """Check that a tensor has a shape and holds finite values only."""
     require(tuple(x.shape) == shape, f"{what} is {tuple(x.shape)}, must be {shape}")
     require(bool(torch.isfinite(x).all()), f"{what} holds values that are not finite")
 
 
 def require_close(x: Tensor, y: Tensor, tolerance: float, what: str) -> None:
-    """Make sure that two tensors agree to `tolerance` of the greatest value (0: to the bit)."""
+    """Check that two tensors agree to `tolerance` of the greatest value (0: to the bit)."""
     require(x.shape == y.shape, f"{what}: shapes {tuple(x.shape)} and {tuple(y.shape)} differ")
     if not y.numel():
         return
@@ -139,6 +136,6 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def require_unchanged(now: Mapping[str, Tensor], before: Mapping[str, Tensor], what: str) -> None:
-    """Make sure that tensors still are what `copied` saw."""
+    """Check that tensors still are what `copied` saw."""
     same = now.keys() == before.keys() and all(torch.equal(now[k], before[k]) for k in before)
     require(same, f"{what} was changed in place")

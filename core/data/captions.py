@@ -10,7 +10,7 @@ from attrs import frozen
 
 from ..errors import printable
 
-INSTANT = 1e-6  # seconds; what a moment counts as
+INSTANT = 1e-6  # seconds; the length that a moment counts as
 
 
 @frozen(kw_only=True)
@@ -25,13 +25,13 @@ class Caption:
     text: str
 
     def covers(self, start: float, end: float) -> float:
-        """Return how many seconds of [start, end) it is about; of a moment, a tiny stretch."""
+        """Return how many seconds of [start, end) it is about; a moment counts as an instant."""
         last = float("inf") if self.end is None else self.end
         return max(0.0, min(last, max(end, start + INSTANT)) - max(self.start, start))
 
 
-def whole(text: str) -> tuple[Caption, ...]:
-    """Return the one caption of a whole video; none where the text is blank."""
+def untimed_captions(text: str) -> tuple[Caption, ...]:
+    """Return a text as the one caption of a whole video; none where it is blank."""
     text = text.strip()
     return (Caption(start=0.0, end=None, text=text),) if text else ()
 
@@ -59,7 +59,7 @@ def shot_captions(name_in_words: str, cuts: Sequence[float]) -> tuple[Caption, .
     """
     starts = [0.0, *sorted({cut for cut in cuts if cut > 0})]
     if len(starts) == 1:
-        return whole(name_in_words)
+        return untimed_captions(name_in_words)
     return tuple(
         Caption(start=start, end=end, text=f"{name_in_words}, shot {number}")
         for number, (start, end) in enumerate(pairwise([*starts, None]), start=1)

@@ -1,4 +1,4 @@
-"""Lists of videos and captions: CSV and JSON of DiffSynth, JSONL of musubi-tuner, FastVideo's.
+"""Read lists of videos and captions: CSV and JSON of DiffSynth, JSONL of musubi-tuner, FastVideo's.
 
 The keys that these and their neighbours use mean the same in all three kinds of file.
 """
@@ -16,12 +16,13 @@ from typing import Any
 from attrs import frozen
 
 from ..errors import UserError, printable
-from .captions import Caption, whole
-from .subtitles import SEGMENTS, parse_json, read_text, timed_captions
+from .captions import Caption, untimed_captions
+from .subtitles import SEGMENTS, parse_json, parse_segments, read_text_file
 
 VIDEO = ("video", "video_path", "path", "file_path", "file_name")
 CAPTION = ("caption", "prompt", "cap", "text", SEGMENTS)
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+EXAMPLE = '{"video": "a.mp4", "prompt": "..."}'
 
 
 @frozen
@@ -34,7 +35,7 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a list of videos, by the suffix of the file.
+    """Read a list of videos as its suffix (`SUFFIXES`) says.
 
     Further columns and keys are allowed; blank lines are passed over. Of several captions of one
     video (FastVideo's `cap`), the first counts.
@@ -43,7 +44,7 @@ def read_rows(path: Path) -> list[Row]:
         UserError: the file is no such list, or a row lacks its video or its caption (which may be
             blank); with file and row or line.
     """
-    name, text = printable(path.name), read_text(path)
+    name, text = printable(path.name), read_text_file(path)
     kinds = {".jsonl": _lines, ".json": _list, ".csv": _table, ".tsv": _table}
     rows = list(kinds[path.suffix.lower()](text, name))
     if not rows:
@@ -58,12 +59,12 @@ def _lines(text: str, name: str) -> Iterator[Row]:
 
 
 def _list(text: str, name: str) -> Iterator[Row]:
-    found = parse_json(text, name)
-    if isinstance(found, dict) and SEGMENTS in found and not _has(found, VIDEO):
+    data = parse_json(text, name)
+    if isinstance(data, dict) and SEGMENTS in data and not any(key in data for key in VIDEO):
         raise UserError(f"{name}: holds timed captions of one video; give the video instead")
-    if not isinstance(found, list):
-        raise UserError(f"{name}: is no list of videos such as [{_example()}]")
-    for number, entry in enumerate(found, start=1):
+    if not isinstance(data, list):
+        raise UserError(f"{name}: is no list of videos such as [{EXAMPLE}]")
+    for number, entry in enumerate(data, start=1):
         yield _row(entry, f"{name}, entry {number}")
 
 
@@ -90,13 +91,14 @@ def _delimiter(text: str) -> str:
 
 def _check_header(header: list[str], name: str) -> None:
     if not any(key in header for key in (*VIDEO, *CAPTION)):
-        found = ", ".join(header)[:80] or "nothing"
+        columns = ", ".join(header)[:80] or "nothing"
         raise UserError(
-            f"{name}, line 1: {found}: no names of columns; {_like(header, (*VIDEO, *CAPTION))}"
+            f"{name}, line 1: {columns}: no names of columns; "
+            f"{_misspelling(header, (*VIDEO, *CAPTION))}"
             "the first line should hold them, as in `video,prompt`"
         )
     for keys, what in ((VIDEO, "path of a video"), (CAPTION, "caption")):
-        _pick(dict.fromkeys(header), keys, what, f"{name}, line 1")
+        _value(dict.fromkeys(header), keys, what, f"{name}, line 1")
 
 
 def _fields(header: list[str], fields: list[str], where: str) -> Mapping[str, str]:
@@ -108,57 +110,51 @@ def _fields(header: list[str], fields: list[str], where: str) -> Mapping[str, st
     return dict(zip(header, fields, strict=True))
 
 
-def _example() -> str:
-    return '{"video": "a.mp4", "prompt": "..."}'
-
-
 def _row(entry: Any, where: str) -> Row:
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where}: is no object such as {_example()}")
-    video = _pick(entry, VIDEO, "path of a video", where)
+        raise UserError(f"{where}: is no object such as {EXAMPLE}")
+    video = _value(entry, VIDEO, "path of a video", where)
     if not isinstance(video, str) or not video.strip():
-        raise UserError(f"{where}: the video's path is {_shown(video)}; it should be text")
+        raise UserError(f"{where}: the video's path is {_short(video)}; it should be text")
     try:
         os.fsencode(video)
     except UnicodeEncodeError:
-        raise UserError(f"{where}: {_shown(video)} can be no file's name") from None
+        raise UserError(f"{where}: {_short(video)} can be no file's name") from None
     if "\0" in video:
-        raise UserError(f"{where}: {_shown(video)} can be no file's name")
+        raise UserError(f"{where}: {_short(video)} can be no file's name")
     return Row(video.strip(), _captions(entry, where), where)
 
 
 def _captions(entry: Mapping[str, Any], where: str) -> tuple[Caption, ...]:
     if SEGMENTS in entry:
-        return timed_captions(entry[SEGMENTS], where)
-    found = _pick(entry, CAPTION, "caption", where)
-    texts = found if isinstance(found, list) else [found or ""]
+        return parse_segments(entry[SEGMENTS], where)
+    caption = _value(entry, CAPTION, "caption", where)
+    texts = caption if isinstance(caption, list) else [caption or ""]
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: the caption is {_shown(found)}; it should be text")
-    return next((whole(text) for text in texts if text.strip()), ())
+        raise UserError(f"{where}: the caption is {_short(caption)}; it should be text")
+    return next((untimed_captions(text) for text in texts if text.strip()), ())
 
 
-def _pick(entry: Mapping[str, Any], keys: tuple[str, ...], what: str, where: str) -> Any:
+def _value(entry: Mapping[str, Any], keys: tuple[str, ...], what: str, where: str) -> Any:
+    """Return the value of the first of `keys` that an entry has; `what` it is, for the message."""
     key = next((key for key in keys if key in entry), None)
     if key is not None:
         return entry[key]
-    found = f"found {', '.join(map(str, entry))[:80]}" if entry else "it is empty"
+    present = f"found {', '.join(map(str, entry))[:80]}" if entry else "it is empty"
     raise UserError(
-        f"{where}: has no {what} ({found}); {_like(entry, keys)}call it one of {', '.join(keys)}"
+        f"{where}: has no {what} ({present}); {_misspelling(entry, keys)}"
+        f"call it one of {', '.join(keys)}"
     )
 
 
-def _like(found: Collection[str], keys: tuple[str, ...]) -> str:
+def _misspelling(present: Collection[str], keys: tuple[str, ...]) -> str:
     """Return a question about a key that may be misspelt, "" where none looks so."""
-    for key in found:
-        like = get_close_matches(str(key).lower(), keys, 1, 0.7)
-        if like:
-            return f"is {key} meant to be {like[0]}? "
+    for key in present:
+        similar = get_close_matches(str(key).lower(), keys, 1, 0.7)
+        if similar:
+            return f"is {key} meant to be {similar[0]}? "
     return ""
 
 
-def _has(entry: Mapping[str, Any], keys: tuple[str, ...]) -> bool:
-    return any(key in entry for key in keys)
-
-
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     return ascii(value)[:60]

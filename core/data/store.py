@@ -6,8 +6,8 @@ clips/<id>.safetensors            latents, lr/<rate>, pixels
 rates/<rate>/<id>.safetensors     LR latents of a rate that was added later
 texts/<sha256>.safetensors        embedded prompts, "" among them, shared by clips
 
-Format 1 had each clip's embedded caption inside its file, "" in null.safetensors, and the rates
-of all clips in store.json; it is still read.
+Training reads latents and embedded prompts, so the machine that trains needs neither the VAE nor
+the text encoder: the header says by which specs the store was made (`check_fits`).
 """
 
 from __future__ import annotations
@@ -28,24 +28,23 @@ from ..experiment import Experiment
 from ..interfaces.codec import Codec, frames_of
 from ..interfaces.spec import BackboneSpec, CodecSpec, PluginSpec, TextEncoderSpec
 from ..registry import build
-from ..tools.files import open_tensors, read_lines, read_object
+from ..tools.files import open_tensors, read_json_lines, read_object
 from ..values.grid import Geometry, Rate, shared_period
 from ..values.history import History, lr_between
 from ..values.text import Text
-from .captions import Caption, caption_at, whole
-from .texts import read_text, text_path
+from .captions import Caption, caption_at
+from .texts import prompt_path, read_embeddings
 
-# ⟦core/data/record.py⟧ The index of a store: one line a clip, one file a process.
-
-
-WHAT = "latent store (make one with `longtake cache`)"
+STORE_KIND = "latent store (make one with `longtake cache`)"  # what messages call it
 FORMAT = 2
-READABLE = (1, 2)
+IDENTITY = ("codec", "text", "channels", "fps")
+SPECS = "specs"  # in a store's header: of the codec and of the text encoder
+MOST_NAMED = 5  # clips named in a message
 
 
 @frozen(kw_only=True)
 class Record:
-    """One clip of a store: a line of its index.
+    """One clip of a store, as a line of its index says.
 
     Attributes:
         id: names its file; `mirror` marks the mirrored copy of a video.
@@ -56,7 +55,6 @@ class Record:
         rates: of the LR latents inside the clip's file; `added` of those in files of their own.
         placement: how frames were resized and cropped.
         revision: of several lines of a clip, the highest counts.
-        own_text: its embedded caption is inside the clip's file (format 1), not shared by prompt.
     """
 
     id: str
@@ -74,7 +72,6 @@ class Record:
     rates: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     revision: int = 0
-    own_text: bool = False
 
     @property
     def name(self) -> str:
@@ -93,69 +90,43 @@ class Record:
 
     def line(self) -> dict[str, Any]:
         """Return the record as a line of the index."""
-        return attrs.asdict(self, filter=lambda attribute, _: attribute.name != "own_text")
-
-
-def check_format(root: Path, header: Mapping[str, Any]) -> None:
-    """Refuse a store that another version of the program made.
-
-    Raises:
-        UserError: its format is none that this version reads.
-    """
-    if header["format"] not in READABLE:
-        found, readable = header["format"], " and ".join(map(str, READABLE))
-        raise UserError(f"{root} is a store of format {found}; this version reads {readable}")
+        return attrs.asdict(self)
 
 
 def clip_path(root: Path, clip: str) -> Path:
-    """Return where a clip's tensors are."""
+    """Return the path of a clip's tensors."""
     return root / "clips" / f"{clip}.safetensors"
 
 
 def rate_path(root: Path, rate: str, clip: str) -> Path:
-    """Return where the LR latents of a rate are that was added after the clip was cached."""
+    """Return the path of LR latents whose rate was added after the clip was cached."""
     return root / "rates" / rate / f"{clip}.safetensors"
 
 
 def read_index(root: Path) -> list[Record]:
-    """Return the newest record of every clip, by id; each process of `cache` has its own file.
+    """Read the newest record of every clip, by id; each process of `cache` has its own file.
 
     Raises:
         UserError: a line is no record of a clip.
     """
     records: dict[str, Record] = {}
     for path in sorted((root / "index").glob("*.jsonl")):
-        for line in read_lines(path):
-            record = _record(line, root, path)
-            known = records.get(record.id)
-            if known is None or record.revision >= known.revision:
+        for line in read_json_lines(path):
+            record = _record(line, path)
+            earlier = records.get(record.id)
+            if earlier is None or record.revision >= earlier.revision:
                 records[record.id] = record
     return [records[key] for key in sorted(records)]
 
 
-def _record(line: Mapping[str, Any], root: Path, path: Path) -> Record:
+def _record(line: Mapping[str, Any], path: Path) -> Record:
     try:
-        if "caption" in line:
-            return _first_format(line, root)
         lists = {name: tuple(line[name]) for name in ("rates", "added")}
         cuts = None if line["cuts"] is None else tuple(line["cuts"])
         captions = tuple(Caption(**caption) for caption in line["captions"])
         return Record(**{**line, **lists, "cuts": cuts, "captions": captions})
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: a line is no record of a clip: {error}") from None
-
-
-def _first_format(line: Mapping[str, Any], root: Path) -> Record:
-    """Return a line of format 1: one caption, its embedding in the clip, rates in the header."""
-    rest = {name: value for name, value in line.items() if name != "caption"}
-    header = read_object(root / "store.json", WHAT, "rates")
-    return Record(
-        **rest, captions=whole(line["caption"]), rates=tuple(header["rates"]), own_text=True
-    )
-
-
-IDENTITY = ("codec", "text", "channels", "fps")
-NAMED = 5  # clips named in a message
 
 
 @define
@@ -168,12 +139,12 @@ class Store:
 
     @classmethod
     def open(cls, root: Path) -> Self:
-        """Return the store in a folder.
+        """Open the store in a folder.
 
         Raises:
             UserError: there is none, it is of another format, or it holds no clip.
         """
-        header = read_object(root / "store.json", WHAT, "format", *IDENTITY, "stride")
+        header = read_object(root / "store.json", STORE_KIND, "format", *IDENTITY, "stride")
         check_format(root, header)
         present = [r for r in read_index(root) if clip_path(root, r.id).exists()]
         if not present:
@@ -196,66 +167,75 @@ class Store:
         """Video frames to a latent frame."""
         return int(self.header["stride"])
 
-    def check(self, *, made_with: Mapping[str, Any], rates: Iterable[Rate]) -> None:
+    def check(self, *, identity: Mapping[str, Any], rates: Iterable[Rate]) -> None:
         """Refuse an experiment that the store was not made for.
 
+        Args:
+            identity: values of `IDENTITY` that the experiment has; those left out may be any.
+            rates: LR rates that every clip must have.
+
         Raises:
-            UserError: codec, text encoder, geometry or fps differ, or clips lack LR latents.
+            UserError: codec, text encoder, channels or fps differ, or clips have not all rates.
         """
-        for key, wanted in made_with.items():
-            if key in IDENTITY and self.header.get(key) != wanted:
-                found = self.header.get(key)
+        for key, value in identity.items():
+            if key in IDENTITY and self.header.get(key) != value:
                 raise UserError(
-                    f"{self.root} was cached with {key} {found}, the experiment has {wanted}"
+                    f"{self.root} was cached with {key} {self.header.get(key)}, the experiment has "
+                    f"{value}"
                 )
         missing = sorted(str(rate) for rate in set(rates) - self.rates)
         if missing:
             every = json.dumps(sorted(map(str, self.rates)) + missing)
             raise UserError(
-                f"{self._lacking(missing)}: add them, run `longtake cache` on this store and its "
-                f"videos again with --set cache.rates='{every}'"
+                f"{self._clips_without(missing)}: add them, run `longtake cache` on this store "
+                f"and its videos again with --set cache.rates='{every}'"
             )
 
-    def teach(self, codec: Codec[CodecSpec]) -> None:
-        """Give the codec of this store the decode margin that was measured with it, if one was."""
+    def apply_margin(self, codec: Codec[CodecSpec]) -> None:
+        """Set the codec's decode margin to the one that `cache` measured with it, if it did."""
         measured = self.header.get("measured")
         if measured:
             codec.use_margin(int(measured["margin"]))
 
-    def _lacking(self, rates: list[str]) -> str:
-        """Return which clips lack a rate, in words."""
+    def _clips_without(self, rates: list[str]) -> str:
+        """Return a message of which clips have no LR latents at some of the rates."""
         ids = [r.id for r in self.records if not set(rates) <= {*r.rates, *r.added}]
-        told = f"{self.root} has no LR latents at {', '.join(rates)}"
+        message = f"{self.root} has no LR latents at {', '.join(rates)}"
         if len(ids) == len(self.records):
-            return told
-        named = ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
-        return f"{told} of {len(ids)} of {len(self.records)} clips ({named})"
+            return message
+        named = ", ".join(ids[:MOST_NAMED]) + (", ..." if len(ids) > MOST_NAMED else "")
+        return f"{message} of {len(ids)} of {len(self.records)} clips ({named})"
 
     def window(
         self, record: Record, start: int, length: int, rates: Iterable[Rate], pixels: bool = False
     ) -> History:
-        """Return latents start … start + length − 1 of a clip as a history of one sample.
+        """Read latents start … start + length − 1 of a clip as a history of one sample.
 
-        `start` must be a multiple of every rate's time step.
+        Args:
+            record: the clip.
+            start: first latent of the window, a multiple of every rate's time step.
+            length: its latents.
+            rates: the LR latents to read beside them.
+            pixels: whether to read the frames, too.
 
         Raises:
-            UserError: a file is missing or damaged.
+            UserError: a file is missing or damaged, or the store has no frames.
             ValueError: the window does not start on the grid of the rates.
         """
-        wanted = tuple(rates)
-        if start % shared_period(wanted):
-            raise ValueError(f"a window cannot start at latent {start} with rates {wanted}")
+        rates = tuple(rates)
+        if start % shared_period(rates):
+            raise ValueError(f"a window cannot start at latent {start} with rates {rates}")
         with open_tensors(clip_path(self.root, record.id)) as file:
             latents = file.get_slice("latents")[:, start : start + length].float()
-            inside = [rate for rate in wanted if str(rate) not in record.added]
+            inside = [rate for rate in rates if str(rate) not in record.added]
             lr = {rate: _lr_slice(file, f"lr/{rate}", rate, start, length) for rate in inside}
             frames = _pixel_slice(file, start, length, self.stride) if pixels else None
-        for rate in set(wanted) - set(inside):
+        for rate in set(rates) - set(inside):
             with open_tensors(rate_path(self.root, str(rate), record.id)) as file:
                 lr[rate] = _lr_slice(file, "latents", rate, start, length)
         return History(
             latents=latents[None],
-            lr={rate: lr[rate] for rate in wanted},
+            lr={rate: lr[rate] for rate in rates},
             start=torch.tensor([start]),
             pixels=frames,
             cuts=self._cuts(record, start, length),
@@ -271,7 +251,7 @@ class Store:
         return frames_of(start, self.stride).start / self.fps, last.stop / self.fps
 
     def text(self, record: Record, start: int = 0, length: int | None = None) -> Text:
-        """Return the embedded caption that covers most of a window (default: of the whole clip).
+        """Read the embedded caption that covers most of a window (default: of the whole clip).
 
         Where no caption covers any of it, that is the empty prompt.
 
@@ -280,36 +260,51 @@ class Store:
             start: first latent of the window.
             length: its latents; None: to the end of the clip.
         """
-        if record.own_text:
-            return read_text(clip_path(self.root, record.id))
         count = record.latents - start if length is None else length
         prompt = caption_at(record.captions, *self.span(start, count))
-        return read_text(text_path(self.root, prompt))
+        return read_embeddings(prompt_path(self.root, prompt))
 
     def null_text(self) -> Text:
-        """Return the embedding of the empty prompt."""
-        shared, first_format = text_path(self.root, ""), self.root / "null.safetensors"
-        old = first_format.exists() and not shared.exists()
-        return read_text(first_format if old else shared)
+        """Read the embedding of the empty prompt."""
+        return read_embeddings(prompt_path(self.root, ""))
 
 
 def _lr_slice(file: Any, name: str, rate: Rate, start: int, length: int) -> Tensor:
     first = start // rate.time
     count = lr_between(rate, 0, length).stop
-    part: Tensor = file.get_slice(name)[:, first : first + count]
-    return part.float()[None]
+    latents: Tensor = file.get_slice(name)[:, first : first + count]
+    return latents.float()[None]
 
 
 def _pixel_slice(file: Any, start: int, length: int, stride: int) -> Tensor:
     if "pixels" not in file.keys():
         raise UserError("the store keeps no frames: cache with --set cache.pixels=true")
     first = start * stride
-    part: Tensor = file.get_slice("pixels")[:, first : first + 1 + stride * (length - 1)]
-    return part[None]
+    frames: Tensor = file.get_slice("pixels")[:, first : first + 1 + stride * (length - 1)]
+    return frames[None]
 
 
-def made_with(geometry: Geometry, *, codec: str, text: str, fps: float) -> dict[str, Any]:
-    """Return the part of a store's header that an experiment must share."""
+def check_format(root: Path, header: Mapping[str, Any]) -> None:
+    """Refuse a store that another version of the program made.
+
+    Raises:
+        UserError: its format is not the one of this version.
+    """
+    if header["format"] != FORMAT:
+        raise UserError(
+            f"{root} is a store of format {header['format']}; this version reads {FORMAT}"
+        )
+
+
+def store_identity(geometry: Geometry, *, codec: str, text: str, fps: float) -> dict[str, Any]:
+    """Return the part of a store's header that a run of `cache` or of training must share.
+
+    Args:
+        geometry: of the backbone.
+        codec: the codec's identity; `text` the text encoder's.
+        text: the same.
+        fps: frames a second of every clip.
+    """
     return {
         "format": FORMAT,
         "codec": codec,
@@ -320,63 +315,64 @@ def made_with(geometry: Geometry, *, codec: str, text: str, fps: float) -> dict[
     }
 
 
-# ⟦core/data/fits.py⟧ Whether a store fits an experiment: by the weights where they are at hand, else by their specs. Training reads latents and embedded prompts, so the machine that trains needs neither the VAE nor the text encoder: the store says by which specs it was made.
-
-
-SPECS = "specs"  # in a store's header: of the codec and of the text encoder
-
-
-def specs_of(backbone: BackboneSpec) -> dict[str, Any]:
+def header_specs(backbone: BackboneSpec) -> dict[str, Any]:
     """Return the specs that a store's header keeps beside the identities, as JSON."""
     return {"codec": to_json(backbone.codec), "text": to_json(backbone.text_encoder)}
 
 
 def check_fits(
-    experiment: Experiment, store: Store, rates: Iterable[Rate], *, decodes: bool = False
+    experiment: Experiment,
+    store: Store,
+    rates: Iterable[Rate],
+    *,
+    codec: Codec[CodecSpec] | None = None,
 ) -> None:
-    """Refuse a store that was made with another codec, text encoder or frame rate, or lacks rates.
+    """Refuse a store made with another codec, text encoder or frame rate, or without some rate.
 
     Of a codec or text encoder whose weights are on this machine the weights themselves are
     compared. Where they are not, nothing is fetched: the specs must be the same, `weights` as it
-    is written included. A store that keeps no specs is held to the weights.
+    is written included. Where a header has no specs, the weights are always compared.
 
     Args:
         experiment: what is to read it.
         store: a latent store.
         rates: LR rates that it must have.
-        decodes: whether the codec will be used: then its weights are compared, fetched or not.
+        codec: the experiment's, where it was built to decode: then its weights are compared,
+            fetched or not.
 
     Raises:
         UserError: it does not fit, or weights that must be compared cannot be found.
     """
-    backbone, kept = experiment.backbone, store.header.get(SPECS, {})
-    wanted: dict[str, Any] = {}
-    for key, spec in (("codec", backbone.codec), ("text", backbone.text_encoder)):
-        part = build(spec)
-        if key not in kept or part.at_hand or (decodes and key == "codec"):
-            wanted[key] = part.identity
+    backbone, specs = experiment.backbone, store.header.get(SPECS, {})
+    identity: dict[str, Any] = {}
+    for key, spec, built in (
+        ("codec", backbone.codec, codec),
+        ("text", backbone.text_encoder, None),
+    ):
+        plugin = build(spec) if built is None else built
+        if key not in specs or plugin.available_offline or built is not None:
+            identity[key] = plugin.identity
         else:
-            _check_spec(store, key, spec, kept[key])
-    geometry = backbone.geometry
-    wanted |= {"channels": geometry.channels, "fps": geometry.fps}
-    store.check(made_with=wanted, rates=rates)
+            _check_spec(store, key, spec, specs[key])
+    identity |= {"channels": backbone.geometry.channels, "fps": backbone.geometry.fps}
+    store.check(identity=identity, rates=rates)
 
 
-def _check_spec(store: Store, key: str, spec: PluginSpec, kept: Any) -> None:
-    made, mine = _whole(kept, key), to_json(spec)
-    odd = [name for name in {**mine, **made} if made.get(name) != mine.get(name)]
-    if odd:
-        where = "codec" if key == "codec" else "text_encoder"
+def _check_spec(store: Store, key: str, spec: PluginSpec, header_spec: Any) -> None:
+    stored, own = _with_defaults(header_spec, key), to_json(spec)
+    different = [name for name in {**own, **stored} if stored.get(name) != own.get(name)]
+    if different:
+        where, name = "codec" if key == "codec" else "text_encoder", different[0]
         raise UserError(
-            f"{store.root} was cached with backbone.{where}.{odd[0]} {made.get(odd[0])}, the "
-            f"experiment has {mine.get(odd[0])}, whose weights are not here to compare: name the "
+            f"{store.root} was cached with backbone.{where}.{name} {stored.get(name)}, the "
+            f"experiment has {own.get(name)}, whose weights are not here to compare: name the "
             "same, or fetch them"
         )
 
 
-def _whole(kept: Any, key: str) -> dict[str, Any]:
-    """Return a spec of a header with the fields that have come since, at their defaults."""
+def _with_defaults(header_spec: Any, key: str) -> dict[str, Any]:
+    """Return a spec of a header as JSON; fields that it does not have are at their defaults."""
     try:
-        return to_json(from_json(kept, CodecSpec if key == "codec" else TextEncoderSpec))
+        return to_json(from_json(header_spec, CodecSpec if key == "codec" else TextEncoderSpec))
     except SpecError:  # of a plugin that is not here
-        return dict(kept)
+        return dict(header_spec)

@@ -1,4 +1,8 @@
-"""SubRip (.srt) and WebVTT (.vtt): cues with the seconds that they stand for."""
+"""Read timed captions: SubRip (.srt), WebVTT (.vtt) and segments in JSON.
+
+Segments are `{"segments": [{"time_range_s": [0, 4], "prompt": "..."}]}`. Users bring these files,
+so everything that is wrong with one is a single line that says what and where.
+"""
 
 from __future__ import annotations
 
@@ -17,68 +21,36 @@ from attrs import define
 from ..errors import UserError, printable
 from .captions import Caption
 
-# ⟦core/data/layouts/text.py⟧ Text and JSON that users bring: UTF-8, or one line that says what is wrong and where.
-
-
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8 (or UTF-16 with its mark), with line ends as newlines.
-
-    Raises:
-        UserError: it cannot be read, is not text, or is in another encoding; with file and line.
-    """
-    name = printable(path.name)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    coding = next((BOMS[mark] for mark in BOMS if data.startswith(mark)), "utf-8")
-    if coding != "utf-16" and b"\0" in data:
-        raise UserError(f"{name}: is binary data, not text")
-    try:
-        text = data.decode(coding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        found = f"byte 0x{data[error.start]:02x} is not {coding.upper().removesuffix('-SIG')}"
-        raise UserError(f"{name}, line {line}: {found}; save the file as UTF-8") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def parse_json(text: str, name: str, first: int = 1) -> Any:
-    """Return what JSON holds.
-
-    Args:
-        text: the JSON.
-        name: of its file, for the message.
-        first: number of the text's first line in that file.
-
-    Raises:
-        UserError: it is none, is nested beyond all use, or holds half a character; with its line.
-    """
-    try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        where = f"{name}, line {first + error.lineno - 1}, column {error.colno}"
-        raise UserError(f"{where}: no JSON: {error.msg}") from None
-    except UnicodeEncodeError:
-        raise UserError(f"{name}: holds half a character (a lone \\ud800 ... escape)") from None
-    except (RecursionError, ValueError):
-        raise UserError(f"{name}, line {first}: no JSON that can be read") from None
-    return value
-
 
 CLOCK = r"(?:(\d{1,3}):)?(\d{1,2}):(\d{1,2}(?:[.,]\d{1,9})?)"
 TIMING = re.compile(rf"\s*{CLOCK}\s*-->\s*{CLOCK}(?:\s.*)?")
 TAGS = re.compile(r"</?[A-Za-z][^<>\n]*>|<[\d:.]+>|\{\\[^{}\n]*\}")
 BLOCKS = ("NOTE", "STYLE", "REGION")
 
+SEGMENTS = "segments"
+RANGE = "time_range_s"
+TEXTS = ("prompt", "caption", "text")
+EXAMPLE = '{"time_range_s": [0, 4], "prompt": "..."}'
+
+
+def read_subtitles(path: Path) -> tuple[Caption, ...]:
+    """Read the cues of an .srt or .vtt file, by their start, without tags and blank ones.
+
+    Raises:
+        UserError: text without a time, a time that is none, or a cue that ends before it starts;
+            a .vtt file that does not begin with WEBVTT. With file and line.
+    """
+    lines = LineReader(printable(path.name), read_text_file(path).split("\n"))
+    web = path.suffix.lower() == ".vtt"
+    if web and any(map(str.strip, lines.all)):
+        _skip_header(lines)
+    return tuple(sorted(_cues(lines, web), key=lambda cue: cue.start))
+
 
 @define
-class Lines:
-    """The lines of a file, with the number of the next one."""
+class LineReader:
+    """Takes the lines of a file one by one; `at` is the index of the next one."""
 
     name: str
     all: list[str]
@@ -108,44 +80,30 @@ class Lines:
         return UserError(f"{self.name}, line {self.at + 1 - back}: {reason}")
 
 
-def read_subtitles(path: Path) -> tuple[Caption, ...]:
-    """Return the cues of an .srt or .vtt file by their start, without tags and blank ones.
-
-    Raises:
-        UserError: text without a time, a time that is none, or a cue that ends before it starts;
-            a .vtt file that does not begin with WEBVTT. With file and line.
-    """
-    lines = Lines(printable(path.name), read_text(path).split("\n"))
-    web = path.suffix.lower() == ".vtt"
-    if web and any(map(str.strip, lines.all)):
-        _header(lines)
-    return tuple(sorted(_cues(lines, web), key=lambda cue: cue.start))
-
-
-def _header(lines: Lines) -> None:
+def _skip_header(lines: LineReader) -> None:
     if lines.now.split()[:1] != ["WEBVTT"]:
         raise lines.wrong("WebVTT begins with the line WEBVTT")
     for _ in lines.paragraph():
         pass
 
 
-def _cues(lines: Lines, web: bool) -> Iterator[Caption]:
+def _cues(lines: LineReader, web: bool) -> Iterator[Caption]:
     while lines.at < len(lines.all):
         if not lines.now.strip():
             lines.at += 1
         elif web and lines.now.split()[0] in BLOCKS:
-            _skip(lines)
+            _skip_block(lines)
         else:
             yield from _cue(lines, web)
 
 
-def _skip(lines: Lines) -> None:
+def _skip_block(lines: LineReader) -> None:
     """Pass over a comment or a style sheet, which may hold anything but a blank line."""
     while lines.now.strip():
         lines.at += 1
 
 
-def _cue(lines: Lines, web: bool) -> Iterator[Caption]:
+def _cue(lines: LineReader, web: bool) -> Iterator[Caption]:
     if "-->" not in lines.now and "-->" in lines.after:
         lines.at += 1  # the cue's number or name
     start, end = _times(lines)
@@ -156,7 +114,7 @@ def _cue(lines: Lines, web: bool) -> Iterator[Caption]:
         yield Caption(start=start, end=end, text=text)
 
 
-def _times(lines: Lines) -> tuple[float, float]:
+def _times(lines: LineReader) -> tuple[float, float]:
     example = "00:00:01,000 --> 00:00:04,000"
     if "-->" not in lines.now:
         raise lines.wrong(f"text without a time before it; a cue begins like {example}")
@@ -173,16 +131,8 @@ def _seconds(hours: str | None, minutes: str, seconds: str) -> float:
     return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
 
 
-# ⟦core/data/layouts/timed.py⟧ Timed captions in JSON: `{"segments": [{"time_range_s": [0, 4], "prompt": "..."}]}`.
-
-
-SEGMENTS = "segments"
-RANGE = "time_range_s"
-TEXTS = ("prompt", "caption", "text")
-
-
-def read_timed(path: Path) -> tuple[Caption, ...]:
-    """Return the timed captions of a JSON file; none where it holds something else.
+def read_segments(path: Path) -> tuple[Caption, ...]:
+    """Read the timed captions of a JSON file; none where it holds something else.
 
     Settings and other metadata are often kept in a JSON beside a video: an object without
     `segments` is passed over.
@@ -190,52 +140,48 @@ def read_timed(path: Path) -> tuple[Caption, ...]:
     Raises:
         UserError: it is no JSON, `segments` seems misspelt, or a segment is wrong.
     """
-    name, text = printable(path.name), read_text(path)
-    found = parse_json(text, name) if text.strip() else {}
-    if not isinstance(found, dict):
+    name, text = printable(path.name), read_text_file(path)
+    data = parse_json(text, name) if text.strip() else {}
+    if not isinstance(data, dict):
         return ()
-    if SEGMENTS in found:
-        return timed_captions(found[SEGMENTS], name)
-    like = get_close_matches(SEGMENTS, map(str.lower, found), 1, 0.8)
-    if like:
-        raise UserError(f"{name}: {like[0]} is unknown; timed captions stand in `segments`")
+    if SEGMENTS in data:
+        return parse_segments(data[SEGMENTS], name)
+    similar = get_close_matches(SEGMENTS, map(str.lower, data), 1, 0.8)
+    if similar:
+        raise UserError(f"{name}: {similar[0]} is unknown; timed captions stand in `segments`")
     return ()
 
 
-def timed_captions(segments: Any, where: str) -> tuple[Caption, ...]:
-    """Return the captions of a list of segments, by their start.
+def parse_segments(segments: Any, where: str) -> tuple[Caption, ...]:
+    """Return the captions of a list of segments (`EXAMPLE`), by their start.
 
     Raises:
         UserError: a segment has no text, or no [start, end] in seconds; named with its number.
     """
     if not isinstance(segments, list):
-        raise UserError(f"{where}: segments is no list of {_example()}")
-    found = [_segment(s, f"{where}, segment {n}") for n, s in enumerate(segments, start=1)]
-    return tuple(sorted(found, key=lambda caption: caption.start))
-
-
-def _example() -> str:
-    return '{"time_range_s": [0, 4], "prompt": "..."}'
+        raise UserError(f"{where}: segments is no list of {EXAMPLE}")
+    captions = [_segment(s, f"{where}, segment {n}") for n, s in enumerate(segments, start=1)]
+    return tuple(sorted(captions, key=lambda caption: caption.start))
 
 
 def _segment(segment: Any, where: str) -> Caption:
     if not isinstance(segment, dict) or RANGE not in segment:
-        raise UserError(f"{where}: no {RANGE}; it should be like {_example()}")
+        raise UserError(f"{where}: no {RANGE}; it should be like {EXAMPLE}")
     texts = [segment[key] for key in TEXTS if key in segment]
     if not texts or not isinstance(texts[0], str) or not texts[0].strip():
-        raise UserError(f"{where}: no prompt; it should be like {_example()}")
+        raise UserError(f"{where}: no prompt; it should be like {EXAMPLE}")
     start, end = _range(segment[RANGE], where)
     return Caption(start=start, end=end, text=texts[0].strip())
 
 
-def _range(found: Any, where: str) -> tuple[float, float | None]:
+def _range(value: Any, where: str) -> tuple[float, float | None]:
     wrong = UserError(
-        f"{where}: {RANGE} is {_short(found)}; it should be [start, end] in seconds, "
+        f"{where}: {RANGE} is {_short(value)}; it should be [start, end] in seconds, "
         "0 ≤ start < end, or [start, null] to the end"
     )
-    if not isinstance(found, list) or len(found) != 2:
+    if not isinstance(value, list) or len(value) != 2:
         raise wrong
-    start, end = found
+    start, end = value
     if not _is_second(start) or not (end is None or _is_second(end)):
         raise wrong
     if end is not None and end <= start:
@@ -251,3 +197,51 @@ def _is_second(value: Any) -> bool:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def read_text_file(path: Path) -> str:
+    """Read a text file in UTF-8 (or UTF-16 with its mark), with all line ends as newlines.
+
+    Raises:
+        UserError: it cannot be read, is not text, or is in another encoding; with file and line.
+    """
+    name = printable(path.name)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    coding = next((BOMS[mark] for mark in BOMS if data.startswith(mark)), "utf-8")
+    if coding != "utf-16" and b"\0" in data:
+        raise UserError(f"{name}: is binary data, not text")
+    try:
+        text = data.decode(coding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        fault = f"byte 0x{data[error.start]:02x} is not {coding.upper().removesuffix('-SIG')}"
+        raise UserError(f"{name}, line {line}: {fault}; save the file as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str, name: str, first: int = 1) -> Any:
+    """Return the value that a JSON text holds.
+
+    Args:
+        text: the JSON.
+        name: of its file, for messages.
+        first: number of the text's first line in that file.
+
+    Raises:
+        UserError: it is no JSON, is nested beyond all use, or holds half a character; with its
+            line.
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        where = f"{name}, line {first + error.lineno - 1}, column {error.colno}"
+        raise UserError(f"{where}: no JSON: {error.msg}") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: holds half a character (a lone \\ud800 ... escape)") from None
+    except (RecursionError, ValueError):
+        raise UserError(f"{name}, line {first}: no JSON that can be read") from None
+    return value

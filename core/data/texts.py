@@ -1,4 +1,4 @@
-"""Prompts of a store, each embedded once, in a file named by its hash; clips share them."""
+"""The prompts of a store: each is embedded once, in a file named by its hash; clips share them."""
 
 from __future__ import annotations
 
@@ -16,71 +16,72 @@ from ..interfaces.text_encoder import TextEncoder
 from ..tools.files import is_tensors, open_tensors, write_tensors
 from ..values.text import Text
 
-AT_ONCE = 16  # prompts given to the encoder together
+BATCH = 16  # prompts that the encoder takes together
 
 
-def text_path(root: Path, prompt: str) -> Path:
-    """Return where the embedding of a prompt is."""
+def prompt_path(root: Path, prompt: str) -> Path:
+    """Return the path of a prompt's embedding."""
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
     return root / "texts" / f"{digest[:16]}.safetensors"
 
 
-def read_text(path: Path) -> Text:
-    """Return the embeddings of one prompt out of a safetensors file."""
+def read_embeddings(path: Path) -> Text:
+    """Read the embeddings of one prompt, float32, padded with zeros to the length of its mask.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     with open_tensors(path) as file:
         names, mask = set(file.keys()), file.get_tensor("text.mask")
-        found = file.get_tensor("text.embeddings").float()
+        real = file.get_tensor("text.embeddings").float()
         return Text(
-            embeddings=functional.pad(found, (0, 0, 0, mask.shape[1] - found.shape[1])),
+            embeddings=functional.pad(real, (0, 0, 0, mask.shape[1] - real.shape[1])),
             mask=mask,
             pooled=file.get_tensor("text.pooled").float() if "text.pooled" in names else None,
         )
 
 
-def text_tensors(text: Text) -> dict[str, Tensor]:
+def embedding_tensors(text: Text) -> dict[str, Tensor]:
     """Return embedded prompts as named tensors for a file, without the zeros after the last token.
 
     Those of Wan are 4 MB a prompt, nearly all of it zeros.
     """
-    real = torch.arange(1, text.mask.shape[1] + 1) * text.mask.any(dim=0).cpu()
-    kept = text.embeddings[:, : int(real.max())]
-    named = {"text.embeddings": kept, "text.mask": text.mask, "text.pooled": text.pooled}
+    places = torch.arange(1, text.mask.shape[1] + 1) * text.mask.any(dim=0).cpu()
+    real = text.embeddings[:, : int(places.max())]
+    named = {"text.embeddings": real, "text.mask": text.mask, "text.pooled": text.pooled}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 @define
-class Texts:
-    """The prompts of a store; the encoder runs only for those that are not there yet."""
+class PromptEmbedder:
+    """Embeds prompts into the store at `root`; the encoder runs only for those that are missing."""
 
     root: Path
     encoder: TextEncoder[TextEncoderSpec]
-    known: set[str] = field(factory=set, repr=False)
+    embedded: set[str] = field(factory=set, repr=False)
 
-    def ensure(self, prompts: Iterable[str]) -> int:
-        """Embed the prompts that are missing and give how many there were.
+    def embed_missing(self, prompts: Iterable[str]) -> int:
+        """Embed the prompts that the store does not have, and return how many those were.
 
         The encoder's weights are freed at the end, so all prompts should come together.
 
         Raises:
             UserError: the disk refuses, or the encoder's weights are not there.
         """
-        asked = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
-        missing = [prompt for prompt in asked if not is_tensors(text_path(self.root, prompt))]
+        unchecked = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.embedded]
+        missing = [prompt for prompt in unchecked if not is_tensors(prompt_path(self.root, prompt))]
         if missing:
-            self._embed_all(missing)
-        self.known.update(asked)
+            try:
+                for first in range(0, len(missing), BATCH):
+                    self._embed(missing[first : first + BATCH])
+            finally:
+                self.encoder.release()
+        self.embedded.update(unchecked)
         return len(missing)
-
-    def _embed_all(self, prompts: list[str]) -> None:
-        try:
-            for first in range(0, len(prompts), AT_ONCE):
-                self._embed(prompts[first : first + AT_ONCE])
-        finally:
-            self.encoder.release()
 
     def _embed(self, prompts: list[str]) -> None:
         with torch.no_grad():
             text = self.encoder.encode(prompts)
         for row, prompt in enumerate(prompts):
-            path = text_path(self.root, prompt)
-            write_tensors(path, text_tensors(text.select([row])), {"prompt": prompt})
+            path = prompt_path(self.root, prompt)
+            write_tensors(path, embedding_tensors(text.select([row])), {"prompt": prompt})

@@ -1,6 +1,6 @@
-"""Windows: which slices of which clips make the batch of a step; a pure function of the step.
+"""Sample the windows of a training step: which slices of which clips make its batch.
 
-Resuming needs no saved loader state: step n of a seed is always the same batch, and a batch over
+That is a pure function of seed and step. So resuming needs no saved loader state, and a batch over
 several processes is the batch of one process, dealt out.
 """
 
@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from typing import Self
 
 import attrs
+import numpy as np
 import torch
 from attrs import define, field, frozen
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,16 +27,14 @@ from ..values.history import History
 from ..values.text import Text
 from .store import Record, Store
 
-# ⟦core/data/batch.py⟧ Batches: windows of several clips side by side.
-
 
 @frozen(eq=False, kw_only=True)
 class Batch:
-    """What a training step reads.
+    """What a training step reads: windows of several clips side by side, B samples.
 
     Attributes:
-        history: windows of clips, one a sample.
-        text: their captions.
+        history: the windows.
+        text: their captions, embedded.
         names: which clips they are of.
         places: the place of each sample in the step's batch over all processes.
     """
@@ -53,7 +53,7 @@ class Batch:
         return attrs.evolve(self, history=self.history.to(device), text=self.text.to(device))
 
     def select(self, order: Sequence[int]) -> Batch:
-        """Return the samples at the indices `order`, as a batch; each keeps its place."""
+        """Return the samples at the indices `order` as a batch; each keeps its place."""
         return Batch(
             history=self.history.select(order),
             text=self.text.select(order),
@@ -62,7 +62,7 @@ class Batch:
         )
 
     def deal(self, count: int) -> list[Batch]:
-        """Return the batch dealt into `count` micro-batches of equal size.
+        """Return `count` micro-batches of equal size: micro-batch k has samples k, k + count, ….
 
         Raises:
             ValueError: the samples cannot be dealt evenly.
@@ -78,16 +78,21 @@ def collate(
     names: Sequence[str],
     places: Sequence[int] | None = None,
 ) -> Batch:
-    """Return one batch of single samples; shorter histories are padded by zeros at their end."""
-    latents = pad_time([history.latents for history in histories])
-    lr = {rate: pad_time([h.lr[rate] for h in histories]) for rate in histories[0].lr}
-    whole = histories[0].pixels is not None
+    """Return one batch of single samples; shorter histories are padded by zeros at their end.
+
+    Args:
+        histories: one of one sample each, all with the same rates, all or none with pixels.
+        texts: their captions.
+        names: which clips they are of.
+        places: of the samples in the step's batch; None: their order here.
+    """
+    pixels = [history.pixels for history in histories if history.pixels is not None]
     history = History(
-        latents=latents,
-        lr=lr,
+        latents=pad_time([history.latents for history in histories]),
+        lr={rate: pad_time([h.lr[rate] for h in histories]) for rate in histories[0].lr},
         start=torch.cat([history.start for history in histories]),
         length=torch.cat([history.length for history in histories]),
-        pixels=pad_time([h.pixels for h in histories if h.pixels is not None]) if whole else None,
+        pixels=pad_time(pixels) if pixels else None,
         cuts=tuple(c for h in histories for c in h.cuts) if all(h.cuts for h in histories) else (),
     )
     return Batch(
@@ -111,16 +116,13 @@ def pad_time(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def stack_texts(texts: Sequence[Text]) -> Text:
-    """Return texts of one length as one batch."""
+    """Return texts of one length, `[1, L, W]` each, as one batch."""
     pooled = [text.pooled for text in texts if text.pooled is not None]
     return Text(
         embeddings=torch.cat([text.embeddings for text in texts]),
         mask=torch.cat([text.mask for text in texts]),
         pooled=torch.cat(pooled) if pooled else None,
     )
-
-
-# ⟦core/data/crop.py⟧ Random crops of cached windows: cheap training samples at the scale of full frames.
 
 
 @frozen(kw_only=True)
@@ -135,9 +137,10 @@ class Area:
 
 @frozen(kw_only=True)
 class Crops:
-    """Draws crops of one size; their corners stand on the grid of the coarsest memory token.
+    """Random crops of one size: cheap training samples at the scale of full frames.
 
-    So HR and LR cells stay aligned. A frame smaller than a crop is taken whole along that side.
+    Their corners stand on the grid of the coarsest memory token, so that HR and LR cells stay
+    aligned. A frame smaller than a crop is taken whole along that side.
 
     Attributes:
         height, width: latent rows and columns of a crop.
@@ -163,7 +166,7 @@ class Crops:
         return min(record.height, self.height), min(record.width, self.width)
 
     def draw(self, rng: random.Random, record: Record) -> Area:
-        """Return a random crop of a clip."""
+        """Draw a random crop of a clip."""
         height, width = self.size(record)
         top = self.rows * rng.randint(0, (record.height - height) // self.rows)
         left = self.columns * rng.randint(0, (record.width - width) // self.columns)
@@ -171,10 +174,10 @@ class Crops:
 
 
 def crop(history: History, area: Area) -> History:
-    """Return an area of a history: its latents, the LR latents over it, and its pixels.
+    """Crop a history to an area: its latents, the LR latents over it, and its pixels.
 
-    It is what encoding the cropped video would give only where the codec sees no further than its
-    cells; elsewhere the border has seen beyond the crop.
+    The result is what encoding the cropped video would give only where the codec sees no further
+    than its cells; elsewhere the border has seen beyond the crop.
     """
     bottom, right = area.top + area.height, area.left + area.width
     pixels = history.pixels
@@ -197,7 +200,7 @@ def crop(history: History, area: Area) -> History:
 
 
 @frozen(kw_only=True)
-class Window:
+class ClipWindow:
     """A slice of a clip: latents start … start + length − 1, of all of the frame or an area."""
 
     record: Record
@@ -206,9 +209,55 @@ class Window:
     area: Area | None = None
 
 
+@frozen(eq=False)
+class Bucket:
+    """The clips of one size, with the numbers that drawing needs as arrays.
+
+    Drawing from many thousand clips then reads no record but those that are drawn.
+
+    Attributes:
+        records: the clips, n of them.
+        latents: their lengths, `[n]`.
+        weights: the square roots of these, `[n]`.
+    """
+
+    records: list[Record] = field(repr=False)
+    latents: NDArray[np.int64] = field(init=False, repr=False)
+    weights: NDArray[np.float64] = field(init=False, repr=False)
+
+    @latents.default
+    def _latents(self) -> NDArray[np.int64]:
+        return np.array([record.latents for record in self.records], np.int64)
+
+    @weights.default
+    def _weights(self) -> NDArray[np.float64]:
+        return np.array([latents**0.5 for latents in self.latents.tolist()], np.float64)
+
+    def draw(self, rng: random.Random, count: int, length: int) -> list[Record]:
+        """Draw `count` of the clips that have `length` latents, by their weights.
+
+        None is drawn twice, but where there are fewer than `count`; then each comes again only
+        after all the others have. The draws are those of `rng.choices` among the clips that are
+        left, in their order, to the bit.
+        """
+        fitting = np.flatnonzero(self.latents >= length)
+        weights = self.weights[fitting]
+        drawn: list[int] = []
+        for number in range(count):
+            if number >= len(fitting) > 1:  # the one that was drawn longest ago is free again
+                freed = drawn[number - len(fitting)]
+                weights[freed] = self.weights[fitting[freed]]
+            bounds = np.cumsum(weights)  # summed in order, as `rng.choices` does
+            place = int(np.searchsorted(bounds, rng.random() * float(bounds[-1]), side="right"))
+            drawn.append(place)
+            if len(fitting) > 1:
+                weights[place] = 0.0  # adds nothing: the bounds are as if it were not there
+        return [self.records[fitting[place]] for place in drawn]
+
+
 @define
-class Windows:
-    """Plans the windows of every step.
+class WindowSampler:
+    """Samples the windows of every step.
 
     A batch has one size bucket and one length, so that nothing is padded. A bucket is drawn in
     proportion to its clips, a length evenly among those the bucket can fill, clips by the square
@@ -216,7 +265,7 @@ class Windows:
     once in a batch where there are enough. With `train.crop` the buckets are of crops' sizes.
     """
 
-    buckets: list[list[Record]]
+    buckets: list[Bucket]
     lengths: list[int]
     period: int
     batch: int
@@ -224,11 +273,12 @@ class Windows:
     crops: Crops | None = None
 
     @classmethod
-    def of(cls, store: Store, geometry: Geometry, spec: TrainSpec, needs: Needs) -> Windows:
-        """Return the plan for a store.
+    def of(cls, store: Store, geometry: Geometry, spec: TrainSpec, needs: Needs) -> WindowSampler:
+        """Return the sampler of a store's windows.
 
         Raises:
-            UserError: no clip is as long as the shortest window.
+            UserError: `train.seconds` is shorter than a latent, or no clip is as long as the
+                shortest window.
         """
         period = shared_period(tuple(needs.rates))
         low, high = (geometry.latents(geometry.frames(s, store.fps)) for s in spec.seconds)
@@ -248,31 +298,22 @@ class Windows:
                 f"{store.root}: its longest clip has {longest} latents, the shortest training "
                 f"window {lengths[0]} (train.seconds)"
             )
-        ordered = [buckets[key] for key in sorted(buckets)]
+        ordered = [Bucket(buckets[size]) for size in sorted(buckets)]
         return cls(ordered, lengths, period, spec.batch, spec.seed, crops)
 
-    def plan(self, step: int) -> list[Window]:
+    def plan(self, step: int) -> list[ClipWindow]:
         """Return the windows of a step, over all processes."""
         rng = random.Random(f"{self.seed}-{step}")
-        bucket = rng.choices(self.buckets, weights=[len(b) for b in self.buckets])[0]
-        longest = max(record.latents for record in bucket)
-        length = rng.choice([n for n in self.lengths if n <= longest])
-        fitting = [record for record in bucket if record.latents >= length]
-        return [self._window(rng, record, length) for record in self._draw(rng, fitting)]
+        bucket = rng.choices(self.buckets, weights=[len(b.records) for b in self.buckets])[0]
+        length = rng.choice([n for n in self.lengths if n <= bucket.latents.max()])
+        records = bucket.draw(rng, self.batch, length)
+        return [self._window(rng, record, length) for record in records]
 
-    def _draw(self, rng: random.Random, records: list[Record]) -> list[Record]:
-        drawn: list[Record] = []
-        while len(drawn) < self.batch:
-            pool = [r for r in records if r not in drawn[-(len(records) - 1) :]] or records
-            weights = [record.latents**0.5 for record in pool]
-            drawn.append(rng.choices(pool, weights=weights)[0])
-        return drawn
-
-    def _window(self, rng: random.Random, record: Record, length: int) -> Window:
+    def _window(self, rng: random.Random, record: Record, length: int) -> ClipWindow:
         starts = (record.latents - length) // self.period
         start = self.period * rng.randint(0, starts)
         area = self.crops.draw(rng, record) if self.crops else None
-        return Window(record=record, start=start, length=length, area=area)
+        return ClipWindow(record=record, start=start, length=length, area=area)
 
 
 @define
@@ -280,7 +321,7 @@ class WindowBatches(Dataset[Batch]):
     """The batches of a run by step, for a `torch.utils.data.DataLoader` with `batch_size=None`."""
 
     store: Store
-    windows: Windows
+    windows: WindowSampler
     needs: Needs
     steps: int
     rank: int = 0
@@ -290,18 +331,18 @@ class WindowBatches(Dataset[Batch]):
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        """Return this process's share of the batch of a step."""
+        """Read the samples of a step's batch that are this process's."""
         plan = self.windows.plan(step)
         places = range(len(plan))[self.rank :: self.world]
-        mine = [plan[place] for place in places]
+        windows = [plan[place] for place in places]
         return collate(
-            [self._history(window) for window in mine],
-            [self.store.text(w.record, w.start, w.length) for w in mine],
-            [w.record.id for w in mine],
+            [self._history(window) for window in windows],
+            [self.store.text(w.record, w.start, w.length) for w in windows],
+            [w.record.id for w in windows],
             places,
         )
 
-    def _history(self, window: Window) -> History:
+    def _history(self, window: ClipWindow) -> History:
         rates, pixels = sorted(self.needs.rates), self.needs.pixels
-        found = self.store.window(window.record, window.start, window.length, rates, pixels)
-        return crop(found, window.area) if window.area else found
+        history = self.store.window(window.record, window.start, window.length, rates, pixels)
+        return crop(history, window.area) if window.area else history

@@ -1,1 +1,1 @@
-"""TODO interfaces."""
+"""The interfaces that plugin authors implement, one file a kind, and the bases of their specs."""

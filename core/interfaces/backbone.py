@@ -1,4 +1,7 @@
-"""Backbone G: a video diffusion transformer that reads memory beside text (design §3)."""
+"""Backbone G: a video diffusion transformer that reads memory beside text (design §3).
+
+Its three calls, what they ask and what they answer with (`Cache`, `Context`) come first.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,11 @@ from torch.nn import Parameter
 
 from ..errors import UserError
 from ..values.grid import Geometry
-from ..values.memory import Memory, Part
+from ..values.memory import Memory, Part, grid_points
 from ..values.shapes import Coordinates, Frames, Targets, Valid
 from ..values.text import Text
 from .compressor import Fit
 from .spec import BackboneSpec, LoRA
-
-# ⟦core/calls.py⟧ What a backbone is asked, and what it answers with: calls, caches and contexts.
 
 
 class Feature(NamedTuple):
@@ -84,7 +85,7 @@ class Context:
 
 @frozen(eq=False, kw_only=True)
 class RememberCall:
-    """Ask for the keys and values of a memory."""
+    """Asks for the keys and values of a memory: see `Backbone.remember`."""
 
     memory: Memory
     cache: Cache | None
@@ -92,7 +93,7 @@ class RememberCall:
 
 @frozen(eq=False, kw_only=True)
 class ContextCall:
-    """Ask for a context of text and memory."""
+    """Asks for a context of text and memory: see `Backbone.context`."""
 
     text: Text
     memory: Memory | Cache
@@ -100,7 +101,7 @@ class ContextCall:
 
 @frozen(eq=False, kw_only=True)
 class VelocityCall:
-    """Ask for the velocity of noisy latents."""
+    """Asks for the velocity of noisy latents: see `Backbone.velocity`."""
 
     noisy: Targets
     t: Tensor
@@ -111,15 +112,12 @@ class VelocityCall:
 Call: TypeAlias = RememberCall | ContextCall | VelocityCall
 
 
-# ⟦core/lora_file.py⟧ LoRA in the layouts of other programs: what a backbone gives `longtake export`.
-
-
 LAYOUTS = ("diffusers", "comfyui", "kohya")
 
 
 @frozen(eq=False, kw_only=True)
 class LoraFile:
-    """A backbone's adapters as files hold them.
+    """A backbone's adapters in the layout of another program, which `longtake export` writes.
 
     Attributes:
         tensors: LoRA by another program's keys; none where there is no LoRA.
@@ -139,9 +137,10 @@ class Backbone(nn.Module, ABC):
     """G: predicts the velocity ε − X₀ of noisy latents at given frames, given text and memory.
 
     A plugin subclasses diffusers' own model and this class, and answers `forward(call)` for the
-    three calls. Everything that touches weights runs inside the root's call because group
-    offload, layerwise casting, FSDP and context parallelism hook it; the public methods below
-    only wrap it. Per-call values travel through arguments, never on attention processors.
+    three calls; the other abstract methods say how it is loaded, adapted and saved. Everything that
+    touches weights runs inside the root's call because group offload, layerwise casting, FSDP and
+    context parallelism hook it; the public methods below only wrap it. Per-call values travel
+    through arguments, never on attention processors.
 
     The loop of generation, as these methods carry it (memory `isolated-causal`; w = guidance):
 
@@ -190,7 +189,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def fitted(self) -> list[Parameter]:
-        """Return the parameters that `fit` copies; a run that trains all of G leaves them as are."""
+        """Return the parameters that `fit` copies: a run that trains all of G leaves them alone."""
 
     @abstractmethod
     def blank_text(self, batch: int, length: int) -> Text:
@@ -239,9 +238,10 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def export_adapters(cls, spec: BackboneSpec, path: Path, layout: str) -> dict[str, LoraFile]:
-        """Return the adapters of a file of `save_adapters` in one of `core.lora_file.LAYOUTS`.
+        """Return the adapters of a file of `save_adapters` in another program's layout.
 
-        By expert (`high`, `low`), or under `""` where the model is one; no weights are read.
+        They stand by expert (`high`, `low`), or under `""` where the model is one; no weights are
+        read. The layout is one of `LAYOUTS`.
 
         Raises:
             UserError: no such file, of another model, or no such keys for this one.
@@ -295,9 +295,7 @@ class Backbone(nn.Module, ABC):
 
 def target_positions(frames: Frames, rows: int, columns: int) -> Tensor:
     """Return the positions `[B, K·rows·columns, 3]` of target tokens, float64."""
-    batch, count = frames.shape
-    shape = (batch, count, rows, columns)
-    time = frames.to(torch.float64)[:, :, None, None].expand(shape)
-    row = torch.arange(rows, dtype=torch.float64, device=frames.device)[:, None].expand(shape)
-    column = torch.arange(columns, dtype=torch.float64, device=frames.device).expand(shape)
-    return torch.stack([time, row, column], dim=-1).flatten(1, 3)
+    row, column = (
+        torch.arange(cells, dtype=torch.float64, device=frames.device) for cells in (rows, columns)
+    )
+    return grid_points(frames.to(torch.float64), row, column)

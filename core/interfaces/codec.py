@@ -1,4 +1,4 @@
-"""Codec: pixels to latents and back, in chunks (design §3)."""
+"""Codec: pixels to latents and back, in chunks; and what a slice of a video must see around it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from typing import Generic, TypeVar
 
 import torch
 from attrs import frozen
+from einops import reduce
 from torch import Tensor, nn
 
-from ..values.grid import Size3
+from ..values.grid import Size3, ceil_div
 from ..values.shapes import Latents, Pixels, Targets
 from .compressor import State
 from .spec import CodecSpec
 
 S = TypeVar("S", bound=CodecSpec)
+HALF_A_LEVEL = 1 / 255  # of pixels in [−1, 1]: less than this is no other byte, but for ties
+HUNDREDTH = 0.01  # of the standard deviation that latents are normalised to
 
 
 class Codec(nn.Module, ABC, Generic[S]):
     """Turns video into latents and back, a chunk at a time; built as `cls(spec)`.
+
+    A plugin answers `encode` and `decode`, says its shapes (`channels`, `stride`), what a slice
+    must see around it (`causal`, `margin`) and its `identity`. What is not abstract fits a causal
+    codec that has its weights.
 
     Pixels are RGB in [−1, 1]. The first chunk holds 1 + 4k frames (for a time stride of 4), later
     ones 4k; likewise the first decoded latent gives one frame, every other four. State is a dict
@@ -86,7 +93,7 @@ class Codec(nn.Module, ABC, Generic[S]):
         """Name and hash of the weights: stores made with another codec are refused."""
 
     @property
-    def at_hand(self) -> bool:
+    def available_offline(self) -> bool:
         """Whether weights are on this machine, if it needs any: `identity` fetches nothing then."""
         return True
 
@@ -99,7 +106,7 @@ class Codec(nn.Module, ABC, Generic[S]):
         """Return the pixels of the next latents (not clamped), and the state after them."""
 
     def encode_rest(self, state: State) -> Latents | None:
-        """Return the provisional latents of frames held back (a last tile that is not full), or None.
+        """Return the provisional latents of frames held back (of a tile that is not full), or None.
 
         A codec that is exact at tile boundaries only (HunyuanVideo's) answers here what `encode`
         would still change; the state stays as it is. A causal codec holds nothing back.
@@ -112,14 +119,14 @@ class Codec(nn.Module, ABC, Generic[S]):
 
 
 def encode_whole(codec: Codec[CodecSpec], pixels: Pixels) -> Latents:
-    """Return the latents of a whole video of 1 + 4k frames, provisional ones at its end included."""
+    """Return the latents of a whole video of 1 + 4k frames, provisional ones included."""
     latents, state = codec.encode(pixels)
     rest = codec.encode_rest(state)
     return latents if rest is None else torch.cat([latents, rest], dim=2)
 
 
 def decode_whole(codec: Codec[CodecSpec], latents: Latents) -> Pixels:
-    """Return the pixels of a whole video (not clamped), provisional ones at its end included."""
+    """Return the pixels of a whole video (not clamped), provisional ones included."""
     pixels, state = codec.decode(latents)
     rest = codec.decode_rest(state)
     return pixels if rest is None else torch.cat([pixels, rest], dim=2)
@@ -156,7 +163,7 @@ def frames_of(latent: int, stride: int) -> range:
 
 def frame_to_latent(frame: int, stride: int) -> int:
     """Return the latent frame that stands for a video frame."""
-    return -(-frame // stride)
+    return ceil_div(frame, stride)
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -174,16 +181,12 @@ def to_bytes(pixels: Tensor) -> Tensor:
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-# ⟦core/margins.py⟧ How far before a slice a causal codec must see, measured on pixels (conventions A). A slice that is coded alone differs from the whole video near its start: the codec lacks the frames before it. What is left of that a few latents later cannot be seen.
-
-
-HALF_A_LEVEL = 1 / 255  # of pixels in [−1, 1]: less than this is no other byte, but for ties
-HUNDREDTH = 0.01  # of the standard deviation that latents are normalised to
-
-
 @frozen(kw_only=True)
 class Margins:
-    """What was measured.
+    """How far before a slice a causal codec must see, as `measure_margins` found it on pixels.
+
+    A slice that is coded alone differs from the whole video near its start: the codec has not seen
+    the frames before it. What is left of that a few latents later cannot be seen.
 
     Attributes:
         margin: latents before a slice that its decode must see to give the same pixels.
@@ -206,7 +209,7 @@ def measure_margins(
     pixels: float = HALF_A_LEVEL,
     latents: float = HUNDREDTH,
 ) -> Margins:
-    """Return the margins of a causal codec on a video, the greatest of slices from three places.
+    """Measure the margins of a causal codec on a video, the greatest of slices from three places.
 
     The places lie in the first quarter. A slice that does not come near the whole by the video's
     end gives the codec's own margin.
@@ -227,10 +230,10 @@ def measure_margins(
     starts = sorted({1, max(1, coded.shape[2] // 8), max(1, coded.shape[2] // 4)})
     decodes = [_settled(_decode_gaps(codec, coded, shown, s), pixels, first=1) for s in starts]
     encodes = [_settled(_encode_gaps(codec, video, coded, s), latents, first=0) for s in starts]
-    known = [m for m in encodes if m is not None]
+    settled = [m for m in encodes if m is not None]
     return Margins(
         margin=min(codec.margin, max(codec.margin if m is None else m for m in decodes)),
-        encode_margin=max(known) if len(known) == len(encodes) else None,
+        encode_margin=max(settled) if len(settled) == len(encodes) else None,
         pixels=pixels,
         latents=latents,
     )
@@ -241,16 +244,14 @@ def _decode_gaps(codec: Codec[CodecSpec], coded: Tensor, shown: Tensor, start: i
     step = codec.stride.time
     alone, _ = codec.decode(coded[:, :, start:])
     # the first latent of a slice gives one frame, in the whole it gives more
-    off = (alone[:, :, 1:] - shown[:, :, 1 + step * start :]).unflatten(2, (-1, step))
-    gaps: Tensor = off.abs().amax(dim=(0, 1, 3, 4, 5))
-    return gaps
+    gaps = (alone[:, :, 1:] - shown[:, :, 1 + step * start :]).abs()
+    return reduce(gaps, "b c (t step) p q -> t", "max", step=step)
 
 
 def _encode_gaps(codec: Codec[CodecSpec], video: Tensor, coded: Tensor, start: int) -> Tensor:
     """Return how far a slice encoded alone is from the whole, by latent."""
     fresh, _ = codec.encode(video[:, :, codec.stride.time * start :])
-    gaps: Tensor = (fresh - coded[:, :, start:]).abs().amax(dim=(0, 1, 3, 4))
-    return gaps
+    return reduce((fresh - coded[:, :, start:]).abs(), "b c t h w -> t", "max")
 
 
 def _settled(gaps: Tensor, tolerance: float, *, first: int) -> int | None:

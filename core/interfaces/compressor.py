@@ -1,4 +1,8 @@
-"""Compressor φ: history in, memory out; and the encoder that holds several of them."""
+"""Compressor φ: history in, memory out; and the encoder that holds several of them.
+
+A compressor never sees a backbone: all that it may know of one is in `Fit`. What it costs and what
+it reads are said by its class, before anything is built: `Length` and `Needs`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Generic, TypeAlias, TypeVar
 import attrs
 import torch.nn.functional as F
 from attrs import frozen
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..values.grid import Geometry, Rate, Size3, ceil_div
@@ -18,16 +23,14 @@ from ..values.memory import Memory, merge
 from ..values.shapes import Latents
 from .spec import CompressorSpec
 
-# ⟦core/fit.py⟧ Fit: all that a compressor may know of a backbone, so that plugins never see backbones.
-
 
 @frozen(kw_only=True)
 class Needs:
-    """What must be cached for a plugin.
+    """What must be in a history, and so in the store, for a plugin; returned by its `needs`.
 
     Attributes:
-        rates: of LR latents.
-        pixels: the frames themselves.
+        rates: of LR latents, none unless named.
+        pixels: whether the frames themselves are read.
         hr: whether the values of the full-size latents are read, not only their shape.
     """
 
@@ -46,7 +49,12 @@ class Needs:
 
 @frozen(kw_only=True)
 class Length:
-    """A context length in tokens, exact or an upper bound."""
+    """A context length in tokens; returned by a compressor's `context_length`.
+
+    Attributes:
+        tokens: how many a history of the size asked about has.
+        exact: False where the content decides, and `tokens` is the most that there can be.
+    """
 
     tokens: int
     exact: bool = True
@@ -57,7 +65,10 @@ class Length:
 
 @frozen(eq=False, kw_only=True)
 class Fit:
-    """Shapes of the backbone, and a copy of its first projection.
+    """All that a compressor may know of a backbone: its shapes, and a copy of its first projection.
+
+    A compressor is built as `cls(spec, fit)`, and gives tokens of width `fit.geometry.width`. With
+    `tokens` it can make the DiT's own tokens, which a DiT reads untrained.
 
     Attributes:
         geometry: plain values.
@@ -87,20 +98,21 @@ class Fit:
         return hashlib.sha256(data).hexdigest()[:16]
 
 
+def project(latents: Latents, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the tokens `[B, T', H', W', D]` of latents under a patch embedding (see `Fit`)."""
+    patch = weight.shape[2:]
+    padded = pad_to(latents, int(patch[1]), int(patch[2]))
+    tokens = F.conv3d(padded, weight, bias, stride=tuple(patch))
+    return rearrange(tokens, "b d t h w -> b t h w d")
+
+
 def pad_to(latents: Latents, height: int, width: int) -> Tensor:
-    """Return latents whose height and width are multiples: last row and column repeated once."""
+    """Return latents of a multiple of `height` rows and `width` columns: the last ones repeated."""
     down = ceil_div(latents.shape[-2], height) * height - latents.shape[-2]
     right = ceil_div(latents.shape[-1], width) * width - latents.shape[-1]
     if not (down or right):
         return latents
     return F.pad(latents, (0, right, 0, down, 0, 0), mode="replicate")
-
-
-def project(latents: Latents, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the tokens `[B, T', H', W', D]` of latents under a patch embedding."""
-    patch = weight.shape[2:]
-    padded = pad_to(latents, int(patch[1]), int(patch[2]))
-    return F.conv3d(padded, weight, bias, stride=tuple(patch)).movedim(1, -1)
 
 
 S = TypeVar("S", bound=CompressorSpec)
@@ -111,20 +123,33 @@ class Compressor(nn.Module, ABC, Generic[S]):
     """φ: turns the latents of a video's past into memory tokens of the DiT's width.
 
     A plugin is this class with five methods, built as `cls(spec, fit)`; every parameter it makes
-    is trained and saved. What holds for all (the law of compressors, checked by
-    `longtake.core.contract.check_compressor`): for any way of cutting a history into chunks,
+    is trained and saved:
+
+    - `needs(spec)` and `context_length(spec, geometry, size)`, of the class, say what must be
+      cached and what a history costs, without building anything;
+    - `forward(history)` makes the memory of a whole window, which is what training runs;
+    - `step(state, chunk)` and `pending(state)` make the same memory chunk by chunk, which is what
+      generation runs.
+
+    `core.interfaces.streaming` has bases that ask for less, down to one method (`CellCompressor`).
+    Tokens that bring features for cross-attention also name them in `features(spec)`.
+
+    What holds for all (the law of compressors, checked by
+    `longtake.core.contract.compressor.check_compressor`): for any way of cutting a history into
+    chunks,
 
         merge([*settled, compressor.pending(state)])  equals  compressor(history)
 
-    where `state, memory = compressor.step(state, chunk)` gave each `settled` memory. What `step`
-    gave never changes; what may still change (a block of latents that is not complete) comes from
-    `pending`. The state is a dict of tensors of a size that does not grow with the history, unless
-    the compressor must retract (`settles = False`): then `step` gives empty memories and the state
-    keeps what it needs.
+    where `state, memory = compressor.step(state, chunk)` returned each `settled` memory. What
+    `step` returned never changes; what may still change (a block of latents that is not complete)
+    comes from `pending`. The state is a dict of tensors of a size that does not grow with the
+    history, unless the compressor must retract (`settles = False`): then `step` returns empty
+    memories and the state keeps what it needs.
 
     `history.start` makes positions absolute, `history.offset` says how much of the window came
     before a chunk, `history.length` marks shorter samples of a batch: each sample's tokens must be
-    those it would get alone, with `valid` False behind them. Histories may be of any size.
+    those it would get alone, with `valid` False behind them. Histories may be of any size, also
+    empty: then there are no tokens, but the graph still holds every parameter.
     """
 
     settles: bool = True
@@ -158,9 +183,10 @@ class Compressor(nn.Module, ABC, Generic[S]):
 
     @abstractmethod
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
-        """Take the next chunk (state None: the first); give the new state and what has settled.
+        """Take the next chunk (state None: the first); return the new state and what has settled.
 
-        Chunks of one or more latents, all samples of a chunk equally long.
+        Chunks hold one or more latents, all samples of a chunk equally many. The state given stays
+        as it is.
         """
 
     @abstractmethod
@@ -171,8 +197,9 @@ class Compressor(nn.Module, ABC, Generic[S]):
 class MemoryEncoder(nn.Module):
     """All compressors of an experiment side by side: their parts stand in one memory.
 
-    Where there are several, the part names begin with the place of their compressor (`0.conv-...`),
-    so that two of one kind and rate stay apart.
+    It is called as one compressor is (`encoder(history)`, `step`, `pending`); its state is a list
+    of theirs. Where there are several, the part names begin with the place of their compressor
+    (`0.conv-...`), so that two of one kind and rate stay apart.
     """
 
     def __init__(self, compressors: Sequence[Compressor[CompressorSpec]]) -> None:
@@ -187,19 +214,14 @@ class MemoryEncoder(nn.Module):
     @property
     def features(self) -> dict[str, int]:
         """The widths of all features, by the names that they have in `Memory.features`."""
-        several = len(self.members) > 1
-        return {
-            f"{place}.{name}" if several else name: width
-            for place, compressor in enumerate(self.members)
-            for name, width in compressor.features(compressor.spec).items()
-        }
+        return features_side_by_side([c.features(c.spec) for c in self.members])
 
     def forward(self, history: History) -> Memory:
         """Return the parts of every compressor on the same history."""
         return side_by_side([compressor(history) for compressor in self.members])
 
     def step(self, state: list[State] | None, chunk: History) -> tuple[list[State], Memory]:
-        """Take the next chunk; give each compressor's state, and all that has settled."""
+        """Take the next chunk; return each compressor's state, and all that has settled."""
         before: Sequence[State | None] = state or [None] * len(self.members)
         results = [c.step(s, chunk) for c, s in zip(self.members, before, strict=True)]
         return [s for s, _ in results], side_by_side([memory for _, memory in results])
@@ -221,3 +243,14 @@ def side_by_side(memories: Sequence[Memory]) -> Memory:
     ]
     size = merge([Memory(size=memory.size) for memory in memories]).size
     return Memory(parts=tuple(parts), size=size)
+
+
+def features_side_by_side(features: Sequence[dict[str, int]]) -> dict[str, int]:
+    """Return the features of several compressors, named as their parts in `side_by_side` are."""
+    if len(features) == 1:
+        return features[0]
+    return {
+        f"{place}.{name}": width
+        for place, widths in enumerate(features)
+        for name, width in widths.items()
+    }

@@ -18,16 +18,22 @@ Goal: TypeAlias = Literal["higher", "lower"] | float
 class Metric(ABC, Generic[S]):
     """One figure a frame; built as `cls(spec)`.
 
+    A plugin answers `__call__` and sets what of the following is not the default.
+
     `unit` is printed behind the figure ("dB" or ""). `goal` says what is good: "higher", "lower",
     or a number, which frames equal to the original have: the nearer to it the better.
 
     The figure of several frames is the mean of theirs, each counted by its `weight`. A ratio gives
     as weight what it divides by: its mean is then the ratio of the sums, and frames in which there
     is little to compare do not drown the rest.
+
+    Reports say "RETRIEVER verb FIGURE quantity", such as "flow gives 19.1 dB PSNR"; a metric may
+    set `verb`, and `quantity` where its title is not what is counted.
     """
 
     unit: ClassVar[str] = ""
     goal: ClassVar[Goal] = "higher"
+    verb: ClassVar[str] = "gives"
 
     def __init__(self, spec: S) -> None:
         self.spec = spec
@@ -38,14 +44,19 @@ class Metric(ABC, Generic[S]):
         return ""
 
     @property
+    def quantity(self) -> str:
+        """What a figure is of, in a sentence; "": the title."""
+        return ""
+
+    @property
     def least(self) -> int:
         """The fewest rows and columns of pixels that a frame may have."""
         return 1
 
-    def lacks(self) -> str:
-        """Return what this machine lacks to run it, in words; "": nothing.
+    def missing(self) -> str:
+        """Return what is missing on this machine to run it, in words; "": nothing.
 
-        A metric that lacks something is reported as "not measured" and never called.
+        Where something is, the metric is reported as "not measured" and never called.
         """
         return ""
 
@@ -67,7 +78,7 @@ def merit(goal: Goal, value: Tensor) -> Tensor: ...
 
 
 def merit(goal: Goal, value: float | Tensor) -> float | Tensor:
-    """Return a figure so that more is better: as it is, negated, or minus its distance to a goal."""
+    """Return a figure so that more is better: as it is, negated, or minus the way to a goal."""
     if goal == "higher":
         return value
     if goal == "lower":

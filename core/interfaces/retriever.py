@@ -1,4 +1,4 @@
-"""Retriever φ⁻¹: gives back frames of the past (design §3)."""
+"""Retriever φ⁻¹: frames of the past out of memory (design §3)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ Retrieved: TypeAlias = LatentFrames | PixelFrames
 
 
 class Retriever(ABC, Generic[S]):
-    """Gives back the latent frames Ω; built as `cls(spec)`.
+    """Retrieves the latent frames Ω; built as `cls(spec)`.
+
+    A plugin answers `__call__`, with latents or with pixels; one that reads more of the history
+    than its shape also names that in `needs`.
 
     `learned` is False on floors: they read the history itself, not the memory, are measured once
     (masking changes nothing for them) and drawn as lines to beat. A floor that is a

@@ -5,7 +5,7 @@
         radius: int = field(default=2, validator=ge(1), metadata=doc("in latent cells, >= 1"))
 
 A spec is plain data: it can be compared, hashed, evolved with `attrs.evolve` and written as JSON
-(`core.edge`). It never imports torch, so that listing plugins stays light.
+(`core.config`). It never imports torch, so that listing plugins stays light.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..values.grid import Geometry, Rate
 __all__ = [
     "BackboneSpec", "CodecSpec", "CompressorSpec", "MaskerSpec", "MetricSpec", "PluginSpec",
     "RetrieverSpec", "TextEncoderSpec", "between", "doc", "each", "ge", "gt", "in_", "instance_of",
-    "kind_of", "le", "lt", "unit",
+    "le", "lt", "named", "unit",
 ]  # fmt: skip
 
 Validator = Callable[[Any, "Attribute[Any]", Any], Any]
@@ -57,9 +57,23 @@ def each(inner: Validator, *, at_least: int = 0) -> Validator:
     return check
 
 
+def named(what: str) -> Validator:
+    """Return a validator of a text that names something, such as weights, or is None."""
+
+    def check(instance: Any, attribute: Attribute[Any], value: str | None) -> None:
+        if value is not None and not value:
+            raise ValueError(f"must name {what}, or be null")
+
+    return check
+
+
 @frozen(kw_only=True)
 class PluginSpec:
-    """Base of every spec that names a plugin; its class is what the registry finds it by."""
+    """Base of every spec that names a plugin; its class is what the registry finds it by.
+
+    Attributes:
+        kind: what it is a spec of: `compressor`, `backbone`, ...
+    """
 
     kind: ClassVar[str] = ""
 
@@ -108,7 +122,7 @@ class MetricSpec(PluginSpec):
 
 @frozen(kw_only=True)
 class BackboneSpec(PluginSpec):
-    """Base of the specs of backbones; implies codec, text encoder, geometry and timestep shift."""
+    """Base of the specs of backbones; each says its codec, text encoder, geometry and shift."""
 
     kind: ClassVar[str] = "backbone"
 
@@ -133,24 +147,16 @@ class BackboneSpec(PluginSpec):
         raise NotImplementedError
 
     def check_rates(self, rates: Iterable[Rate]) -> None:
-        """Refuse rates of compressors whose tokens this backbone cannot take; it takes all.
+        """Refuse rates of compressors whose tokens this backbone cannot take; here it takes all.
 
         Raises:
-            ValueError: in subclasses, with the rate.
+            ValueError: (in subclasses) a rate cannot be taken; the message names it.
         """
-
-
-def kind_of(spec: PluginSpec) -> str:
-    """Return the kind (`compressor`, `backbone`, ...) that a spec belongs to."""
-    return type(spec).kind
-
-
-# ⟦core/lora.py⟧ LoRA: the adapters that a stage trains on a frozen backbone, as a spec.
 
 
 @frozen(kw_only=True)
 class LoRA:
-    """Low-rank adapters on the blocks' linears (the paper: rank 128 always)."""
+    """Low-rank adapters that a stage trains on a frozen backbone (the paper: rank 128 always)."""
 
     rank: int = field(default=128, validator=ge(1), metadata=doc("rank of every adapter, ≥ 1"))
     alpha: float = field(

@@ -1,20 +1,29 @@
-"""What streaming compressors share: a window in one step, blocks of latents, a state's clock."""
+"""Bases and helpers for streaming compressors: write less than `Compressor` asks for.
+
+From the shortest way to the longest:
+
+- `CellCompressor`: say what one memory cell becomes (CONTRIBUTING has a whole one);
+- `GridCompressor`: make the tokens of blocks of latents, for a memory on a regular grid;
+- `Streamed`: answer `step` and `pending`; `forward` follows;
+- `Compressor` itself, with the functions below: `advance` keeps count of what a state has seen,
+  `take_blocks` and `incomplete_block` hold latents back until their block is complete.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
 import torch
-import torch.nn.functional as F
 from attrs import frozen
+from einops import rearrange
 from torch import Tensor
 
 from ..values.grid import Geometry, Rate, Size3
 from ..values.history import History
-from ..values.memory import Memory, Part, grid_part, merge
+from ..values.memory import Memory, grid_part, merge, stack
 from .compressor import Compressor, Length, Needs, S, State, pad_to
 
 
@@ -23,32 +32,152 @@ class Streamed(Compressor[S]):
 
     The law of compressors then asks one thing only: that it does not matter how a window is cut.
     Samples of a ragged batch run in groups of equal length, so that each is as it would be alone.
-    For compressors of latents: pixels are not handed on there.
+    For compressors of latents: in a ragged batch they get no pixels.
     """
 
     def forward(self, history: History) -> Memory:
         """Return the memory of a whole window; its batch may hold different lengths."""
         if not history.ragged:
-            return self._whole(history)
+            return self._of_equal_lengths(history)
         lengths: list[int] = history.length.tolist()
-        groups = [
-            [i for i, n in enumerate(lengths) if n == length] for length in sorted(set(lengths))
+        groups = [[i for i, n in enumerate(lengths) if n == one] for one in sorted(set(lengths))]
+        memories = [
+            self._of_equal_lengths(_trimmed(history.select(group), lengths[group[0]]))
+            for group in groups
         ]
-        memories = [self._whole(trimmed(history.select(g), lengths[g[0]])) for g in groups]
         places = [i for group in groups for i in group]
         order = sorted(range(len(places)), key=places.__getitem__)
-        return attrs.evolve(stacked(memories).select(order), size=history.size)
+        same_parts = zip(*(memory.parts for memory in memories), strict=True)
+        parts = tuple(stack(parts).select(order) for parts in same_parts)
+        return Memory(parts=parts, size=history.size)
 
-    def _whole(self, history: History) -> Memory:
+    def _of_equal_lengths(self, history: History) -> Memory:
         if not history.size.time:
             # One zero latent, so that the graph still holds every parameter.
-            return attrs.evolve(emptied(self._whole(_one_latent(history))), size=history.size)
+            one = self._of_equal_lengths(_one_latent(history))
+            return attrs.evolve(one.without_tokens(), size=history.size)
         state, settled = self.step(None, history)
         return merge([settled, self.pending(state)])
 
 
+def _trimmed(history: History, length: int) -> History:
+    """Return samples of one length without the padding behind them, and without pixels."""
+    return attrs.evolve(
+        history,
+        pixels=None,
+        latents=history.latents[:, :, :length],
+        lr={rate: x[:, :, : rate.settled_tokens(length)] for rate, x in history.lr.items()},
+        length=torch.full_like(history.length, length),
+    )
+
+
+def _one_latent(history: History) -> History:
+    """Return a history of one latent, all zero."""
+
+    def zero(x: Tensor) -> Tensor:
+        return x.new_zeros(*x.shape[:2], 1, *x.shape[3:])
+
+    return attrs.evolve(
+        history,
+        latents=zero(history.latents),
+        lr={rate: zero(x) for rate, x in history.lr.items()},
+        length=torch.ones_like(history.length),
+    )
+
+
+class GridCompressor(Streamed[S]):
+    """A compressor whose tokens stand on the grid of memory frames of its spec's `rate`.
+
+    Subclasses name their part in `part` (`<part>-<rate>` in memory) and answer `tokens`;
+    streaming, places, ragged batches and context length follow. The state holds the latents that
+    complete no block, fewer than the time rate.
+    """
+
+    part: ClassVar[str]
+
+    @abstractmethod
+    def tokens(self, span: LatentSpan) -> Tensor:
+        """Return the tokens `[B, T', S, D]` of T' blocks of latents, S = rows × columns of each.
+
+        Args:
+            span: at least one latent. Latent 0 of a window is a block of its own, the others stand
+                in blocks of as many as the time rate, of which the last may be incomplete.
+        """
+
+    @classmethod
+    def rate(cls, spec: S) -> Rate:
+        """Return the compression rate of a spec: its field `rate`."""
+        rate: Rate = getattr(spec, "rate")  # noqa: B009  # S says nothing of its fields
+        return rate
+
+    @classmethod
+    def needs(cls, spec: S) -> Needs:
+        """Return the full-size latents."""
+        return Needs()
+
+    @classmethod
+    def context_length(cls, spec: S, geometry: Geometry, size: Size3) -> Length:
+        """Return the exact number of tokens: the cells of the token grid."""
+        return Length(tokens=cls.rate(spec).token_grid(size, geometry.patch).cells)
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        """Take the next chunk; return the tokens of the blocks that it completed."""
+        new, complete = take_blocks(state, chunk, self.rate(self.spec).time)
+        return new, self._memory(complete)
+
+    def pending(self, state: State) -> Memory:
+        """Return the tokens of the block that is not complete, so far."""
+        return self._memory(incomplete_block(state, self.rate(self.spec).time))
+
+    def _memory(self, span: LatentSpan) -> Memory:
+        if not span.latents.shape[2]:
+            return Memory(size=span.seen)
+        rate = self.rate(self.spec)
+        return span.memory(f"{self.part}-{rate}", self.tokens(span), rate, self.geometry.patch)
+
+
+class CellCompressor(GridCompressor[S]):
+    """A compressor whose every token is made of the latents of its own cell, and of nothing else.
+
+    The shortest way to a compressor of one's own: subclasses name their tokens in `part` and answer
+    `encode`; all else follows from the rate, which the spec holds in its field `rate`. See
+    CONTRIBUTING for a whole one.
+    """
+
+    @abstractmethod
+    def encode(self, cells: Tensor) -> Tensor:
+        """Return the tokens `[M, D]` of cells of latents.
+
+        Args:
+            cells: `[M, C, n, h, w]`: C channels, n latent frames (as many as the rate says, fewer
+                in a block that is not complete, one in the first), h × w latents of the rate times
+                the DiT's patch. Odd sizes are padded by repeating the last row and column.
+        """
+
+    def tokens(self, span: LatentSpan) -> Tensor:
+        """Return the tokens `[B, T', S, D]` of every cell: latent 0, whole blocks, what is left."""
+        step, alone = self.rate(self.spec).time, 0 if span.first else 1
+        first, rest = span.latents[:, :, :alone], span.latents[:, :, alone:]
+        whole = rest.shape[2] // step * step
+        blocks = [(first, 1), (rest[:, :, :whole], step), (rest[:, :, whole:], None)]
+        frames = [self._of_blocks(x, length or x.shape[2]) for x, length in blocks if x.shape[2]]
+        return torch.cat(frames, dim=1)
+
+    def _of_blocks(self, latents: Tensor, length: int) -> Tensor:
+        """Return the tokens `[B, m, S, D]` of m blocks of `length` latents `[B, C, m·n, H, W]`."""
+        rate, patch = self.rate(self.spec), self.geometry.patch
+        high, wide = rate.height * patch.height, rate.width * patch.width
+        cells = rearrange(
+            pad_to(latents, high, wide),
+            "b c (m n) (rows h) (columns w) -> (b m rows columns) c n h w",
+            n=length, h=high, w=wide,
+        )  # fmt: skip
+        batch, count = latents.shape[0], latents.shape[2] // length
+        return rearrange(self.encode(cells), "(b m s) d -> b m s d", b=batch, m=count)
+
+
 @frozen(eq=False, kw_only=True)
-class Run:
+class LatentSpan:
     """Consecutive latents of a window, and where they stand in it.
 
     Attributes:
@@ -63,14 +192,36 @@ class Run:
     seen: Size3
     start: Tensor
 
-    @property
-    def length(self) -> Tensor:
-        """The latents of each sample seen so far, `[B]`."""
-        return torch.full_like(self.start, self.seen.time)
+    def memory(
+        self,
+        name: str,
+        tokens: Tensor,
+        rate: Rate,
+        patch: Size3,
+        features: Mapping[str, Tensor] | None = None,
+    ) -> Memory:
+        """Return a memory of one part: tokens `[B, T', S, D]` on the grid of memory frames.
+
+        Args:
+            name: of the part.
+            tokens: of the blocks of these latents.
+            rate: latents and patch cells to a token.
+            patch: of the DiT.
+            features: named features `[B, T', S, F]` of the tokens.
+        """
+        part = grid_part(
+            name, tokens, rate=rate, size=self.seen, patch=patch, start=self.start,
+            length=torch.full_like(self.start, self.seen.time),
+            skip=rate.settled_tokens(self.first), features=features,
+        )  # fmt: skip
+        return Memory(parts=(part,), size=self.seen)
 
 
-def follow(state: State | None, chunk: History) -> State:
-    """Return a new state whose clock (`seen`, `start`) has taken the chunk in.
+def advance(state: State | None, chunk: History) -> State:
+    """Return a new state that has seen the chunk, too, with all else that `state` holds.
+
+    It holds `seen`, the size of the window so far (read by `seen_size`), and `start`, the absolute
+    latent frame of the window's first latent, `[B]`.
 
     Raises:
         ValueError: the chunk does not follow what the state has seen.
@@ -90,183 +241,38 @@ def seen_size(state: State) -> Size3:
     return Size3(time=time, height=height, width=width)
 
 
-def take_blocks(state: State | None, chunk: History, period: int) -> tuple[State, Run]:
-    """Return the new state, which holds the latents of the incomplete block, and those now complete.
+def take_blocks(state: State | None, chunk: History, period: int) -> tuple[State, LatentSpan]:
+    """Return the state after a chunk, and the latents of the blocks that are complete with it.
 
-    Latent 0 is a block of its own, the others are of `period` latents, as memory frames are.
+    Latent 0 is a block of its own, the others stand in blocks of `period` latents, as memory frames
+    do. The state holds the latents of the incomplete block, under `waiting`.
     """
-    new = follow(state, chunk)
-    seen, grid = seen_size(new), _grid(period)
+    new = advance(state, chunk)
+    seen, grid = seen_size(new), _time_grid(period)
     first = grid.settled_latents(chunk.offset)
     ready = grid.settled_latents(seen.time) - first
-    latents = joined(new.get("waiting"), chunk.latents, dim=2)
-    new["waiting"] = own(latents[:, :, ready:])
-    return new, Run(latents=latents[:, :, :ready], first=first, seen=seen, start=new["start"])
+    latents = appended(new.get("waiting"), chunk.latents, dim=2)
+    new["waiting"] = own_copy(latents[:, :, ready:])
+    span = LatentSpan(latents=latents[:, :, :ready], first=first, seen=seen, start=new["start"])
+    return new, span
 
 
-def waiting(state: State, period: int) -> Run:
+def incomplete_block(state: State, period: int) -> LatentSpan:
     """Return the latents of the incomplete block; none where all blocks are complete."""
     seen = seen_size(state)
-    first = _grid(period).settled_latents(seen.time)
-    return Run(latents=state["waiting"], first=first, seen=seen, start=state["start"])
+    first = _time_grid(period).settled_latents(seen.time)
+    return LatentSpan(latents=state["waiting"], first=first, seen=seen, start=state["start"])
 
 
-def _grid(period: int) -> Rate:
+def _time_grid(period: int) -> Rate:
     return Rate(height=1, width=1, time=period)
 
 
-def trimmed(history: History, length: int) -> History:
-    """Return samples of one length without the padding behind them, and without pixels."""
-    return attrs.evolve(
-        history,
-        pixels=None,
-        latents=history.latents[:, :, :length],
-        lr={rate: x[:, :, : rate.settled_tokens(length)] for rate, x in history.lr.items()},
-        length=torch.full_like(history.length, length),
-    )
-
-
-def _one_latent(history: History) -> History:
-    def zero(x: Tensor) -> Tensor:
-        return x.new_zeros(*x.shape[:2], 1, *x.shape[3:])
-
-    return attrs.evolve(
-        history,
-        latents=zero(history.latents),
-        lr={rate: zero(x) for rate, x in history.lr.items()},
-        length=torch.ones_like(history.length),
-    )
-
-
-def emptied(memory: Memory) -> Memory:
-    """Return a memory whose parts have no tokens but stay in the graph."""
-    parts = [part.take(torch.empty(len(part.valid), 0).long()) for part in memory.parts]
-    return Memory(parts=tuple(parts), size=memory.size)
-
-
-def stacked(memories: Sequence[Memory]) -> Memory:
-    """Return memories of several groups of samples, of the same parts, as one batch."""
-    groups = zip(*(memory.parts for memory in memories), strict=True)
-    return Memory(parts=tuple(_stacked(group) for group in groups))
-
-
-def _stacked(parts: Sequence[Part]) -> Part:
-    count = max(part.tokens.shape[1] for part in parts)
-    even = [padded(part, count) for part in parts]
-    return Part(
-        name=parts[0].name,
-        tokens=torch.cat([part.tokens for part in even]),
-        positions=torch.cat([part.positions for part in even]),
-        extents=torch.cat([part.extents for part in even]),
-        valid=torch.cat([part.valid for part in even]),
-        features={name: torch.cat([p.features[name] for p in even]) for name in parts[0].features},
-    )
-
-
-def padded(part: Part, count: int) -> Part:
-    """Return a part of `count` tokens: behind its own stand zeros that are not valid."""
-    more = (0, count - part.tokens.shape[1])
-    return Part(
-        name=part.name,
-        tokens=F.pad(part.tokens, (0, 0, *more)),
-        positions=F.pad(part.positions, (0, 0, *more)),
-        extents=F.pad(part.extents, (0, 0, *more), value=1.0),
-        valid=F.pad(part.valid, more),
-        features={name: F.pad(x, (0, 0, *more)) for name, x in part.features.items()},
-    )
-
-
-def joined(before: Tensor | None, new: Tensor, dim: int) -> Tensor:
-    """Return `new` behind `before`."""
+def appended(before: Tensor | None, new: Tensor, dim: int) -> Tensor:
+    """Return `new` behind `before`, where there is any."""
     return new if before is None else torch.cat([before, new], dim=dim)
 
 
-def own(x: Tensor) -> Tensor:
+def own_copy(x: Tensor) -> Tensor:
     """Return a copy with its own memory: a slice would keep alive all that it was cut from."""
     return x.clone(memory_format=torch.contiguous_format)
-
-
-# ⟦core/cells.py⟧ The shortest way to a compressor of one's own: say what one memory cell becomes.
-
-
-class CellCompressor(Streamed[S]):
-    """A compressor whose every token is made of the latents of its own cell, and of nothing else.
-
-    Subclasses name their tokens in `part` and answer `encode`; streaming, places, ragged batches
-    and context length follow from the rate, which the spec holds in its field `rate`. See
-    CONTRIBUTING for a whole one.
-    """
-
-    part: ClassVar[str]
-
-    @abstractmethod
-    def encode(self, cells: Tensor) -> Tensor:
-        """Return the tokens `[M, D]` of cells of latents.
-
-        Args:
-            cells: `[M, C, n, h, w]`: C channels, n latent frames (as many as the rate says, fewer
-                in a block that is not complete, one in the first), h × w latents of the rate times
-                the DiT's patch. Odd sizes are padded by repeating the last row and column.
-        """
-
-    @classmethod
-    def rate(cls, spec: S) -> Rate:
-        """Return the compression rate of a spec: its field `rate`."""
-        found: Rate = getattr(spec, "rate")  # noqa: B009  # S says nothing of its fields
-        return found
-
-    @classmethod
-    def needs(cls, spec: S) -> Needs:
-        """Return the full-size latents."""
-        return Needs()
-
-    @classmethod
-    def context_length(cls, spec: S, geometry: Geometry, size: Size3) -> Length:
-        """Return the exact number of tokens: the cells of the token grid."""
-        return Length(tokens=cls.rate(spec).token_grid(size, geometry.patch).cells)
-
-    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
-        """Take the next chunk; give the tokens of the cells that it completed."""
-        new, run = take_blocks(state, chunk, self.rate(self.spec).time)
-        return new, self._memory(run)
-
-    def pending(self, state: State) -> Memory:
-        """Return the tokens of the cells that are not complete, so far."""
-        return self._memory(waiting(state, self.rate(self.spec).time))
-
-    def _memory(self, run: Run) -> Memory:
-        if not run.latents.shape[2]:
-            return Memory(size=run.seen)
-        rate, patch = self.rate(self.spec), self.geometry.patch
-        tokens = torch.cat([self._frames(block) for block in self._blocks(run)], dim=1)
-        part = grid_part(
-            f"{self.part}-{rate}", tokens, rate=rate, size=run.seen, patch=patch,
-            grid=rate.token_grid(run.seen, patch), start=run.start, length=run.length,
-            skip=rate.settled_tokens(run.first),
-        )  # fmt: skip
-        return Memory(parts=(part,), size=run.seen)
-
-    def _blocks(self, run: Run) -> list[Tensor]:
-        """Return latents `[B, C, m·n, H, W]` by block length: the first, whole ones, what is left."""
-        step, alone = self.rate(self.spec).time, 0 if run.first else 1
-        first, rest = run.latents[:, :, :alone], run.latents[:, :, alone:]
-        whole = rest.shape[2] // step * step
-        found = [(first, 1), (rest[:, :, :whole], step), (rest[:, :, whole:], None)]
-        return [_split(x, n or x.shape[2]) for x, n in found if x.shape[2]]
-
-    def _frames(self, blocks: Tensor) -> Tensor:
-        """Return the tokens `[B, m, S, D]` of blocks `[B, m, C, n, H, W]`."""
-        rate, patch = self.rate(self.spec), self.geometry.patch
-        high, wide = rate.height * patch.height, rate.width * patch.width
-        batch, count = blocks.shape[:2]
-        padded = pad_to(blocks.flatten(0, 1), high, wide)  # [B·m, C, n, H, W]
-        cells = padded.unflatten(4, (-1, wide)).unflatten(3, (-1, high))
-        cells = cells.permute(0, 3, 5, 1, 2, 4, 6)  # [B·m, rows, columns, C, n, h, w]
-        tokens: Tensor = self.encode(cells.flatten(0, 2)).unflatten(0, (batch, count, -1))
-        return tokens
-
-
-def _split(latents: Tensor, step: int) -> Tensor:
-    """Return blocks `[B, m, C, step, H, W]` of latents `[B, C, m·step, H, W]`."""
-    blocks: Tensor = latents.unflatten(2, (-1, step)).movedim(2, 1)
-    return blocks

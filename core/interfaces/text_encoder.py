@@ -1,4 +1,4 @@
-"""Text: prompts as embeddings, and the encoders that make them."""
+"""Text encoder: prompts to the embeddings that a backbone was trained on."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ S = TypeVar("S", bound=TextEncoderSpec)
 class TextEncoder(ABC, Generic[S]):
     """Turns prompts into the embeddings that a backbone was trained on; built as `cls(spec)`.
 
+    A plugin answers `encode` and `identity`; where it holds weights, also `release` and
+    `available_offline`.
+
     Building one loads nothing: weights come with the first `encode`, and stay until `release`.
     The encoders of real backbones are as large as these, so whoever encodes takes all prompts
     together and releases at once. The empty prompt "" is legal everywhere: it is what guidance
@@ -28,7 +31,7 @@ class TextEncoder(ABC, Generic[S]):
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device | str) -> TextEncoder[S]:
-        """Run on `device` from the next loading of weights on, and give the encoder itself."""
+        """Run on `device` from the next loading of weights on; return the encoder itself."""
         self.release()
         self.device = torch.device(device)
         return self
@@ -39,7 +42,7 @@ class TextEncoder(ABC, Generic[S]):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Text:
-        """Return the embeddings of the prompts on the CPU, all of one length L; longer ones are cut.
+        """Return the embeddings of prompts on the CPU, all of one length L; longer ones are cut.
 
         Raises:
             UserError: the weights are missing, damaged or of another model.
@@ -54,13 +57,13 @@ class TextEncoder(ABC, Generic[S]):
         """
 
     @property
-    def at_hand(self) -> bool:
+    def available_offline(self) -> bool:
         """Whether weights are on this machine, if it needs any: nothing must be fetched then."""
         return True
 
 
 def embed_all(encoder: TextEncoder[TextEncoderSpec], prompts: Sequence[str]) -> Text:
-    """Return the embeddings of all prompts of a job, and free the encoder's weights again."""
+    """Return the embeddings of all prompts of a job; the encoder's weights are freed again."""
     try:
         with torch.no_grad():
             return encoder.encode(prompts)

@@ -21,7 +21,7 @@ Key = tuple[str, str, float]  # id, latent size, seconds
 
 
 @frozen(kw_only=True)
-class SideClip:
+class ComparedClip:
     """One clip of a measure: tokens of its memory and of each part, unmasked figures."""
 
     tokens: int
@@ -30,8 +30,8 @@ class SideClip:
 
 
 @frozen(kw_only=True)
-class Side:
-    """What one measure gives to a comparison.
+class ComparedMeasure:
+    """What a comparison reads of one measure.
 
     Attributes:
         rates: compression rates of its compressors.
@@ -43,7 +43,7 @@ class Side:
     run: str
     rates: tuple[str, ...]
     kinds: Mapping[str, str]
-    clips: Mapping[Key, SideClip]
+    clips: Mapping[Key, ComparedClip]
 
 
 @frozen(kw_only=True)
@@ -67,91 +67,94 @@ class RateRow:
 
 
 @frozen(kw_only=True)
-class ByRate:
+class RateTable:
     """The rows, and how many clips they are over."""
 
     rows: tuple[RateRow, ...]
     clips: int
 
 
-def read_side(place: Path) -> Side:
-    """Return the measure in a file, or in a folder as `longtake measure` leaves it.
+def read_measure(place: Path) -> ComparedMeasure:
+    """Read the measure in a file, or in a folder as `longtake measure` leaves it.
 
     Raises:
         UserError: there is none, or it is no measure that this version reads.
     """
-    tried = (place, place / "measure.json", place / "measure" / "measure.json")
-    path = next((path for path in tried if path.is_file()), None)
+    paths = (place, place / "measure.json", place / "measure" / "measure.json")
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise UserError(f"{place} holds no {WHAT}")
     data = read_object(path, WHAT, *KEYS)
     try:
-        return side_of(data)
+        return parse_measure(data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is no {WHAT} that this version reads: {error!r}") from None
 
 
-def side_of(data: Mapping[str, Any]) -> Side:
-    """Return the side of a measure as its JSON."""
-    return Side(
+def parse_measure(data: Mapping[str, Any]) -> ComparedMeasure:
+    """Return the measure that `MeasureResult.to_json` wrote; one of format 1 names no rates."""
+    compressors = data.get("spec", {}).get("compressors", ())
+    rates = data.get("rates") or [one["rate"] for one in compressors if "rate" in one]
+    return ComparedMeasure(
         experiment=str(data["experiment"]),
         run=str(data["run"]),
-        rates=tuple(data.get("rates") or _rates(data.get("spec", {}))),
-        kinds={found["name"]: found["kind"] for found in data["retrievals"]},
-        clips={(c["id"], c["size"], round(c["seconds"], 3)): _clip(c) for c in data["clips"]},
+        rates=tuple(rates),
+        kinds={one["name"]: one["kind"] for one in data["retrievals"]},
+        clips={
+            (clip["id"], clip["size"], round(clip["seconds"], 3)): ComparedClip(
+                tokens=clip["tokens"],
+                parts=clip.get("parts", {}),
+                unmasked={name: dict(figures) for name, figures in clip["unmasked"].items()},
+            )
+            for clip in data["clips"]
+        },
     )
 
 
-def _clip(data: Mapping[str, Any]) -> SideClip:
-    figures = {name: dict(by_metric) for name, by_metric in data["unmasked"].items()}
-    return SideClip(tokens=data["tokens"], parts=data.get("parts", {}), unmasked=figures)
-
-
-def _rates(spec: Mapping[str, Any]) -> list[str]:
-    """Return the rates of a resolved spec: files of format 1 do not name them."""
-    return [one["rate"] for one in spec.get("compressors", ()) if "rate" in one]
-
-
-def by_rate(result: MeasureResult, beside: Sequence[Side] = ()) -> ByRate:
-    """Return the rows of a result and of the measures beside it, over the clips that all hold.
+def compare_rates(result: MeasureResult, others: Sequence[ComparedMeasure] = ()) -> RateTable:
+    """Return the rows of a result and of other measures, over the clips that all of them hold.
 
     Raises:
-        UserError: a measure beside it shares no clip with it, of the same size and length.
+        UserError: another measure shares no clip with it, of the same size and length.
     """
-    sides = [side_of(result.to_json()), *beside]
-    shared = set(sides[0].clips)
-    for side in beside:
-        shared &= set(side.clips)
+    measures = [parse_measure(result.to_json()), *others]
+    shared = set(measures[0].clips)
+    for other in others:
+        shared &= set(other.clips)
         if not shared:
             raise UserError(
-                f"the measure of {side.run or side.experiment} holds no clip of this one (the same "
-                "clip, size and length): measure both on one store"
+                f"the measure of {other.run or other.experiment} holds no clip of this one (the "
+                "same clip, size and length): measure both on one store"
             )
-    keys = [key for key in sides[0].clips if key in shared]
-    labels = _labels(sides)
-    names = [metric.name for metric in result.metrics]
+    keys = [key for key in measures[0].clips if key in shared]
+    metrics = [metric.name for metric in result.metrics]
     rows = [
         row
-        for place, side in enumerate(sides)
-        for row in _rows(side, labels[place], keys, names, place == 0)
+        for place, (measure, label) in enumerate(zip(measures, _labels(measures), strict=True))
+        for row in _rows(measure, label, keys, metrics, own=place == 0)
     ]
-    return ByRate(rows=tuple(_merged(rows)), clips=len(keys))
+    return RateTable(rows=tuple(_merge_alike(rows)), clips=len(keys))
 
 
-def _labels(sides: Sequence[Side]) -> list[str]:
-    """Return the shortest names that tell all measures apart."""
-    rates = [" + ".join(rate.replace("x", "×") for rate in side.rates) for side in sides]
-    names = [side.experiment for side in sides]
-    for found in (rates, names):
-        if all(found) and len(set(found)) == len(found):
-            return found
-    return [f"{place}. {side.experiment} ({side.run})" for place, side in enumerate(sides, start=1)]
+def _labels(measures: Sequence[ComparedMeasure]) -> list[str]:
+    """Return the shortest names that tell all measures apart: rates, experiments, or both."""
+    rates = [" + ".join(rate.replace("x", "×") for rate in one.rates) for one in measures]
+    experiments = [one.experiment for one in measures]
+    for labels in (rates, experiments):
+        if all(labels) and len(set(labels)) == len(labels):
+            return labels
+    return [f"{place}. {one.experiment} ({one.run})" for place, one in enumerate(measures, start=1)]
 
 
 def _rows(
-    side: Side, label: str, keys: Sequence[Key], metrics: Sequence[str], own: bool
+    measure: ComparedMeasure,
+    label: str,
+    keys: Sequence[Key],
+    metrics: Sequence[str],
+    *,
+    own: bool,
 ) -> list[RateRow]:
-    clips = [side.clips[key] for key in keys]
+    clips = [measure.clips[key] for key in keys]
     return [
         RateRow(
             label=label,
@@ -161,33 +164,35 @@ def _rows(
             figures=_figures([clip.unmasked[name] for clip in clips], metrics),
             own=own,
         )
-        for name, kind in side.kinds.items()
+        for name, kind in measure.kinds.items()
     ]
 
 
-def _tokens(clip: SideClip, name: str, kind: str) -> int:
-    """Return the tokens that a retriever reads: one of a part alone reads only those of the part."""
-    parts = {part: n for part, n in clip.parts.items() if name.endswith(f" of {part}")}
-    return next(iter(parts.values())) if kind == "part" and parts else clip.tokens
+def _tokens(clip: ComparedClip, name: str, kind: str) -> int:
+    """Return the tokens that a retriever reads: of a part alone only those of the part."""
+    parts = [tokens for part, tokens in clip.parts.items() if name.endswith(f" of {part}")]
+    return parts[0] if kind == "part" and parts else clip.tokens
 
 
 def _figures(clips: Sequence[Figures], metrics: Sequence[str]) -> dict[str, Interval]:
+    """Return the figures over clips, of the metrics that every clip has."""
     columns = {name: [clip.get(name) for clip in clips] for name in metrics}
-    whole = {name: [v for v in column if v is not None] for name, column in columns.items()}
-    return {name: interval(kept) for name, kept in whole.items() if len(kept) == len(clips)}
+    existing = {name: [v for v in column if v is not None] for name, column in columns.items()}
+    return {
+        name: interval(column) for name, column in existing.items() if len(column) == len(clips)
+    }
 
 
-def _merged(rows: Sequence[RateRow]) -> list[RateRow]:
-    """Return floors and ceilings that are alike in all measures once, without tokens."""
-    found: list[RateRow] = []
+def _merge_alike(rows: Sequence[RateRow]) -> list[RateRow]:
+    """Return floors and ceilings that are alike in all measures once, and without tokens."""
+    merged: list[RateRow] = []
     measures = {row.label for row in rows}
     for row in rows:
-        alike = [r for r in rows if (r.name, r.figures) == (row.name, row.figures)]
-        everywhere = {r.label for r in alike} == measures
+        alike = [other for other in rows if (other.name, other.figures) == (row.name, row.figures)]
         tokens = None if row.kind == "ceiling" else row.tokens
-        if row.kind in ("learned", "part") or not everywhere:
-            found.append(attrs.evolve(row, tokens=tokens))
+        if row.kind in ("learned", "part") or {other.label for other in alike} != measures:
+            merged.append(attrs.evolve(row, tokens=tokens))
         elif row is alike[0]:
-            alone = len(measures) == 1 and row.kind != "ceiling"
-            found.append(row if alone else attrs.evolve(row, label="", tokens=None))
-    return found
+            one_measure = len(measures) == 1 and row.kind != "ceiling"
+            merged.append(row if one_measure else attrs.evolve(row, label="", tokens=None))
+    return merged

@@ -3,214 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median, median_low
 
 import attrs
 from attrs import define, frozen
 
-from .. import config as edge
-from ..data.store import Record, Store
+from .. import config
+from ..data.store import Record
 from ..experiment import Experiment
-from ..interfaces.metric import Metric, merit
-from ..interfaces.spec import MetricSpec
-from ..model import Model
-from ..registry import registry
+from ..interfaces.metric import merit
 from ..tools.device import versions
-from ..values.grid import Rate, Size3, ceil_div
-from .prepare import QUERIES, Prepared, evaluating
+from ..tools.progress import Report
+from ..values.grid import Rate, Size3
+from .prepare import MeasureSetup, evaluating, metric_infos
 from .quality import (
     CEILING,
+    QUERIES,
     ClipGain,
     ClipQuality,
-    Kept,
     clip_gain,
     clip_quality,
-    foreign_quality,
+    foreign_memory,
     gain_over_clips,
 )
 from .result import (
     ClipRow,
     Distance,
+    FrameScores,
     Interval,
     LongRow,
     MeasureResult,
-    MetricInfo,
     Quality,
-    Retrieval,
-    Scores,
+    RetrieverResult,
     age_width,
-    by_age,
     interval,
-    over_clips,
+    quality_over_clips,
 )
-
-# ⟦core/measure/assemble.py⟧ From single clips to the figures of a result.
-
-
-@frozen(eq=False, kw_only=True)
-class Seen:
-    """All that was measured of one clip."""
-
-    record: Record
-    quality: ClipQuality
-    gain: ClipGain
-
-
-def metric_infos(at: Prepared) -> tuple[MetricInfo, ...]:
-    """Return what the measured metrics say of themselves."""
-    return tuple(_info(at, name, metric) for name, metric in at.metrics.items())
-
-
-def missing_infos(at: Prepared) -> tuple[MetricInfo, ...]:
-    """Return the metrics that could not be measured here, with what they need."""
-    found = at.missing.items()
-    return tuple(attrs.evolve(_info(at, n, m), needs=m.lacks()) for n, m in found)
-
-
-def _info(at: Prepared, name: str, metric: Metric[MetricSpec]) -> MetricInfo:
-    plugin = registry().find(metric.spec).name
-    title = metric.title or name.upper()
-    return MetricInfo(name=name, plugin=plugin, title=title, unit=metric.unit, goal=metric.goal)
-
-
-def rates_of(experiment: Experiment) -> tuple[str, ...]:
-    """Return the compression rates that the compressors' specs name, in their order."""
-    values = [v for spec in experiment.compressors for v in attrs.astuple(spec, recurse=False)]
-    return tuple(dict.fromkeys(str(value) for value in values if isinstance(value, Rate)))
-
-
-def retrievals(at: Prepared, clips: Sequence[ClipQuality]) -> tuple[Retrieval, ...]:
-    """Return the ceiling, every retriever, and the main one of each part alone, over clips."""
-    parts = [name for name in clips[0].unmasked if name not in (CEILING, *at.retrievers)]
-    return tuple(_retrieval(at, name, clips) for name in (CEILING, *at.retrievers, *parts))
-
-
-def _retrieval(at: Prepared, name: str, clips: Sequence[ClipQuality]) -> Retrieval:
-    numbers = [n for clip in clips if (n := clip.numbers.get(name)) is not None]
-    seconds = [clip.seconds[name] for clip in clips if name in clip.seconds]
-    masked = [clip.masked[name] for clip in clips if name in clip.masked]
-    return Retrieval(
-        name=name,
-        kind=_kind(at, name),
-        unmasked=_over(at, [clip.unmasked[name] for clip in clips]),
-        masked=_over(at, masked) if masked else None,
-        numbers=median_low(numbers) if numbers else None,
-        seconds=median(seconds) if seconds else None,
-        samples=name in at.retrievers and at.retrievers[name].samples,
-    )
-
-
-def _kind(at: Prepared, name: str) -> str:
-    if name == CEILING:
-        return CEILING
-    if name not in at.retrievers:
-        return "part"
-    if at.retrievers[name].learned:
-        return "learned"
-    return "guide" if at.retrievers[name].guide else "floor"
-
-
-def _over(at: Prepared, clips: Sequence[Scores]) -> Quality:
-    width = age_width(at.model.experiment.measure.seconds)
-    return over_clips(clips, fps=at.store.fps, width=width)
-
-
-def distances(
-    at: Prepared, main: str, found: Sequence[Retrieval], clips: Sequence[ClipQuality]
-) -> tuple[Distance, ...]:
-    """Return how much better the main retriever is than every other one, paired by clip."""
-    return tuple(
-        Distance(
-            name=other.name,
-            kind=other.kind,
-            figures={
-                metric: _distance(at, metric, main, other.name, clips) for metric in at.metrics
-            },
-        )
-        for other in found
-        if other.name != main and other.kind != "part"
-    )
-
-
-def _distance(
-    at: Prepared, metric: str, main: str, other: str, clips: Sequence[ClipQuality]
-) -> Interval:
-    goal = at.metrics[metric].goal
-    pairs = [(clip.unmasked[main].means(), clip.unmasked[other].means()) for clip in clips]
-    return interval([merit(goal, mine[metric]) - merit(goal, his[metric]) for mine, his in pairs])
-
-
-def clip_row(at: Prepared, seen: Seen) -> ClipRow:
-    """Return the row of one clip."""
-    record, quality, gain = seen.record, seen.quality, seen.gain
-    size = at.size(record)
-    return ClipRow(
-        id=record.id,
-        name=record.name,
-        caption=record.caption,
-        size=str(size),
-        seconds=_seconds(at, size),
-        cut=record.latents > size.time,
-        short=size.time < at.length,
-        tokens=quality.tokens,
-        parts=quality.parts,
-        uncompressed=_uncompressed(at, size),
-        unmasked={name: scores.means() for name, scores in quality.unmasked.items()},
-        masked={name: scores.means() for name, scores in quality.masked.items()},
-        gain=gain.gain,
-        specific=gain.specific,
-        foreign=gain.foreign,
-        same={n: quality.unmasked[n].like(s).means() for n, s in quality.masked.items()},
-        ages=_ages(at, quality.unmasked[at.main]),
-        swapped=quality.foreign.means() if quality.foreign else None,
-    )
-
-
-def _ages(at: Prepared, main: Scores) -> dict[str, dict[str, float]]:
-    width = age_width(at.model.experiment.measure.seconds)
-    found = by_age(main, at.store.fps, width)
-    return {f"{number * width:g}": means for number, means in found.items()}
-
-
-def long_row(at: Prepared, record: Record, quality: ClipQuality) -> LongRow:
-    """Return the row of one clip at the greater length."""
-    size = at.size(record)
-    return LongRow(
-        id=record.id,
-        name=record.name,
-        size=str(size),
-        seconds=_seconds(at, size),
-        tokens=quality.tokens,
-        uncompressed=_uncompressed(at, size),
-        unmasked={name: scores.means() for name, scores in quality.unmasked.items()},
-    )
-
-
-def _seconds(at: Prepared, size: Size3) -> float:
-    return (1 + at.codec.stride.time * (size.time - 1)) / at.store.fps
-
-
-def _uncompressed(at: Prepared, size: Size3) -> int:
-    patch = at.model.experiment.backbone.geometry.patch
-    across = ceil_div(size.height, patch.height) * ceil_div(size.width, patch.width)
-    return ceil_div(size.time, patch.time) * across
-
-
-Progress = Callable[[int, int, str], None]
 
 
 def measure(
-    model: Model,
-    store: Store,
+    setup: MeasureSetup,
     *,
-    seed: int | None = None,
     run: str = "",
     step: int | None = None,
-    progress: Progress | None = None,
-    keep: Kept | None = None,
+    progress: Report | None = None,
 ) -> MeasureResult:
-    """Return the quality of retrieval and the gain of the memory over every clip of a store.
+    """Measure the quality of retrieval and the gain of the memory over every clip of a store.
 
     Of each clip that is no mirror image, the first `measure.seconds` are the history, shorter
     clips whole. Every latent frame is asked of the memory of the clean history; learned
@@ -219,68 +58,59 @@ def measure(
     time, unmasked, at that length. The same seed gives the same figures on one device.
 
     Args:
-        model: what to measure, on its device.
-        store: clips with pixels and all LR rates of the experiment.
-        seed: of Ω and noise; default: `measure.seed` of the experiment.
+        setup: of the model and the store; its `retrieved` is filled, so that `make_strips` and
+            `make_sliders` show what was measured and need not ask again.
         run: where the model is from, to be reported.
         step: training steps it has seen, to be reported.
         progress: called with done, total and a note.
-        keep: filled with the latents that learned retrievers gave, so that `make_strips` and
-            `make_scrubs` need not ask again.
 
     Raises:
-        UserError: the experiment has no memory, the store was made for something else or keeps no
-            frames, a metric cannot compare its frames, or no retriever reads memory.
+        UserError: no retriever reads memory, or a file of the store is damaged.
         LongtakeError: a figure is not finite; the message names retriever and clip.
     """
     began = time.perf_counter()
-    with evaluating(model):
-        at = Prepared.of(model, store, seed)
-        ticks = _ticks(at, progress)
-        seen = list(_clips(at, ticks))
-        long = tuple(_long(at, ticks))
-    if keep is not None:
-        given = ((one.record.id, one.quality.latents) for one in seen)
-        keep.update({(clip, n): latents for clip, by in given for n, latents in by.items()})
-    result = _result(at, seen, long)
-    return attrs.evolve(result, run=run, step=step, took=time.perf_counter() - began)
-
-
-def _result(at: Prepared, seen: Sequence[Seen], long: tuple[LongRow, ...]) -> MeasureResult:
-    experiment, qualities = at.model.experiment, [one.quality for one in seen]
-    found = retrievals(at, qualities)
+    with evaluating(setup.model):
+        tick = _ticks(setup, progress)
+        clips = list(_measure_clips(setup, tick))
+        long = tuple(_measure_long_clips(setup, tick))
+    for clip in clips:
+        latents = clip.quality.latents
+        setup.retrieved.update({(clip.record.id, name): x for name, x in latents.items()})
+    experiment, qualities = setup.model.experiment, [clip.quality for clip in clips]
+    retrievals = _retriever_results(setup, qualities)
     return MeasureResult(
         experiment=experiment.name,
-        run="",
-        step=None,
-        store=str(at.store.root),
-        device=str(at.device),
-        main=at.main,
-        metrics=metric_infos(at),
-        missing=missing_infos(at),
-        rates=rates_of(experiment),
-        retrievals=found,
-        distances=distances(at, at.main, found, qualities),
-        gain=gain_over_clips([one.gain for one in seen], experiment.measure.draws),
-        clips=tuple(clip_row(at, one) for one in seen),
+        run=run,
+        step=step,
+        store=str(setup.store.root),
+        device=str(setup.device),
+        main=setup.main,
+        metrics=metric_infos(setup.metrics),
+        missing=metric_infos(setup.missing),
+        rates=_rates(experiment),
+        targets=experiment.measure.targets,
+        retrievals=retrievals,
+        distances=_distances(setup, retrievals, qualities),
+        gain=gain_over_clips([clip.gain for clip in clips], experiment.measure.draws),
+        clips=tuple(_clip_row(setup, clip) for clip in clips),
         long=long,
         asked=experiment.measure.seconds,
         long_asked=experiment.measure.long_seconds,
-        fps=at.store.fps,
+        fps=setup.store.fps,
         queries=QUERIES,
-        seed=at.seed,
-        mirrored=sum(record.mirror for record in at.store.records),
-        took=0.0,
-        spec=edge.to_json(experiment),
+        seed=setup.seed,
+        mirrored=sum(record.mirror for record in setup.store.records),
+        took=time.perf_counter() - began,
+        spec=config.to_json(experiment),
         versions=versions(),
     )
 
 
 @define
 class _Ticks:
-    """Counts parts of the work and tells them on."""
+    """Counts the parts of the work that are done and reports each."""
 
-    progress: Progress | None
+    progress: Report | None
     total: int
     clip: str = ""
     done: int = 0
@@ -291,33 +121,163 @@ class _Ticks:
             self.progress(self.done, self.total, f"{self.clip}: {note}")
 
 
-def _ticks(at: Prepared, progress: Progress | None) -> _Ticks:
-    once = 1 + len(at.retrievers)  # ceiling, retrievers
-    total = (once + QUERIES + 1) * len(at.records()) + once * len(_long_records(at))
-    return _Ticks(progress, total)
+def _ticks(setup: MeasureSetup, progress: Report | None) -> _Ticks:
+    once = 1 + len(setup.retrievers)  # ceiling, retrievers
+    clips, long_clips = len(setup.records()), len(_long_records(setup))
+    return _Ticks(progress, (once + QUERIES + 1) * clips + once * long_clips)
 
 
-def _clips(at: Prepared, tick: _Ticks) -> Iterator[Seen]:
-    partners = at.partners()
-    for record in at.records():
+@frozen(eq=False, kw_only=True)
+class _MeasuredClip:
+    """All that was measured of one clip."""
+
+    record: Record
+    quality: ClipQuality
+    gain: ClipGain
+
+
+def _measure_clips(setup: MeasureSetup, tick: _Ticks) -> Iterator[_MeasuredClip]:
+    partners = setup.partners()
+    for record in setup.records():
         tick.clip = record.name
-        quality, partner = clip_quality(at, record, tick), partners.get(record.id)
-        if partner:
-            quality.foreign = foreign_quality(at, record, partner)
-        gain = clip_gain(at, record, partner)
+        partner = partners.get(record.id)
+        foreign = foreign_memory(setup, record, partner) if partner else None
+        quality = clip_quality(setup, record, tick, foreign=foreign)
+        gain = clip_gain(setup, record, foreign)
         tick("memory_gain")
-        yield Seen(record=record, quality=quality, gain=gain)
+        yield _MeasuredClip(record=record, quality=quality, gain=gain)
 
 
-def _long_records(at: Prepared) -> list[Record]:
+def _long_records(setup: MeasureSetup) -> list[Record]:
     """Return the clips that last as long as the greater length, or longer."""
-    longer = at.longer()
-    return [r for r in at.records() if longer and r.latents >= longer.length]
+    longer = setup.longer()
+    return [r for r in setup.records() if longer and r.latents >= longer.length]
 
 
-def _long(at: Prepared, tick: _Ticks) -> Iterator[LongRow]:
-    longer = at.longer()
-    for record in _long_records(at) if longer else ():
+def _measure_long_clips(setup: MeasureSetup, tick: _Ticks) -> Iterator[LongRow]:
+    longer = setup.longer()
+    for record in _long_records(setup) if longer else ():
         assert longer is not None
-        tick.clip = f"{record.name}, {longer.model.experiment.measure.long_seconds:g} s"
-        yield long_row(longer, record, clip_quality(longer, record, tick, masked=False))
+        tick.clip = f"{record.name}, {setup.model.experiment.measure.long_seconds:g} s"
+        quality = clip_quality(longer, record, tick, masked=False)
+        size = longer.size(record)
+        yield LongRow(
+            id=record.id,
+            name=record.name,
+            size=str(size),
+            seconds=_seconds(setup, size),
+            tokens=quality.tokens,
+            uncompressed=_uncompressed(setup, size),
+            unmasked={name: scores.means() for name, scores in quality.unmasked.items()},
+        )
+
+
+def _rates(experiment: Experiment) -> tuple[str, ...]:
+    """Return the compression rates that the compressors' specs name, in their order."""
+    values = [v for spec in experiment.compressors for v in attrs.astuple(spec, recurse=False)]
+    return tuple(dict.fromkeys(str(value) for value in values if isinstance(value, Rate)))
+
+
+def _retriever_results(
+    setup: MeasureSetup, clips: Sequence[ClipQuality]
+) -> tuple[RetrieverResult, ...]:
+    """Return the ceiling, every retriever, and the main one of each part alone, over clips."""
+    parts = [name for name in clips[0].unmasked if name not in (CEILING, *setup.retrievers)]
+    names = (CEILING, *setup.retrievers, *parts)
+    return tuple(_retriever_result(setup, name, clips) for name in names)
+
+
+def _retriever_result(
+    setup: MeasureSetup, name: str, clips: Sequence[ClipQuality]
+) -> RetrieverResult:
+    numbers = [n for clip in clips if (n := clip.numbers.get(name)) is not None]
+    seconds = [clip.seconds[name] for clip in clips if name in clip.seconds]
+    masked = [clip.masked[name] for clip in clips if name in clip.masked]
+    return RetrieverResult(
+        name=name,
+        kind=_kind(setup, name),
+        unmasked=_over_clips(setup, [clip.unmasked[name] for clip in clips]),
+        masked=_over_clips(setup, masked) if masked else None,
+        numbers=median_low(numbers) if numbers else None,
+        seconds=median(seconds) if seconds else None,
+        samples=name in setup.retrievers and setup.retrievers[name].samples,
+    )
+
+
+def _kind(setup: MeasureSetup, name: str) -> str:
+    if name == CEILING:
+        return "ceiling"
+    retriever = setup.retrievers.get(name)
+    if retriever is None:
+        return "part"
+    if retriever.learned:
+        return "learned"
+    return "guide" if retriever.guide else "floor"
+
+
+def _over_clips(setup: MeasureSetup, clips: Sequence[FrameScores]) -> Quality:
+    return quality_over_clips(clips, fps=setup.store.fps, width=_age_width(setup))
+
+
+def _age_width(setup: MeasureSetup) -> float:
+    return age_width(setup.model.experiment.measure.seconds)
+
+
+def _distances(
+    setup: MeasureSetup, retrievals: Sequence[RetrieverResult], clips: Sequence[ClipQuality]
+) -> tuple[Distance, ...]:
+    """Return how much better the main retriever is than every other one, paired by clip."""
+    return tuple(
+        Distance(
+            name=other.name,
+            kind=other.kind,
+            figures={name: _distance(setup, name, other.name, clips) for name in setup.metrics},
+        )
+        for other in retrievals
+        if other.name != setup.main and other.kind != "part"
+    )
+
+
+def _distance(
+    setup: MeasureSetup, metric: str, other: str, clips: Sequence[ClipQuality]
+) -> Interval:
+    goal = setup.metrics[metric].goal
+
+    def clip_merit(clip: ClipQuality, retriever: str) -> float:
+        return merit(goal, clip.unmasked[retriever].means()[metric])
+
+    return interval([clip_merit(clip, setup.main) - clip_merit(clip, other) for clip in clips])
+
+
+def _clip_row(setup: MeasureSetup, clip: _MeasuredClip) -> ClipRow:
+    record, quality, gain = clip.record, clip.quality, clip.gain
+    size, width = setup.size(record), _age_width(setup)
+    ages = quality.unmasked[setup.main].means_by_age(setup.store.fps, width)
+    return ClipRow(
+        id=record.id,
+        name=record.name,
+        caption=record.caption,
+        size=str(size),
+        seconds=_seconds(setup, size),
+        cut=record.latents > size.time,
+        short=size.time < setup.length,
+        tokens=quality.tokens,
+        parts=quality.parts,
+        uncompressed=_uncompressed(setup, size),
+        unmasked={name: scores.means() for name, scores in quality.unmasked.items()},
+        masked={name: scores.means() for name, scores in quality.masked.items()},
+        gain=gain.gain,
+        specific=gain.specific,
+        foreign=gain.foreign,
+        same={n: quality.unmasked[n].like(s).means() for n, s in quality.masked.items()},
+        ages={f"{number * width:g}": means for number, means in ages.items()},
+        swapped=quality.foreign.means() if quality.foreign else None,
+    )
+
+
+def _seconds(setup: MeasureSetup, size: Size3) -> float:
+    return (1 + setup.codec.stride.time * (size.time - 1)) / setup.store.fps
+
+
+def _uncompressed(setup: MeasureSetup, size: Size3) -> int:
+    return setup.model.experiment.backbone.geometry.tokens(size)

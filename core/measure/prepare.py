@@ -1,4 +1,4 @@
-"""What measuring needs at hand: the parts of the experiment, built, and clips as windows."""
+"""What measuring works with: the parts of an experiment, built once, and clips as windows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Self, TypeVar
 
 import attrs
 import torch
-from attrs import frozen
-from torch import nn
+from attrs import field, frozen
+from torch import Tensor, nn
 
 from ..data.store import Record, Store, check_fits
 from ..errors import UserError
@@ -25,112 +25,85 @@ from ..values.draws import step_generator
 from ..values.grid import Size3
 from ..values.history import History
 from ..values.text import Text
-
-# ⟦core/measure/checks.py⟧ What cannot be measured is refused before any work is done.
-
+from .result import MetricInfo
 
 Metrics = Mapping[str, Metric[MetricSpec]]
 
 
-def check_store(model: Model, store: Store) -> None:
-    """Refuse a store that does not fit the experiment.
-
-    Raises:
-        UserError: it was made for something else, or holds mirrored clips only.
-    """
-    check_fits(model.experiment, store, all_needs(model.experiment).rates, decodes=True)
-    if all(record.mirror for record in store.records):
-        raise UserError(f"{store.root} holds mirrored clips only: there is nothing to measure")
-
-
-def check_metrics(store: Store, measured: Metrics, missing: Metrics, stride: Size3) -> None:
-    """Refuse frames that a metric cannot compare.
-
-    Raises:
-        UserError: no metric can be measured here, or a clip is too small for one.
-    """
-    if not measured:
-        lacking = "; ".join(f"{name} needs {metric.lacks()}" for name, metric in missing.items())
-        raise UserError(f"none of the experiment's metrics can be measured here: {lacking}")
-    for record in store.records:
-        size = (record.height * stride.height, record.width * stride.width)
-        for name, metric in measured.items():
-            if min(size) < metric.least:
-                raise UserError(
-                    f"{name} needs frames of {metric.least}x{metric.least} or more, but "
-                    f"{record.name} has {size[0]}x{size[1]}: change its spec, or leave it out"
-                )
-
-
-QUERIES = 6  # masked queries for each clip
-
-
 @frozen(eq=False, kw_only=True)
-class Prepared:
-    """A model, a store, and what the experiment measures with, on the model's device."""
+class MeasureSetup:
+    """A model, a store, and what the experiment measures with, built on the model's device.
+
+    One setup serves `measure` and then all that shows its clips (`make_strips`, `make_sliders`),
+    so that nothing is built twice and no frame is retrieved twice.
+
+    Attributes:
+        retrievers, metrics: by a name each, as reports print it.
+        missing: the metrics that cannot run on this machine.
+        seed: of Ω and noise.
+        length: latent frames of a window: clips are measured from their beginning on.
+        retrieved: the windows that `measure` got from learned retrievers, latents `[C, T, H, W]`
+            on the CPU by clip id and retriever.
+    """
 
     model: Model
     store: Store
     codec: Codec[CodecSpec]
     masker: Masker[MaskerSpec]
     retrievers: Mapping[str, Retriever[RetrieverSpec]]
-    metrics: Mapping[str, Metric[MetricSpec]]
-    missing: Mapping[str, Metric[MetricSpec]]  # metrics that lack something here
+    metrics: Metrics
+    missing: Metrics
     null_text: Text
     device: torch.device
     seed: int
-    length: int  # latents asked for
+    length: int
+    retrieved: dict[tuple[str, str], Tensor] = field(factory=dict)
 
     @classmethod
-    def of(cls, model: Model, store: Store, seed: int | None = None) -> Self:
-        """Build all parts.
+    def build(cls, model: Model, store: Store, seed: int | None = None) -> Self:
+        """Build everything, after what cannot be measured was refused.
+
+        Args:
+            model: what to measure, on its device.
+            store: clips with pixels and all LR rates of the experiment.
+            seed: of Ω and noise; None: `measure.seed` of the experiment.
 
         Raises:
-            UserError: the experiment has no memory, the store was made for something else, keeps
-                no frames or frames too small for a metric, or no metric can be measured here.
+            UserError: the experiment has no memory, the store was made for something else or
+                holds mirrored clips only, its frames are too small for a metric, no metric can be
+                measured here, or `measure.seconds` are less than a frame.
         """
-        experiment, device = model.experiment, device_of(model)
+        experiment = model.experiment
+        device = next(model.backbone.parameters()).device
         geometry = experiment.backbone.geometry
         if not experiment.compressors:
             raise UserError(f"{experiment.name} has no compressor, so no memory to measure")
-        codec: Codec[CodecSpec] = build(experiment.backbone.codec).to(device).eval()
-        check_store(model, store)
-        store.teach(codec)
+        codec: Codec[CodecSpec] = build(experiment.backbone.codec)
+        check_fits(experiment, store, all_needs(experiment).rates, codec=codec)
+        if all(record.mirror for record in store.records):
+            raise UserError(f"{store.root} holds mirrored clips only: there is nothing to measure")
+        store.apply_margin(codec.to(device).eval())
         length = geometry.latents(geometry.frames(experiment.measure.seconds, store.fps))
         if length < 1:
             raise UserError(f"measure.seconds {experiment.measure.seconds:g}: less than a frame")
-        metrics = {name: build(spec) for name, spec in named(experiment.metrics).items()}
-        missing = {name: metric for name, metric in metrics.items() if metric.lacks()}
-        measured = {name: metric for name, metric in metrics.items() if name not in missing}
-        check_metrics(store, measured, missing, codec.stride)
+        metrics: Metrics = {name: build(s) for name, s in unique_names(experiment.metrics).items()}
+        missing = {name: metric for name, metric in metrics.items() if metric.missing()}
+        metrics = {name: metric for name, metric in metrics.items() if name not in missing}
+        _check_metrics(store, metrics, missing, codec.stride)
+        retrievers = unique_names(experiment.retrievers)
         return cls(
             model=model,
             store=store,
             codec=codec,
             masker=build(experiment.masker),
-            retrievers={n: build_retriever(s) for n, s in named(experiment.retrievers).items()},
-            metrics=measured,
+            retrievers={name: build_retriever(spec) for name, spec in retrievers.items()},
+            metrics=metrics,
             missing=missing,
             null_text=store.null_text().to(device),
             device=device,
             seed=experiment.measure.seed if seed is None else seed,
             length=length,
         )
-
-    @property
-    def main(self) -> str:
-        """The name of the first retriever that reads memory."""
-        spec = learned_retriever(self.model.experiment)
-        return next(n for n, s in named(self.model.experiment.retrievers).items() if s == spec)
-
-    @property
-    def learned(self) -> dict[str, Retriever[RetrieverSpec]]:
-        """The retrievers that read memory, by name."""
-        return {name: r for name, r in self.retrievers.items() if r.learned}
-
-    def records(self) -> list[Record]:
-        """Return the clips to measure: all that are no mirror image of another."""
-        return [record for record in self.store.records if not record.mirror]
 
     def longer(self) -> Self | None:
         """Return the same with windows of `measure.long_seconds`; None where that is no longer."""
@@ -140,64 +113,118 @@ class Prepared:
         length = geometry.latents(frames)
         return attrs.evolve(self, length=length) if length > self.length else None
 
-    def size(self, record: Record) -> Size3:
-        """Return the latent size of the window of a clip."""
-        time = min(record.latents, self.length)
-        return Size3(time=time, height=record.height, width=record.width)
+    @property
+    def main(self) -> str:
+        """The name of the first retriever that reads memory."""
+        spec = learned_retriever(self.model.experiment)
+        return next(name for name, one in self.retrievers.items() if one.spec == spec)
 
-    def history(self, record: Record, *, pixels: bool) -> History:
-        """Return the window of a clip from its beginning: all of it, or as long as was asked."""
-        rates = sorted(all_needs(self.model.experiment).rates)
-        length = self.size(record).time
-        return self.store.window(record, 0, length, rates, pixels).to(self.device)
+    @property
+    def learned(self) -> dict[str, Retriever[RetrieverSpec]]:
+        """The retrievers that read memory, by name."""
+        return {name: r for name, r in self.retrievers.items() if r.learned}
 
     @property
     def reads_pixels(self) -> bool:
         """Whether a compressor reads pixels; where none does, masking them would be waste."""
         return compressor_needs(self.model.experiment).pixels
 
-    def text(self, record: Record) -> Text:
-        """Return the caption of the window of a clip."""
-        return self.store.text(record, 0, self.size(record).time).to(self.device)
-
-    def generator(self, record: Record, purpose: str) -> torch.Generator:
-        """Return the random numbers of a clip for a purpose, the same in every run of a seed."""
-        return step_generator(self.seed, 0, 0, f"measure {purpose} {record.id}")
+    def records(self) -> list[Record]:
+        """Return the clips to measure: all that are no mirror image of another."""
+        return [record for record in self.store.records if not record.mirror]
 
     def partners(self) -> dict[str, Record]:
         """Return for each clip, by id, the next one of its size; clips alone have none."""
         groups: dict[Size3, list[Record]] = defaultdict(list)
         for record in self.records():
             groups[self.size(record)].append(record)
-        full = [group for group in groups.values() if len(group) > 1]
         return {
-            mine.id: other
-            for group in full
-            for mine, other in zip(group, [*group[1:], group[0]], strict=True)
+            own.id: other
+            for group in groups.values()
+            if len(group) > 1
+            for own, other in zip(group, [*group[1:], group[0]], strict=True)
         }
 
+    def size(self, record: Record) -> Size3:
+        """Return the latent size of a clip's window."""
+        time = min(record.latents, self.length)
+        return Size3(time=time, height=record.height, width=record.width)
 
-def device_of(model: Model) -> torch.device:
-    """Return where a model is."""
-    return next(model.backbone.parameters()).device
+    def history(self, record: Record, *, pixels: bool) -> History:
+        """Return a clip's window, from its beginning: `length` latents, or all of a shorter one."""
+        rates = sorted(all_needs(self.model.experiment).rates)
+        length = self.size(record).time
+        return self.store.window(record, 0, length, rates, pixels).to(self.device)
+
+    def text(self, record: Record) -> Text:
+        """Return the embedded caption of a clip's window."""
+        return self.store.text(record, 0, self.size(record).time).to(self.device)
+
+    def generator(self, record: Record, purpose: str) -> torch.Generator:
+        """Return the random numbers of a clip for a purpose, the same in every run of a seed."""
+        return step_generator(self.seed, 0, 0, f"measure {purpose} {record.id}")
+
+
+def _check_metrics(store: Store, metrics: Metrics, missing: Metrics, stride: Size3) -> None:
+    """Refuse an experiment none of whose metrics runs here, and clips too small for one that does.
+
+    Raises:
+        UserError: with what is missing, or with metric and clip.
+    """
+    if not metrics:
+        needs = "; ".join(f"{name} needs {metric.missing()}" for name, metric in missing.items())
+        raise UserError(f"none of the experiment's metrics can be measured here: {needs}")
+    for record in store.records:
+        size = (record.height * stride.height, record.width * stride.width)
+        for name, metric in metrics.items():
+            if min(size) < metric.least:
+                raise UserError(
+                    f"{name} needs frames of {metric.least}x{metric.least} or more, but "
+                    f"{record.name} has {size[0]}x{size[1]}: change its spec, or leave it out"
+                )
+
+
+def metric_infos(metrics: Metrics) -> tuple[MetricInfo, ...]:
+    """Return what metrics say of themselves, and what those that cannot run here need."""
+    return tuple(_metric_info(name, metric) for name, metric in metrics.items())
+
+
+def _metric_info(name: str, metric: Metric[MetricSpec]) -> MetricInfo:
+    title = metric.title or name.upper()
+    return MetricInfo(
+        name=name,
+        plugin=registry().find(metric.spec).name,
+        title=title,
+        unit=metric.unit,
+        goal=metric.goal,
+        verb=metric.verb,
+        quantity=metric.quantity or title,
+        needs=metric.missing(),
+    )
 
 
 S = TypeVar("S", bound=PluginSpec)
 
 
-def named(specs: Sequence[S]) -> dict[str, S]:
-    """Return specs by a name each: the plugin's, and the fields that tell it from its like."""
-    kept = list(dict.fromkeys(specs))
-    return {_name(spec, [s for s in kept if type(s) is type(spec)]): spec for spec in kept}
+def unique_names(specs: Sequence[S]) -> dict[str, S]:
+    """Return each different spec by a name: its plugin's, and the fields in which it is alone.
+
+    Two `flow` of different steps are `flow steps=1` and `flow steps=20`.
+    """
+    different = list(dict.fromkeys(specs))
+    return {
+        _unique_name(spec, [other for other in different if type(other) is type(spec)]): spec
+        for spec in different
+    }
 
 
-def _name(spec: PluginSpec, alike: Sequence[PluginSpec]) -> str:
-    odd = [
-        f"{a.name}={getattr(spec, a.name)}"
-        for a in attrs.fields(type(spec))
-        if len({getattr(s, a.name) for s in alike}) > 1
+def _unique_name(spec: PluginSpec, same_class: Sequence[PluginSpec]) -> str:
+    values = [
+        f"{attribute.name}={getattr(spec, attribute.name)}"
+        for attribute in attrs.fields(type(spec))
+        if len({getattr(other, attribute.name) for other in same_class}) > 1
     ]
-    return " ".join([registry().find(spec).name, *odd])
+    return " ".join([registry().find(spec).name, *values])
 
 
 @contextmanager

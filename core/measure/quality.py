@@ -1,4 +1,4 @@
-"""Quality of one clip: what comes back of its frames, compared with the originals."""
+"""Quality of one clip: what comes back of its frames, and what its memory does to the loss."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 import torch
 from attrs import define, field, frozen
+from einops import rearrange
 from torch import Tensor
 
 from ..data.store import Record
@@ -23,12 +24,12 @@ from ..values.draws import Draws
 from ..values.history import History, Query
 from ..values.memory import Memory
 from ..values.text import Text
-from .prepare import QUERIES, Prepared
-from .result import GainFigures, Scores, interval, interval_or_none, join
+from .prepare import MeasureSetup
+from .result import FrameScores, GainFigures, interval, interval_or_none, join_scores
 
-CEILING = "ceiling"
+CEILING = "ceiling"  # the name of what the codec alone would give
+QUERIES = 6  # masked queries for each clip
 Tick = Callable[[str], None]
-Kept = dict[tuple[str, str], Tensor]  # latents `[C, T, H, W]` by clip id and retriever
 
 
 @define
@@ -37,14 +38,18 @@ class ClipQuality:
 
     Attributes:
         parts: context length of each part of the memory.
+        unmasked: of all frames, from the memory of the clean history.
+        masked: of the Ω of masked queries, from the memory of what they leave of the history.
         foreign: of the main retriever, from the memory of another clip of this size, if any.
-        latents: what learned retrievers gave for the whole window, `[C, T, H, W]`, to be shown.
+        seconds: that one latent frame took, not decoded.
+        numbers: how many numbers the clip is kept as, where it is known.
+        latents: what learned retrievers gave for the whole window, `[C, T, H, W]` on the CPU.
     """
 
     parts: dict[str, int] = field(factory=dict)
-    unmasked: dict[str, Scores] = field(factory=dict)
-    masked: dict[str, Scores] = field(factory=dict)
-    foreign: Scores | None = None
+    unmasked: dict[str, FrameScores] = field(factory=dict)
+    masked: dict[str, FrameScores] = field(factory=dict)
+    foreign: FrameScores | None = None
     seconds: dict[str, float] = field(factory=dict)
     numbers: dict[str, int | None] = field(factory=dict)
     latents: dict[str, Tensor] = field(factory=dict)
@@ -55,93 +60,96 @@ class ClipQuality:
         return sum(self.parts.values())
 
 
-def clip_quality(at: Prepared, record: Record, tick: Tick, *, masked: bool = True) -> ClipQuality:
-    """Return the quality of one clip: ceiling and every retriever unmasked, learned ones masked."""
-    scene = scene_of(at, record)
-    found = ClipQuality(parts={p.name: int(p.tokens.shape[1]) for p in scene.memory.parts})
-    omega = torch.arange(scene.size.time, device=at.device)[None]
-    found.unmasked[CEILING] = scores(
-        at, scene, omega, ceiling(scene, omega), f"{CEILING}, {record.name}"
-    )
-    tick(CEILING)
-    for name, retriever in at.retrievers.items():
-        given, seconds = _timed(at, record, retriever, scene, omega)
-        found.seconds[name] = seconds / omega.shape[1]
-        found.numbers[name] = retriever.numbers(scene)
-        found.unmasked[name] = scores(at, scene, omega, given, f"{name}, {record.name}")
-        if retriever.learned and isinstance(given, LatentFrames):
-            found.latents[name] = given.latents[0].cpu()
-        tick(name)
-    found.unmasked.update(_alone(at, record, scene, omega))
-    if masked:
-        found.masked.update(_masked(at, record, scene, tick))
-    return found
+def clip_quality(
+    setup: MeasureSetup,
+    record: Record,
+    tick: Tick,
+    *,
+    foreign: Memory | None = None,
+    masked: bool = True,
+) -> ClipQuality:
+    """Measure one clip: ceiling and every retriever unmasked, learned ones masked, too.
 
+    Args:
+        setup: what to measure with.
+        record: the clip.
+        tick: called with a note after each part of the work.
+        foreign: another clip's memory, for the main retriever to read as well.
+        masked: whether to ask masked queries.
 
-def foreign_quality(at: Prepared, record: Record, partner: Record) -> Scores:
-    """Return the quality of the main retriever from another clip's memory, at this clip's places."""
-    scene, other = scene_of(at, record), at.history(partner, pixels=at.reads_pixels)
-    mine = scene.history if at.reads_pixels else attrs.evolve(scene.history, pixels=None)
-    both = collate([mine, other], [at.text(record), at.text(partner)], (record.id, partner.id))
-    memory = shuffled(at.model.encoder(both.history)).select([0])
-    omega = torch.arange(scene.size.time, device=at.device)[None]
-    swapped = attrs.evolve(scene, memory=memory)
-    given = at.retrievers[at.main](swapped, omega, at.generator(record, "noise"))
-    return scores(at, scene, omega, given, f"{at.main} of another clip, {record.name}")
+    Raises:
+        LongtakeError: a figure is not finite; the message names retriever and clip.
+    """
+    scene, main = clip_scene(setup, record), setup.main
+    omega = torch.arange(scene.size.time, device=setup.device)[None]
 
+    def scored(name: str, retrieved: Retrieved) -> FrameScores:
+        return score_frames(setup, scene, omega, retrieved, f"{name}, {record.name}")
 
-def _alone(at: Prepared, record: Record, scene: Scene, omega: Tensor) -> dict[str, Scores]:
-    """Return the quality of the main retriever from each part of the memory alone, if several."""
+    def by_main(memory: Memory) -> Retrieved:
+        swapped = attrs.evolve(scene, memory=memory)
+        return setup.retrievers[main](swapped, omega, setup.generator(record, "noise"))
+
     parts = scene.memory.parts
-    found = {}
+    quality = ClipQuality(parts={part.name: int(part.tokens.shape[1]) for part in parts})
+    quality.unmasked[CEILING] = scored(CEILING, ceiling(scene, omega))
+    tick(CEILING)
+    for name, retriever in setup.retrievers.items():
+        retrieved, seconds = _timed(setup, record, retriever, scene, omega)
+        quality.seconds[name] = seconds / omega.shape[1]
+        quality.numbers[name] = retriever.numbers(scene)
+        quality.unmasked[name] = scored(name, retrieved)
+        if retriever.learned and isinstance(retrieved, LatentFrames):
+            quality.latents[name] = retrieved.latents[0].cpu()
+        tick(name)
     for part in parts if len(parts) > 1 else ():
-        less = attrs.evolve(scene, memory=attrs.evolve(scene.memory, parts=(part,)))
-        given = at.retrievers[at.main](less, omega, at.generator(record, "noise"))
-        name = f"{at.main} of {part.name}"
-        found[name] = scores(at, less, omega, given, f"{name}, {record.name}")
-    return found
+        name = f"{main} of {part.name}"
+        alone = attrs.evolve(scene.memory, parts=(part,))
+        quality.unmasked[name] = scored(name, by_main(alone))
+    if masked:
+        quality.masked = _masked_quality(setup, record, scene, tick)
+    if foreign is not None:
+        quality.foreign = scored(f"{main} of another clip", by_main(foreign))
+    return quality
 
 
-def scene_of(at: Prepared, record: Record) -> Scene:
+def clip_scene(setup: MeasureSetup, record: Record) -> Scene:
     """Return the scene of a clip's window, with the memory of the clean history."""
-    history = at.history(record, pixels=True)
-    batch = Batch(history=history, text=at.text(record), names=(record.id,))
-    return make_scene(at.model, at.codec, batch, at.null_text)
+    history = setup.history(record, pixels=True)
+    batch = Batch(history=history, text=setup.text(record), names=(record.id,))
+    return make_scene(setup.model, setup.codec, batch, setup.null_text)
+
+
+def foreign_memory(setup: MeasureSetup, record: Record, partner: Record) -> Memory:
+    """Return the memory of another clip of the same size, its tokens at the places of this one."""
+    clips = (record, partner)
+    both = collate(
+        [setup.history(clip, pixels=setup.reads_pixels) for clip in clips],
+        [setup.text(clip) for clip in clips],
+        [clip.id for clip in clips],
+    )
+    return shuffled(setup.model.encoder(both.history)).select([0])
 
 
 def ceiling(scene: Scene, omega: Tensor) -> Retrieved:
-    """Return what the codec's own latents would be: no retriever can do better on average."""
+    """Return the codec's own latents of Ω: no retriever can do better on average."""
     return LatentFrames(latents=scene.history.latents[:, :, omega[0]])
 
 
-def _masked(at: Prepared, record: Record, scene: Scene, tick: Tick) -> dict[str, Scores]:
-    """Return the quality of the frames of masked queries, the same ones for every retriever."""
-    draws = Draws.single(at.generator(record, "omega"))
-    history = scene.history if at.reads_pixels else attrs.evolve(scene.history, pixels=None)
-    parts: dict[str, list[Scores]] = defaultdict(list)
-    for number in range(QUERIES):
-        query = at.masker.masked(history, scene.text, draws)
-        hidden = attrs.evolve(scene, memory=at.model.encoder(query.history))
-        for name, retriever in at.learned.items():
-            given = retriever(hidden, query.omega, at.generator(record, f"noise {number}"))
-            parts[name].append(scores(at, scene, query.omega, given, f"{name}, {record.name}"))
-        tick("masked")
-    return {name: join(several) for name, several in parts.items()}
-
-
 def _timed(
-    at: Prepared,
+    setup: MeasureSetup,
     record: Record,
     retriever: Retriever[RetrieverSpec],
     scene: Scene,
     omega: Tensor,
 ) -> tuple[Retrieved, float]:
-    generator = at.generator(record, "noise")
-    _wait(at.device)
+    """Return what a retriever gives for Ω, and the seconds that it took."""
+    generator = setup.generator(record, "noise")
+    _wait(setup.device)
     began = time.perf_counter()
-    given = retriever(scene, omega, generator)
-    _wait(at.device)
-    return given, time.perf_counter() - began
+    retrieved = retriever(scene, omega, generator)
+    _wait(setup.device)
+    return retrieved, time.perf_counter() - began
 
 
 def _wait(device: torch.device) -> None:
@@ -149,57 +157,89 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def scores(at: Prepared, scene: Scene, omega: Tensor, given: Retrieved, what: str) -> Scores:
-    """Return the figures of retrieved frames against the original pixels; `what` names them.
+def _masked_quality(
+    setup: MeasureSetup, record: Record, scene: Scene, tick: Tick
+) -> dict[str, FrameScores]:
+    """Return the scores of the frames of masked queries, the same ones for every retriever."""
+    draws = Draws.single(setup.generator(record, "omega"))
+    history = scene.history if setup.reads_pixels else attrs.evolve(scene.history, pixels=None)
+    scores: dict[str, list[FrameScores]] = defaultdict(list)
+    for number in range(QUERIES):
+        query = setup.masker.masked(history, scene.text, draws)
+        masked = attrs.evolve(scene, memory=setup.model.encoder(query.history))
+        for name, retriever in setup.learned.items():
+            generator = setup.generator(record, f"noise {number}")
+            retrieved = retriever(masked, query.omega, generator)
+            what = f"{name}, {record.name}"
+            scores[name].append(score_frames(setup, scene, query.omega, retrieved, what))
+        tick("masked")
+    return {name: join_scores(queries) for name, queries in scores.items()}
+
+
+def score_frames(
+    setup: MeasureSetup, scene: Scene, omega: Tensor, retrieved: Retrieved, what: str
+) -> FrameScores:
+    """Return the scores of the retrieved frames of Ω against the original pixels.
+
+    Args:
+        setup: holds the metrics.
+        scene: of the clip; its history has pixels.
+        omega: latent frames `[1, K]`.
+        retrieved: what a retriever gave for them.
+        what: names retriever and clip in the error.
 
     Raises:
-        LongtakeError: a figure is not finite.
+        LongtakeError: a score is not finite.
     """
-    stride, history = at.codec.stride.time, scene.history
-    frames = [frame for i in omega[0].tolist() for frame in frames_of(i, stride)]
+    stride, history = setup.codec.stride.time, scene.history
+    latents: list[int] = omega[0].tolist()
     values: dict[str, list[Tensor]] = defaultdict(list)
     weights: dict[str, list[Tensor]] = defaultdict(list)
-    for latent, shown in zip(omega[0].tolist(), one_by_one(scene, omega, given), strict=True):
-        truth = original(history, latent, stride)
-        for metric, score in at.metrics.items():
-            values[metric].append(score(truth, to_unit(shown[0].float()).movedim(1, 0)).cpu())
-            weights[metric].append(score.weight(truth).cpu())
-    joined = {metric: torch.cat(parts) for metric, parts in values.items()}
-    for metric, value in joined.items():
+    for latent, pixels in zip(latents, decode_one_by_one(scene, omega, retrieved), strict=True):
+        original = original_frames(history, latent, stride)
+        frames = rearrange(to_unit(pixels.float()), "1 c f p q -> f c p q")
+        for name, metric in setup.metrics.items():
+            values[name].append(metric(original, frames).cpu())
+            weights[name].append(metric.weight(original).cpu())
+    joined = {name: torch.cat(parts) for name, parts in values.items()}
+    for name, value in joined.items():
         if not bool(value.isfinite().all()):
-            raise LongtakeError(f"{what}: {metric} is not finite")
-    return Scores(
-        frames=torch.tensor(frames),
+            raise LongtakeError(f"{what}: {name} is not finite")
+    return FrameScores(
+        frames=torch.tensor([frame for i in latents for frame in frames_of(i, stride)]),
         total=1 + stride * (history.size.time - 1),
         values=joined,
-        weights={metric: torch.cat(parts) for metric, parts in weights.items()},
+        weights={name: torch.cat(parts) for name, parts in weights.items()},
     )
 
 
-def original(history: History, latent: int, stride: int) -> Tensor:
-    """Return the true frames of a latent, `[F, 3, P, Q]` in [0, 1]."""
+def original_frames(history: History, latent: int, stride: int) -> Tensor:
+    """Return the original frames that a latent stands for, `[F, 3, P, Q]` in [0, 1]."""
     assert history.pixels is not None  # windows are read with their pixels
     frames = frames_of(latent, stride)
-    return history.pixels[0, :, frames.start : frames.stop].movedim(1, 0).float() / 255
+    pixels = history.pixels[:, :, frames.start : frames.stop]
+    return rearrange(pixels, "1 c f p q -> f c p q").float() / 255
 
 
-def one_by_one(scene: Scene, omega: Tensor, given: Retrieved) -> Iterator[Tensor]:
-    """Yield the pixels of each latent of Ω in turn, so that few are held at a time."""
+def decode_one_by_one(scene: Scene, omega: Tensor, retrieved: Retrieved) -> Iterator[Tensor]:
+    """Yield the pixels of each latent of Ω, `[1, 3, f, P, Q]` in [−1, 1], few held at a time."""
     latents = scene.history.latents
-    if not isinstance(given, LatentFrames):
-        yield from frames_by_latent(scene.codec, latents, omega, given)
+    if not isinstance(retrieved, LatentFrames):
+        yield from frames_by_latent(scene.codec, latents, omega, retrieved)
         return
     for k in range(omega.shape[1]):
-        one = LatentFrames(latents=given.latents[:, :, k : k + 1])
+        one = LatentFrames(latents=retrieved.latents[:, :, k : k + 1])
         yield from frames_by_latent(scene.codec, latents, omega[:, k : k + 1], one)
-
-
-# ⟦core/measure/gain.py⟧ memory_gain over clips: the loss with the true memory, another clip's, and none.
 
 
 @frozen(kw_only=True)
 class ClipGain:
-    """Losses of one clip, each the mean over the same draws."""
+    """Losses of one clip, each the mean over the same draws: `memory_gain` and what explains it.
+
+    Attributes:
+        true, none, shuffled: with the clip's own memory, without any, and with another clip's
+            (None where no other has its size).
+    """
 
     true: float
     none: float
@@ -221,41 +261,30 @@ class ClipGain:
         return None if self.shuffled is None else self.shuffled - self.none
 
 
-def clip_gain(at: Prepared, record: Record, partner: Record | None) -> ClipGain:
-    """Return the losses of one clip under the memory of its clean history, and of `partner`'s.
+def clip_gain(setup: MeasureSetup, record: Record, foreign: Memory | None) -> ClipGain:
+    """Measure the losses of one clip with the memory of its clean history, none, and `foreign`.
 
-    Ω, t and noise are drawn as in training; the three memories see the same draws.
+    Ω, t and noise are drawn as in training; all memories see the same draws.
     """
-    experiment = at.model.experiment
-    stage = StageOne(at.model, at.masker, experiment.train, at.null_text)
-    mine, text = at.history(record, pixels=at.reads_pixels), at.text(record)
-    memories = _memories(at, mine, record, partner)
-    draws = Draws.single(at.generator(record, "gain"))
+    experiment = setup.model.experiment
+    stage = StageOne(setup.model, setup.masker, experiment.train, setup.null_text)
+    history, text = setup.history(record, pixels=setup.reads_pixels), setup.text(record)
+    # Encoded alone, so that no figure of a clip depends on another clip to the bit.
+    memories = [setup.model.encoder(history), Memory()]
+    memories += [] if foreign is None else [foreign]
+    draws = Draws.single(setup.generator(record, "gain"))
     losses: list[list[float]] = []
     for _ in range(experiment.measure.draws):
-        query = clean_query(at, mine, text, draws)
-        draw = stage.draw(query, draws)
-        losses.append([float(stage.loss(query, memory, draw)) for memory in memories])
+        query = clean_query(setup, history, text, draws)
+        noise = stage.draw_noise(query, draws)
+        losses.append([float(stage.loss(query, memory, noise)) for memory in memories])
     true, none, *other = torch.tensor(losses, dtype=torch.float64).mean(dim=0).tolist()
     return ClipGain(true=true, none=none, shuffled=other[0] if other else None)
 
 
-def _memories(
-    at: Prepared, mine: History, record: Record, partner: Record | None
-) -> tuple[Memory, ...]:
-    """Return the true memory, none, and where there is a partner its tokens at this clip's places."""
-    true = at.model.encoder(mine)  # alone, so that no figure of a clip hangs on another to the bit
-    if partner is None:
-        return true, Memory()
-    other = at.history(partner, pixels=at.reads_pixels)
-    names = (record.id, partner.id)
-    both = collate([mine, other], [at.text(record), at.text(partner)], names)
-    return true, Memory(), shuffled(at.model.encoder(both.history)).select([0])
-
-
-def clean_query(at: Prepared, history: History, text: Text, draws: Draws) -> Query:
+def clean_query(setup: MeasureSetup, history: History, text: Text, draws: Draws) -> Query:
     """Return a query at a random Ω whose history is clean, as in Stage II."""
-    query = at.masker.masked(history, text, draws)
+    query = setup.masker.masked(history, text, draws)
     return attrs.evolve(
         query,
         history=history,

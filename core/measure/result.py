@@ -1,4 +1,9 @@
-"""What `measure` found, as plain values: written as JSON, shown in the report."""
+"""What `measure` gives, as plain values: written as JSON, shown in the report.
+
+From the bottom up: the scores of single frames (`FrameScores`), their means over clips with an
+interval (`Interval`, `Quality`), one retriever over all clips (`RetrieverResult`), one clip
+(`ClipRow`), and all of it (`MeasureResult`).
+"""
 
 from __future__ import annotations
 
@@ -12,14 +17,75 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from ..experiment import Target
 from ..interfaces.metric import Goal, merit
 
-# ⟦core/measure/figures.py⟧ Figures that say how sure they are: a mean, its interval over clips, and how many clips.
+FORMAT = 2
+RESAMPLES = 2000  # of the bootstrap
+SHARE = 0.95  # that an interval covers
+SEED = 2512  # of the resamples
 
 
-RESAMPLES = 2000
-SHARE = 0.95
-SEED = 2512
+@frozen(eq=False, kw_only=True)
+class FrameScores:
+    """Scores of video frames of one clip.
+
+    Attributes:
+        frames: which frames, counted in the window, int64 `[F]`; some may stand twice.
+        total: frames of the window.
+        values: by metric, `[F]`.
+        weights: how much each frame counts by metric, `[F]`; metrics that are left out: alike.
+    """
+
+    frames: Tensor
+    total: int
+    values: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = field(factory=dict)
+
+    def means(self, chosen: Tensor | None = None) -> dict[str, float]:
+        """Return weighted means by metric, over all frames or over those `chosen`, bool `[F]`."""
+        frames = torch.ones_like(self.frames, dtype=torch.bool) if chosen is None else chosen
+        return {name: self._mean(name, frames) for name in self.values}
+
+    def _mean(self, name: str, chosen: Tensor) -> float:
+        value = self.values[name][chosen].double()
+        weight = self.weights.get(name, torch.ones(len(chosen)))[chosen].double()
+        return float((value * weight).sum() / weight.sum())
+
+    def means_by_age(self, fps: float, width: float) -> dict[int, dict[str, float]]:
+        """Return the means of each age bin by its number: bin k is [k, k + 1)·`width` seconds old.
+
+        The newest frame of the window is 0 seconds old.
+        """
+        ages = (self.total - 1 - self.frames) / fps
+        bins = (ages / width + 1e-9).floor().long()
+        return {number: self.means(bins == number) for number in bins.unique().tolist()}
+
+    def like(self, other: FrameScores) -> FrameScores:
+        """Return the scores of the frames that `other` holds, as often as it holds them.
+
+        Raises:
+            KeyError: a frame of `other` is not here.
+        """
+        place = {frame: k for k, frame in enumerate(self.frames.tolist())}
+        index = torch.tensor([place[frame] for frame in other.frames.tolist()])
+        return FrameScores(
+            frames=other.frames,
+            total=self.total,
+            values={name: value[index] for name, value in self.values.items()},
+            weights={name: weight[index] for name, weight in self.weights.items()},
+        )
+
+
+def join_scores(parts: Sequence[FrameScores]) -> FrameScores:
+    """Return the scores of several queries of one clip as one."""
+    first = parts[0]
+    return FrameScores(
+        frames=torch.cat([part.frames for part in parts]),
+        total=first.total,
+        values={m: torch.cat([part.values[m] for part in parts]) for m in first.values},
+        weights={m: torch.cat([part.weights[m] for part in parts]) for m in first.weights},
+    )
 
 
 @frozen(kw_only=True)
@@ -47,10 +113,16 @@ def interval(values: Sequence[float]) -> Interval:
     Raises:
         ValueError: there is no value.
     """
-    return crossed([values])
+    return interval_over_runs([values])
 
 
-def crossed(values: Sequence[Sequence[float]]) -> Interval:
+def interval_or_none(values: Sequence[float | None]) -> Interval | None:
+    """Return the interval of the values that exist, or None where none does."""
+    existing = [value for value in values if value is not None]
+    return interval(existing) if existing else None
+
+
+def interval_over_runs(values: Sequence[Sequence[float]]) -> Interval:
     """Return the mean over runs and clips with its 95 % interval: both are resampled.
 
     With one run this is `interval` of its clips. With few runs such an interval is too narrow.
@@ -63,29 +135,17 @@ def crossed(values: Sequence[Sequence[float]]) -> Interval:
     """
     if not values or not values[0]:
         raise ValueError("no value, no mean")
-    found = torch.tensor([list(run) for run in values], dtype=torch.float64)  # [runs, clips]
-    mean, (runs, n) = float(found.mean()), found.shape
+    table = torch.tensor([list(run) for run in values], dtype=torch.float64)  # [runs, clips]
+    mean, (runs, n) = float(table.mean()), table.shape
     if n == 1:
         return Interval(mean=mean, low=None, high=None, n=1)
     generator = torch.Generator().manual_seed(SEED)
     clips = torch.randint(n, (RESAMPLES, 1, n), generator=generator)
-    which = torch.randint(runs, (RESAMPLES, runs, 1), generator=generator)
-    return _ends(mean, found[which, clips].mean(dim=(1, 2)), n)
-
-
-def _ends(mean: float, means: torch.Tensor, n: int) -> Interval:
+    chosen = torch.randint(runs, (RESAMPLES, runs, 1), generator=generator)
+    means = table[chosen, clips].mean(dim=(1, 2))
     ends = torch.tensor([(1 - SHARE) / 2, (1 + SHARE) / 2], dtype=torch.float64)
     low, high = means.quantile(ends).tolist()
     return Interval(mean=mean, low=min(low, mean), high=max(high, mean), n=n)
-
-
-def interval_or_none(values: Sequence[float | None]) -> Interval | None:
-    """Return the interval of the values that exist, or None where none does."""
-    kept = [value for value in values if value is not None]
-    return interval(kept) if kept else None
-
-
-# ⟦core/measure/quantities.py⟧ Metrics, and quality by retriever, as plain values.
 
 
 @frozen(kw_only=True)
@@ -96,6 +156,7 @@ class MetricInfo:
         name: unique in the result; `plugin` the name it is found by; `title` as printed.
         unit: printed behind figures, "" for none.
         goal: "higher" or "lower" is better, or the number that equal frames have.
+        verb, quantity: make a sentence of a figure: "RETRIEVER verb FIGURE quantity".
         needs: why it was not measured here; "": it was.
     """
 
@@ -104,6 +165,8 @@ class MetricInfo:
     title: str
     unit: str
     goal: Goal
+    verb: str
+    quantity: str
     needs: str = ""
 
     def merit(self, value: float) -> float:
@@ -133,8 +196,30 @@ class Quality:
     ages: tuple[AgeBin, ...]
 
 
+def quality_over_clips(clips: Sequence[FrameScores], *, fps: float, width: float) -> Quality:
+    """Return the quality over clips, each counted once, and by age bins of `width` seconds."""
+    bins: dict[int, list[dict[str, float]]] = defaultdict(list)
+    for clip in clips:
+        for number, means in clip.means_by_age(fps, width).items():
+            bins[number].append(means)
+    ages = tuple(
+        AgeBin(start=number * width, end=(number + 1) * width, figures=_intervals(bins[number]))
+        for number in sorted(bins)
+    )
+    return Quality(figures=_intervals([clip.means() for clip in clips]), ages=ages)
+
+
+def _intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
+    return {name: interval([row[name] for row in rows]) for name in rows[0]}
+
+
+def age_width(seconds: float) -> float:
+    """Return the width of age bins: whole seconds, so that there are ten at most."""
+    return float(max(1, math.ceil(seconds / 10)))
+
+
 @frozen(kw_only=True)
-class Retrieval:
+class RetrieverResult:
     """One retriever over all clips.
 
     Attributes:
@@ -167,9 +252,6 @@ class Distance:
     name: str
     kind: str
     figures: Mapping[str, Interval]
-
-
-FORMAT = 2
 
 
 @frozen(kw_only=True)
@@ -247,7 +329,7 @@ class LongRow:
 
 @frozen(kw_only=True)
 class MeasureResult:
-    """All that `measure` found of one model on one store.
+    """All that was measured of one model on one store.
 
     Attributes:
         main: the name of the retriever that the verdict is about: the first that reads memory.
@@ -255,6 +337,7 @@ class MeasureResult:
         distances: of the main retriever from floors, ceiling and other retrievers, unmasked.
         missing: metrics of the experiment that could not be measured here, and why.
         rates: compression rates that the compressors name, as `4x4x2`.
+        targets: what the experiment holds its figures to; in JSON they stand in `spec`.
         long: clips that have `long_asked` seconds, measured at that length, too.
         spec: the experiment, resolved.
         asked: seconds of history asked for; `queries` masked queries for each clip.
@@ -271,7 +354,8 @@ class MeasureResult:
     metrics: tuple[MetricInfo, ...]
     missing: tuple[MetricInfo, ...]
     rates: tuple[str, ...]
-    retrievals: tuple[Retrieval, ...]
+    targets: tuple[Target, ...]
+    retrievals: tuple[RetrieverResult, ...]
     distances: tuple[Distance, ...]
     gain: GainFigures
     clips: tuple[ClipRow, ...]
@@ -286,9 +370,9 @@ class MeasureResult:
     spec: Mapping[str, Any] = field(repr=False)
     versions: Mapping[str, str] = field(repr=False)
 
-    def retrieval(self, name: str) -> Retrieval:
-        """Return the retrieval of that name."""
-        return next(found for found in self.retrievals if found.name == name)
+    def retrieval(self, name: str) -> RetrieverResult:
+        """Return the result of the retriever of that name."""
+        return next(one for one in self.retrievals if one.name == name)
 
     def metric(self, plugin: str) -> MetricInfo | None:
         """Return the first measured metric of a plugin, or None."""
@@ -297,103 +381,18 @@ class MeasureResult:
     def to_json(self) -> dict[str, Any]:
         """Return plain data for JSON; figures of metrics that were not measured are null."""
         data = attrs.asdict(self)
-        _put_nulls(data, [metric.name for metric in self.missing])
+        del data["targets"]
+        _add_nulls(data, [metric.name for metric in self.missing])
         return {"format": FORMAT, **data}
 
 
-def _put_nulls(data: dict[str, Any], names: Sequence[str]) -> None:
-    retrievals, clips = data["retrievals"], [*data["clips"], *data["long"]]
-    qualities = [one[how] for one in retrievals for how in _HOW if one[how]]
+def _add_nulls(data: dict[str, Any], metrics: Sequence[str]) -> None:
+    """Add null figures of these metrics wherever figures stand."""
+    ways = ("unmasked", "masked")
+    qualities = [one[way] for one in data["retrievals"] for way in ways if one[way]]
     rows = [row for quality in qualities for row in (quality, *quality["ages"])]
     figures = [row["figures"] for row in (*rows, *data["distances"])]
-    figures += [one for clip in clips for how in _HOW if how in clip for one in clip[how].values()]
-    for found in figures:
-        found.update(dict.fromkeys(names))
-
-
-_HOW = ("unmasked", "masked")
-
-
-# ⟦core/measure/scores.py⟧ Figures of single frames, and their means over frames, ages and clips.
-
-
-@frozen(eq=False, kw_only=True)
-class Scores:
-    """Figures of video frames of one clip.
-
-    Attributes:
-        frames: which frames, counted in the window, int64 `[F]`; some may stand twice.
-        total: frames of the window.
-        values: by metric, `[F]`.
-        weights: how much each frame counts by metric, `[F]`; metrics that are left out: alike.
-    """
-
-    frames: Tensor
-    total: int
-    values: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor] = field(factory=dict)
-
-    def means(self, chosen: Tensor | None = None) -> dict[str, float]:
-        """Return the weighted mean by metric over all frames, or over those `chosen`, bool `[F]`."""
-        kept = torch.ones_like(self.frames, dtype=torch.bool) if chosen is None else chosen
-        return {name: self._mean(name, kept) for name in self.values}
-
-    def like(self, other: Scores) -> Scores:
-        """Return the figures of the frames that `other` holds, as often as it holds them.
-
-        Raises:
-            KeyError: a frame of `other` is not here.
-        """
-        place = {frame: k for k, frame in enumerate(self.frames.tolist())}
-        at = torch.tensor([place[frame] for frame in other.frames.tolist()])
-        return Scores(
-            frames=other.frames,
-            total=self.total,
-            values={name: value[at] for name, value in self.values.items()},
-            weights={name: weight[at] for name, weight in self.weights.items()},
-        )
-
-    def _mean(self, name: str, kept: Tensor) -> float:
-        value = self.values[name][kept].double()
-        weight = self.weights.get(name, torch.ones(len(kept)))[kept].double()
-        return float((value * weight).sum() / weight.sum())
-
-
-def join(parts: Sequence[Scores]) -> Scores:
-    """Return the scores of several questions about one clip as one."""
-    return Scores(
-        frames=torch.cat([part.frames for part in parts]),
-        total=parts[0].total,
-        values={m: torch.cat([part.values[m] for part in parts]) for m in parts[0].values},
-        weights={m: torch.cat([part.weights[m] for part in parts]) for m in parts[0].weights},
-    )
-
-
-def over_clips(clips: Sequence[Scores], *, fps: float, width: float) -> Quality:
-    """Return the quality over clips: each clip's mean counts once, by age bins of `width` seconds."""
-    means = [clip.means() for clip in clips]
-    bins: dict[int, list[dict[str, float]]] = defaultdict(list)
-    for clip in clips:
-        for number, found in by_age(clip, fps, width).items():
-            bins[number].append(found)
-    ages = tuple(
-        AgeBin(start=number * width, end=(number + 1) * width, figures=_intervals(bins[number]))
-        for number in sorted(bins)
-    )
-    return Quality(figures=_intervals(means), ages=ages)
-
-
-def by_age(clip: Scores, fps: float, width: float) -> dict[int, dict[str, float]]:
-    """Return means by metric over the frames of each age bin, `width` seconds wide, by its number."""
-    ages = (clip.total - 1 - clip.frames) / fps
-    which = (ages / width + 1e-9).floor().long()
-    return {number: clip.means(which == number) for number in which.unique().tolist()}
-
-
-def _intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
-    return {name: interval([row[name] for row in rows]) for name in rows[0]}
-
-
-def age_width(seconds: float) -> float:
-    """Return the width of age bins: whole seconds, so that there are ten at most."""
-    return float(max(1, math.ceil(seconds / 10)))
+    clips = [*data["clips"], *data["long"]]
+    figures += [by for clip in clips for way in ways if way in clip for by in clip[way].values()]
+    for by_metric in figures:
+        by_metric.update(dict.fromkeys(metrics))

@@ -1,4 +1,8 @@
-"""Strips for the report: some frames of a clip, original above what comes back of them."""
+"""Frames for the report: original beside what comes back, as strips and as sliders through time.
+
+A strip holds a few frames of a clip at full size, a slider many in small. Both are of the memory of
+the clean history.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,27 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from attrs import frozen
+from einops import rearrange
 from torch import Tensor
 
 from ..data.store import Record, Store
 from ..errors import UserError
 from ..interfaces.codec import frame_to_latent, frames_of, to_bytes, to_unit
 from ..interfaces.retriever import LatentFrames, Retrieved, Scene
-from ..model import Model
 from ..registry import nearest
-from .prepare import Prepared, evaluating
-from .quality import CEILING, Kept, ceiling, one_by_one, original, scene_of, scores
-from .result import MeasureResult
+from .prepare import MeasureSetup, evaluating, metric_infos
+from .quality import (
+    CEILING,
+    ceiling,
+    clip_scene,
+    decode_one_by_one,
+    original_frames,
+    score_frames,
+)
+from .result import MeasureResult, MetricInfo
 
 ORIGINAL = "original"
+WIDEST = 224  # pixels of a frame of a slider
 
 
 @frozen(eq=False, kw_only=True)
@@ -34,54 +46,95 @@ class StripRow:
 
 @frozen(eq=False, kw_only=True)
 class Strip:
-    """Frames of one clip in time; `times` in seconds of the history, one a column."""
+    """Frames of one clip in time.
+
+    Attributes:
+        title, caption: of the clip; `note` says why it was chosen, "" for no reason.
+        times: in seconds of the history, one a column.
+        metrics: that the figures of rows are of, in their order.
+    """
 
     title: str
     caption: str
     note: str
     times: tuple[float, ...]
     rows: tuple[StripRow, ...]
+    metrics: tuple[MetricInfo, ...]
+
+
+@frozen(eq=False, kw_only=True)
+class SliderPanel:
+    """What one retriever gives of a clip: uint8 frames `[K, 3, P, Q]`, small, and a figure each.
+
+    `figures` are of the first metric, at full size; none for the original.
+    """
+
+    label: str
+    kind: str
+    frames: Tensor
+    figures: tuple[float, ...]
+
+
+@frozen(eq=False, kw_only=True)
+class TimeSlider:
+    """Frames of one clip through time, the same ones in every panel; `times` in seconds."""
+
+    title: str
+    caption: str
+    note: str
+    times: tuple[float, ...]
+    panels: tuple[SliderPanel, ...]
 
 
 def make_strips(
-    model: Model,
-    store: Store,
+    setup: MeasureSetup,
     result: MeasureResult | None = None,
     *,
     clips: int = 4,
     frames: int = 6,
     names: Sequence[str] = (),
-    kept: Kept | None = None,
 ) -> tuple[Strip, ...]:
     """Return strips of some clips: original, ceiling, learned retrievers, and the first floor.
 
     With a result, clips are taken evenly over the ranks of the main retriever, worst to best;
     without, evenly over the store. Frames are spread evenly over the history and are asked of the
-    memory of the clean history together. Each picture is the last video frame of its latent.
+    memory together; what `measure` retrieved is not asked for again. Each picture is the last
+    video frame of its latent.
 
     Args:
-        model: on its device.
-        store: as `measure` takes it.
+        setup: of the model and the store.
         result: what `measure` gave.
         clips: how many at most.
         frames: how many of each at most.
         names: of the clips to show instead, in this order.
-        kept: what `measure` was given to keep: frames found there are not asked for again.
 
     Raises:
-        UserError: as `measure`; or the store holds no clip of a name.
+        UserError: the store holds no clip of a name, or a file of it is damaged.
     """
-    with evaluating(model):
-        at = Prepared.of(model, store, None if result is None else result.seed)
-        chosen = by_name(at, names) if names else choose(at, result, clips)
-        return tuple(_strip(at, record, note, frames, kept or {}) for record, note in chosen)
+    check_names(setup.store, names)
+    with evaluating(setup.model):
+        chosen = _by_name(setup, names) if names else _choose(setup, result, clips)
+        return tuple(_strip(setup, record, note, frames) for record, note in chosen)
 
 
-def by_name(at: Prepared, names: Sequence[str]) -> list[tuple[Record, str]]:
-    """Return the clips of these names or ids, as `check_names` lets them pass."""
-    check_names(at.store, names)
-    records = {key: record for record in at.records() for key in (record.id, record.name)}
-    return [(records[name], "") for name in names]
+def make_sliders(
+    setup: MeasureSetup,
+    result: MeasureResult | None = None,
+    *,
+    clips: int = 6,
+    frames: int = 40,
+) -> tuple[TimeSlider, ...]:
+    """Return sliders of some clips: original, main retriever, first sample, and first floor.
+
+    Clips are chosen as by `make_strips`; up to `frames` video frames are spread evenly over the
+    history, in small: 224 pixels wide at most.
+
+    Raises:
+        UserError: a file of the store is damaged.
+    """
+    with evaluating(setup.model):
+        chosen = _choose(setup, result, clips)
+        return tuple(_slider(setup, record, note, frames) for record, note in chosen)
 
 
 def check_names(store: Store, names: Sequence[str]) -> None:
@@ -98,24 +151,27 @@ def check_names(store: Store, names: Sequence[str]) -> None:
             raise UserError(f"{store.root} holds no clip {name!r}; it has {', '.join(near)}")
 
 
-def choose(at: Prepared, result: MeasureResult | None, count: int) -> list[tuple[Record, str]]:
-    """Return clips from worst to best with their ranks, or evenly over the store, and no note."""
-    records = {record.id: record for record in at.records()}
+def _by_name(setup: MeasureSetup, names: Sequence[str]) -> list[tuple[Record, str]]:
+    """Return the clips of these names or ids, which exist, without notes."""
+    records = {key: record for record in setup.records() for key in (record.id, record.name)}
+    return [(records[name], "") for name in names]
+
+
+def _choose(
+    setup: MeasureSetup, result: MeasureResult | None, count: int
+) -> list[tuple[Record, str]]:
+    """Return clips from worst to best with their ranks, or evenly over the store without notes."""
+    records = {record.id: record for record in setup.records()}
     if result is None:
-        order = list(records)
-        return [(records[order[i]], "") for i in spread_over(len(order), count)]
+        ids = list(records)
+        return [(records[ids[i]], "") for i in evenly_spaced(len(ids), count)]
     metric = result.metrics[0]
     ranked = sorted(
         (row for row in result.clips if row.id in records),
         key=lambda row: metric.merit(row.unmasked[result.main][metric.name]),
     )
-    picks = spread_over(len(ranked), count)
-    return [(records[ranked[i].id], _rank(i, len(ranked), result.main)) for i in picks]
-
-
-def spread_over(total: int, count: int) -> list[int]:
-    """Return up to `count` numbers below `total`, evenly spread, both ends among them."""
-    return sorted(set(torch.linspace(0, total - 1, min(count, total)).round().long().tolist()))
+    places = evenly_spaced(len(ranked), count)
+    return [(records[ranked[i].id], _rank(i, len(ranked), result.main)) for i in places]
 
 
 def _rank(index: int, total: int, main: str) -> str:
@@ -125,164 +181,118 @@ def _rank(index: int, total: int, main: str) -> str:
     return f"{place} of {total} under {main}"
 
 
-def _strip(at: Prepared, record: Record, note: str, frames: int, kept: Kept) -> Strip:
-    scene = scene_of(at, record)
-    omega = torch.tensor([spread_over(scene.size.time, frames)], device=at.device)
-    seconds = at.codec.stride.time / at.store.fps
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Return up to `count` numbers below `total`, evenly spread, both ends among them."""
+    return sorted(set(torch.linspace(0, total - 1, min(count, total)).round().long().tolist()))
+
+
+def _strip(setup: MeasureSetup, record: Record, note: str, count: int) -> Strip:
+    scene = clip_scene(setup, record)
+    omega = torch.tensor([evenly_spaced(scene.size.time, count)], device=setup.device)
+    seconds = setup.codec.stride.time / setup.store.fps
     return Strip(
         title=record.name,
         caption=record.caption,
         note=note,
         times=tuple(index * seconds for index in omega[0].tolist()),
-        rows=tuple(_rows(at, record, scene, omega, kept)),
+        rows=tuple(_strip_rows(setup, record, scene, omega)),
+        metrics=metric_infos(setup.metrics),
     )
 
 
-def _rows(
-    at: Prepared, record: Record, scene: Scene, omega: Tensor, kept: Kept
+def _strip_rows(
+    setup: MeasureSetup, record: Record, scene: Scene, omega: Tensor
 ) -> Iterator[StripRow]:
-    stride = at.codec.stride.time
-    true = [original(scene.history, i, stride)[-1] for i in omega[0].tolist()]
-    shown = torch.stack([(x * 255).round().to(torch.uint8).cpu() for x in true])
-    yield StripRow(label=ORIGINAL, kind=ORIGINAL, frames=shown, figures={})
-    yield _row(at, scene, omega, ceiling(scene, omega), CEILING, CEILING)
-    floors = [name for name, r in at.retrievers.items() if not r.learned]
-    for name in [*at.learned, *floors[:1]]:
-        given = ask(at, record, name, scene, omega, kept)
-        yield _row(at, scene, omega, given, name, "learned" if name in at.learned else "floor")
+    def row(label: str, kind: str, retrieved: Retrieved) -> StripRow:
+        pixels = decode_one_by_one(scene, omega, retrieved)
+        frames = torch.stack([to_bytes(x[0, :, -1].float()).cpu() for x in pixels])
+        figures = score_frames(setup, scene, omega, retrieved, label).means()
+        return StripRow(label=label, kind=kind, frames=frames, figures=figures)
+
+    stride = setup.codec.stride.time
+    originals = [original_frames(scene.history, i, stride)[-1] for i in omega[0].tolist()]
+    frames = torch.stack([(x * 255).round().to(torch.uint8).cpu() for x in originals])
+    yield StripRow(label=ORIGINAL, kind=ORIGINAL, frames=frames, figures={})
+    yield row(CEILING, CEILING, ceiling(scene, omega))
+    for name, kind in [*((name, "learned") for name in setup.learned), *_first_floor(setup)]:
+        yield row(name, kind, _retrieve(setup, record, name, scene, omega))
 
 
-def ask(
-    at: Prepared, record: Record, name: str, scene: Scene, omega: Tensor, kept: Kept
+def _first_floor(setup: MeasureSetup) -> list[tuple[str, str]]:
+    """Return the first retriever that reads no memory, with its kind, if there is one."""
+    floors = [name for name, retriever in setup.retrievers.items() if not retriever.learned]
+    return [(name, "floor") for name in floors[:1]]
+
+
+def _retrieve(
+    setup: MeasureSetup, record: Record, name: str, scene: Scene, omega: Tensor
 ) -> Retrieved:
-    """Return the frames Ω by a retriever, out of what was kept where that holds them."""
-    if (record.id, name) in kept:
-        latents = kept[record.id, name].to(omega.device)
+    """Return the frames Ω by a retriever: those that were measured, where there are any."""
+    if (record.id, name) in setup.retrieved:
+        latents = setup.retrieved[record.id, name].to(omega.device)
         return LatentFrames(latents=latents[None, :, omega[0]])
-    return at.retrievers[name](scene, omega, at.generator(record, "noise"))
+    return setup.retrievers[name](scene, omega, setup.generator(record, "noise"))
 
 
-def _row(
-    at: Prepared, scene: Scene, omega: Tensor, given: Retrieved, label: str, kind: str
-) -> StripRow:
-    frames = [to_bytes(x[0, :, -1].float()).cpu() for x in one_by_one(scene, omega, given)]
-    figures = scores(at, scene, omega, given, label).means()
-    return StripRow(label=label, kind=kind, frames=torch.stack(frames), figures=figures)
-
-
-# ⟦core/measure/scrubs.py⟧ Scrubs for the report: a clip in small frames, side by side with what comes back of it.
-
-
-WIDEST = 224  # pixels of a frame
-
-
-@frozen(eq=False, kw_only=True)
-class Panel:
-    """What one retriever gives of a clip: uint8 frames `[K, 3, P, Q]`, small, and a figure each.
-
-    `figures` are of the first metric, at full size; none for the original.
-    """
-
-    label: str
-    kind: str
-    frames: Tensor
-    figures: tuple[float, ...]
-
-
-@frozen(eq=False, kw_only=True)
-class Scrub:
-    """Frames of one clip through time, the same ones in every panel; `times` in seconds."""
-
-    title: str
-    caption: str
-    note: str
-    times: tuple[float, ...]
-    panels: tuple[Panel, ...]
-
-
-def make_scrubs(
-    model: Model,
-    store: Store,
-    result: MeasureResult | None = None,
-    *,
-    clips: int = 6,
-    frames: int = 40,
-    kept: Kept | None = None,
-) -> tuple[Scrub, ...]:
-    """Return scrubs of some clips: original, main retriever, first sample, and first floor.
-
-    Clips are chosen as by `make_strips`; up to `frames` video frames are spread evenly over the
-    history, in small: 224 pixels wide at most. All are of the memory of the clean history.
-
-    Raises:
-        UserError: as `measure`.
-    """
-    with evaluating(model):
-        at = Prepared.of(model, store, None if result is None else result.seed)
-        chosen = choose(at, result, clips)
-        return tuple(_scrub(at, record, note, frames, kept or {}) for record, note in chosen)
-
-
-def _scrub(at: Prepared, record: Record, note: str, count: int, kept: Kept) -> Scrub:
-    scene = scene_of(at, record)
-    stride = at.codec.stride.time
-    chosen = spread_over(1 + stride * (scene.size.time - 1), count)
-    return Scrub(
+def _slider(setup: MeasureSetup, record: Record, note: str, count: int) -> TimeSlider:
+    scene = clip_scene(setup, record)
+    stride = setup.codec.stride.time
+    frames = evenly_spaced(1 + stride * (scene.size.time - 1), count)
+    return TimeSlider(
         title=record.name,
         caption=record.caption,
         note=note,
-        times=tuple(frame / at.store.fps for frame in chosen),
-        panels=tuple(_panels(at, record, scene, chosen, kept)),
+        times=tuple(frame / setup.store.fps for frame in frames),
+        panels=tuple(_slider_panels(setup, record, scene, frames)),
     )
 
 
-def _panels(
-    at: Prepared, record: Record, scene: Scene, chosen: list[int], kept: Kept
-) -> Iterator[Panel]:
-    stride = at.codec.stride.time
+def _slider_panels(
+    setup: MeasureSetup, record: Record, scene: Scene, chosen: Sequence[int]
+) -> Iterator[SliderPanel]:
+    """Yield the panels of a clip, each of the video frames `chosen`."""
+    stride = setup.codec.stride.time
     latents = sorted({frame_to_latent(frame, stride) for frame in chosen})
-    true = {
+    originals = {
         frame: picture
         for latent in latents
         for frame, picture in zip(
-            frames_of(latent, stride), original(scene.history, latent, stride), strict=True
+            frames_of(latent, stride), original_frames(scene.history, latent, stride), strict=True
         )
+        if frame in chosen
     }
-    shown = torch.stack([small(true[frame]) for frame in chosen])
-    yield Panel(label=ORIGINAL, kind=ORIGINAL, frames=shown, figures=())
-    omega = torch.tensor([latents], device=at.device)
-    for name, kind in shown_names(at):
-        given = ask(at, record, name, scene, omega, kept)
-        pixels = zip(latents, one_by_one(scene, omega, given), strict=True)
-        yield _panel(at, name, kind, pixels, {frame: true[frame] for frame in chosen})
+    frames = torch.stack([_small(originals[frame]) for frame in chosen])
+    yield SliderPanel(label=ORIGINAL, kind=ORIGINAL, frames=frames, figures=())
+    samples = [name for name, retriever in setup.learned.items() if retriever.samples]
+    learned = dict.fromkeys([setup.main, *samples[:1]])
+    omega = torch.tensor([latents], device=setup.device)
+    for name, kind in [*((name, "learned") for name in learned), *_first_floor(setup)]:
+        retrieved = _retrieve(setup, record, name, scene, omega)
+        yield _slider_panel(setup, name, kind, scene, omega, retrieved, originals)
 
 
-def shown_names(at: Prepared) -> list[tuple[str, str]]:
-    """Return the retrievers that scrubs show, with their kind: main, first sample, first floor."""
-    samples = [name for name, retriever in at.learned.items() if retriever.samples]
-    floors = [name for name, retriever in at.retrievers.items() if not retriever.learned]
-    learned = list(dict.fromkeys([at.main, *samples[:1]]))
-    return [(name, "learned") for name in learned] + [(name, "floor") for name in floors[:1]]
-
-
-def _panel(
-    at: Prepared,
+def _slider_panel(
+    setup: MeasureSetup,
     name: str,
     kind: str,
-    pixels: Iterator[tuple[int, Tensor]],
-    true: dict[int, Tensor],
-) -> Panel:
-    metric, frames, figures = next(iter(at.metrics.values())), [], []
-    for latent, given in pixels:
-        pictures = to_unit(given[0].float()).movedim(1, 0)
-        for frame, picture in zip(frames_of(latent, at.codec.stride.time), pictures, strict=True):
-            if frame in true:
-                frames.append(small(picture))
-                figures.append(float(metric(true[frame][None], picture[None])[0]))
-    return Panel(label=name, kind=kind, frames=torch.stack(frames), figures=tuple(figures))
+    scene: Scene,
+    omega: Tensor,
+    retrieved: Retrieved,
+    originals: dict[int, Tensor],
+) -> SliderPanel:
+    metric, stride = next(iter(setup.metrics.values())), setup.codec.stride.time
+    frames, figures = [], []
+    decoded = decode_one_by_one(scene, omega, retrieved)
+    for latent, pixels in zip(omega[0].tolist(), decoded, strict=True):
+        pictures = rearrange(to_unit(pixels.float()), "1 c f p q -> f c p q")
+        for frame, picture in zip(frames_of(latent, stride), pictures, strict=True):
+            if frame in originals:
+                frames.append(_small(picture))
+                figures.append(float(metric(originals[frame][None], picture[None])[0]))
+    return SliderPanel(label=name, kind=kind, frames=torch.stack(frames), figures=tuple(figures))
 
 
-def small(picture: Tensor) -> Tensor:
+def _small(picture: Tensor) -> Tensor:
     """Return a picture `[3, P, Q]` in [0, 1] as uint8, shrunk to 224 pixels in width if wider."""
     rows, columns = picture.shape[-2:]
     if columns > WIDEST:

@@ -1,1 +1,1 @@
-"""TODO pages."""
+"""Pages and pictures for people: the report of `measure`, its charts, and a masker's picture."""

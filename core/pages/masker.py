@@ -1,4 +1,7 @@
-"""The picture of `longtake show --picture`: what the masker does to a clip, along time."""
+"""The picture of `longtake show --picture`: what the masker does to a clip, along time.
+
+`mask_clip` gives it as data, small latents in colours; `draw_masker` draws that.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from attrs import frozen
+from einops import rearrange, reduce
 from torch import Tensor
 
 from ..cache.encode import LowRes
@@ -28,15 +33,41 @@ from ..values.grid import Geometry, Rate, Size3
 from ..values.history import History, Query
 from ..values.text import Text
 
-# ⟦core/describe_masked.py⟧ What a masker does to a clip, as data for a picture: small latents that can be looked at.
-
-
 LATENTS = 17  # 1 + a multiple of all time rates
 CELLS = (18, 32)  # latent rows and columns
+FORMATS = (".png", ".jpg", ".svg", ".pdf")
+ASKED, LEVEL, QUIET = "#d95f02", "#5b7aa6", "#666666"
+WIDTH = 13.0  # inches
+WIDE = 0.94  # of a latent's room that its picture takes
+
+
+def save_masker_picture(
+    experiment: Experiment, path: Path, *, video: Path | None = None, seed: int = 0
+) -> Path:
+    """Write what the experiment's masker does to a clip, whole or not at all; return the path.
+
+    A strip of HR latents before and after, Ω framed, and under them the level of each; for every
+    LR rate of the experiment the same of its LR latents, each under the HR latents it covers.
+
+    Args:
+        experiment: see `mask_clip`.
+        path: ends in .png, .jpg, .svg or .pdf; its folder is made.
+        video: the clip; default: the built-in one.
+        seed: of Ω and all that is random.
+
+    Raises:
+        UserError: another ending, a video that cannot be read, or a file that cannot be written.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"--picture {path}: a picture ends in {', '.join(FORMATS)}")
+    figure = draw_masker(mask_clip(experiment, video=video, seed=seed), title_of(experiment))
+    with whole_file(path) as part:
+        figure.savefig(part, format=path.suffix.lower().lstrip("."), dpi=120)
+    return path
 
 
 @frozen(eq=False, kw_only=True)
-class Look:
+class MaskedClip:
     """A clip's history before and after a masker, as colours.
 
     Attributes:
@@ -54,7 +85,7 @@ class Look:
     seconds: list[float]
 
 
-def look(experiment: Experiment, *, video: Path | None = None, seed: int = 0) -> Look:
+def mask_clip(experiment: Experiment, *, video: Path | None = None, seed: int = 0) -> MaskedClip:
     """Return what the experiment's masker does to a clip.
 
     Latents stand for what the codec would give: means of the pixels over its stride, each colour of
@@ -63,46 +94,46 @@ def look(experiment: Experiment, *, video: Path | None = None, seed: int = 0) ->
 
     Args:
         experiment: its masker, LR rates and the codec's stride count.
-        video: to look at; default: the built-in clip.
+        video: the clip; default: the built-in one.
         seed: of Ω and all that is random.
 
     Raises:
         UserError: the video cannot be read, or is shorter than a latent.
     """
     geometry = experiment.backbone.geometry
-    pixels = _pixels(geometry, video)
+    pixels = _read_pixels(geometry, video)
     stride = geometry.vae_stride
-    latents = _latents(pixels, stride)
+    latents = _mean_latents(pixels, stride)
     mean = latents.mean(dim=(0, 2, 3, 4), keepdim=True)
-    size = latents.std(dim=(0, 2, 3, 4), keepdim=True).clamp_min(1e-3)
+    std = latents.std(dim=(0, 2, 3, 4), keepdim=True).clamp_min(1e-3)
     lr = {
-        rate: _latents(LowRes(rate, stride).push(pixels)[0], stride)
+        rate: _mean_latents(LowRes(rate, stride).push(pixels)[0], stride)
         for rate in sorted(compressor_needs(experiment).rates)
     }
     history = History(
-        latents=(latents - mean) / size, lr={r: (x - mean) / size for r, x in lr.items()}
+        latents=(latents - mean) / std, lr={rate: (x - mean) / std for rate, x in lr.items()}
     )
-    query = _masked(experiment.masker, history, seed)
+    query = _masked_query(experiment.masker, history, seed)
 
-    def shown(x: Tensor) -> Tensor:
-        return ((x * size + mean + 1) / 2).clamp(0, 1)[0].transpose(0, 1)
+    def colours(x: Tensor) -> Tensor:
+        return rearrange(((x * std + mean + 1) / 2).clamp(0, 1), "1 c t h w -> t c h w")
 
-    return Look(
+    return MaskedClip(
         query=query,
-        clean=shown(history.latents),
-        masked=shown(query.history.latents),
-        lr={rate: shown(x) for rate, x in query.history.lr.items()},
+        clean=colours(history.latents),
+        masked=colours(query.history.latents),
+        lr={rate: colours(x) for rate, x in query.history.lr.items()},
         seconds=[(1 + stride.time * i) / geometry.fps for i in range(history.size.time)],
     )
 
 
-def _masked(spec: MaskerSpec, history: History, seed: int) -> Query:
+def _masked_query(spec: MaskerSpec, history: History, seed: int) -> Query:
     masker: Masker[MaskerSpec] = build(spec)
-    nothing = Text(embeddings=torch.zeros(1, 1, 1), mask=torch.ones(1, 1, dtype=torch.bool))
-    return masker.masked(history, nothing, Draws.of(seed, 0, [0], "picture"))
+    no_text = Text(embeddings=torch.zeros(1, 1, 1), mask=torch.ones(1, 1, dtype=torch.bool))
+    return masker.masked(history, no_text, Draws.of(seed, 0, [0], "picture"))
 
 
-def _pixels(geometry: Geometry, video: Path | None) -> Tensor:
+def _read_pixels(geometry: Geometry, video: Path | None) -> Tensor:
     """Return the clip `[1, 3, F, P, Q]` in [−1, 1]: whole latents, LATENTS of them at most."""
     stride = geometry.vae_stride
     size = (CELLS[0] * stride.height, CELLS[1] * stride.width)
@@ -112,7 +143,7 @@ def _pixels(geometry: Geometry, video: Path | None) -> Tensor:
         raise UserError(f"{video} has no frame to show")
     whole = 1 + stride.time * (geometry.latents(len(frames)) - 1)
     stacked = torch.from_numpy(np.stack(frames[:whole]))
-    return from_bytes(stacked.permute(3, 0, 1, 2)[None])
+    return from_bytes(rearrange(stacked, "f p q c -> 1 c f p q"))
 
 
 def _frames(fps: float, size: tuple[int, int], count: int, video: Path | None) -> Iterator[Any]:
@@ -127,69 +158,33 @@ def _frames(fps: float, size: tuple[int, int], count: int, video: Path | None) -
         yield from chunk
 
 
-def _latents(pixels: Tensor, stride: Size3) -> Tensor:
+def _mean_latents(pixels: Tensor, stride: Size3) -> Tensor:
     """Return means over the codec's stride `[1, 3, T, H, W]`; frame 0 alone, whole latents only."""
     padded = pad_to(pixels, stride.height, stride.width)
     cells = (padded.shape[-2] // stride.height, padded.shape[-1] // stride.width)
-    small = torch.nn.functional.adaptive_avg_pool2d(padded[0], cells)[None]
-    rest = small[:, :, 1:]
-    count = rest.shape[2] // stride.time
-    means = rest[:, :, : count * stride.time].unflatten(2, (count, stride.time)).mean(dim=3)
-    return torch.cat([small[:, :, :1], means], dim=2)
-
-
-FORMATS = (".png", ".jpg", ".svg", ".pdf")
-ASKED, LEVEL, QUIET = "#d95f02", "#5b7aa6", "#666666"
-WIDTH = 13.0  # inches
-WIDE = 0.94  # of a latent's room that its picture takes
-
-
-def save_masker_picture(
-    experiment: Experiment, path: Path, *, video: Path | None = None, seed: int = 0
-) -> Path:
-    """Write what the experiment's masker does to a clip, whole or not at all, and give its path.
-
-    A strip of HR latents before and after, Ω framed, and under them the level of each; for every
-    LR rate of the experiment the same of its LR latents, each under the HR latents it covers.
-
-    Args:
-        experiment: see `core.describe_masked.look`.
-        path: ends in .png, .jpg, .svg or .pdf; its folder is made.
-        video: to look at; default: the built-in clip.
-        seed: of Ω and all that is random.
-
-    Raises:
-        UserError: another ending, a video that cannot be read, or a file that cannot be written.
-    """
-    check_picture(path)
-    figure = draw_masker(look(experiment, video=video, seed=seed), title_of(experiment))
-    with whole_file(path) as part:
-        figure.savefig(part, format=path.suffix.lower().lstrip("."), dpi=120)
-    return path
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a path that no picture can be written to: UserError."""
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"--picture {path}: a picture ends in {', '.join(FORMATS)}")
+    small = F.adaptive_avg_pool2d(padded[0], cells)[None]
+    first, rest = small[:, :, :1], small[:, :, 1:]
+    rest = rest[:, :, : rest.shape[2] // stride.time * stride.time]
+    means = reduce(rest, "1 c (t f) h w -> 1 c t h w", "mean", f=stride.time)
+    return torch.cat([first, means], dim=2)
 
 
 def title_of(experiment: Experiment) -> str:
     """Return the masker and its fields in one line."""
     spec = to_json(experiment.masker)
-    fields = [f"{name}={_told(value)}" for name, value in spec.items() if name != "type"]
+    values = {name: value for name, value in spec.items() if name != "type"}
+    fields = [
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in values.items()
+    ]
     return f"{experiment.name}: masker {spec['type']} ({', '.join(fields)})"
 
 
-def _told(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def draw_masker(found: Look, title: str) -> Any:
-    """Return the matplotlib figure."""
+def draw_masker(clip: MaskedClip, title: str) -> Any:
+    """Return the matplotlib figure of a masked clip."""
     from matplotlib.figure import Figure
 
-    rates, count = list(found.lr), len(found.seconds)
+    rates, count = list(clip.lr), len(clip.seconds)
     strip = WIDTH / count * CELLS[0] / CELLS[1]
     heights = [strip, strip, 0.5, *[x for _ in rates for x in (strip, 0.5)]]
     figure = Figure(figsize=(WIDTH + 1.4, sum(heights) + 0.12 * len(heights) + 0.9))
@@ -197,42 +192,39 @@ def draw_masker(found: Look, title: str) -> Any:
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", wrap=True)
     rows = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
     spans = [(i - 0.5, i + 0.5) for i in range(count)]
-    asked = {int(i) for i in found.query.omega[0]}
-    _strip(rows[0], found.clean, spans, "HR latents", asked)
-    _strip(rows[1], found.masked, spans, "masked,\nΩ framed", asked)
-    _levels(rows[2], found.query.levels[0], spans, "level")
-    _draw_lr(rows[3:], found.lr, found.query.lr_levels, count)
+    asked = {int(i) for i in clip.query.omega[0]}
+    _draw_frames(rows[0], clip.clean, spans, "HR latents", asked)
+    _draw_frames(rows[1], clip.masked, spans, "masked,\nΩ framed", asked)
+    _draw_levels(rows[2], clip.query.levels[0], spans)
+    _draw_lr(rows[3:], clip.lr, clip.query.lr_levels)
     rows[-1].set_xlim(-0.5, count - 0.5)
-    rows[-1].set_xticks(range(count), [f"{i}\n{s:.1f} s" for i, s in enumerate(found.seconds)])
+    rows[-1].set_xticks(range(count), [f"{i}\n{s:.1f} s" for i, s in enumerate(clip.seconds)])
     rows[-1].set_xlabel("latent frame, and the second at which it ends", color=QUIET)
     return figure
 
 
-def _draw_lr(
-    rows: list[Any], lr: Mapping[Rate, Tensor], levels: Mapping[Rate, Tensor], count: int
-) -> None:
+def _draw_lr(rows: list[Any], lr: Mapping[Rate, Tensor], levels: Mapping[Rate, Tensor]) -> None:
     for index, (rate, latents) in enumerate(lr.items()):
         spans = lr_spans(rate, latents.shape[0])
-        _strip(rows[2 * index], latents, spans, f"LR {rate}", set())
-        _levels(rows[2 * index + 1], levels[rate][0], spans, "level")
+        _draw_frames(rows[2 * index], latents, spans, f"LR {rate}", set())
+        _draw_levels(rows[2 * index + 1], levels[rate][0], spans)
 
 
 def lr_spans(rate: Rate, latents: int) -> list[tuple[float, float]]:
     """Return where each LR latent begins and ends on the axis of HR latents that it covers."""
     first = [0, *[rate.time * (j - 1) + 1 for j in range(1, latents)]]
-    return [(a - 0.5, rate.time * j + 0.5) for j, a in enumerate(first)]
+    return [(start - 0.5, rate.time * j + 0.5) for j, start in enumerate(first)]
 
 
-def _strip(
+def _draw_frames(
     axes: Any, frames: Tensor, spans: list[tuple[float, float]], name: str, asked: set[int]
 ) -> None:
     """Draw frames `[T, 3, H, W]`, each in the middle of its span, in the clip's shape."""
     for index, (frame, (low, high)) in enumerate(zip(frames, spans, strict=True)):
         middle, half = (low + high) / 2, WIDE / 2
         box = (middle - half, middle + half, 0.0, 1.0)
-        axes.imshow(
-            frame.movedim(0, -1).numpy(), extent=box, aspect="auto", interpolation="nearest"
-        )
+        picture = rearrange(frame, "c h w -> h w c").numpy()
+        axes.imshow(picture, extent=box, aspect="auto", interpolation="nearest")
         colour, width = (ASKED, 3.0) if index in asked else ("#bbbbbb", 0.6)
         axes.plot([box[0], box[1], box[1], box[0], box[0]], [0, 0, 1, 1, 0], color=colour, lw=width)
         if high - low > 1:
@@ -244,7 +236,7 @@ def _strip(
     _label(axes, name)
 
 
-def _levels(axes: Any, levels: Tensor, spans: list[tuple[float, float]], name: str) -> None:
+def _draw_levels(axes: Any, levels: Tensor, spans: list[tuple[float, float]]) -> None:
     """Draw the level of each latent as a bar over its span; a dot where it is clean."""
     for level, (low, high) in zip(levels.tolist(), spans, strict=True):
         axes.bar((low + high) / 2, level, width=high - low - 0.12, color=LEVEL)
@@ -255,7 +247,7 @@ def _levels(axes: Any, levels: Tensor, spans: list[tuple[float, float]], name: s
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=7, colors=QUIET)
-    _label(axes, name)
+    _label(axes, "level")
 
 
 def _label(axes: Any, name: str) -> None:

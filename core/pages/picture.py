@@ -10,7 +10,8 @@ from attrs import frozen
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UserError
-from ..measure.strips import Strip, StripRow
+from ..measure.strips import Strip
+from ..measure.verdict import format_figure
 from ..tools.files import whole_file
 from ..tools.pictures import to_pil
 
@@ -22,7 +23,7 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 def save_picture(
     strips: Sequence[Strip], path: Path, *, credit: str = "", width: int = 200
 ) -> Path:
-    """Write strips under each other as one picture, whole or not at all, and give its path.
+    """Write strips under each other as one picture, whole or not at all, and return its path.
 
     Each strip has a row for what it shows (original, ceiling, retrievers, floor) with its figure,
     and a column for each time; white ground, so that it reads on any page.
@@ -41,43 +42,28 @@ def save_picture(
         raise UserError(f"{path}: a picture ends in {', '.join(FORMATS)}")
     if not strips:
         raise UserError("a picture needs at least one clip")
-    picture = draw_picture(strips, credit=credit or credit_of(strips), width=width)
+    picture = draw_picture(strips, credit=credit or default_credit(strips), width=width)
     with whole_file(path) as part:
         picture.save(part, format=kind, quality=90)
     return path
 
 
-def credit_of(strips: Sequence[Strip]) -> str:
+def default_credit(strips: Sequence[Strip]) -> str:
     """Return the clips' names and captions, where no other credit is known."""
-    said = [f"{s.title}: {s.caption}" if s.caption != s.title else s.title for s in strips]
-    return "Clips: " + "; ".join(said) + "."
-
-
-def draw_picture(strips: Sequence[Strip], *, credit: str, width: int) -> Image.Image:
-    """Return the picture; a frame is `width` pixels wide and as high as its shape asks."""
-    pen = Pen.of()
-    columns = max(len(strip.times) for strip in strips)
-    across = 2 * MARGIN + LABELS + columns * (width + GAP) - GAP
-    blocks = [_block(strip, across, width, pen) for strip in strips]
-    foot = _credit(credit, across, pen)
-    picture = Image.new("RGB", (across, sum(b.height for b in blocks) + foot.height), PAPER)
-    top = 0
-    for block in (*blocks, foot):
-        picture.paste(block, (0, top))
-        top += block.height
-    return picture
+    clips = [f"{s.title}: {s.caption}" if s.caption != s.title else s.title for s in strips]
+    return "Clips: " + "; ".join(clips) + "."
 
 
 @frozen(eq=False, kw_only=True)
-class Pen:
-    """The fonts: plain, small and bold, with letters and signs of most languages of Europe."""
+class Fonts:
+    """Plain, small and bold fonts, with letters and signs of most languages of Europe."""
 
     plain: ImageFont.FreeTypeFont
     small: ImageFont.FreeTypeFont
     bold: ImageFont.FreeTypeFont
 
     @classmethod
-    def of(cls) -> Pen:
+    def load(cls) -> Fonts:
         """Load the fonts that come with matplotlib."""
         from matplotlib import get_data_path
 
@@ -90,45 +76,51 @@ class Pen:
         )
 
 
-def _block(strip: Strip, across: int, width: int, pen: Pen) -> Image.Image:
+def draw_picture(strips: Sequence[Strip], *, credit: str, width: int) -> Image.Image:
+    """Return the picture; a frame is `width` pixels wide and as high as its shape asks."""
+    fonts = Fonts.load()
+    columns = max(len(strip.times) for strip in strips)
+    across = 2 * MARGIN + LABELS + columns * (width + GAP) - GAP
+    blocks = [_draw_strip(strip, across, width, fonts) for strip in strips]
+    blocks.append(_draw_credit(credit, across, fonts))
+    picture = Image.new("RGB", (across, sum(block.height for block in blocks)), PAPER)
+    top = 0
+    for block in blocks:
+        picture.paste(block, (0, top))
+        top += block.height
+    return picture
+
+
+def _draw_strip(strip: Strip, across: int, width: int, fonts: Fonts) -> Image.Image:
     rows, columns = strip.rows[0].frames.shape[-2:]
     height = round(rows * width / columns)
-    top = MARGIN + 2 * TEXT + 16
-    block = Image.new("RGB", (across, top + len(strip.rows) * (height + GAP)), PAPER)
+    head = MARGIN + 2 * TEXT + 16
+    block = Image.new("RGB", (across, head + len(strip.rows) * (height + GAP)), PAPER)
     draw = ImageDraw.Draw(block)
-    draw.text((MARGIN, MARGIN), strip.title, fill=INK, font=pen.bold)
-    for column, seconds in enumerate(strip.times):
-        middle = MARGIN + LABELS + column * (width + GAP) + width // 2
-        place = (middle, top - 6)
-        draw.text(place, f"{seconds:.1f} s", fill=QUIET, font=pen.small, anchor="ms")
+    lefts = [MARGIN + LABELS + column * (width + GAP) for column in range(len(strip.times))]
+    draw.text((MARGIN, MARGIN), strip.title, fill=INK, font=fonts.bold)
+    for left, seconds in zip(lefts, strip.times, strict=True):
+        place = (left + width // 2, head - 6)
+        draw.text(place, f"{seconds:.1f} s", fill=QUIET, font=fonts.small, anchor="ms")
     for number, row in enumerate(strip.rows):
-        _row(block, draw, row, top + number * (height + GAP), (width, height), pen)
+        top = head + number * (height + GAP)
+        middle = top + height // 2
+        draw.text((MARGIN, middle), row.label, fill=INK, font=fonts.plain, anchor="ls")
+        figures = [format_figure(row.figures[m.name], m) for m in strip.metrics if row.figures]
+        for text in figures[:1]:
+            place = (MARGIN, middle + TEXT + 3)
+            draw.text(place, text, fill=QUIET, font=fonts.small, anchor="ls")
+        for left, frame in zip(lefts, row.frames, strict=True):
+            small = to_pil(frame).resize((width, height), Image.Resampling.LANCZOS)
+            block.paste(small, (left, top))
     return block
 
 
-def _row(
-    block: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    row: StripRow,
-    top: int,
-    size: tuple[int, int],
-    pen: Pen,
-) -> None:
-    middle, figure = top + size[1] // 2, next(iter(row.figures.items()), None)
-    draw.text((MARGIN, middle), row.label, fill=INK, font=pen.plain, anchor="ls")
-    if figure is not None:
-        text = f"{figure[1]:.2f} dB" if figure[0].startswith("psnr") else f"{figure[1]:.3f}"
-        draw.text((MARGIN, middle + TEXT + 3), text, fill=QUIET, font=pen.small, anchor="ls")
-    for column, frame in enumerate(row.frames):
-        small = to_pil(frame).resize(size, Image.Resampling.LANCZOS)
-        block.paste(small, (MARGIN + LABELS + column * (size[0] + GAP), top))
-
-
-def _credit(credit: str, across: int, pen: Pen) -> Image.Image:
-    letters = max(20, int((across - 2 * MARGIN) / (pen.small.getlength("n") or 1)))
+def _draw_credit(credit: str, across: int, fonts: Fonts) -> Image.Image:
+    letters = max(20, int((across - 2 * MARGIN) / (fonts.small.getlength("n") or 1)))
     lines = textwrap.wrap(credit, letters)
-    foot = Image.new("RGB", (across, MARGIN + len(lines) * (TEXT + 3) + MARGIN // 2), PAPER)
-    draw = ImageDraw.Draw(foot)
+    block = Image.new("RGB", (across, MARGIN + len(lines) * (TEXT + 3) + MARGIN // 2), PAPER)
+    draw = ImageDraw.Draw(block)
     for number, line in enumerate(lines):
-        draw.text((MARGIN, 10 + number * (TEXT + 3)), line, fill=QUIET, font=pen.small)
-    return foot
+        draw.text((MARGIN, 10 + number * (TEXT + 3)), line, fill=QUIET, font=fonts.small)
+    return block

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import Attribute, field, frozen
 
 from ..interfaces.spec import doc, ge, in_, unit
 
-# What diffusers calls them, and whether times are given to them (evenly spaced, then shifted).
+
+class DiffusersScheduler(NamedTuple):
+    """A flow scheduler of diffusers: its class, and whether it is given even times to shift."""
+
+    cls: str
+    even_times: bool
+
+
 SCHEDULERS = {
-    "euler": ("FlowMatchEulerDiscreteScheduler", True),
-    "heun": ("FlowMatchHeunDiscreteScheduler", False),
-    "lcm": ("FlowMatchLCMScheduler", True),
-    "unipc": ("UniPCMultistepScheduler", False),
-    "dpm++": ("DPMSolverMultistepScheduler", False),
-    "deis": ("DEISMultistepScheduler", False),
-    "sa": ("SASolverScheduler", False),
+    "euler": DiffusersScheduler("FlowMatchEulerDiscreteScheduler", even_times=True),
+    "heun": DiffusersScheduler("FlowMatchHeunDiscreteScheduler", even_times=False),
+    "lcm": DiffusersScheduler("FlowMatchLCMScheduler", even_times=True),
+    "unipc": DiffusersScheduler("UniPCMultistepScheduler", even_times=False),
+    "dpm++": DiffusersScheduler("DPMSolverMultistepScheduler", even_times=False),
+    "deis": DiffusersScheduler("DEISMultistepScheduler", even_times=False),
+    "sa": DiffusersScheduler("SASolverScheduler", even_times=False),
 }
 
 
-def _positive(instance: Any, attribute: Attribute[Any], value: float | None) -> None:
+def _check_positive(instance: Any, attribute: Attribute[Any], value: float | None) -> None:
     if value is not None and not value > 0:
         raise ValueError(f"must be more than 0, or null for the backbone's, not {value:g}")
 
 
-def _weight(instance: Any, attribute: Attribute[Any], value: float | None) -> None:
+def _check_weight(instance: Any, attribute: Attribute[Any], value: float | None) -> None:
     if value is not None and value < 0:
         raise ValueError(f"must be 0 or more, or null for `guidance`, not {value:g}")
 
@@ -54,7 +61,7 @@ class Sampler:
     )
     low_guidance: float | None = field(
         default=None,
-        validator=_weight,
+        validator=_check_weight,
         metadata=doc("its weight at times below `low_below` (Wan 2.2 14B); null: the same"),
     )
     low_below: float = field(
@@ -64,7 +71,7 @@ class Sampler:
     )
     shift: float | None = field(
         default=None,
-        validator=_positive,
+        validator=_check_positive,
         metadata=doc("timestep shift, > 0; more: more steps at high noise; null: the backbone's"),
     )
 

@@ -1,1 +1,1 @@
-"""TODO tools."""
+"""Tools without a subject of their own: files, devices, downloads, pictures, progress bars."""

@@ -1,13 +1,18 @@
-"""Which device and number type a run uses."""
+"""Which device and number type a run uses, and which versions decide its results."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
+
+CPU_FLAGS = Path("/proc/cpuinfo")  # of Linux, the only system that names them without a library
+PACKAGES = ("longtake", "torch", "diffusers", "accelerate", "peft", "transformers")
 
 
 def pick_device() -> torch.device:
@@ -20,37 +25,46 @@ def pick_device() -> torch.device:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process of a run that speaks to the user: rank 0, or the only one."""
+    """Return whether this process speaks to the user: rank 0 of a launcher, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Say whether `precision` (fp32, bf16, auto) means bf16 autocast on `device`."""
-    if precision == "auto" and device.type == "cpu":
-        # without such instructions a product in bf16 takes 9 times as long as one in fp32
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
-
-
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Return the autocast context of a precision: bf16 or nothing."""
+    """Return the autocast context of a precision (fp32, bf16, auto): bf16, or one that is empty."""
     if not uses_bf16(precision, device):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-# ⟦core/train/run.py⟧ The folder of a run: its spec, and whether it may be begun or gone on with.
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether a precision (fp32, bf16, auto) means bf16 autocast on a device.
+
+    `auto` is bf16 on CUDA and on CPUs with AMX, fp32 everywhere else.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    return device.type == "cuda" or (device.type == "cpu" and cpu_multiplies_bf16())
 
 
-PACKAGES = ("longtake", "torch", "diffusers", "accelerate", "peft", "transformers")
+@functools.cache
+def cpu_multiplies_bf16() -> bool:
+    """Return whether this CPU has AMX for bf16, as Linux lists it; False on other systems.
+
+    AVX-512's bf16 does not count: autocast is slower with it than fp32 is, and without any of them
+    a product takes nine times as long.
+    """
+    try:
+        return "amx_bf16" in CPU_FLAGS.read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return False
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide results."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            numbers[package] = "not installed"
+    return numbers

@@ -1,4 +1,9 @@
-"""Files that are written whole or not at all, and disks that are full."""
+"""Files that are written whole or not at all; JSON, JSON lines and safetensors; and full disks.
+
+What is being written lies in a part beside its place, `.NAME.HOST-PID.part`, and is renamed when it
+is complete and on the disk. What a killed process leaves is only ever a part, and everyone can tell
+whether its owner still lives (`is_live`).
+"""
 
 from __future__ import annotations
 
@@ -19,47 +24,63 @@ from torch import Tensor
 
 from ..errors import UserError
 
-# ⟦core/disk.py⟧ What disks refuse, and what killed processes leave on them.
-
-
-# torch.save reports a full disk as a RuntimeError, which only these words tell from any other
-DAY = 24 * 3600.0
+DAY = 24 * 3600.0  # seconds
+# torch.save reports a full disk as a RuntimeError, which only these words tell from any other.
 _TORCH_WRITES = ("inline_container", "basic_ios", "unexpected pos", "PytorchStreamWriter")
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses (full, read-only, no permission) into one line that names it."""
-    try:
-        yield
-    except Exception as error:
-        reason = _refusal(error)
-        if reason is None:
-            raise
-        raise UserError(f"cannot write {path}: {reason}") from error
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes `path` at the end, and is removed on any failure.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    part = part_path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            _sync(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
-def _refusal(error: Exception) -> str | None:
-    """Return why the disk refused, or None where the error is of something else."""
-    from safetensors import SafetensorError
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes `path` at the end, and is removed on any failure.
 
-    said = (str(error).splitlines() or [""])[0]
-    if isinstance(error, OSError):
-        return error.strerror or said
-    if isinstance(error, SafetensorError):
-        return said.rpartition("I/O error: ")[2]
-    torch_wrote = isinstance(error, RuntimeError) and any(w in str(error) for w in _TORCH_WRITES)
-    return f"is the disk full? ({said})" if torch_wrote else None
+    Raises:
+        UserError: the disk refuses.
+    """
+    part = part_path(path)
+    with disk_errors(path):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            yield part
+            for file in part.rglob("*"):
+                _sync(file)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(part, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
-def part_path(path: Path) -> Path:
-    """Return where this process writes what becomes `path`: `.NAME.HOST-PID.part` beside it."""
-    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
+def remove_folder(path: Path) -> None:
+    """Remove a folder; nobody ever sees it half removed.
 
-
-@functools.cache
-def _host() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    Raises:
+        UserError: the disk refuses.
+    """
+    part = part_path(path)
+    with disk_errors(path):
+        shutil.rmtree(part, ignore_errors=True)
+        os.replace(path, part)
+        shutil.rmtree(part)
 
 
 def create_file(path: Path, text: str) -> bool:
@@ -67,15 +88,16 @@ def create_file(path: Path, text: str) -> bool:
 
     Returns:
         Whether it was this one: False where `path` exists, which stays as it is.
+
+    Raises:
+        UserError: the disk refuses.
     """
     part = part_path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            part.write_text(text, encoding="utf-8")
+            _sync(part)
             return _link(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -93,19 +115,55 @@ def _link(part: Path, path: Path) -> bool:
     return True
 
 
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some systems cannot sync a folder; a real write error came before
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def part_path(path: Path) -> Path:
+    """Return where this process writes what becomes `path`: `.NAME.HOST-PID.part` beside it."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
+
+
+@functools.cache
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
 def is_live(part: Path) -> bool:
-    """Whether the process that owns a part may still be at work on it.
+    """Return whether the process that owns a part may still be at work on it.
 
     Processes of other machines cannot be asked: theirs count as alive for a day. A name that
     `part_path` does not give is nobody's to remove, and so alive.
     """
-    found = re.fullmatch(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)\.part", part.name)
-    if not found or found[1] in (None, _host()):
-        return not found or _alive(int(found[2]))
+    owner = re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d+)\.part", part.name)
+    if not owner:
+        return True
+    if owner[1] == _host():
+        return _is_running(int(owner[2]))
     try:
         return time.time() - part.stat().st_mtime < DAY
     except FileNotFoundError:
         return False
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # there, os.kill would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, as another user
+        return True
+    return True
 
 
 def remove_parts(folder: Path) -> None:
@@ -122,74 +180,47 @@ def remove_parts(folder: Path) -> None:
 
 
 def only_parts(folder: Path, *allowed: str) -> bool:
-    """Whether a folder holds nothing but what is half written, and files of the allowed names."""
+    """Return whether a folder holds nothing but parts, and files of the allowed names."""
     return all(path.name in allowed or path.match(".*.part") for path in folder.iterdir())
 
 
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # there, os.kill would end it
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # it runs, as another user
-        return True
-    return True
-
-
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it becomes `path` at the end, and is removed on any failure."""
-    part = part_path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-            _sync(part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk refuses (full, read-only, no permission) into one line that names it.
 
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it becomes `path` at the end, and is removed on any failure."""
-    part = part_path(path)
-    with disk_errors(path):
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
-            yield part
-            for file in part.rglob("*"):
-                _sync(file)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(part, path)
-            _sync(path.parent)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    Raises:
+        UserError: in place of the error of the operating system, safetensors or torch.
+    """
     try:
-        os.fsync(handle)
-    except OSError:  # some systems cannot sync a folder; a real write error came before
-        if not path.is_dir():
+        yield
+    except Exception as error:
+        reason = _disk_refusal(error)
+        if reason is None:
             raise
-    finally:
-        os.close(handle)
+        raise UserError(f"cannot write {path}: {reason}") from error
+
+
+def _disk_refusal(error: Exception) -> str | None:
+    """Return why the disk refused, or None where the error is of something else."""
+    from safetensors import SafetensorError
+
+    message = (str(error).splitlines() or [""])[0]
+    if isinstance(error, OSError):
+        return error.strerror or message
+    if isinstance(error, SafetensorError):
+        return message.rpartition("I/O error: ")[2]
+    of_torch = isinstance(error, RuntimeError) and any(w in str(error) for w in _TORCH_WRITES)
+    return f"is the disk full? ({message})" if of_torch else None
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write a JSON file, whole or not at all."""
     with whole_file(path) as part:
         part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Return what a JSON file holds.
+    """Read a JSON file.
 
     Raises:
         UserError: it is missing, unreadable or no JSON; the message says it should be `what`.
@@ -203,18 +234,18 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def read_object(path: Path, what: str, *keys: str) -> dict[str, Any]:
-    """Return the object that a JSON file holds, with all of `keys`.
+    """Read a JSON file that holds an object with all of `keys`.
 
     Raises:
         UserError: as `read_json`; or it holds no object, or lacks a key.
     """
-    found = read_json(path, what)
-    if not isinstance(found, dict):
+    data = read_json(path, what)
+    if not isinstance(data, dict):
         raise UserError(f"{path} is no {what}: it holds no object")
     for key in keys:
-        if key not in found:
+        if key not in data:
             raise UserError(f"{path} is no {what}: it lacks {key}")
-    return found
+    return data
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
@@ -228,7 +259,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> Non
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """Yield the open safetensors file, to read tensors or slices of it.
+    """Open a safetensors file and yield it, to read tensors or slices of it.
 
     Raises:
         UserError: it is missing or no safetensors file.
@@ -246,7 +277,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def is_tensors(path: Path) -> bool:
-    """Whether a safetensors file is there and can be opened; a cut one cannot."""
+    """Return whether a safetensors file is there and can be opened; a cut one cannot."""
     try:
         with open_tensors(path):
             return True
@@ -255,7 +286,7 @@ def is_tensors(path: Path) -> bool:
 
 
 def read_header(opened: Any, path: Path) -> Any:
-    """Return the JSON header that `write_tensors` wrote.
+    """Read the JSON header that `write_tensors` wrote into an open file; `path` is for messages.
 
     Raises:
         UserError: the file has none, or a damaged one.
@@ -269,26 +300,30 @@ def read_header(opened: Any, path: Path) -> Any:
         raise UserError(f"{path} is damaged: its header is no JSON ({error})") from None
 
 
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a log; a last line that a crash or a full disk cut is dropped."""
+def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line of JSON to a log; a last line that a crash or a full disk cut is dropped.
+
+    Raises:
+        UserError: the disk refuses; the log is as it was.
+    """
     data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         with path.open("r+b", buffering=0) as log:
-            whole = _whole_lines(log)
+            size = _size_of_whole_lines(log)
             try:
-                log.truncate(whole)
-                log.seek(whole)
+                log.truncate(size)
+                log.seek(size)
                 while data:
                     data = data[log.write(data) :]
                 os.fsync(log.fileno())
             except OSError:
-                log.truncate(whole)
+                log.truncate(size)
                 raise
 
 
-def _whole_lines(log: BinaryIO) -> int:
+def _size_of_whole_lines(log: BinaryIO) -> int:
     """Return the size of a log without a last line that was cut."""
     size = log.seek(0, os.SEEK_END)
     log.seek(max(0, size - 1))
@@ -298,8 +333,8 @@ def _whole_lines(log: BinaryIO) -> int:
     return log.read().rfind(b"\n") + 1
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSON log, without a last one that a crash cut; none where it is missing.
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a JSON log, without a last one that a crash cut; none where it is missing.
 
     Raises:
         UserError: a line is no JSON.

@@ -1,4 +1,4 @@
-"""Pictures: uint8 tensors `[3, P, Q]` to PNG files and strips."""
+"""Pictures: uint8 tensors `[3, P, Q]` as PNG files and strips."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -14,24 +15,24 @@ from .files import whole_file
 
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:
-    """Return images of one height next to each other."""
+    """Return images of one height next to each other, `[3, P, Q₁ + Q₂ + …]`."""
     return torch.cat(list(images), dim=2)
 
 
 def to_pil(image: Tensor) -> Image.Image:
     """Return a uint8 tensor `[3, P, Q]` as a PIL image."""
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    return Image.fromarray(rearrange(image, "c p q -> p q c").contiguous().cpu().numpy())
 
 
 def png_bytes(image: Tensor) -> bytes:
-    """Return the PNG file of an image."""
+    """Return the bytes of an image's PNG file."""
     buffer = io.BytesIO()
     to_pil(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def save_png(path: Path, image: Tensor) -> Path:
-    """Write an image, whole or not at all, and give its path."""
+    """Write an image as PNG, whole or not at all, and return its path."""
     data = png_bytes(image)
     with whole_file(path) as part:
         part.write_bytes(data)

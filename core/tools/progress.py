@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar with rate and ETA, or now and then a line where there is none."""
+"""Progress on the terminal: a bar with rate and ETA; where there is none, a line now and then."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Report = Callable[[int, int, str], None]
-QUIET_SECONDS = 20.0
+QUIET_SECONDS = 20.0  # between two lines where there is no terminal
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Report]:
-    """Yield a function to call with done, total and a note; draws to standard error."""
+    """Yield a function to call with done, total and a note; it draws to standard error."""
     if sys.stderr.isatty():
         with _bar(title) as report:
             yield report
@@ -48,15 +48,15 @@ def _bar(title: str) -> Iterator[Report]:
         pace = _Pace()
 
         def report(done: int, total: int, note: str) -> None:
-            if pace.see(done, total):
+            if pace.update(done, total):
                 bar.reset(task)  # else the clock and the ETA would stay those of the other things
-            bar.update(task, completed=done, total=total, note=note, pace=pace.words(done))
+            bar.update(task, completed=done, total=total, note=note, pace=pace.text(done))
 
         yield report
 
 
 class _Pace:
-    """How fast things are done: from the last word before the first of them was, until now.
+    """How long one thing takes: from the last report before the first was done, until now.
 
     A count that goes back, or another total, is of other things: it begins anew.
     """
@@ -66,8 +66,8 @@ class _Pace:
         self.since = 0.0
         self.last = (0, 0)
 
-    def see(self, done: int, total: int) -> bool:
-        """Begin to count at what was done when work began; say whether it is of other things."""
+    def update(self, done: int, total: int) -> bool:
+        """Take a report; return whether it is of other things than the reports before."""
         began = self.first is not None
         other = began and (done < self.last[0] or total != self.last[1])
         if not began or other or done == self.first:
@@ -75,31 +75,32 @@ class _Pace:
         self.last = (done, total)
         return other
 
-    def each(self, done: int) -> float | None:
+    def seconds_each(self, done: int) -> float | None:
         """Return the seconds that one takes; None where none is done yet."""
         made = done - (self.first or 0)
         return (time.monotonic() - self.since) / made if made > 0 else None
 
-    def words(self, done: int) -> str:
-        """Return the pace to read, "" where none is known."""
-        each = self.each(done)
+    def text(self, done: int) -> str:
+        """Return the pace to read, such as "7.5/s" or "3.0 s each"; "" where none is known."""
+        each = self.seconds_each(done)
         if not each:
             return ""
         return f"{1 / each:.1f}/s" if each <= 1 else f"{each:.1f} s each"
 
 
 def _lines(title: str) -> Report:
-    pace, told = _Pace(), [0.0]
+    pace, last_line = _Pace(), 0.0
 
     def report(done: int, total: int, note: str) -> None:
+        nonlocal last_line
         now = time.monotonic()
-        pace.see(done, total)
-        if done < total and now - told[0] < QUIET_SECONDS:
+        pace.update(done, total)
+        if done < total and now - last_line < QUIET_SECONDS:
             return
-        told[0] = now
-        each = pace.each(done)
-        eta = f"{each * (total - done):.0f} s left" if each and done < total else ""
-        said = ", ".join(filter(None, (f"{title}: {done}/{total}", pace.words(done), eta)))
-        print(f"{said} {note}".rstrip(), file=sys.stderr, flush=True)
+        last_line = now
+        each = pace.seconds_each(done)
+        left = f"{each * (total - done):.0f} s left" if each and done < total else ""
+        line = ", ".join(filter(None, (f"{title}: {done}/{total}", pace.text(done), left)))
+        print(f"{line} {note}".rstrip(), file=sys.stderr, flush=True)
 
     return report

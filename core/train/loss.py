@@ -1,7 +1,13 @@
-"""Stage I as one module: batch in, loss out (Eq. 3); one root for DDP and FSDP (design §3)."""
+"""Stages of training, each one module: a batch in, a loss out; one root for DDP and FSDP.
+
+The trainer knows `Stage`. `StageOne` is Stage I, retrieval (Eq. 3). A stage also says what its loss
+makes of the memory (method.md §7: a memory may silently do nothing): the same queries and noise are
+scored with the true memory, with another sample's tokens at the same places, and with none.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,6 +15,7 @@ import attrs
 import torch
 import torch.nn.functional as F
 from attrs import frozen
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..data.windows import Batch
@@ -28,109 +35,52 @@ from ..values.text import Text
 T = TypeVar("T")
 
 
-@frozen(eq=False, kw_only=True)
-class Draw:
-    """The noise of a flow-matching loss: t `[B]` and ε like the targets."""
+class Stage(nn.Module, ABC):
+    """φ and G under the loss of a stage: all that the trainer knows of what it trains.
 
-    t: Tensor
-    noise: Tensor
+    Attributes:
+        encoder: φ.
+        backbone: G.
+        spec: how they train.
+        null_text: the empty prompt, which stands for dropped captions.
+    """
 
-
-def channel_weights(model: Model, exponent: float) -> Tensor:
-    """Return the weight of each channel's error, `[C]`, mean 1: (reach into pixels)^exponent."""
-    channels = model.backbone.geometry.channels
-    if exponent == 0:
-        return torch.ones(channels)
-    codec: Codec[CodecSpec] = build(model.experiment.backbone.codec)
-    weights = codec.channel_reach**exponent
-    return weights / weights.mean()
-
-
-class StageOne(nn.Module):
-    """φ and G under the loss of retrieval."""
-
-    def __init__(
-        self, model: Model, masker: Masker[MaskerSpec], spec: TrainSpec, null_text: Text
-    ) -> None:
+    def __init__(self, model: Model, spec: TrainSpec, null_text: Text) -> None:
         super().__init__()
         self.encoder = model.encoder
         self.backbone = model.backbone
-        self.masker = masker
         self.spec = spec
-        self.shift = model.experiment.backbone.shift
         self.null_text = null_text
-        self.register_buffer("weights", channel_weights(model, spec.weigh), persistent=False)
         self._no_split_modules = self.backbone._no_split_modules  # read by Accelerate, for FSDP
 
-    weights: Tensor
-
+    @abstractmethod
     def forward(self, batch: Batch, step: int) -> Tensor:
-        """Return the loss of a batch: E‖(ε − H_Ω) − G((H_Ω)_t, t, c, φ(mask(H, Ω)))‖² (Eq. 3).
+        """Return the mean loss of a batch's samples.
 
         All that is random follows from the seed, the step and each sample's place in the step's
-        batch, so that the mean over processes or micro-batches is the loss of the whole. With
-        chance `memory_dropout` the step reads no memory; φ runs all the same and its tokens enter
-        the loss times 0, so that every parameter has a gradient on every rank.
+        batch, so that the mean over processes or micro-batches is the loss of the whole.
         """
-        with autocast(self.spec.precision, self.weights.device):
-            return self._forward(batch, step)
 
-    def within(self, run: Callable[[], T]) -> T:
-        """Return what `run` gives, worked out inside this module's call.
-
-        Under FSDP2 parameters are whole there only; all processes must run the same.
-        """
-        with autocast(self.spec.precision, self.weights.device):
-            return run()
-
-    def _forward(self, batch: Batch, step: int) -> Tensor:
-        draws = Draws.of(self.spec.seed, step, batch.places, "loss")
-        query = self.masker(batch.history, self._drop_text(batch.text, draws), draws)
-        draw = self.draw(query, draws)
-        memory = self.encoder(query.history)
-        dropped = self.drops_memory(step)
-        loss = self.loss(query, Memory() if dropped else memory, draw).mean()
-        return loss + memory.anchor() if dropped else loss
-
+    @abstractmethod
     def drops_memory(self, step: int) -> bool:
-        """Say whether the batch of a step reads no memory: drawn from the step, on all ranks."""
-        generator = step_generator(self.spec.seed, step, 0, "dropout")
-        return bool(torch.rand((), generator=generator) < self.spec.memory_dropout)
+        """Return whether the batch of a step reads no memory; the same in every process."""
 
-    def loss(self, query: Query, memory: Memory, draw: Draw) -> Tensor:
-        """Return the flow-matching loss of each sample `[B]` under a memory."""
-        noisy = interpolate(query.targets, draw.noise, draw.t.view(-1, 1, 1, 1, 1))
-        context = self.backbone.context(query.text, memory)
-        velocity = self.backbone.velocity(noisy, draw.t, query.frames.to(noisy.device), context)
-        target = velocity_target(query.targets, draw.noise)
-        error: Tensor = F.mse_loss(velocity.float(), target.float(), reduction="none")
-        return (error * self.weights.view(1, -1, 1, 1, 1)).flatten(1).mean(1)
+    @abstractmethod
+    def memory_losses(self, batch: Batch, step: int) -> MemoryLosses:
+        """Return the losses of a batch under three memories; it needs two samples or more."""
 
-    def draw(self, query: Query, draws: Draws) -> Draw:
-        """Return t ~ L(0, 1), a share of it at t = 1, and ε; both on the targets' device."""
-        spec, targets = self.spec, query.targets
-        normal = draws.normal()
-        t = torch.stack(
-            [logit_normal(n, mean=spec.mean, std=spec.std, shift=self.shift) for n in normal]
-        )
-        pure = draws.uniform() < spec.pure
-        noise = draws.normal(*targets.shape[1:])
-        return Draw(
-            t=torch.where(pure, 1.0, t).to(targets.device),
-            noise=noise.to(targets.device, targets.dtype),
-        )
+    def as_forward(self, run: Callable[[], T]) -> T:
+        """Return `run()`, worked out as this module's forward is: under its autocast.
 
-    def _drop_text(self, text: Text, draws: Draws) -> Text:
-        keep = draws.uniform() >= self.spec.text_dropout
-        return text.where(keep, self.null_text.to(text.embeddings.device))
-
-
-# ⟦core/train/gain.py⟧ memory_gain: what the loss says of the memory (method.md §7: memory that silently does nothing). The same queries and noise are scored with the true memory, with another sample's tokens at the same places, and with none. gain = loss without − loss with.
+        Under FSDP2 parameters are whole in such a call only; all processes must run the same.
+        """
+        with autocast(self.spec.precision, next(self.backbone.parameters()).device):
+            return run()
 
 
 @frozen(eq=False, kw_only=True)
-class Gain:
-    """Losses `[B]` of one draw with the true, a shuffled and no memory."""
+class MemoryLosses:
+    """Losses `[B]` of the same queries and noise with the true, a shuffled and no memory."""
 
     true: Tensor
     shuffled: Tensor
@@ -147,19 +97,107 @@ class Gain:
         return self.shuffled - self.true
 
 
-@torch.no_grad()
-def memory_gain(stage: StageOne, query: Query, draw: Draw) -> Gain:
-    """Return the losses of one draw with the three memories; needs two samples or more."""
-    memory = stage.encoder(query.history)
-    return Gain(
-        true=stage.loss(query, memory, draw),
-        shuffled=stage.loss(query, shuffled(memory), draw),
-        none=stage.loss(query, Memory(), draw),
-    )
+@frozen(eq=False, kw_only=True)
+class TimeAndNoise:
+    """What a flow-matching loss draws: times t `[B]`, and noise ε shaped like the targets."""
+
+    t: Tensor
+    noise: Tensor
+
+
+class StageOne(Stage):
+    """Stage I: give back masked frames from memory."""
+
+    weights: Tensor  # of each channel's error, `[C]`
+
+    def __init__(
+        self, model: Model, masker: Masker[MaskerSpec], spec: TrainSpec, null_text: Text
+    ) -> None:
+        super().__init__(model, spec, null_text)
+        self.masker = masker
+        self.shift = model.experiment.backbone.shift
+        device = next(self.backbone.parameters()).device
+        weights = channel_weights(model, spec.weigh).to(device)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, batch: Batch, step: int) -> Tensor:
+        """Return the loss of a batch: E‖(ε − H_Ω) − G((H_Ω)_t, t, c, φ(mask(H, Ω)))‖² (Eq. 3).
+
+        With chance `memory_dropout` the step reads no memory; φ runs all the same and its tokens
+        enter the loss times 0, so that every parameter has a gradient on every rank.
+        """
+        with autocast(self.spec.precision, self.weights.device):
+            draws = Draws.of(self.spec.seed, step, batch.places, "loss")
+            query = self.masker(batch.history, self._drop_text(batch.text, draws), draws)
+            drawn = self.draw_noise(query, draws)
+            memory = self.encoder(query.history)
+            dropped = self.drops_memory(step)
+            loss = self.loss(query, Memory() if dropped else memory, drawn).mean()
+            return loss + memory.anchor() if dropped else loss
+
+    def drops_memory(self, step: int) -> bool:
+        """Return whether the batch of a step reads no memory: drawn from the step, on all ranks."""
+        generator = step_generator(self.spec.seed, step, 0, "dropout")
+        return bool(torch.rand((), generator=generator) < self.spec.memory_dropout)
+
+    def loss(self, query: Query, memory: Memory, drawn: TimeAndNoise) -> Tensor:
+        """Return the flow-matching loss of each sample `[B]` under a memory."""
+        noisy = interpolate(query.targets, drawn.noise, rearrange(drawn.t, "b -> b 1 1 1 1"))
+        context = self.backbone.context(query.text, memory)
+        velocity = self.backbone.velocity(noisy, drawn.t, query.frames.to(noisy.device), context)
+        target = velocity_target(query.targets, drawn.noise)
+        error = F.mse_loss(velocity.float(), target.float(), reduction="none")
+        weighted: Tensor = error * rearrange(self.weights, "c -> 1 c 1 1 1")
+        return rearrange(weighted, "b c k h w -> b (c k h w)").mean(1)
+
+    def draw_noise(self, query: Query, draws: Draws) -> TimeAndNoise:
+        """Return t ~ L(0, 1), a share of it at t = 1, and ε; both on the targets' device."""
+        spec, targets = self.spec, query.targets
+        normal = draws.normal()
+        t = torch.stack(
+            [logit_normal(n, mean=spec.mean, std=spec.std, shift=self.shift) for n in normal]
+        )
+        pure = draws.uniform() < spec.pure
+        noise = draws.normal(*targets.shape[1:])
+        return TimeAndNoise(
+            t=torch.where(pure, 1.0, t).to(targets.device),
+            noise=noise.to(targets.device, targets.dtype),
+        )
+
+    @torch.no_grad()
+    def memory_losses(self, batch: Batch, step: int) -> MemoryLosses:
+        """Return the losses of a batch's queries under the true, another sample's and no memory."""
+        draws = Draws.of(self.spec.seed, step, batch.places, "gain")
+        query = self.masker(batch.history, batch.text, draws)
+        drawn = self.draw_noise(query, draws)
+
+        def losses() -> MemoryLosses:
+            memory = self.encoder(query.history)
+            return MemoryLosses(
+                true=self.loss(query, memory, drawn),
+                shuffled=self.loss(query, shuffled(memory), drawn),
+                none=self.loss(query, Memory(), drawn),
+            )
+
+        return self.as_forward(losses)
+
+    def _drop_text(self, text: Text, draws: Draws) -> Text:
+        keep = draws.uniform() >= self.spec.text_dropout
+        return text.where(keep, self.null_text.to(text.embeddings.device))
+
+
+def channel_weights(model: Model, exponent: float) -> Tensor:
+    """Return the weight of each channel's error, `[C]`, mean 1: (reach into pixels)^exponent."""
+    channels = model.backbone.geometry.channels
+    if exponent == 0:
+        return torch.ones(channels)
+    codec: Codec[CodecSpec] = build(model.experiment.backbone.codec)
+    weights = codec.channel_reach**exponent
+    return weights / weights.mean()
 
 
 def shuffled(memory: Memory) -> Memory:
-    """Return each sample the tokens of the next one, at its own positions."""
+    """Return the memory in which each sample has the tokens of the next one, at its own places."""
     return attrs.evolve(
         memory,
         parts=tuple(

@@ -1,4 +1,4 @@
-"""What trains, by how much: parameters, AdamW and the learning rate."""
+"""What trains and by how much: parameters, optimizers and the learning rate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from ..errors import UserError
 from ..experiment import TrainSpec
 from ..model import Model
 from ..tools.device import pick_device
-from . import distributed as sharded
-from .loss import StageOne
+from .distributed import fsdp_requested
+from .ema import trainable_parameters
+from .loss import Stage
 
-BLOCK = re.compile(r"(blocks|attention)\.\d+\.|compressors\.\d+\.")
+IN_BLOCK = re.compile(r"(blocks|attention)\.\d+\.|compressors\.\d+\.")
 
 
 def learning_rate(spec: TrainSpec, step: int) -> float:
@@ -29,25 +30,22 @@ def learning_rate(spec: TrainSpec, step: int) -> float:
     return spec.rate * warm * left
 
 
-def make_optimizer(stage: StageOne, spec: TrainSpec) -> torch.optim.Optimizer:
+def make_optimizer(stage: Stage, spec: TrainSpec) -> torch.optim.Optimizer:
     """Return the optimizer over all that trains; weight decay on matrices and kernels only.
 
     Raises:
         UserError: nothing trains (an Only-LR encoder under `trains: encoder`, say).
     """
-    named = {n: p for n, p in stage.named_parameters() if p.requires_grad}
+    named = trainable_parameters(stage)
     if not named:
         raise UserError(
             f"train.trains={spec.trains}, but nothing of that has parameters: nothing would train"
         )
     if spec.optimizer == "adamw":
         return _adamw(list(named.values()), spec)
-    inner = [p for n, p in named.items() if p.dim() == 2 and BLOCK.search(n)]
-    chosen = {id(p) for p in inner}
-    rest = [p for p in named.values() if id(p) not in chosen]
-    if not inner:
-        return _adamw(rest, spec)
-    return MuonAdamW(inner, _adamw(rest, spec), spec)
+    matrices = {n: p for n, p in named.items() if p.dim() == 2 and IN_BLOCK.search(n)}
+    adamw = _adamw([p for n, p in named.items() if n not in matrices], spec)
+    return MuonAdamW(list(matrices.values()), adamw, spec) if matrices else adamw
 
 
 def _adamw(parameters: Sequence[Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
@@ -56,9 +54,9 @@ def _adamw(parameters: Sequence[Parameter], spec: TrainSpec) -> torch.optim.Opti
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     filled = [g for g in groups if g["params"]] or groups[:1]  # beside Muon nothing may be left
-    make = torch.optim.AdamW if spec.optimizer_bits == 32 else adamw_8bit()
-    made: torch.optim.Optimizer = make(filled, lr=spec.rate, betas=spec.betas)
-    return made
+    cls = torch.optim.AdamW if spec.optimizer_bits == 32 else adamw_8bit()
+    optimizer: torch.optim.Optimizer = cls(filled, lr=spec.rate, betas=spec.betas)
+    return optimizer
 
 
 def adamw_8bit() -> Any:
@@ -72,7 +70,7 @@ def adamw_8bit() -> Any:
         raise UserError(f'{what} needs bitsandbytes: pip install "longtake[bitsandbytes]"')
     if pick_device().type != "cuda":
         raise UserError(f"{what} needs a GPU, and there is none")
-    if sharded.asked():
+    if fsdp_requested():
         raise UserError(f"{what} needs whole weights, FSDP shards them: set it to 32")
     return import_module("bitsandbytes.optim").AdamW8bit
 
@@ -114,13 +112,13 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def freeze(model: Model) -> None:
-    """Leave trainable what `train.trains` names.
+    """Freeze all but what `train.trains` names.
 
     With `all`, the first projection stays as it is all the same: the encoder holds a copy of it.
 
     Raises:
         UserError: all is to train, but weights of the backbone cannot (LoRAs beside, quantised);
-            or the encoder alone, but it gives features, which a fresh backbone does not read yet.
+            or the encoder alone, but it makes features, which a fresh backbone does not read yet.
     """
     trains = model.experiment.train.trains
     if trains == "encoder":

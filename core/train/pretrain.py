@@ -6,92 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from torch import nn
 
-from .. import config as edge
+from .. import config
 from ..data.store import Store, check_fits
-from ..data.windows import WindowBatches, Windows
+from ..data.windows import WindowBatches, WindowSampler
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
 from ..model import Model, build_model, compressor_needs
-from ..registry import build
 from ..tools.device import pick_device, versions
 from ..tools.files import only_parts, read_object, remove_parts, write_json
-from . import distributed as sharded
+from ..tools.progress import Report
+from . import distributed
 from .checkpoint import (
     checkpoints,
     load_average,
     load_model,
     load_optimizer,
     load_raw,
-    read_notes,
-    realign,
+    read_state,
     step_of,
 )
-from .ema import Average, trained
+from .ema import EMA, trainable_parameters
 from .liveness import Liveness
-from .log import Diary, RunLog
-from .loss import StageOne
-from .optim import freeze, make_optimizer
-from .trainer import Progress, Saver, Stepper, Trainer, TrainResult
-from .worker import Worker
-
-# ⟦core/train/run.py⟧ The folder of a run: its spec, and whether it may be begun or gone on with.
+from .log import LogWriter, MetricsLogger
+from .optim import make_optimizer
+from .step import build_stage
+from .trainer import Trainer, TrainResult
+from .worker import TrainWorker
 
 FREE = (  # may change on resume
     "steps", "save_every", "save_minutes", "keep", "log_every", "gain_every", "accumulate",
 )  # fmt: skip
-
-
-def check_run(experiment: Experiment, run: Path, *, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from, or None to begin; writes nothing.
-
-    Raises:
-        UserError: the folder holds a run and `resume` is not set, or a run of another spec, or
-            other files.
-    """
-    spec = run / "spec.json"
-    if not spec.exists():
-        if run.is_dir() and not only_parts(run):
-            raise UserError(f"--out {run} is a folder with other files in it, and no run")
-        return None
-    newest = checkpoints(run)[-1] if checkpoints(run) else None
-    if newest is None:  # nothing was trained yet, so nothing can be lost
-        return None
-    if not resume:
-        raise UserError(f"{run} holds a run: go on with --resume latest, or name another --out")
-    _same_experiment(experiment, read_object(spec, "run", "experiment")["experiment"], run)
-    return newest
-
-
-def claim_run(experiment: Experiment, run: Path) -> None:
-    """Write the resolved spec into the run's folder, and clear what a kill left half-written."""
-    write_json(run / "spec.json", resolved(experiment))
-    remove_parts(run)
-
-
-def _same_experiment(experiment: Experiment, found: Any, run: Path) -> None:
-    free = {name: getattr(experiment.train, name) for name in FREE}
-    before = edge.from_json(found, Experiment)
-    before = attrs.evolve(before, train=attrs.evolve(before.train, **free))
-    if before == experiment:
-        return
-    old, new = edge.to_json(before), edge.to_json(experiment)
-    odd = [f"{k} was {a}, is {b}" for k, a, b in differences(old, new)]
-    raise UserError(f"{run} is a run of another spec: {'; '.join(odd[:3])}")
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Return (path, old, new) of every leaf in which two JSON values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        parts = [differences(old.get(k), new.get(k), f"{path}.{k}".lstrip(".")) for k in keys]
-        return [row for part in parts for row in part]
-    return [] if old == new else [(path, old, new)]
-
-
-def resolved(experiment: Experiment) -> dict[str, Any]:
-    """Return what spec.json holds: the experiment, resolved, and the versions it ran with."""
-    return {"experiment": edge.to_json(experiment), "versions": versions()}
 
 
 def pretrain(
@@ -101,9 +47,9 @@ def pretrain(
     *,
     resume: bool = False,
     start: Path | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> TrainResult:
-    """Train on a store and give how it ended; checkpoints and logs go to `out`.
+    """Train on a store and return how it ended; checkpoints and logs go to `out`.
 
     Stage I trains memory and what reads it. An experiment without compressors is Stage 0: its
     backbone is trained as a plain video model, on the frames that the masker picks as targets.
@@ -125,32 +71,35 @@ def pretrain(
     trainer = _prepare(experiment, Store.open(data), out, resume=resume, start=start)
     if trainer.step >= experiment.train.steps:
         return trainer.end()
-    return trainer.go(progress)
+    return trainer.train(progress)
 
 
 def _prepare(
     experiment: Experiment, store: Store, out: Path, *, resume: bool, start: Path | None
 ) -> Trainer:
+    """Return the trainer of a run, fresh or of its newest checkpoint; a refusal writes nothing."""
     needs, train = compressor_needs(experiment), experiment.train
-    check_store(experiment, store)
+    check_fits(experiment, store, needs.rates)
     newest = check_run(experiment, out, resume=resume)
-    windows = Windows.of(store, experiment.backbone.geometry, train, needs)
-    sharded.check_launch(train)
+    windows = WindowSampler.of(store, experiment.backbone.geometry, train, needs)
+    distributed.check_launch(train)
     accelerator = _accelerator()
     check_shares(train, accelerator.num_processes)
     worker = _worker(experiment, store, out, accelerator, newest, start)
-    _claim(worker)
-    step, notes = (step_of(newest), read_notes(newest)) if newest else (0, {"live": bool(start)})
-    watched = experiment.remembers and not notes.get("live", True)  # older releases noted nothing
-    log = RunLog(out, step=step) if worker.writes else None
+    if worker.writes:
+        claim_run(experiment, out)
+    accelerator.wait_for_everyone()
+    step, state = (step_of(newest), read_state(newest)) if newest else (0, {"live": bool(start)})
+    watched = experiment.remembers and not state["live"]
+    writer = LogWriter(out, step=step) if worker.writes else None
     world = (accelerator.process_index, accelerator.num_processes)
     return Trainer(
         worker=worker,
         batches=WindowBatches(store, windows, needs, train.steps, *world),
-        stepper=Stepper(worker, Liveness.of(worker.stage) if watched else None),
-        diary=Diary.of(worker, log, store, notes),
-        saver=Saver(worker, step if newest else -1),
+        logger=MetricsLogger.of(worker, writer, store, state),
+        liveness=Liveness.of(worker.stage) if watched else None,
         step=step,
+        saved_step=step if newest else -1,
     )
 
 
@@ -161,21 +110,21 @@ def _worker(
     accelerator: Any,
     newest: Path | None,
     start: Path | None,
-) -> Worker:
+) -> TrainWorker:
     """Return one process of a run as it begins, or as its newest checkpoint left it."""
     train = experiment.train
     model = _model(experiment, newest or start, accelerator)
-    stage = StageOne(model, build(experiment.masker), train, store.null_text())
+    stage = build_stage(model, store.null_text())
     optimizer = make_optimizer(stage, train)
     if newest and train.ema:
-        load_raw(newest, trained(stage))
-    wrapped, prepared = sharded.prepare(accelerator, stage, optimizer)
+        load_raw(newest, trainable_parameters(stage))
+    wrapped, prepared = distributed.prepare(accelerator, stage, optimizer)
     if newest:
         load_optimizer(newest, prepared.optimizer)
-    average = Average.of(trained(stage), train.ema) if train.ema else None
+    average = EMA.of(trainable_parameters(stage), train.ema) if train.ema else None
     if newest and average:
         load_average(newest, average)
-    return Worker(
+    return TrainWorker(
         experiment=experiment,
         run=out,
         model=model,
@@ -190,17 +139,28 @@ def _worker(
 def _model(experiment: Experiment, origin: Path | None, accelerator: Any) -> Model:
     """Return the model that trains: of a checkpoint, or as the experiment begins."""
     model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
-    freeze(model)
     if accelerator.device.type == "cpu":
-        realign(model.backbone)
-    model.backbone.set_checkpointing(experiment.train.checkpointing)
+        _realign(model.backbone)
     return model
 
 
-def _claim(worker: Worker) -> None:
-    if worker.writes:
-        claim_run(worker.experiment, worker.run)
-    worker.accelerator.wait_for_everyone()
+def _realign(module: nn.Module) -> None:
+    """Move weights that lie in a mapped file into memory of torch's own.
+
+    A file puts tensors at any address, torch at multiples of 64 bytes. Kernels on a CPU sum in
+    another order where an address is odd, so that a resumed run would differ in the last bit.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def _accelerator() -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # a second run in one process may be launched otherwise
+    # the stage runs under autocast itself, with shards as without
+    return Accelerator(mixed_precision="no", cpu=pick_device().type == "cpu")
 
 
 def check_shares(spec: TrainSpec, processes: int) -> None:
@@ -213,15 +173,49 @@ def check_shares(spec: TrainSpec, processes: int) -> None:
         )
 
 
-def check_store(experiment: Experiment, store: Store) -> None:
-    """Refuse a store that was cached with another codec, text encoder, rate or frame rate."""
-    check_fits(experiment, store, compressor_needs(experiment).rates)
+def check_run(experiment: Experiment, run: Path, *, resume: bool) -> Path | None:
+    """Return the checkpoint to go on from, or None to begin; writes nothing.
+
+    Raises:
+        UserError: the folder holds a run and `resume` is not set, or a run of another spec, or
+            other files.
+    """
+    spec = run / "spec.json"
+    if not spec.exists():
+        if run.is_dir() and not only_parts(run):
+            raise UserError(f"--out {run} is a folder with other files in it, and no run")
+        return None
+    saved = checkpoints(run)
+    if not saved:  # nothing was trained yet, so nothing can be lost
+        return None
+    if not resume:
+        raise UserError(f"{run} holds a run: go on with --resume latest, or name another --out")
+    _check_same(experiment, read_object(spec, "run", "experiment")["experiment"], run)
+    return saved[-1]
 
 
-def _accelerator() -> Any:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+def _check_same(experiment: Experiment, data: Any, run: Path) -> None:
+    """Refuse to go on with a run whose experiment differs in more than `FREE`: UserError.
 
-    AcceleratorState._reset_state()  # a second run in one process may be launched otherwise
-    # the stage runs under autocast itself, with shards as without
-    return Accelerator(mixed_precision="no", cpu=pick_device().type == "cpu")
+    What `measure` looks at may change: training never reads it.
+    """
+    free = {name: getattr(experiment.train, name) for name in FREE}
+    before = config.from_json(data, Experiment)
+    train = attrs.evolve(before.train, **free)
+    before = attrs.evolve(before, train=train, measure=experiment.measure)
+    if before == experiment:
+        return
+    old, new = config.to_json(before), config.to_json(experiment)
+    changes = [f"{path} was {a}, is {b}" for path, a, b in config.differences(old, new)]
+    raise UserError(f"{run} is a run of another spec: {'; '.join(changes[:3])}")
+
+
+def claim_run(experiment: Experiment, run: Path) -> None:
+    """Write the resolved spec into the run's folder, and clear what a kill left half-written."""
+    write_json(run / "spec.json", resolved_spec(experiment))
+    remove_parts(run)
+
+
+def resolved_spec(experiment: Experiment) -> dict[str, Any]:
+    """Return what spec.json holds: the experiment, resolved, and the versions it ran with."""
+    return {"experiment": config.to_json(experiment), "versions": versions()}

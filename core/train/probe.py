@@ -1,11 +1,15 @@
-"""Fitting a probe: a head on the frozen memory of a run, over a store, with a small budget."""
+"""Probes: what a memory holds, asked without the generator, by a small head fitted on it.
+
+A probe is a retriever whose head was fitted beforehand, by `fit_probe`, on the frozen memory of a
+run. Author one by deriving from `FittedRetriever`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,35 +17,36 @@ import attrs
 import torch
 import torch.nn.functional as F
 from attrs import frozen
+from einops import rearrange
 from torch import Tensor, nn
 
-from .. import config as edge
-from ..data.store import Store
-from ..data.windows import Batch, WindowBatches, Windows
+from .. import config
+from ..data.store import Store, check_fits
+from ..data.windows import Batch, WindowBatches, WindowSampler
 from ..errors import LongtakeError, UserError
 from ..interfaces.retriever import LatentFrames, Retriever, Scene
 from ..interfaces.spec import RetrieverSpec
 from ..model import Model, compressor_needs
 from ..registry import registry
 from ..tools.files import open_tensors, read_header, write_tensors
+from ..tools.progress import Report
 from ..values.draws import Draws
 from ..values.grid import Geometry, Size3
 from ..values.memory import Memory
 from ..values.shapes import Counts, Frames, Targets
-from .pretrain import check_store
-
-# ⟦core/probe.py⟧ Probe: what a memory holds, asked without the generator (a small head fitted on it).
-
+from .checkpoint import differing
 
 S = TypeVar("S", bound=RetrieverSpec)
-KIND = "probe"
+KIND = "probe"  # what a head's file says it is
+FRAMES = 4  # asked of each sample
+WARMUP = 20  # steps
 
 
-class Head(nn.Module, ABC):
+class ProbeHead(nn.Module, ABC):
     """A regression from memory to latent frames; all its parameters are trained."""
 
-    def begin(self, memory: Memory) -> None:
-        """See the first memory before fitting, to set scales kept in buffers; default: nothing."""
+    def calibrate(self, memory: Memory) -> None:
+        """Set scales kept in buffers by the first memory, before fitting; default: nothing."""
 
     @abstractmethod
     def forward(self, memory: Memory, omega: Frames, start: Counts, size: Size3) -> Targets:
@@ -56,7 +61,7 @@ class Head(nn.Module, ABC):
 
 
 @frozen(kw_only=True)
-class Budget:
+class FitSettings:
     """What a head is fitted with: optimizer steps, samples in each, learning rate, seed."""
 
     steps: int
@@ -65,39 +70,39 @@ class Budget:
     seed: int
 
 
-class Probing(Retriever[S], ABC, Generic[S]):
+class FittedRetriever(Retriever[S], ABC, Generic[S]):
     """A retriever whose answer is a head that was fitted beforehand (`core.train.probe`).
 
-    A plugin is this class with three class methods: the head as it begins, the budget, and the file
+    A plugin is this class with three class methods: the fresh head, how it is fitted, and the file
     of the fitted head. The encoder stays as it is, so a probe says how much of the past is in the
     tokens at all, whatever the generator makes of them.
     """
 
     def __init__(self, spec: S) -> None:
         super().__init__(spec)
-        place = type(self).weights(spec)
-        if place is None:
+        file = type(self).weights_file(spec)
+        if file is None:
             raise UserError(
                 "a probe needs its head: fit it with `longtake probe RUN --data STORE`, which says "
                 "how to name it"
             )
-        self.path = Path(place)
+        self.path = Path(file)
         self.header, self.state = read_probe(self.path)
-        self.fitted: Head | None = None
+        self.fitted: ProbeHead | None = None
 
     @classmethod
     @abstractmethod
-    def head(cls, spec: S, geometry: Geometry) -> Head:
+    def build_head(cls, spec: S, geometry: Geometry) -> ProbeHead:
         """Return a fresh head for a backbone's shapes."""
 
     @classmethod
     @abstractmethod
-    def budget(cls, spec: S) -> Budget:
+    def fit_settings(cls, spec: S) -> FitSettings:
         """Return what the head is fitted with."""
 
     @classmethod
     @abstractmethod
-    def weights(cls, spec: S) -> str | None:
+    def weights_file(cls, spec: S) -> str | None:
         """Return the file of the fitted head, or None."""
 
     @torch.no_grad()
@@ -109,23 +114,26 @@ class Probing(Retriever[S], ABC, Generic[S]):
         """
         head = self._head(scene)
         start = scene.history.start
-        each = omega.to(start.device).split(1, dim=1)
-        found = [head(scene.memory, one, start, scene.size) for one in each]
-        return LatentFrames(latents=torch.cat(found, dim=2))
+        frames = omega.to(start.device).split(1, dim=1)
+        latents = [head(scene.memory, frame, start, scene.size) for frame in frames]
+        return LatentFrames(latents=torch.cat(latents, dim=2))
 
-    def _head(self, scene: Scene) -> Head:
+    def _head(self, scene: Scene) -> ProbeHead:
         if self.fitted is None:
-            check_header(
-                self.path, self.header, memory_facts(scene.backbone.geometry, scene.memory)
-            )
-            head = type(self).head(self.spec, scene.backbone.geometry)
-            _load(self.path, head, self.state)
+            geometry = scene.backbone.geometry
+            check_header(self.path, self.header, memory_layout(geometry, scene.memory))
+            head = type(self).build_head(self.spec, geometry)
+            if differing(self.state, head.state_dict()):
+                raise UserError(
+                    f"{self.path} is of another head: give the probe the spec it was fitted with"
+                )
+            head.load_state_dict(self.state)
             self.fitted = head.eval().to(scene.text.embeddings.device)
         return self.fitted
 
 
-def memory_facts(geometry: Geometry, memory: Memory) -> dict[str, Any]:
-    """Return what a head depends on: the width of tokens, a latent's channels, the parts' names."""
+def memory_layout(geometry: Geometry, memory: Memory) -> dict[str, Any]:
+    """Return what a head depends on: the width of tokens, channels of a latent, names of parts."""
     return {
         "width": geometry.width,
         "channels": geometry.channels,
@@ -147,9 +155,9 @@ def read_probe(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, state
 
 
-def check_header(path: Path, header: dict[str, Any], wanted: dict[str, Any]) -> None:
+def check_header(path: Path, header: dict[str, Any], expected: dict[str, Any]) -> None:
     """Refuse a head that was fitted on another memory: UserError."""
-    for key, value in wanted.items():
+    for key, value in expected.items():
         if key == "parts" and not value:
             continue  # an empty memory says nothing
         if header.get(key) != value:
@@ -164,53 +172,41 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if many else str(value)
 
 
-def _load(path: Path, head: Head, state: dict[str, Tensor]) -> None:
-    wanted = {name: x.shape for name, x in head.state_dict().items()}
-    if wanted != {name: x.shape for name, x in state.items()}:
-        raise UserError(f"{path} is of another head: give the probe the spec it was fitted with")
-    head.load_state_dict(state)
-
-
-FRAMES = 4  # asked of each sample
-WARMUP = 20  # steps
-Progress = Callable[[int, int, str], None]
-
-
 @frozen(eq=False, kw_only=True)
-class Fitted:
-    """A head, fitted.
+class FittedProbe:
+    """A fitted head.
 
     Attributes:
         head: in evaluation, on the model's device.
         loss: mean squared error over the last tenth of the steps.
-        spread: mean square of the targets there: the loss of giving zeros.
+        spread: mean square of the targets there, which is the loss of an answer of zeros.
         header: what its file says.
     """
 
-    head: Head
+    head: ProbeHead
     loss: float
     spread: float
     header: dict[str, Any]
 
     @property
     def explained(self) -> float:
-        """How much of the targets' mean square the head gives back: 1 is all, 0 nothing."""
+        """Share of the targets' mean square that the head gives back: 1 is all, 0 nothing."""
         return 1 - self.loss / self.spread
 
 
-def probing(spec: RetrieverSpec) -> type[Probing[RetrieverSpec]]:
+def probe_class(spec: RetrieverSpec) -> type[FittedRetriever[RetrieverSpec]]:
     """Return the class of a probe's spec: UserError where the spec is of another retriever."""
     cls = registry().load(spec)
-    if not issubclass(cls, Probing):
+    if not issubclass(cls, FittedRetriever):
         raise UserError(f"{registry().find(spec).name} has no head to fit: it is no probe")
-    found: type[Probing[RetrieverSpec]] = cls
-    return found
+    probe: type[FittedRetriever[RetrieverSpec]] = cls
+    return probe
 
 
 def fit_probe(
-    model: Model, store: Store, spec: RetrieverSpec, *, progress: Progress | None = None
-) -> Fitted:
-    """Return a head fitted on the memories of clean windows; the model is left as it is.
+    model: Model, store: Store, spec: RetrieverSpec, *, progress: Report | None = None
+) -> FittedProbe:
+    """Fit a head on the memories of clean windows; the model is left as it is.
 
     Windows are those of training (lengths and clips by the experiment's `train`, whole frames),
     of each sample random frames are asked. The same seed gives the same head on one device.
@@ -229,61 +225,61 @@ def fit_probe(
     experiment = model.experiment
     if not experiment.remembers:
         raise UserError(f"{experiment.name} has no compressor, so no memory to ask")
-    cls = probing(spec)
-    budget = cls.budget(spec)
-    check_store(experiment, store)
+    cls = probe_class(spec)
+    settings = cls.fit_settings(spec)
+    check_fits(experiment, store, compressor_needs(experiment).rates)
     device = next(model.backbone.parameters()).device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(budget.seed)
-        head = cls.head(spec, model.backbone.geometry).to(device)
-    pairs, facts = _train(model, store, head, budget, progress)
-    last = pairs[-max(1, len(pairs) // 10) :]
+        torch.manual_seed(settings.seed)
+        head = cls.build_head(spec, model.backbone.geometry).to(device)
+    errors, layout = _train(model, store, head, settings, progress)
+    last = errors[-max(1, len(errors) // 10) :]
     loss, spread = (statistics.fmean(column) for column in zip(*last, strict=True))
-    header = facts | _header(model, store, spec, loss, spread)
-    return Fitted(head=head.eval(), loss=loss, spread=spread, header=header)
+    header = layout | _header(model, store, spec, loss, spread)
+    return FittedProbe(head=head.eval(), loss=loss, spread=spread, header=header)
 
 
-def write_probe(path: Path, fitted: Fitted) -> Path:
-    """Write a head, whole or not at all, and give its path."""
+def write_probe(path: Path, fitted: FittedProbe) -> Path:
+    """Write a head, whole or not at all, and return its path."""
     write_tensors(path, fitted.head.state_dict(), fitted.header)
     return path
 
 
 def _train(
-    model: Model, store: Store, head: Head, budget: Budget, progress: Progress | None
+    model: Model, store: Store, head: ProbeHead, settings: FitSettings, progress: Report | None
 ) -> tuple[list[tuple[float, float]], dict[str, Any]]:
-    """Fit `head`; give loss and spread of every step, and the facts of the memory."""
-    optimizer = torch.optim.AdamW(head.parameters(), lr=budget.rate, betas=(0.9, 0.99))
-    pairs: list[tuple[float, float]] = []
-    facts: dict[str, Any] = {}
+    """Fit `head`; return loss and spread of every step, and the memory's layout."""
+    optimizer = torch.optim.AdamW(head.parameters(), lr=settings.rate, betas=(0.9, 0.99))
+    errors: list[tuple[float, float]] = []
+    layout: dict[str, Any] = {}
     head.train()
-    for step, batch in enumerate(_batches(model, store, budget)):
-        memory = _remembered(model, batch)
+    for step, batch in enumerate(_batches(model, store, settings)):
+        memory = _memory_of(model, batch)
         if not step:
-            facts = memory_facts(model.backbone.geometry, memory)
-            head.begin(memory)
+            layout = memory_layout(model.backbone.geometry, memory)
+            head.calibrate(memory)
         for group in optimizer.param_groups:
-            group["lr"] = budget.rate * _scale(step, budget.steps)
-        draws = Draws.of(budget.seed, step, batch.places, "probe")
-        pairs.append(_step(head, optimizer, batch, memory, draws))
+            group["lr"] = settings.rate * _rate_share(step, settings.steps)
+        draws = Draws.of(settings.seed, step, batch.places, "probe")
+        errors.append(_step(head, optimizer, batch, memory, draws))
         if progress:
-            progress(step + 1, budget.steps, f"loss {pairs[-1][0]:.4f} of {pairs[-1][1]:.4f}")
-    return pairs, facts
+            progress(step + 1, settings.steps, f"loss {errors[-1][0]:.4f} of {errors[-1][1]:.4f}")
+    return errors, layout
 
 
-def _batches(model: Model, store: Store, budget: Budget) -> Iterator[Batch]:
+def _batches(model: Model, store: Store, settings: FitSettings) -> Iterator[Batch]:
     train = attrs.evolve(
-        model.experiment.train, batch=budget.batch, accumulate=1, seed=budget.seed, crop=(0, 0)
+        model.experiment.train, batch=settings.batch, accumulate=1, seed=settings.seed, crop=(0, 0)
     )
     needs = compressor_needs(model.experiment)
-    windows = Windows.of(store, model.backbone.geometry, train, needs)
-    dataset = WindowBatches(store, windows, needs, budget.steps)
+    windows = WindowSampler.of(store, model.backbone.geometry, train, needs)
+    dataset = WindowBatches(store, windows, needs, settings.steps)
     device = next(model.backbone.parameters()).device
-    return (dataset[step].to(device) for step in range(budget.steps))
+    return (dataset[step].to(device) for step in range(settings.steps))
 
 
 @torch.no_grad()
-def _remembered(model: Model, batch: Batch) -> Memory:
+def _memory_of(model: Model, batch: Batch) -> Memory:
     training = model.encoder.training
     memory: Memory = model.encoder.eval()(batch.history)
     model.encoder.train(training)
@@ -291,12 +287,13 @@ def _remembered(model: Model, batch: Batch) -> Memory:
 
 
 def _step(
-    head: Head,
+    head: ProbeHead,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     memory: Memory,
     draws: Draws,
 ) -> tuple[float, float]:
+    """Train the head on random frames of a batch; return the loss and the targets' mean square."""
     history = batch.history
     count, device = min(FRAMES, history.size.time), history.latents.device
     omega = draws.stack(lambda g: torch.randperm(history.size.time, generator=g)[:count])
@@ -313,11 +310,13 @@ def _step(
 
 
 def _frames(latents: Tensor, omega: Tensor) -> Tensor:
+    """Return the latents of Ω `[B, K]` of each sample, `[B, C, K, H, W]`, float32."""
     rows = torch.arange(len(omega), device=omega.device)[:, None]
-    return latents.transpose(1, 2)[rows, omega].transpose(1, 2).float()
+    by_time = rearrange(latents, "b c t h w -> b t c h w")
+    return rearrange(by_time[rows, omega], "b k c h w -> b c k h w").float()
 
 
-def _scale(step: int, steps: int) -> float:
+def _rate_share(step: int, steps: int) -> float:
     """Return the share of the learning rate: linear warm-up, then linear decay to zero."""
     return min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
 
@@ -332,7 +331,7 @@ def _header(
         "format": 1,
         "kind": KIND,
         "experiment": model.experiment.name,
-        "spec": edge.to_json(spec),
+        "spec": config.to_json(spec),
         "encoder": digest.hexdigest()[:16],
         "data": str(store.root),
         "loss": loss,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,181 +19,28 @@ from torch.utils.data import DataLoader
 
 from ..data.windows import Batch, WindowBatches
 from ..errors import LongtakeError, UserError
-from ..tools.files import disk_errors, whole_folder
-from .checkpoint import checkpoints, save_model, write_state
-from .distributed import whole, whole_tree, whole_weights
-from .ema import trained
+from ..tools.files import whole_folder
+from ..tools.progress import Report
+from .checkpoint import prune, save_model, write_state
+from .distributed import full_tensor, full_tree, full_weights
+from .ema import trainable_parameters
 from .liveness import Liveness, memory_parameters
-from .log import Diary
+from .log import MetricsLogger
 from .optim import learning_rate
-from .worker import Stop, Worker, graceful
-
-# ⟦core/train/saver.py⟧ When a run saves, and what: checkpoints written whole or not at all.
-
-
-@define
-class Saver:
-    """Saves a worker's run.
-
-    Attributes:
-        saved: step of the newest checkpoint; a step is never saved twice.
-        clock: when that was, by `time.monotonic`.
-    """
-
-    worker: Worker
-    saved: int
-    clock: float = 0.0
-
-    def begin(self) -> None:
-        """Count the minutes from now."""
-        self.clock = time.monotonic()
-
-    def overdue(self) -> bool:
-        """Whether `save_minutes` have passed since the last checkpoint."""
-        minutes = self.worker.spec.save_minutes
-        return minutes > 0 and time.monotonic() - self.clock >= 60 * minutes
-
-    def save(self, step: int, notes: Mapping[str, Any]) -> None:
-        """Write checkpoint-<step> where it is not there yet, and keep the newest `train.keep`.
-
-        Args:
-            step: how many have been trained.
-            notes: plain data for state.json, which holds the step besides.
-        """
-        if step == self.saved:
-            return
-        worker = self.worker
-        state = whole_tree(worker.optimizer.optimizer.state_dict())  # of all processes
-        average = worker.average.whole() if worker.average else None
-        with self._place(step) as part:
-            with worker.shown(), whole_weights(worker.stage, here=worker.writes):
-                if part:
-                    save_model(part, worker.model)
-            if part:  # the weights as they train, again
-                write_state(part, state, average, {"step": step, **notes})
-        if worker.writes:
-            prune(worker.run, worker.spec.keep)
-        worker.accelerator.wait_for_everyone()
-        self.saved = step
-        self.begin()
-
-    def _place(self, step: int) -> AbstractContextManager[Path | None]:
-        """Return the folder to fill, or None in processes that do not write."""
-        worker = self.worker
-        found = whole_folder(worker.run / f"checkpoint-{step}")
-        return found if worker.writes else nullcontext()
-
-
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; none is ever seen half deleted."""
-    for old in checkpoints(run)[:-keep]:
-        part = old.with_name(f".{old.name}.{os.getpid()}.part")
-        with disk_errors(old):
-            shutil.rmtree(part, ignore_errors=True)
-            os.replace(old, part)
-            shutil.rmtree(part)
-
-
-# ⟦core/train/step.py⟧ One optimizer step, over micro-batches and over all processes.
-
-
-@define
-class Stepper:
-    """Trains a worker's model, a step at a time; `liveness` watches the first steps of a run."""
-
-    worker: Worker
-    liveness: Liveness | None
-    weights: list[Parameter] = field(factory=list, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.weights = list(trained(self.worker.stage).values())
-
-    @property
-    def lived(self) -> bool:
-        """Whether memory was found alive, or is not watched."""
-        return self.liveness is None or self.liveness.passed
-
-    def step(self, batch: Batch, step: int) -> float:
-        """Train one step on this process's share of a batch and give the loss over all of it.
-
-        Raises:
-            LongtakeError: the loss or the gradient is not finite; the weights are as they were.
-            DeadMemory: some parameters of the memory do not train.
-        """
-        worker = self.worker
-        for group in worker.optimizer.param_groups:
-            group["lr"] = learning_rate(worker.spec, step)
-        loss = gradients(worker, batch, step)
-        named = memory_parameters(worker.stage)
-        watch = None if worker.stage.drops_memory(step) else self.liveness
-        if watch:
-            watch.after_backward(named)
-        norm = whole(worker.accelerator.clip_grad_norm_(self.weights, worker.spec.clip))
-        if not bool(torch.isfinite(norm)):
-            names = worker.gather_names(batch.names)  # the norm is one for all processes
-            raise LongtakeError(_sick("gradient", float(norm), step, names))
-        worker.optimizer.step()
-        worker.optimizer.zero_grad(set_to_none=True)
-        if worker.average:
-            worker.average.update()
-        if watch:
-            watch.after_step(named)
-        return loss
-
-
-def gradients(worker: Worker, batch: Batch, step: int) -> float:
-    """Leave the gradient of a step's loss on the weights, and give that loss.
-
-    Both are means over all samples of the step: micro-batches and processes have equal shares.
-
-    Raises:
-        LongtakeError: the loss is not finite; all processes raise it, with the clips' names.
-    """
-    count = worker.spec.accumulate
-    parts = batch.deal(count) if count > 1 else [batch]
-    losses = []
-    for k, part in enumerate(parts):
-        with _apart(worker, last=k == count - 1):
-            loss = worker.wrapped(part.to(worker.device), step)
-            worker.accelerator.backward(loss / count if count > 1 else loss)
-        losses.append(loss.detach())
-    every = worker.gather(torch.stack(losses))
-    _check(worker, every, losses, parts, step)
-    return float(every.mean())
-
-
-def _apart(worker: Worker, *, last: bool) -> AbstractContextManager[None]:
-    """Sum gradients within the process; with the last micro-batch, over all of them."""
-    if last:
-        return nullcontext()
-    apart: AbstractContextManager[None] = worker.accelerator.no_sync(worker.wrapped)
-    return apart
-
-
-def _check(
-    worker: Worker, every: Tensor, mine: list[Tensor], parts: list[Batch], step: int
-) -> None:
-    if bool(torch.isfinite(every).all()):  # all processes see the same losses: they part nowhere
-        return
-    sick = [part for part, loss in zip(parts, mine, strict=True) if not torch.isfinite(loss)]
-    names = worker.gather_names([name for part in sick for name in part.names])
-    value = next(float(loss) for loss in every if not torch.isfinite(loss))
-    raise LongtakeError(_sick("loss", value, step, names))
-
-
-def _sick(what: str, value: float, step: int, names: list[str]) -> str:
-    return (
-        f"the {what} is {value} at step {step}, on clips {', '.join(names)}; the last checkpoint "
-        "is whole: lower train.rate, or leave those clips out, and --resume latest"
-    )
-
-
-Progress = Callable[[int, int, str], None]
+from .worker import TrainWorker
 
 
 @define
 class TrainResult:
-    """What a run of `pretrain` ended with."""
+    """What a run of `pretrain` ended with.
+
+    Attributes:
+        run: its folder.
+        step: how many steps it has trained.
+        loss: of the last one; None before any.
+        gain: memory_gain as last measured; None before that.
+        stopped: whether it was asked to end before its last step.
+    """
 
     run: Path
     step: int
@@ -203,59 +51,205 @@ class TrainResult:
 
 @define
 class Trainer:
-    """One process of a run, from a step to the last one."""
+    """One process of a run, from a step to the last one.
 
-    worker: Worker
+    Attributes:
+        batches: this process's share of the batch of every step.
+        logger: what logs go on from.
+        liveness: watches the first steps of a run; None where memory is known to live.
+        step: how many steps have been trained.
+        saved_step: that of the newest checkpoint; −1: there is none. No step is saved twice.
+        saved_time: when that was, or when this process began, by `time.monotonic`.
+        weights: all that trains.
+    """
+
+    worker: TrainWorker
     batches: WindowBatches
-    stepper: Stepper
-    diary: Diary
-    saver: Saver
+    logger: MetricsLogger
+    liveness: Liveness | None
     step: int
+    saved_step: int
+    saved_time: float = 0.0
+    weights: list[Parameter] = field(init=False, repr=False)
 
-    def go(self, progress: Progress | None) -> TrainResult:
+    def __attrs_post_init__(self) -> None:
+        self.weights = list(trainable_parameters(self.worker.stage).values())
+
+    def train(self, progress: Report | None) -> TrainResult:
         """Train to the end, or to the next Ctrl-C, which saves first."""
-        self.diary.begin()
-        self.saver.begin()
-        with graceful() as stop:
+        self.logger.start()
+        self.saved_time = time.monotonic()
+        with stop_on_signals() as stop:
             for batch in self._batches():
-                loss = self.stepper.step(batch, self.step)
-                self.step += 1
-                self.diary.after(self.step, batch, loss)
+                loss = self.train_step(batch)
+                self.logger.after_step(self.step, batch, loss)
                 if progress:
                     progress(self.step, self.worker.spec.steps, f"loss {loss:.4f}")
-                if self._pause(stop):
+                if self._save_or_stop(stop):
                     break
-            self._save()
-        return self.end(stopped=stop.asked and self.step < self.worker.spec.steps)
+            self.save()
+        return self.end(stopped=stop.requested and self.step < self.worker.spec.steps)
 
     def end(self, *, stopped: bool = False) -> TrainResult:
-        """Close the logs and give what the run came to."""
-        self.diary.close()
-        diary = self.diary
-        return TrainResult(self.worker.run, self.step, diary.loss, diary.gain, stopped)
+        """Close the logs and return what the run came to."""
+        self.logger.close()
+        loss, gain = self.logger.loss, self.logger.gain
+        return TrainResult(self.worker.run, self.step, loss, gain, stopped)
 
     def _batches(self) -> Iterator[Batch]:
-        rest = list(range(self.step, self.worker.spec.steps))
+        steps = list(range(self.step, self.worker.spec.steps))
         begun = self.step
         try:
-            yield from DataLoader(self.batches, batch_size=None, sampler=rest, collate_fn=_same)
+            yield from DataLoader(self.batches, batch_size=None, sampler=steps, collate_fn=_same)
         except UserError:  # the store is gone or damaged: keep what is done, then say so
             alone = self.worker.accelerator.num_processes == 1  # others may not have met it
             if alone and self.step > begun:
-                self._save()
+                self.save()
             raise
 
-    def _pause(self, stop: Stop) -> bool:
-        """Save where it is time, and say whether to end; all processes agree on both."""
-        asked, overdue = self.worker.any(stop.asked, self.saver.overdue())
-        stop.asked |= asked
-        if overdue or self.step % self.worker.spec.save_every == 0:
-            self._save()
-        return asked
+    def train_step(self, batch: Batch) -> float:
+        """Train one step on this process's share of a batch; return the loss over all of it.
 
-    def _save(self) -> None:
-        self.saver.save(self.step, self.diary.notes() | {"live": self.stepper.lived})
+        Raises:
+            LongtakeError: the loss or the gradient is not finite; the weights are as they were.
+            DeadMemory: some parameters of the memory do not train.
+        """
+        worker, step = self.worker, self.step
+        for group in worker.optimizer.param_groups:
+            group["lr"] = learning_rate(worker.spec, step)
+        loss = forward_backward(worker, batch, step)
+        named = memory_parameters(worker.stage)
+        liveness = None if worker.stage.drops_memory(step) else self.liveness
+        if liveness:
+            liveness.after_backward(named)
+        norm = full_tensor(worker.accelerator.clip_grad_norm_(self.weights, worker.spec.clip))
+        if not bool(torch.isfinite(norm)):
+            names = worker.gather_names(batch.names)  # the norm is one for all processes
+            raise LongtakeError(_not_finite("gradient", float(norm), step, names))
+        worker.optimizer.step()
+        worker.optimizer.zero_grad(set_to_none=True)
+        if worker.average:
+            worker.average.update()
+        if liveness:
+            liveness.after_step(named)
+        self.step += 1
+        return loss
+
+    def _save_or_stop(self, stop: StopRequest) -> bool:
+        """Save where it is time, and return whether to end; all processes agree on both."""
+        minutes = self.worker.spec.save_minutes
+        overdue = minutes > 0 and time.monotonic() - self.saved_time >= 60 * minutes
+        requested, overdue = self.worker.any_process(stop.requested, overdue)
+        stop.requested |= requested
+        if overdue or self.step % self.worker.spec.save_every == 0:
+            self.save()
+        return requested
+
+    def save(self) -> None:
+        """Write checkpoint-<step> where it is not there yet, and keep the newest `train.keep`."""
+        if self.step == self.saved_step:
+            return
+        worker = self.worker
+        optimizer = full_tree(worker.optimizer.optimizer.state_dict())  # of all processes
+        average = worker.average.full() if worker.average else None
+        passed = self.liveness is None or self.liveness.passed
+        state = {"step": self.step, **self.logger.state_dict(), "live": passed}
+        with self._checkpoint_folder() as folder:
+            with worker.averaged(), full_weights(worker.stage, here=worker.writes):
+                if folder:
+                    save_model(folder, worker.model)
+            if folder:  # the weights as they train, again
+                write_state(folder, optimizer, average, state)
+        if worker.writes:
+            prune(worker.run, worker.spec.keep)
+        worker.accelerator.wait_for_everyone()
+        self.saved_step, self.saved_time = self.step, time.monotonic()
+
+    def _checkpoint_folder(self) -> AbstractContextManager[Path | None]:
+        """Return the folder to fill, or None in processes that do not write."""
+        folder = whole_folder(self.worker.run / f"checkpoint-{self.step}")
+        return folder if self.worker.writes else nullcontext()
 
 
 def _same(batch: Any) -> Any:  # the batch is collated already
     return batch
+
+
+def forward_backward(worker: TrainWorker, batch: Batch, step: int) -> float:
+    """Leave the gradient of a step's loss on the weights, and return that loss.
+
+    Both are means over all samples of the step: micro-batches and processes have equal shares.
+
+    Raises:
+        LongtakeError: the loss is not finite; all processes raise it, with the clips' names.
+    """
+    count = worker.spec.accumulate
+    parts = batch.deal(count) if count > 1 else [batch]
+    losses = []
+    for k, part in enumerate(parts):
+        with _no_sync(worker, last=k == count - 1):
+            loss = worker.wrapped(part.to(worker.device), step)
+            worker.accelerator.backward(loss / count if count > 1 else loss)
+        losses.append(loss.detach())
+    gathered = worker.gather(torch.stack(losses))
+    _check_losses(worker, gathered, losses, parts, step)
+    return float(gathered.mean())
+
+
+def _no_sync(worker: TrainWorker, *, last: bool) -> AbstractContextManager[None]:
+    """Sum gradients within the process; with the last micro-batch, over all of them."""
+    if last:
+        return nullcontext()
+    context: AbstractContextManager[None] = worker.accelerator.no_sync(worker.wrapped)
+    return context
+
+
+def _check_losses(
+    worker: TrainWorker, gathered: Tensor, mine: list[Tensor], parts: list[Batch], step: int
+) -> None:
+    # all processes see the same losses, so that all raise or none does
+    if bool(torch.isfinite(gathered).all()):
+        return
+    bad = [part for part, loss in zip(parts, mine, strict=True) if not torch.isfinite(loss)]
+    names = worker.gather_names([name for part in bad for name in part.names])
+    value = next(float(loss) for loss in gathered if not torch.isfinite(loss))
+    raise LongtakeError(_not_finite("loss", value, step, names))
+
+
+def _not_finite(what: str, value: float, step: int, names: list[str]) -> str:
+    return (
+        f"the {what} is {value} at step {step}, on clips {', '.join(names)}; the last checkpoint "
+        "is whole: lower train.rate, or leave those clips out, and --resume latest"
+    )
+
+
+@define
+class StopRequest:
+    """Whether the run was asked to end."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Yield what the first Ctrl-C or SIGTERM sets: the run ends after its step, saved.
+
+    At the second one, KeyboardInterrupt is raised at once. Outside the main thread, where Python
+    hears no signals, nobody sets it.
+    """
+    stop = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,1 +1,1 @@
-"""TODO values."""
+"""The values that flow through the program: histories, queries, memories, text, grids, noise."""

@@ -61,24 +61,24 @@ class Rate:
         Raises:
             ValueError: the text is not three numbers joined by `x`, or a step is not 1, 2, 4, 8.
         """
-        found = re.fullmatch(r"\s*(\d+)[x×](\d+)[x×](\d+)\s*", text)
-        if not found:
+        match = re.fullmatch(r"\s*(\d+)[x×](\d+)[x×](\d+)\s*", text)
+        if not match:
             raise ValueError(f"a rate is written HxWxT, such as 4x4x2, not {text!r}")
-        height, width, time = map(int, found.groups())
+        height, width, time = map(int, match.groups())
         return cls(height=height, width=width, time=time)
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}x{self.time}"
 
     def time_tokens(self, latents: int) -> int:
-        """Return how many memory frames `latents` latent frames make: 1 + ⌈(T − 1) / r⌉, 0 for none.
+        """Return how many memory frames T = `latents` latents make: 1 + ⌈(T − 1) / r⌉, 0 for none.
 
         The last one is provisional where its block is incomplete.
         """
         return 1 + ceil_div(latents - 1, self.time) if latents > 0 else 0
 
     def settled_tokens(self, latents: int) -> int:
-        """Return how many memory frames are complete after `latents` latent frames, and so final."""
+        """Return how many memory frames are complete, and so final, after `latents` latents."""
         return 1 + (latents - 1) // self.time if latents > 0 else 0
 
     def settled_latents(self, latents: int) -> int:
@@ -134,16 +134,22 @@ class Geometry:
         return 1 + step * ((raw - 1) // step) if raw > 0 else 0
 
     def latents(self, frames: int) -> int:
-        """Return the latent frames that `frames` video frames make: 1 + 4k → 1 + k, rest dropped."""
+        """Return how many latents `frames` video frames make: 1 + 4k → 1 + k, the rest dropped."""
         return 1 + (frames - 1) // self.vae_stride.time if frames > 0 else 0
 
     def latent_size(self, *, frames: int, height: int, width: int) -> Size3:
-        """Return the latent size of a video of `frames` × `height` × `width` pixels (rounded up)."""
+        """Return the latent size of a video of `frames` × `height` × `width` pixels, rounded up."""
         return Size3(
             time=self.latents(frames),
             height=ceil_div(height, self.vae_stride.height),
             width=ceil_div(width, self.vae_stride.width),
         )
+
+    def tokens(self, size: Size3) -> int:
+        """Return how many tokens the DiT makes of latents of `size`, incomplete ones counted."""
+        patch = self.patch
+        rows, columns = ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)
+        return ceil_div(size.time, patch.time) * rows * columns
 
     @property
     def multiple(self) -> tuple[int, int]:

@@ -1,4 +1,8 @@
-"""History: the past of a video as latents, what compressors read (design §2)."""
+"""History: the past of a video as latents, and what is asked of it (design §2).
+
+`History` is what compressors read. Training asks with a `Query` in Stage I (give frames back), with
+a `Continuation` in Stage II (go on).
+"""
 
 from __future__ import annotations
 
@@ -86,7 +90,7 @@ class History:
         )
 
     def chunk(self, first: int, last: int) -> History:
-        """Return latents first … last − 1 of the window with the LR latents that travel with them.
+        """Return latents first … last − 1 of the window, with the LR latents and pixels of them.
 
         Raises:
             ValueError: the window is ragged or itself a chunk, or the range is empty or outside.
@@ -112,7 +116,11 @@ class History:
         return self.pixels[:, :, begin : stride * (last - 1) + 1]
 
     def chunks(self, lengths: Sequence[int]) -> Iterator[History]:
-        """Yield the window cut into chunks of these lengths, which must add up to it."""
+        """Yield the window cut into chunks of these lengths.
+
+        Raises:
+            ValueError: they do not add up to the window, or it cannot be cut (see `chunk`).
+        """
         if sum(lengths) != self.size.time:
             raise ValueError(f"chunks of {sum(lengths)} latents for a window of {self.size.time}")
         first = 0
@@ -126,12 +134,11 @@ def lr_between(rate: Rate, first: int, last: int) -> slice:
     return slice(ceil_div(first, rate.time), ceil_div(last, rate.time))
 
 
-# ⟦core/query.py⟧ What training asks of a model: a Query in Stage I, a Continuation in Stage II (design §2).
-
-
 @frozen(eq=False, kw_only=True)
 class Query:
-    """Stage I (Eq. 3): give back the frames Ω of a masked history.
+    """What Stage I asks (Eq. 3): give back the frames Ω of a masked history.
+
+    A masker makes it; the encoder reads `history`, the backbone is trained on `targets`.
 
     Attributes:
         history: mask(H, Ω): the frames Ω clean, the others masked; the encoder's input.
@@ -157,7 +164,7 @@ class Query:
 
 @frozen(eq=False, kw_only=True)
 class Continuation:
-    """Stage II (Eq. 4): continue a clean history.
+    """What Stage II asks (Eq. 4): continue a clean history.
 
     Attributes:
         history: H, clean and complete; may be empty of latents (T = 0) under memory dropout.

@@ -1,17 +1,26 @@
-"""Memory: the short context φ(H), named parts of tokens in the DiT's hidden space (design §2)."""
+"""Memory: the short context φ(H), named parts of tokens in the DiT's hidden space (design §2).
+
+Where a token sits is said by the box of latent cells that it covers: its middle is the token's
+position, its size the token's extent. `token_places` knows the boxes of a regular grid of memory
+frames; `box_places` takes any.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 import torch
+import torch.nn.functional as F
 from attrs import field, frozen
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from .grid import Rate, Size3, ceil_div
+from .grid import Rate, Rounding, Size3, ceil_div
 from .shapes import Coordinates, Tokens, Valid
+
+Ends = tuple[Tensor, Tensor]  # first and last cell of each of several runs of cells, float64
 
 
 @frozen(eq=False, kw_only=True)
@@ -45,28 +54,35 @@ class Part:
         """Return the tokens along N in `order`, int64 `[B, N']`."""
 
         def pick(x: Tensor) -> Tensor:
-            index = order if x.dim() == 2 else order[..., None].expand(-1, -1, x.shape[-1])
+            index = order if x.dim() == 2 else repeat(order, "b n -> b n d", d=x.shape[-1])
             return x.gather(1, index.to(x.device))
 
-        return Part(
-            name=self.name,
-            tokens=pick(self.tokens),
-            positions=pick(self.positions),
-            extents=pick(self.extents),
-            valid=pick(self.valid),
-            features={name: pick(x) for name, x in self.features.items()},
-        )
+        return self._each(pick)
 
     def select(self, order: Sequence[int]) -> Part:
         """Return the samples in the order of the indices `order`."""
         index = torch.as_tensor(order, dtype=torch.int64)
+        return self._each(lambda x: x[index])
+
+    def padded(self, count: int) -> Part:
+        """Return the part with `count` tokens: zeros that are not valid stand behind its own."""
+        behind = (0, count - self.tokens.shape[1])
+
+        def pad(x: Tensor) -> Tensor:
+            return F.pad(x, behind if x.dim() == 2 else (0, 0, *behind))
+
+        extents = F.pad(self.extents, (0, 0, *behind), value=1.0)
+        return attrs.evolve(self._each(pad), extents=extents)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Part:
+        """Return the part with every tensor changed alike."""
         return Part(
             name=self.name,
-            tokens=self.tokens[index],
-            positions=self.positions[index],
-            extents=self.extents[index],
-            valid=self.valid[index],
-            features={name: x[index] for name, x in self.features.items()},
+            tokens=change(self.tokens),
+            positions=change(self.positions),
+            extents=change(self.extents),
+            valid=change(self.valid),
+            features={name: change(x) for name, x in self.features.items()},
         )
 
 
@@ -94,11 +110,6 @@ class Memory:
         return sum(int(part.tokens.shape[1]) for part in self.parts)
 
     @property
-    def dense(self) -> bool:
-        """Whether every token of every sample is real, so that no mask is needed."""
-        return all(bool(part.valid.all()) for part in self.parts)
-
-    @property
     def features(self) -> dict[str, Tensor]:
         """The features of all parts, by `part.name`."""
         return {f"{p.name}.{name}": x for p in self.parts for name, x in p.features.items()}
@@ -113,6 +124,12 @@ class Memory:
         """Return the samples in the order of `order`: shuffled memories are one call away."""
         return attrs.evolve(self, parts=tuple(part.select(order) for part in self.parts))
 
+    def without_tokens(self) -> Memory:
+        """Return the same parts with no tokens, yet still in the graph of what made them."""
+        none = [torch.empty(len(part.valid), 0, dtype=torch.int64) for part in self.parts]
+        parts = [part.take(order) for part, order in zip(self.parts, none, strict=True)]
+        return attrs.evolve(self, parts=tuple(parts))
+
     def anchor(self) -> Tensor:
         """Return 0 times the sum of all tokens and features.
 
@@ -125,16 +142,25 @@ class Memory:
 
 def join(parts: Sequence[Part]) -> Part:
     """Return parts of one name as one along N, in the order given."""
+    return _concatenated(parts, dim=1)
+
+
+def stack(parts: Sequence[Part]) -> Part:
+    """Return parts of several groups of samples as one batch, the shorter ones padded."""
+    count = max(part.tokens.shape[1] for part in parts)
+    return _concatenated([part.padded(count) for part in parts], dim=0)
+
+
+def _concatenated(parts: Sequence[Part], dim: int) -> Part:
     first = parts[0]
     return Part(
         name=first.name,
-        tokens=torch.cat([part.tokens for part in parts], dim=1),
-        positions=torch.cat([part.positions for part in parts], dim=1),
-        extents=torch.cat([part.extents for part in parts], dim=1),
-        valid=torch.cat([part.valid for part in parts], dim=1),
+        tokens=torch.cat([part.tokens for part in parts], dim),
+        positions=torch.cat([part.positions for part in parts], dim),
+        extents=torch.cat([part.extents for part in parts], dim),
+        valid=torch.cat([part.valid for part in parts], dim),
         features={
-            name: torch.cat([part.features[name] for part in parts], dim=1)
-            for name in first.features
+            name: torch.cat([part.features[name] for part in parts], dim) for name in first.features
         },
     )
 
@@ -148,14 +174,14 @@ def merge(memories: Iterable[Memory]) -> Memory:
     Raises:
         ValueError: the memories come from latents of different height or width.
     """
-    kept = list(memories)
+    memories = list(memories)
     groups: dict[str, list[Part]] = {}
-    for part in (part for memory in kept for part in memory.parts):
+    for part in (part for memory in memories for part in memory.parts):
         groups.setdefault(part.name, []).append(part)
     parts = tuple(
         _in_time_order(join(group)) if len(group) > 1 else group[0] for group in groups.values()
     )
-    return Memory(parts=parts, size=_shared_size([m.size for m in kept if m.size is not None]))
+    return Memory(parts=parts, size=_shared_size([m.size for m in memories if m.size is not None]))
 
 
 def _in_time_order(part: Part) -> Part:
@@ -171,26 +197,45 @@ def _shared_size(sizes: Sequence[Size3]) -> Size3 | None:
     return max(sizes, key=lambda size: size.time)
 
 
-# ⟦core/positions.py⟧ Where memory tokens sit: midpoint and extent of the latent cells that each covers (design §2).
+def grid_part(
+    name: str,
+    tokens: Tensor,
+    *,
+    rate: Rate,
+    size: Size3,
+    patch: Size3,
+    start: Tensor,
+    length: Tensor,
+    skip: int = 0,
+    rounding: Rounding = "ceil",
+    features: Mapping[str, Tensor] | None = None,
+) -> Part:
+    """Return tokens on a regular grid of memory frames as a part, placed by `token_places`.
 
-
-def spans(cells: int, step: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return first and last cell of `count` blocks of `step` cells, cut at `cells`; float64."""
-    first = torch.arange(count, dtype=torch.float64) * step
-    last = torch.clamp(first + step, max=cells) - 1
-    return first, last
-
-
-def time_spans(rate: Rate, length: Tensor, tokens: range) -> tuple[Tensor, Tensor]:
-    """Return first and last latent that memory frames cover, `[B, len(tokens)]`, float64.
-
-    Frame 0 covers latent 0; frame j covers r(j − 1) + 1 … rj, cut at the history's end (a
-    provisional frame covers what is there).
+    Args:
+        name: of the part.
+        tokens: `[B, T', S, D]`, of T' memory frames of S = rows × columns cells.
+        rate: latents and patch cells to a token.
+        size: of the history in latents (only height and width are read).
+        patch: of the DiT.
+        start: absolute latent frame of the window, `[B]`.
+        length: real latents of the window so far, `[B]`.
+        skip: memory frames of the window before the first of `tokens`.
+        rounding: whether incomplete cells at the right and the bottom have tokens.
+        features: named features `[B, T', S, F]`.
     """
-    j = torch.arange(tokens.start, tokens.stop, dtype=torch.float64)
-    first = torch.where(j > 0, rate.time * (j - 1) + 1, 0.0)
-    last = torch.minimum(rate.time * j, length[:, None].to(torch.float64) - 1)
-    return first.expand_as(last), torch.maximum(last, first)
+    grid = attrs.evolve(rate.token_grid(size, patch, rounding), time=tokens.shape[1])
+    positions, extents, valid = token_places(
+        rate, size, patch, grid, start=start, length=length, skip=skip
+    )
+    return Part(
+        name=name,
+        tokens=rearrange(tokens, "b t s d -> b (t s) d"),
+        positions=positions,
+        extents=extents,
+        valid=valid,
+        features={key: rearrange(x, "b t s f -> b (t s) f") for key, x in (features or {}).items()},
+    )
 
 
 def token_places(
@@ -207,62 +252,59 @@ def token_places(
         length: real latents of the window so far, `[B]`.
         skip: memory frames of the window before the first of `grid`.
     """
-    t0, t1 = time_spans(rate, length.cpu(), range(skip, skip + grid.time))
-    h0, h1 = spans(ceil_div(size.height, patch.height), rate.height, grid.height)
-    w0, w1 = spans(ceil_div(size.width, patch.width), rate.width, grid.width)
-    shape = (t0.shape[0], grid.time, grid.height, grid.width)
-
-    def spread(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
-        cells = (t[:, :, None, None], h[:, None], w[None, :])
-        return torch.stack([x.expand(shape) for x in cells], dim=-1).flatten(1, 3)
-
-    origin = start.cpu().to(torch.float64)[:, None]
-    positions = spread((t0 + t1) / 2 + origin, (h0 + h1) / 2, (w0 + w1) / 2)
-    extents = spread(t1 - t0 + 1, h1 - h0 + 1, w1 - w0 + 1)
-    real = t0 < length.cpu()[:, None].to(torch.float64)
-    valid = real[:, :, None].expand(-1, -1, grid.height * grid.width).flatten(1)
-    return positions, extents, valid
+    time = _time_spans(rate, length.cpu(), range(skip, skip + grid.time))
+    rows = spans(ceil_div(size.height, patch.height), rate.height, grid.height)
+    columns = spans(ceil_div(size.width, patch.width), rate.width, grid.width)
+    positions, extents = box_places(time, rows, columns, start)
+    real = time[0] < length.cpu()[:, None].to(torch.float64)
+    return positions, extents, repeat(real, "b t -> b (t s)", s=grid.height * grid.width)
 
 
-# ⟦core/parts.py⟧ Tokens on a regular grid of memory frames as a part of memory.
+def _time_spans(rate: Rate, length: Tensor, tokens: range) -> Ends:
+    """Return first and last latent that memory frames cover, `[B, len(tokens)]`.
+
+    Frame 0 covers latent 0; frame j covers r(j − 1) + 1 … rj, cut at the history's end (a
+    provisional frame covers what is there).
+    """
+    j = torch.arange(tokens.start, tokens.stop, dtype=torch.float64)
+    first = torch.where(j > 0, rate.time * (j - 1) + 1, 0.0)
+    last = torch.minimum(rate.time * j, length[:, None].to(torch.float64) - 1)
+    return first.expand_as(last), torch.maximum(last, first)
 
 
-def grid_part(
-    name: str,
-    tokens: Tensor,
-    *,
-    rate: Rate,
-    size: Size3,
-    patch: Size3,
-    grid: Size3,
-    start: Tensor,
-    length: Tensor,
-    skip: int = 0,
-    features: dict[str, Tensor] | None = None,
-) -> Part:
-    """Return a part of tokens `[B, T', S, D]`, placed by `core.positions.token_places`.
+def spans(cells: int, step: int, count: int) -> Ends:
+    """Return first and last cell of `count` blocks of `step` cells, cut at `cells`; float64."""
+    first = torch.arange(count, dtype=torch.float64) * step
+    last = torch.clamp(first + step, max=cells) - 1
+    return first, last
+
+
+def box_places(time: Ends, rows: Ends, columns: Ends, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Return positions and extents `[B, T·R·C, 3]` of the tokens of boxes of cells, float64.
 
     Args:
-        name: of the part.
-        tokens: of T' memory frames of S = rows × columns cells.
-        rate: latents and patch cells to a token.
-        size: of the history in latents (only height and width are read).
-        patch: of the DiT.
-        grid: rows and columns of the tokens (its time is not read).
-        start: absolute latent frame of the window, `[B]`.
-        length: real latents of the window so far, `[B]`.
-        skip: memory frames of the window before the first of `tokens`.
-        features: named features `[B, T', S, F]`.
+        time: first and last latent of the window that each memory frame covers, `[B, T]`, or
+            `[1, T]` where all samples are alike.
+        rows: first and last row of patch cells that each row of tokens covers, `[R]`.
+        columns: the same of columns, `[C]`.
+        start: absolute latent frame of the window's first latent, `[B]`.
     """
-    shown = Size3(time=tokens.shape[1], height=grid.height, width=grid.width)
-    positions, extents, valid = token_places(
-        rate, size, patch, shown, start=start, length=length, skip=skip
+    origin = start.cpu().to(torch.float64)[:, None]
+    middles = [(first + last) / 2 for first, last in (time, rows, columns)]
+    sizes = [last - first + 1 for first, last in (time, rows, columns)]
+    positions = grid_points(middles[0] + origin, middles[1], middles[2])
+    return positions, grid_points(sizes[0].expand(len(start), -1), sizes[1], sizes[2])
+
+
+def grid_points(time: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return (time, row, column) of every point of a grid, `[B, T·R·C, 3]`, time slowest.
+
+    Args:
+        time: `[B, T]`.
+        rows: `[R]`, on the device and of the dtype of `time`.
+        columns: `[C]`, likewise.
+    """
+    axes = torch.broadcast_tensors(
+        rearrange(time, "b t -> b t 1 1"), rearrange(rows, "r -> r 1"), columns
     )
-    return Part(
-        name=name,
-        tokens=tokens.flatten(1, 2),
-        positions=positions,
-        extents=extents,
-        valid=valid,
-        features={key: x.flatten(1, 2) for key, x in (features or {}).items()},
-    )
+    return rearrange(torch.stack(axes, dim=-1), "b t r c place -> b (t r c) place")

@@ -1,4 +1,4 @@
-"""Text: prompts as embeddings, and the encoders that make them."""
+"""Text: prompts as embeddings."""
 
 from __future__ import annotations
 

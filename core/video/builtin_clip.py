@@ -1,4 +1,4 @@
-"""The built-in clip: photographs under a moving camera, with cuts that return to earlier views.
+"""Make the built-in clip: photographs under a moving camera, with cuts back to earlier views.
 
 The returns are the point: a memory is what makes the second visit look like the first. Everything
 is computed from photographs inside scikit-image's wheel, without network, the same on every run.
@@ -41,8 +41,8 @@ CREDITS = (
 
 
 @frozen
-class View:
-    """What the camera sees: `zoom` ≥ 1, and where the picture lies in the room that it has."""
+class Framing:
+    """What the camera sees: how far it zooms in, and where the picture then lies."""
 
     across: float  # 0 left … 1 right
     down: float  # 0 top … 1 bottom
@@ -57,15 +57,15 @@ class Shot:
     start: float
     end: float
     move: str  # in words
-    first: View
-    last: View
+    first: Framing
+    last: Framing
 
 
-_FACE, _SHUTTLE = View(0.45, 0.15, 1.5), View(0.85, 0.45, 1.5)
-_CAT, _EYES = View(0.5, 0.5, 1.05), View(0.42, 0.3, 1.7)
-_CUP, _SPOON = View(0.55, 0.35, 1.6), View(0.15, 0.8, 1.6)
-_PAD, _FLAME = View(0.5, 0.9, 1.0), View(0.5, 0.7, 1.8)
-_MAN, _CAMERA = View(0.3, 0.3, 1.1), View(0.45, 0.25, 1.8)
+_FACE, _SHUTTLE = Framing(0.45, 0.15, 1.5), Framing(0.85, 0.45, 1.5)
+_CAT, _EYES = Framing(0.5, 0.5, 1.05), Framing(0.42, 0.3, 1.7)
+_CUP, _SPOON = Framing(0.55, 0.35, 1.6), Framing(0.15, 0.8, 1.6)
+_PAD, _FLAME = Framing(0.5, 0.9, 1.0), Framing(0.5, 0.7, 1.8)
+_MAN, _CAMERA = Framing(0.3, 0.3, 1.1), Framing(0.45, 0.25, 1.8)
 
 SHOTS = (
     Shot("astronaut.png", 0.0, 2.5, "pan right and down", _FACE, _SHUTTLE),
@@ -74,11 +74,26 @@ SHOTS = (
     Shot("coffee.png", 6.5, 9.0, "pan left and down", _CUP, _SPOON),
     Shot("chelsea.png", 9.0, 10.5, "zoom out", _EYES, _CAT),
     Shot("rocket.jpg", 10.5, 12.5, "zoom in", _PAD, _FLAME),
-    Shot("astronaut.png", 12.5, 14.0, "zoom in", _FACE, View(0.45, 0.15, 2.0)),
+    Shot("astronaut.png", 12.5, 14.0, "zoom in", _FACE, Framing(0.45, 0.15, 2.0)),
     Shot("camera.png", 14.0, 16.0, "zoom in", _MAN, _CAMERA),
     Shot("coffee.png", 16.0, 18.0, "pan back right and up", _SPOON, _CUP),
     Shot("rocket.jpg", 18.0, 20.0, "zoom out", _FLAME, _PAD),
 )
+
+
+def builtin_clip(
+    seconds: float = SECONDS, fps: float = 24, height: int = 288, width: int = 512
+) -> Iterator[Pixels]:
+    """Yield the clip's frames, uint8 RGB [height, width, 3]: ⌊seconds · fps⌋ of them.
+
+    The picture depends on the moment alone, so that the same second looks the same at any `fps`.
+
+    Raises:
+        UserError: an argument is not positive, or scikit-image lacks a photograph.
+    """
+    if min(seconds, fps, height, width) <= 0:
+        raise UserError(f"a clip of {seconds} s, {fps} fps and {width}x{height} cannot be made")
+    return render_shots(shots(seconds), seconds, fps, (width, height))
 
 
 def shots(seconds: float = SECONDS) -> tuple[Shot, ...]:
@@ -89,61 +104,29 @@ def shots(seconds: float = SECONDS) -> tuple[Shot, ...]:
     )
 
 
-def shot_cuts(seconds: float = SECONDS) -> tuple[float, ...]:
-    """Return the seconds at which a new shot begins, without 0."""
-    return tuple(shot.start for shot in shots(seconds)[1:])
-
-
-def returns(seconds: float = SECONDS) -> tuple[Shot, ...]:
-    """Return the shots that come back to a photograph seen before."""
-    seen, again = set[str](), []
-    for shot in shots(seconds):
-        if shot.photo in seen:
-            again.append(shot)
-        seen.add(shot.photo)
-    return tuple(again)
-
-
-def builtin_clip(
-    seconds: float = SECONDS, fps: float = 24, height: int = 288, width: int = 512
-) -> Iterator[Pixels]:
-    """Return the clip's frames one by one, uint8 RGB [height, width, 3]: ⌊seconds · fps⌋ of them.
-
-    The picture depends on the moment alone, so that the same second looks the same at any `fps`.
-
-    Raises:
-        UserError: an argument is not positive, or scikit-image lacks a photograph.
-    """
-    if min(seconds, fps, height, width) <= 0:
-        raise UserError(f"a clip of {seconds} s, {fps} fps and {width}x{height} cannot be made")
-    return filmed(shots(seconds), seconds, fps, (width, height))
-
-
-def filmed(
+def render_shots(
     script: tuple[Shot, ...], seconds: float, fps: float, size: tuple[int, int]
 ) -> Iterator[Pixels]:
-    """Return the frames of a script over scikit-image's photographs; `size` is width, height.
+    """Yield the frames of some shots over scikit-image's photographs, ⌊seconds · fps⌋ of them.
+
+    Args:
+        script: the shots, by their start; the last one lasts to the end.
+        seconds: the length of the clip.
+        fps: frames a second.
+        size: width and height of a frame.
 
     Raises:
-        UserError: scikit-image lacks a photograph.
+        UserError: scikit-image lacks a photograph; said before the first frame is asked for.
     """
     photos = {photo: _photo(photo) for photo in dict.fromkeys(shot.photo for shot in script)}
-    return _rendered(script, photos, int(seconds * fps + 1e-6), fps, size)
 
-
-def _rendered(
-    script: tuple[Shot, ...],
-    photos: dict[str, Image.Image],
-    count: int,
-    fps: float,
-    size: tuple[int, int],
-) -> Iterator[Pixels]:
-    for index in range(count):
-        moment = index / fps
+    def render(moment: float) -> Pixels:
         shot = next(s for s in reversed(script) if s.start <= moment + 1e-6)
         photo = photos[shot.photo]
-        box = _window(shot, moment, photo.size, size)
-        yield np.asarray(photo.resize(size, Image.Resampling.BICUBIC, box=box))
+        box = _crop_box(shot, moment, photo.size, size)
+        return np.asarray(photo.resize(size, Image.Resampling.BICUBIC, box=box))
+
+    return (render(index / fps) for index in range(int(seconds * fps + 1e-6)))
 
 
 def _photo(name: str) -> Image.Image:
@@ -154,7 +137,7 @@ def _photo(name: str) -> Image.Image:
         return Image.open(stream).convert("RGB")
 
 
-def _window(
+def _crop_box(
     shot: Shot, moment: float, photo: tuple[int, int], size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
     """Return the box (left, top, right, bottom) of the photograph that is seen at `moment`."""
@@ -177,5 +160,9 @@ def _window(
 def write_builtin_clip(
     path: Path, seconds: float = SECONDS, fps: float = 24, height: int = 288, width: int = 512
 ) -> None:
-    """Write the clip as an H.264 mp4 at `path`, whole or not at all; errors: `builtin_clip`."""
+    """Write the clip as an H.264 mp4 at `path`, whole or not at all.
+
+    Raises:
+        UserError: as `builtin_clip`, or the disk refuses.
+    """
     write_video(path, builtin_clip(seconds, fps, height, width), fps)

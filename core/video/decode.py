@@ -1,4 +1,9 @@
-"""Opening a video with one clear error, and decoding it past damage."""
+"""Open a video with one clear error, decode it past damage, and make its frames upright pixels.
+
+`open_video` gives a `VideoStream`, whose frames come with the seconds they are on screen;
+`resample` picks those that are shown at another frame rate, a `Renderer` makes pixels of them.
+`probe` and `fingerprint` say what a file is without reading all of it.
+"""
 
 from __future__ import annotations
 
@@ -21,74 +26,17 @@ from numpy.typing import NDArray
 from ..errors import UserError, printable
 from .placement import Placement
 
-# ⟦core/data/timing.py⟧ When decoded frames are on screen, and which of them are shown at another frame rate.
-
+Pixels = NDArray[np.uint8]
 
 MAX_GAP = 600.0  # seconds; a longer pause between two frames is a broken clock
-
-
-@frozen
-class Shown:
-    """A decoded frame and when it is on screen, in seconds after the first frame."""
-
-    time: float
-    end: float
-    frame: Any
-
-
-@define
-class Clock:
-    """Turns the frames' timestamps into seconds that start at 0 and never run backwards.
-
-    Where a timestamp is missing, runs backwards or jumps by more than ten minutes (joined
-    recordings, broken muxers), a frame follows the end of the one before.
-    """
-
-    step: float  # seconds that a frame lasts where it does not say
-    origin: float | None = None
-    last: Shown | None = None
-
-    def read(self, frame: Any) -> Shown:
-        """Return `frame` with its time; the calls follow the order of the frames."""
-        follows = self.last.end if self.last else 0.0
-        timed = frame.pts is not None and frame.time_base is not None
-        time = self._steady(float(frame.pts * frame.time_base), follows) if timed else follows
-        length = float(frame.duration * frame.time_base) if frame.duration else self.step
-        self.last = Shown(time, time + length, frame)
-        return self.last
-
-    def _steady(self, stamp: float, follows: float) -> float:
-        if self.origin is None:
-            self.origin = stamp - follows
-        time = stamp - self.origin
-        if self.last is None or self.last.time <= time <= self.last.time + MAX_GAP:
-            return time
-        self.origin = stamp - follows
-        return follows
-
-
-def resample(
-    shown: Iterable[Shown], fps: float, start: float, tolerance: float
-) -> Iterator[tuple[Any, float]]:
-    """Give, for k = 0, 1, …, the frame on screen at `start` + k / `fps` and the end of the video.
-
-    That is the last frame whose time is at most start + k/fps + tolerance. The end (seconds) is
-    what is known so far: at the last value it is when the last decoded frame leaves the screen.
-    """
-    count, held = 0, None
-    for now in shown:
-        while held is not None and start + count / fps + tolerance < now.time:
-            yield held.frame, held.end
-            count += 1
-        held = now
-    while held is not None and start + count / fps + tolerance < held.end:
-        yield held.frame, held.end
-        count += 1
-
-
 SEEK_BEYOND = 4.0  # seconds; below it decoding from the start is as fast as seeking
 SEEK_MARGIN = 1.0  # seconds; containers seek by decoding time, which runs ahead of the frames shown
 MAX_TOLERANCE = 1e-3  # seconds; what containers that count in milliseconds round away
+EDGE = 1 << 20  # bytes at either end of a file that go into its fingerprint
+
+# swscale's area averaging with exact chroma and rounding: without these flags pictures from 4:2:0
+# come out up to two grey levels too dark. Bit exact, so that machines agree.
+SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 
 
 class VideoError(UserError):
@@ -99,7 +47,7 @@ class VideoError(UserError):
 
 
 def check_file(path: Path) -> None:
-    """Make sure that `path` is a readable file with something in it.
+    """Raise unless `path` is a readable file with something in it.
 
     Raises:
         VideoError: it is missing, not a regular file, unreadable or empty.
@@ -118,8 +66,8 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Source]:
-    """Yield the first real video stream of a file, open for decoding; cover art is not video.
+def open_video(path: Path) -> Iterator[VideoStream]:
+    """Open a file and yield its first real video stream; cover art is not video.
 
     Raises:
         VideoError: `check_file` fails, FFmpeg cannot read the file, or it has no video stream that
@@ -140,7 +88,7 @@ def opened(path: Path) -> Iterator[Source]:
         if streams[0].codec_context is None:
             raise VideoError(path, "is in a codec that this FFmpeg cannot decode")
         streams[0].thread_type = "AUTO"
-        yield Source(container, streams[0])
+        yield VideoStream(container, streams[0])
 
 
 def _is_cover(stream: Any) -> bool:
@@ -148,8 +96,8 @@ def _is_cover(stream: Any) -> bool:
 
 
 @define
-class Source:
-    """One open video; `damage` says after decoding what could not be decoded."""
+class VideoStream:
+    """The video stream of an open file; `damage` says after decoding what could not be decoded."""
 
     container: Any
     stream: Any
@@ -166,8 +114,8 @@ class Source:
         """Half a tick of the stream's clock, at most 1 ms: what rounding can move a timestamp."""
         return min(float(self.stream.time_base or 0) / 2, MAX_TOLERANCE) + 1e-9
 
-    def frames(self, start: float = 0.0) -> Iterator[Shown]:
-        """Yield the frames in the order they are shown, from one on screen at `start` or earlier."""
+    def frames(self, start: float = 0.0) -> Iterator[TimedFrame]:
+        """Yield the frames in the order they are shown, from one shown at `start` or earlier on."""
         decoded = self._decoded()
         first = next(decoded, None)
         if first is None:
@@ -188,9 +136,9 @@ class Source:
             except av.error.FFmpegError:
                 continue
             decoded = self._decoded()
-            found = next(decoded, None)
-            if found is not None and found.pts is not None and found.pts <= needed:
-                return found, decoded
+            frame = next(decoded, None)
+            if frame is not None and frame.pts is not None and frame.pts <= needed:
+                return frame, decoded
         return first, iter(())
 
     def _decoded(self) -> Iterator[Any]:
@@ -210,14 +158,145 @@ class Source:
             yield from frames
 
 
-# ⟦core/data/picture.py⟧ From a decoded frame to pixels: upright, square, resized by area and cropped.
+@frozen
+class TimedFrame:
+    """A decoded frame and when it is on screen, in seconds after the first frame."""
+
+    time: float
+    end: float
+    frame: Any
 
 
-Pixels = NDArray[np.uint8]
+@define
+class Clock:
+    """Turns the frames' timestamps into seconds that start at 0 and never run backwards.
 
-# swscale's area averaging with exact chroma and rounding: without these flags pictures from 4:2:0
-# come out up to two grey levels too dark. Bit exact, so that machines agree.
-SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
+    Where a timestamp is missing, runs backwards or jumps by more than ten minutes (joined
+    recordings, broken muxers), a frame follows the end of the one before.
+    """
+
+    step: float  # seconds that a frame lasts where it does not say
+    origin: float | None = None
+    last: TimedFrame | None = None
+
+    def read(self, frame: Any) -> TimedFrame:
+        """Return `frame` with its time; the calls follow the order of the frames."""
+        follows = self.last.end if self.last else 0.0
+        timed = frame.pts is not None and frame.time_base is not None
+        time = self._steady(float(frame.pts * frame.time_base), follows) if timed else follows
+        length = float(frame.duration * frame.time_base) if frame.duration else self.step
+        self.last = TimedFrame(time, time + length, frame)
+        return self.last
+
+    def _steady(self, stamp: float, follows: float) -> float:
+        if self.origin is None:
+            self.origin = stamp - follows
+        time = stamp - self.origin
+        if self.last is None or self.last.time <= time <= self.last.time + MAX_GAP:
+            return time
+        self.origin = stamp - follows
+        return follows
+
+
+def resample(
+    frames: Iterable[TimedFrame], fps: float, start: float, tolerance: float
+) -> Iterator[tuple[Any, float]]:
+    """Yield, for k = 0, 1, …, the frame on screen at `start` + k / `fps` and the end of the video.
+
+    That is the last frame whose time is at most start + k/fps + tolerance. The end (seconds) is
+    what is known so far: at the last value it is when the last decoded frame leaves the screen.
+    """
+    count, shown = 0, None
+    for following in frames:
+        while shown is not None and start + count / fps + tolerance < following.time:
+            yield shown.frame, shown.end
+            count += 1
+        shown = following
+    while shown is not None and start + count / fps + tolerance < shown.end:
+        yield shown.frame, shown.end
+        count += 1
+
+
+@frozen(kw_only=True)
+class VideoInfo:
+    """What a video is before anything is done to it."""
+
+    width: int  # of the upright picture in square pixels
+    height: int
+    seconds: float  # that the file declares for its video stream; counted where it declares none
+    fps: float  # on average
+    rotation: int  # degrees clockwise that players turn the picture by: 0, 90, 180, 270
+    orientation: Orientation = field(repr=False)  # the same, with mirroring
+
+
+def probe(path: Path) -> VideoInfo:
+    """Read size, length and frame rate of a video; one frame is decoded.
+
+    Raises:
+        VideoError: the file is missing, unreadable, empty, not a video, has no video stream (only
+            sound, or cover art), or not one frame can be decoded.
+    """
+    with open_video(path) as video:
+        first = next(video.frames(), None)
+        if first is None:
+            raise VideoError(path, "not one frame can be decoded")
+        orientation = Orientation.of(first.frame)
+        height, width = square_size(first.frame, video.stream.sample_aspect_ratio)
+        seconds = _declared_seconds(video)
+        timed = first.frame.pts is not None  # else the rate is FFmpeg's default of 25
+        return VideoInfo(
+            width=height if orientation.transpose else width,
+            height=width if orientation.transpose else height,
+            seconds=_counted_seconds(path) if seconds is None else seconds,
+            fps=1 / (video.step if timed else first.end),
+            rotation=orientation.degrees,
+            orientation=orientation,
+        )
+
+
+def _declared_seconds(video: VideoStream) -> float | None:
+    stream, container = video.stream, video.container
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # Matroska
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    alone = len(container.streams) == 1  # else the sound may be what lasts so long
+    return float(container.duration / 1e6) if container.duration and alone else None
+
+
+def _counted_seconds(path: Path) -> float:
+    """Return the seconds that the packets of a file last or span, without decoding them."""
+    with open_video(path) as video:
+        total, first, last = 0.0, float("inf"), 0.0
+        for packet in video.container.demux(video.stream):
+            length = float(packet.duration * packet.time_base) if packet.duration else video.step
+            total += length if packet.size else 0.0
+            if packet.pts is not None:
+                stamp = float(packet.pts * packet.time_base)
+                first, last = min(first, stamp), max(last, stamp + length)
+        return last - first if last > first else total
+
+
+def fingerprint(path: Path) -> str:
+    """Compute a cheap identity of a file's content: 64 hex digits.
+
+    It is the sha256 over the size (8 bytes, little endian), the first and the last MiB: equal for
+    copies and renames, different where a video was cut or encoded anew. Bytes changed in the middle
+    of a file of the same size are not seen: delete its clip from the store to have it cached anew.
+    More samples would see more, but stores hold this value: another hash would cache all again.
+
+    Raises:
+        VideoError: the file is missing, not a file, unreadable or empty.
+    """
+    check_file(path)
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest = hashlib.sha256(size.to_bytes(8, "little"))
+        for begin in (0, max(size - EDGE, 0)):
+            file.seek(begin)
+            digest.update(file.read(EDGE))
+    return digest.hexdigest()
 
 
 def square_size(frame: Any, aspect: Fraction | None) -> tuple[int, int]:
@@ -234,8 +313,8 @@ def square_size(frame: Any, aspect: Fraction | None) -> tuple[int, int]:
 
 
 @frozen
-class Turn:
-    """How decoded pixels become upright: transposed first, then mirrored."""
+class Orientation:
+    """How decoded pixels become upright: they are transposed first, then mirrored."""
 
     transpose: bool = False
     flip_rows: bool = False
@@ -243,8 +322,8 @@ class Turn:
     degrees: int = 0  # clockwise, as players turn the picture
 
     @classmethod
-    def of(cls, frame: Any) -> Turn:
-        """Return the turn that the frame's display matrix asks for, to the nearest quarter."""
+    def of(cls, frame: Any) -> Orientation:
+        """Return what the frame's display matrix asks for, to the nearest quarter turn."""
         data = frame.side_data.get("DISPLAYMATRIX")
         if data is None:
             return cls()
@@ -268,107 +347,19 @@ class Renderer:
     """Makes frames of one video into pixels [H, W, 3] at a placement, RGB, alpha dropped."""
 
     placement: Placement
-    turn: Turn
+    orientation: Orientation
     reformatter: Any = Factory(VideoReformatter)
 
     def __call__(self, frame: Any) -> Pixels:
-        """Return the pixels of `frame`; a frame of another size than the first is stretched."""
-        placed = self.placement
-        height, width = placed.resized_height, placed.resized_width
-        if self.turn.transpose:
+        """Return the pixels of a frame; one of another size than the first is stretched."""
+        placement = self.placement
+        height, width = placement.resized_height, placement.resized_width
+        if self.orientation.transpose:
             height, width = width, height
         resized = self.reformatter.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=SCALING
         )
-        pixels = self.turn(resized.to_ndarray())
-        rows = slice(placed.crop_top, placed.crop_top + placed.height)
-        columns = slice(placed.crop_left, placed.crop_left + placed.width)
+        pixels = self.orientation(resized.to_ndarray())
+        rows = slice(placement.crop_top, placement.crop_top + placement.height)
+        columns = slice(placement.crop_left, placement.crop_left + placement.width)
         return np.ascontiguousarray(pixels[rows, columns])
-
-
-# ⟦core/data/probe.py⟧ What a video file is, told without reading all of it.
-
-
-EDGE = 1 << 20  # bytes at either end of a file that go into its fingerprint
-
-
-@frozen(kw_only=True)
-class VideoInfo:
-    """What a video is before anything is done to it."""
-
-    width: int  # of the upright picture in square pixels
-    height: int
-    seconds: float  # that the file declares for its video stream; counted where it declares none
-    fps: float  # on average
-    rotation: int  # degrees clockwise that players turn the picture by: 0, 90, 180, 270
-    turn: Turn = field(repr=False)  # the same, with mirroring
-
-
-def probe(path: Path) -> VideoInfo:
-    """Return size, length and frame rate of a video; decodes one frame.
-
-    Raises:
-        VideoError: the file is missing, unreadable, empty, not a video, has no video stream (only
-            sound, or cover art), or not one frame can be decoded.
-    """
-    with opened(path) as source:
-        first = next(source.frames(), None)
-        if first is None:
-            raise VideoError(path, "not one frame can be decoded")
-        turn = Turn.of(first.frame)
-        height, width = square_size(first.frame, source.stream.sample_aspect_ratio)
-        seconds = _declared(source)
-        timed = first.frame.pts is not None  # else the rate is FFmpeg's default of 25
-        return VideoInfo(
-            width=height if turn.transpose else width,
-            height=width if turn.transpose else height,
-            seconds=_counted(path) if seconds is None else seconds,
-            fps=1 / (source.step if timed else first.end),
-            rotation=turn.degrees,
-            turn=turn,
-        )
-
-
-def _declared(source: Source) -> float | None:
-    stream, container = source.stream, source.container
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    tag = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # Matroska
-    if tag:
-        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
-    alone = len(container.streams) == 1  # else the sound may be what lasts so long
-    return float(container.duration / 1e6) if container.duration and alone else None
-
-
-def _counted(path: Path) -> float:
-    """Return the seconds that the packets of a file last or span, without decoding them."""
-    with opened(path) as source:
-        length, first, last = 0.0, float("inf"), 0.0
-        for packet in source.container.demux(source.stream):
-            known = float(packet.duration * packet.time_base) if packet.duration else source.step
-            length += known if packet.size else 0.0
-            if packet.pts is not None:
-                stamp = float(packet.pts * packet.time_base)
-                first, last = min(first, stamp), max(last, stamp + known)
-        return last - first if last > first else length
-
-
-def fingerprint(path: Path) -> str:
-    """Return a cheap identity of a file's content: 64 hex digits.
-
-    It is the sha256 over the size (8 bytes, little endian), the first and the last MiB: equal for
-    copies and renames, different where a video was cut or encoded anew. Bytes changed in the middle
-    of a file of the same size are not seen: delete its clip from the store to have it cached anew.
-    More samples would see more, but stores hold this value: another hash would cache all again.
-
-    Raises:
-        VideoError: the file is missing, not a file, unreadable or empty.
-    """
-    check_file(path)
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest = hashlib.sha256(size.to_bytes(8, "little"))
-        for begin in (0, max(size - EDGE, 0)):
-            file.seek(begin)
-            digest.update(file.read(EDGE))
-    return digest.hexdigest()

@@ -1,4 +1,7 @@
-"""Size buckets: the size a video is cached at, where it is resized and cropped (design §2)."""
+"""Size buckets: the size that a video is cached at, and how it is resized and cropped (design §2).
+
+Plain arithmetic that imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -63,10 +66,6 @@ def cover(width: int, height: int, size: tuple[int, int]) -> Placement:
     )
 
 
-def _narrowest(area: int, side: int, step: int) -> int:
-    return step * math.ceil(math.ceil(area / side) / step)
-
-
 def buckets(area: int, multiple: tuple[int, int], max_aspect: float = MAX_ASPECT) -> Sizes:
     """Return the sizes (height, width) that videos are fitted to, flattest first.
 
@@ -86,12 +85,17 @@ def buckets(area: int, multiple: tuple[int, int], max_aspect: float = MAX_ASPECT
     longest = math.sqrt(area * max_aspect)
     heights = range(rows, math.ceil(longest) + rows, rows)
     widths = range(columns, math.ceil(longest) + columns, columns)
-    found = {(height, _narrowest(area, height, columns)) for height in heights}
-    found |= {(_narrowest(area, width, rows), width) for width in widths}
-    kept = [size for size in found if max(size) <= max_aspect * min(size) + 1e-9]
-    if not kept:
+    sizes = {(height, _shortest_side(area, height, columns)) for height in heights}
+    sizes |= {(_shortest_side(area, width, rows), width) for width in widths}
+    allowed = [size for size in sizes if max(size) <= max_aspect * min(size) + 1e-9]
+    if not allowed:
         raise UserError(f"no size in multiples of {rows}x{columns} holds {area} pixels in shape")
-    return tuple(sorted(kept))
+    return tuple(sorted(allowed))
+
+
+def _shortest_side(area: int, other: int, step: int) -> int:
+    """Return the least multiple of `step` that holds `area` pixels beside a side of `other`."""
+    return step * math.ceil(math.ceil(area / other) / step)
 
 
 def place(
@@ -106,11 +110,11 @@ def place(
     Nearest is the least |log ratio| of the aspects; the smaller bucket wins a tie.
 
     Args:
-        width: Of the video in square pixels, upright.
-        height: The same.
-        area: Pixels of a bucket, e.g. 96 * 160; no bucket has fewer.
-        multiple: The pixel multiple (rows, columns) of codec and patch, `Geometry.multiple`.
-        max_aspect: Longest side over shortest; a flatter video is cropped more.
+        width: of the video in square pixels, upright.
+        height: the same.
+        area: pixels of a bucket, e.g. 96 * 160; no bucket has fewer.
+        multiple: the pixel multiple (rows, columns) of codec and patch, `Geometry.multiple`.
+        max_aspect: longest side over shortest; a flatter video is cropped more.
 
     Raises:
         UserError: as `buckets`, or the video has no pixels.

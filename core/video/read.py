@@ -1,4 +1,4 @@
-"""Reading video by its timestamps, upright and at any size; `write_video` is here too."""
+"""Read video by its timestamps, upright and at any size, in chunks or whole."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..errors import UserError
 from .decode import (
     Pixels,
     Renderer,
-    Source,
     VideoError,
     VideoInfo,
-    opened,
+    VideoStream,
+    open_video,
     probe,
     resample,
 )
@@ -36,22 +36,22 @@ def iter_frames(
     count: int | None = None,
     minimum: int = 1,
     chunk: int = CHUNK,
-) -> Frames:
-    """Return the frames of a video as chunks uint8 [n ≤ `chunk`, H, W, 3], in bounded memory.
+) -> FrameChunks:
+    """Read the frames of a video as chunks uint8 [n ≤ `chunk`, H, W, 3], in bounded memory.
 
     Frame k is the one on screen at `start` + k/`fps` seconds after the first frame: the last whose
     timestamp is not later (by half a tick of the file's clock, at most 1 ms). Frames are upright,
     in square pixels, RGB, alpha dropped; HDR is not tone mapped, interlacing is left as it is.
 
     Args:
-        path: The video file.
-        fps: Frames a second to read at, whatever the file's own rate.
-        size: Nothing keeps the video's size; (height, width) is covered and centre cropped; a
+        path: the video file.
+        fps: frames a second to read at, whatever the file's own rate.
+        size: None keeps the video's size; (height, width) is covered and centre cropped; a
             `Placement` says where to resize and crop.
-        start: Seconds after the first frame.
-        count: At most so many frames; nothing means to the end.
-        minimum: Fewer frames than this are an error.
-        chunk: Frames in a chunk.
+        start: seconds after the first frame.
+        count: at most so many frames; None: to the end.
+        minimum: fewer frames than this are an error.
+        chunk: frames in a chunk.
 
     Raises:
         UserError: `fps` or `chunk` is not positive, `start` or `count` is negative.
@@ -63,9 +63,9 @@ def iter_frames(
     if count is not None and count < 0:
         raise UserError(f"cannot read {count} frames")
     info = probe(path)
-    placed = _placement(path, info, size)
+    placement = _placement(path, info, size)
     least = minimum if count is None else min(minimum, count)
-    return Frames(path, info, placed, fps, start, count, least, chunk)
+    return FrameChunks(path, info, placement, fps, start, count, least, chunk)
 
 
 def _placement(path: Path, info: VideoInfo, size: tuple[int, int] | Placement | None) -> Placement:
@@ -77,8 +77,8 @@ def _placement(path: Path, info: VideoInfo, size: tuple[int, int] | Placement | 
 
 
 @define
-class Frames:
-    """Chunks uint8 [n, H, W, 3] of a video; iterate once.
+class FrameChunks:
+    """The chunks uint8 [n, H, W, 3] of a video; iterate once.
 
     After the last chunk `warning` says what was wrong with the file (empty: nothing), `truncated`
     whether it ended earlier than it declares.
@@ -111,40 +111,41 @@ class Frames:
             yield np.stack(chunk)
 
     def _pictures(self) -> Iterator[Pixels]:
-        given, end = 0, 0.0
-        held: Any = None
-        render = Renderer(self.placement, self.info.turn)
-        with opened(self.path) as source:
-            shown = resample(source.frames(self.start), self.fps, self.start, source.tolerance)
-            for frame, end in islice(shown, self.count):  # noqa: B007  # the last end is judged
-                if frame is not held:  # a frame shown more than once is rendered once
-                    held, picture = frame, self._rendered(render, frame)
-                given += 1
+        count, end = 0, 0.0
+        last: Any = None
+        render = Renderer(self.placement, self.info.orientation)
+        with open_video(self.path) as video:
+            frames = resample(video.frames(self.start), self.fps, self.start, video.tolerance)
+            for frame, end in islice(frames, self.count):  # noqa: B007  # the last end is judged
+                if frame is not last:  # a frame shown more than once is rendered once
+                    last, picture = frame, self._render(render, frame)
+                count += 1
                 yield picture
-            self._judge(source, given, end)
+            self._check_end(video, count, end)
 
-    def _rendered(self, render: Renderer, frame: Any) -> Pixels:
+    def _render(self, render: Renderer, frame: Any) -> Pixels:
         try:
             return render(frame)
         except (av.error.FFmpegError, ValueError) as error:
             reason = f"its pixels ({frame.format.name}) cannot be made RGB"
             raise VideoError(self.path, reason) from error
 
-    def _judge(self, source: Source, given: int, end: float) -> None:
-        whole = self.count is not None and given >= self.count
-        if source.damage:
-            self.warning = f"parts could not be decoded ({source.damage})"
-        if given and not whole and end < self.info.seconds - 0.5 - 2 * source.step:
+    def _check_end(self, video: VideoStream, count: int, end: float) -> None:
+        """Set the warning after `count` frames, the last of which is shown until `end` seconds."""
+        complete = self.count is not None and count >= self.count
+        if video.damage:
+            self.warning = f"parts could not be decoded ({video.damage})"
+        if count and not complete and end < self.info.seconds - 0.5 - 2 * video.step:
             self.truncated = True
             self.warning = f"truncated: {end:.1f} of {self.info.seconds:.1f} s could be decoded"
-        if given < self.minimum:
+        if count < self.minimum:
             why = self.warning or f"the video has {self.info.seconds:.1f} s"
-            found = f"{given} frames at {self.fps:g} fps from {self.start:g} s"
-            raise VideoError(self.path, f"gives {found}, at least {self.minimum} needed; {why}")
+            frames = f"{count} frames at {self.fps:g} fps from {self.start:g} s"
+            raise VideoError(self.path, f"gives {frames}, at least {self.minimum} needed; {why}")
 
 
 @frozen(eq=False)
-class Clip:
+class DecodedVideo:
     """Frames of a video in memory, and what was done to get them."""
 
     frames: Pixels = field(repr=False)  # [F, H, W, 3]
@@ -162,15 +163,15 @@ def read_frames(
     start: float = 0.0,
     count: int | None = None,
     minimum: int = 1,
-) -> Clip:
-    """Return the frames of a video at once, uint8 [F, H, W, 3]; arguments and errors: `iter_frames`.
+) -> DecodedVideo:
+    """Read the frames of a video at once, uint8 [F, H, W, 3]; arguments and errors: `iter_frames`.
 
-    `torch.from_numpy(clip.frames)` makes a tensor of them without a copy.
+    `torch.from_numpy(video.frames)` makes a tensor of them without a copy.
     """
     chunks = iter_frames(path, fps=fps, size=size, start=start, count=count, minimum=minimum)
     frames = list(chunks)
     empty = np.zeros((0, chunks.placement.height, chunks.placement.width, 3), np.uint8)
-    return Clip(
+    return DecodedVideo(
         np.concatenate(frames) if frames else empty,
         chunks.info,
         chunks.placement,

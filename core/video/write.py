@@ -1,8 +1,7 @@
-"""Writing H.264 that players and browsers open (PyAV's own libx264)."""
+"""Write H.264 that players and browsers open, with PyAV's own libx264."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ..errors import UserError
-from ..tools.files import part_path
+from ..tools.files import whole_file
 from .decode import SCALING, Pixels
 
 BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour space and range that are written and tagged
@@ -26,24 +25,19 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float, crf: int = 18)
     that).
 
     Args:
-        path: Replaced where it exists; its folder is made.
+        path: replaced where it exists; its folder is made.
         frames: uint8 [F, H, W, 3], or an iterable of [H, W, 3], which is never held whole.
-        fps: Frames a second.
-        crf: Quality of libx264, 0 (lossless but for the colour conversion) to 51 (worst).
+        fps: frames a second.
+        crf: quality of libx264, 0 (lossless but for the colour conversion) to 51 (worst).
 
     Raises:
-        UserError: no frame came, `fps` is not positive, or a frame is not uint8 [H, W, 3] of the
-            first one's size.
+        UserError: no frame came, `fps` is not positive, a frame is not uint8 [H, W, 3] of the
+            first one's size, or the disk refuses.
     """
     if not fps > 0:
         raise UserError(f"a video needs a positive frame rate, not {fps}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_path(path)
-    try:
+    with whole_file(path) as part:
         _encode(part, iter(frames), Fraction(fps).limit_denominator(1001), crf)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _encode(part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int) -> None:

@@ -1,1 +1,1 @@
-"""TODO gpu_day."""
+"""Everything that is due on a GPU, in steps that go on where the last run stopped."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -22,107 +23,51 @@ from ...core.experiment import Experiment
 from ...core.model import build_model
 from ...core.registry import build
 from ...core.tools.device import autocast
-from ...core.train.loss import StageOne
-from ...core.train.optim import freeze, make_optimizer
+from ...core.train.step import StageOneStep
 from ...plugins.compressors.conv import ConvCompressor
 from ..common import tinier, untrained
 from .cost import MIB
-from .day import Book, Day
-from .shapes import Case, cases
-
-# ⟦experiments/gpu_steps/stage_one.py⟧ A whole Stage I step of the tiny model under the cap: the largest batch that fits.
-
+from .day import Session, StepResult
+from .shapes import EncoderSetup, encoder_setups
 
 NAME = "tiny-wan-2x2x2"
 MOST = 512  # samples
-
-
-def largest_batch(device: torch.device, *, tiny: bool) -> dict[str, Any]:
-    """Return the largest batch (a power of two) whose step fits, with 20 s of history a sample."""
-    _, shipped = load_experiment(NAME)
-    experiment = tinier(shipped) if tiny else untrained(shipped)
-    seconds = 2.0 if tiny else 20.0
-    step = stage_step(experiment, seconds, device)
-    best = doubled(lambda batch: fits(lambda: step(batch)), most=2 if tiny else MOST)
-    return {"experiment": experiment.name, "seconds": seconds, "largest_batch": best}
-
-
-def doubled(good: Callable[[int], bool], *, most: int) -> int:
-    """Return the largest of 1, 2, 4, ... ≤ most that is good before the first that is not; or 0."""
-    best, number = 0, 1
-    while number <= most and good(number):
-        best, number = number, 2 * number
-    return best
-
-
-def fits(run: Callable[[], None]) -> bool:
-    """Say whether something runs without a lack of memory."""
-    try:
-        run()
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return False
-    return True
-
-
-def stage_step(
-    experiment: Experiment, seconds: float, device: torch.device
-) -> Callable[[int], None]:
-    """Return a Stage I step (Eq. 3) of a batch of so many samples, with its optimizer."""
-    model = build_model(experiment, adapters=True).to(device)
-    freeze(model)
-    text = build(experiment.backbone.text_encoder)
-    stage = StageOne(
-        model, build(experiment.masker), experiment.train, text.encode([""]).to(device)
-    ).to(device)
-    optimizer = make_optimizer(stage, experiment.train)
-    one = random_history(experiment, seconds)
-
-    def step(samples: int) -> None:
-        prompts = text.encode(["a walk by the sea"] * samples).to(device)
-        batch = Batch(history=one.select([0] * samples), text=prompts, names=("random",) * samples)
-        with autocast("bf16", device):
-            loss = stage(batch, 0)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-Maker = Callable[[Case, float, torch.device], Callable[[], None]]
 CARD_MIB = 12_282  # what a card sold as 12 GB shows
 ALLOCATOR_MIB = 11 * 1024  # of it, beside the CUDA context and a desktop
 HISTORIES = (20.0, 60.0, 300.0)  # seconds
 
+StepMaker = Callable[[EncoderSetup, float, torch.device], Callable[[], None]]
 
-def run(day: Day, book: Book) -> None:
+
+def run(session: Session, results: StepResult) -> None:
     """Note peak memory by encoder and length of history, and what fits.
 
     Raises:
         LongtakeError: some of it failed.
         TimeIsUp: the rest is for the next run.
     """
-    device = day.device
-    histories = (1.0, 2.0) if day.tiny else HISTORIES
+    device = session.device
+    histories = (1.0, 2.0) if session.tiny else HISTORIES
     with capped(device) as cap:
-        book.note("cap", cap)
-        for case in cases(tiny=day.tiny):
+        results.add("cap", cap)
+        for setup in encoder_setups(tiny=session.tiny):
             for seconds in histories:
-                name = f"{case.name}, {seconds:g} s"
+                name = f"{setup.name}, {seconds:g} s"
                 for word, make in (("train", training), ("stream", stream)):
-                    book.once(f"{word} {name}", partial(_tried, make, case, seconds, device))
-        book.once("Stage I of tiny-wan", lambda: largest_batch(device, tiny=day.tiny))
-    book.close()
+                    results.measure(f"{word} {name}", partial(_tried, make, setup, seconds, device))
+        results.measure("Stage I of tiny-wan", lambda: largest_batch(device, tiny=session.tiny))
+    results.raise_faults()
 
 
-def _tried(make: Maker, case: Case, seconds: float, device: torch.device) -> dict[str, Any]:
-    return guarded(make(case, seconds, device))
+def _tried(
+    make: StepMaker, setup: EncoderSetup, seconds: float, device: torch.device
+) -> dict[str, Any]:
+    return guarded(make(setup, seconds, device))
 
 
 @contextmanager
 def capped(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Leave of the device what a 12 GB card has; give what was done. Without CUDA: nothing."""
+    """Leave of the device what a 12 GB card has; yield what was done, without CUDA nothing."""
     if device.type != "cuda":
         yield {"applied": False, "why": "a cap needs CUDA: shapes and code are tried, no memory"}
         return
@@ -146,7 +91,7 @@ def capped(device: torch.device) -> Iterator[dict[str, Any]]:
 
 
 def guarded(run: Callable[[], None]) -> dict[str, Any]:
-    """Run something twice and give its peak memory and seconds, or that it does not fit."""
+    """Run something twice; return its peak memory and seconds, or that it does not fit."""
     if not torch.cuda.is_available():
         return {"fits": None, **_seconds(run)}
     torch.cuda.empty_cache()
@@ -180,7 +125,7 @@ def _seconds(run: Callable[[], None]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began}
 
 
-def training(case: Case, seconds: float, device: torch.device) -> Callable[[], None]:
+def training(setup: EncoderSetup, seconds: float, device: torch.device) -> Callable[[], None]:
     """Return a training step of φ on a random history: bf16, AdamW, a gradient for every token.
 
     The gradient that the DiT would give is random, since its size is what counts here.
@@ -189,10 +134,10 @@ def training(case: Case, seconds: float, device: torch.device) -> Callable[[], N
 
     def step() -> None:
         if not made:
-            encoder = case.encoder(device, torch.float32)
+            encoder = setup.encoder(device, torch.float32)
             made.append((encoder, torch.optim.AdamW(encoder.parameters(), lr=1e-4)))
         encoder, optimizer = made[0]
-        history = case.history(seconds, device, torch.float32)
+        history = setup.history(seconds, device, torch.float32)
         with autocast("bf16", device):
             tokens: Tensor = encoder(history).parts[0].tokens
         tokens.backward(torch.randn_like(tokens))
@@ -202,19 +147,65 @@ def training(case: Case, seconds: float, device: torch.device) -> Callable[[], N
     return step
 
 
-def stream(case: Case, seconds: float, device: torch.device) -> Callable[[], None]:
+def stream(setup: EncoderSetup, seconds: float, device: torch.device) -> Callable[[], None]:
     """Return an encode second by second: its memory should not grow with the history."""
     made: list[ConvCompressor] = []
 
     @torch.no_grad()
     def encode() -> None:
         if not made:
-            made.append(case.encoder(device, torch.bfloat16).eval())
-        shapes = case.geometry
+            made.append(setup.encoder(device, torch.bfloat16).eval())
+        shapes = setup.geometry
         one = max(1, round(shapes.fps / shapes.vae_stride.time))
-        history, state = case.history(seconds, torch.device("cpu"), torch.bfloat16), None
+        history, state = setup.history(seconds, torch.device("cpu"), torch.bfloat16), None
         for first in range(0, history.size.time, one):
             chunk = history.chunk(first, min(first + one, history.size.time)).to(device)
             state, _ = made[0].step(state, chunk)
 
     return encode
+
+
+def largest_batch(device: torch.device, *, tiny: bool) -> dict[str, Any]:
+    """Return the largest batch (a power of two) whose step fits, with 20 s of history a sample."""
+    _, shipped = load_experiment(NAME)
+    experiment = tinier(shipped) if tiny else untrained(shipped)
+    seconds = 2.0 if tiny else 20.0
+    step = stage_step(experiment, seconds, device)
+    best = largest_power_of_two(lambda batch: fits(lambda: step(batch)), most=2 if tiny else MOST)
+    return {"experiment": experiment.name, "seconds": seconds, "largest_batch": best}
+
+
+def largest_power_of_two(good: Callable[[int], bool], *, most: int) -> int:
+    """Return the largest of 1, 2, 4, ... ≤ most that is good before the first that is not; or 0."""
+    best, number = 0, 1
+    while number <= most and good(number):
+        best, number = number, 2 * number
+    return best
+
+
+def fits(run: Callable[[], None]) -> bool:
+    """Say whether something runs without running out of memory."""
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def stage_step(
+    experiment: Experiment, seconds: float, device: torch.device
+) -> Callable[[int], None]:
+    """Return a Stage I step (Eq. 3) in bf16 of a batch of so many samples, with its optimizer."""
+    train = attrs.evolve(experiment.train, precision="bf16")
+    model = build_model(attrs.evolve(experiment, train=train), adapters=True)
+    text = build(experiment.backbone.text_encoder)
+    train_step = StageOneStep.of(model, text.encode([""]).to(device), device)
+    one = random_history(experiment, seconds)
+
+    def step(samples: int) -> None:
+        prompts = text.encode(["a walk by the sea"] * samples).to(device)
+        names = ("random",) * samples
+        train_step(Batch(history=one.select([0] * samples), text=prompts, names=names))
+
+    return step

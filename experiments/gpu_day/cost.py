@@ -20,16 +20,15 @@ from ...core.interfaces.backbone import Backbone
 from ...core.interfaces.spec import LoRA
 from .subjects import random_backbone
 
-# ⟦experiments/gpu_steps/timing.py⟧ Times and limits of a device.
-
-
 MIB = 2**20
+UNITS = {"bytes": 1 / MIB, "KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0}
+FAULT_KEY = "fault"
 
 
-def paced(
+def time_calls(
     run: Callable[[], object], device: torch.device, repeats: int, *, warm: int = 3
 ) -> dict[str, float]:
-    """Return the median, least and greatest seconds of `run`, after `warm` runs that do not count."""
+    """Return the median, least and greatest seconds of `run`, after `warm` untimed runs."""
     for _ in range(warm):
         run()
     measure = _cuda_seconds if device.type == "cuda" else _cpu_seconds
@@ -65,6 +64,11 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / MIB
 
 
+def held_mib(device: torch.device) -> float | None:
+    """Return the memory that tensors hold now; None without CUDA."""
+    return torch.cuda.memory_allocated() / MIB if device.type == "cuda" else None
+
+
 def limits(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     """Return what the device reaches: FLOP/s of a large bf16 product, bytes/s of a large copy.
 
@@ -74,8 +78,8 @@ def limits(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     a, b = torch.randn(2, side, side, device=device).bfloat16()
     source, target = torch.randn(2, floats, device=device)
     repeats = 3 if tiny else 20
-    product = paced(lambda: a @ b, device, repeats)
-    copy = paced(lambda: target.copy_(source), device, repeats)
+    product = time_calls(lambda: a @ b, device, repeats)
+    copy = time_calls(lambda: target.copy_(source), device, repeats)
     return {
         "bf16_flop_per_second": 2 * side**3 / product["seconds"],
         "copy_bytes_per_second": 2 * source.nbytes / copy["seconds"],
@@ -84,21 +88,29 @@ def limits(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     }
 
 
-def floor(flops: int, moved: int, found: dict[str, Any] | None) -> float | None:
-    """Return the least seconds that the device's limits allow; None where they are not known."""
-    if found is None:
+def floor(flops: int, moved: int, limits: Mapping[str, Any] | None) -> float | None:
+    """Return the least seconds that a device's `limits` allow; None where they are not known.
+
+    Args:
+        flops: floating-point operations.
+        moved: bytes that must be read or written.
+        limits: as the function `limits` measured them.
+    """
+    if limits is None:
         return None
-    work, traffic = found["bf16_flop_per_second"], found["copy_bytes_per_second"]
-    return max(flops / float(work), moved / float(traffic))
-
-
-UNITS = {"bytes": 1 / MIB, "KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0}
-FAULT = "fault"
+    per_second, bandwidth = limits["bf16_flop_per_second"], limits["copy_bytes_per_second"]
+    return max(flops / float(per_second), moved / float(bandwidth))
 
 
 @frozen(kw_only=True)
-class Bench:
-    """Where and how often calls run, and what the device reaches (`timing.limits`), if known."""
+class CostMeter:
+    """Measures what a call costs on a device.
+
+    Attributes:
+        device: that calls run on.
+        repeats: timed runs of each call.
+        limits: what the device reaches, as the function `limits` measured it; None: not known.
+    """
 
     device: torch.device
     repeats: int
@@ -107,21 +119,22 @@ class Bench:
     def cost(self, run: Callable[[], object]) -> dict[str, Any]:
         """Return seconds, operations, their share of the device's bf16 limit, and memory of a call.
 
-        Its first run warms up: operations are counted, and a tensor that it gives is looked at.
-        Memory is what is held between runs and the most that a run adds; null without CUDA.
+        Its first run warms up: there operations are counted, and a tensor that it returns is
+        checked. Memory is what is held between runs and the most that a run adds; None without
+        CUDA.
 
         Raises:
             LongtakeError: the call gives numbers that are not finite.
         """
         with FlopCounterMode(display=False) as counter:
-            given = run()
-        if isinstance(given, Tensor) and not bool(given.isfinite().all()):
+            result = run()
+        if isinstance(result, Tensor) and not bool(result.isfinite().all()):
             raise LongtakeError("its numbers are not finite")
-        del given
+        del result
         flops, kinds = counter.get_total_flops(), counter.get_flop_counts().get("Global", {})
         held, times = held_mib(self.device), dict[str, float]()
         peak = peak_mib(
-            lambda: times.update(paced(run, self.device, self.repeats, warm=0)), self.device
+            lambda: times.update(time_calls(run, self.device, self.repeats, warm=0)), self.device
         )
         return {
             **times,
@@ -139,63 +152,64 @@ class Bench:
         return flops / seconds / float(self.limits["bf16_flop_per_second"])
 
 
-def held_mib(device: torch.device) -> float | None:
-    """Return the memory that tensors hold now; None without CUDA."""
-    return torch.cuda.memory_allocated() / MIB if device.type == "cuda" else None
-
-
 @define
-class Shelf:
-    """Holds one random backbone at a time, since two may not fit."""
+class BackboneSlot:
+    """Holds one random backbone at a time, since two may not fit.
+
+    Attributes:
+        device: of the backbone.
+        spec, lora: that it was built from; None: there is none.
+        model: the backbone; None: there is none.
+    """
 
     device: torch.device
     spec: DiTSpec | None = None
     lora: LoRA | None = None
     model: Backbone | None = None
 
-    def take(self, spec: DiTSpec, lora: LoRA | None = None) -> Backbone:
-        """Return the backbone of a spec, with such adapters; the one before is let go first."""
+    def load(self, spec: DiTSpec, lora: LoRA | None = None) -> Backbone:
+        """Return the backbone of a spec, with such adapters; another one is freed first."""
         if self.model is None or (self.spec, self.lora) != (spec, lora):
             self.clear()
-            made = random_backbone(spec, self.device)
+            model = random_backbone(spec, self.device)
             if lora is not None:
-                made.add_lora(lora)
-            self.spec, self.lora, self.model = spec, lora, made
+                model.add_lora(lora)
+            self.spec, self.lora, self.model = spec, lora, model
         return self.model
 
     def clear(self) -> None:
-        """Let go of it."""
+        """Free the backbone."""
         self.spec = self.lora = self.model = None
         release()
 
 
 def release() -> None:
-    """Give memory that no one holds back to the GPU, if there is one."""
+    """Release memory that no one holds to the GPU, if there is one."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def fitting(make: Callable[[], dict[str, Any]], shelf: Shelf) -> dict[str, Any]:
-    """Return the figures of a case, or what it asked for when memory ran out.
+def measure_or_fault(make: Callable[[], dict[str, Any]], slot: BackboneSlot) -> dict[str, Any]:
+    """Return the figures that `make` measures, or what it asked for when memory ran out.
 
-    What a case leaves is freed. The shelf is emptied if it did not end well: its model may have
+    What it leaves is freed. The slot is emptied if it did not end well: its model may have
     gradients, or be half-changed.
     """
     try:
         return make()
     except torch.OutOfMemoryError as error:
-        said = str(error).splitlines()[0]
+        message = str(error).splitlines()[0]
     except Exception:
-        shelf.clear()
+        slot.clear()
         raise
     finally:
         release()
-    shelf.clear()  # only here: while it is handled, an exception holds the tensors of its frames
-    return {FAULT: "out of memory", "asked_mib": asked_mib(said), "said": said}
+    slot.clear()  # only here: while it is handled, an exception holds the tensors of its frames
+    return {FAULT_KEY: "out of memory", "asked_mib": asked_mib(message), "said": message}
 
 
-def asked_mib(said: str) -> float | None:
-    """Return the memory that an allocator says it was asked for; None where it says nothing."""
-    found = re.search(r"Tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", said)
-    return float(found[1]) * UNITS[found[2]] if found else None
+def asked_mib(message: str) -> float | None:
+    """Return the memory that an allocator's message says it was asked for; None: it says none."""
+    match = re.search(r"Tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", message)
+    return float(match[1]) * UNITS[match[2]] if match else None

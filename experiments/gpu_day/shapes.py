@@ -18,8 +18,15 @@ RATES = (Rate(height=4, width=4, time=2), Rate(height=2, width=2, time=2))
 
 
 @frozen(kw_only=True)
-class Case:
-    """One encoder: of which backbone's shapes, at which rate, over frames of which size."""
+class EncoderSetup:
+    """An encoder to build and a history to run it on.
+
+    Attributes:
+        name: of the backbone, and the rate.
+        geometry: of the backbone.
+        spec: of the encoder.
+        height, width: of a frame, pixels.
+    """
 
     name: str
     geometry: Geometry
@@ -44,10 +51,10 @@ class Case:
             / (shapes.channels * shapes.patch.cells) ** 0.5,
             patch_bias=torch.zeros(shapes.width),
         )
-        built: ConvCompressor = build(self.spec, fit)
-        assert built.hr is not None  # the specs below have both branches
-        torch.nn.init.normal_(built.hr.out.weight, std=0.02, generator=generator)
-        return built.to(device, dtype)
+        encoder: ConvCompressor = build(self.spec, fit)
+        assert encoder.hr is not None  # the specs below have both branches
+        torch.nn.init.normal_(encoder.hr.out.weight, std=0.02, generator=generator)
+        return encoder.to(device, dtype)
 
     def history(
         self, seconds: float, device: torch.device, dtype: torch.dtype, batch: int = 1
@@ -64,16 +71,16 @@ class Case:
         return History(latents=random(size), lr={rate: random(rate.lr_size(size))})
 
 
-def cases(*, tiny: bool) -> list[Case]:
-    """Return the encoders of a day: every published shape at 4×4×2 and 2×2×2, 480×832.
+def encoder_setups(*, tiny: bool) -> list[EncoderSetup]:
+    """Return the encoders to measure: every published geometry at 4×4×2 and 2×2×2, 480×832.
 
-    Backbones of one shape (Wan 2.1 and 2.2 14B) count once, under the last name.
+    Backbones of one geometry (Wan 2.1 and 2.2 14B) count once, under the last name.
     """
     if tiny:
         return [_tiny(rate) for rate in RATES]
     names = {shapes: name for name, shapes in sorted(registry().geometries.items())}
     return [
-        Case(
+        EncoderSetup(
             name=f"{name} {rate}",
             geometry=shapes,
             spec=Conv(rate=rate),
@@ -85,7 +92,7 @@ def cases(*, tiny: bool) -> list[Case]:
     ]
 
 
-def _tiny(rate: Rate) -> Case:
+def _tiny(rate: Rate) -> EncoderSetup:
     shapes = attrs.evolve(registry().geometries["wan22-14b"], width=32, channels=4)
     spec = Conv(rate=rate, channels=(4, 8), heads=2, head_width=4)
-    return Case(name=f"tiny {rate}", geometry=shapes, spec=spec, height=64, width=96)
+    return EncoderSetup(name=f"tiny {rate}", geometry=shapes, spec=spec, height=64, width=96)

@@ -1,4 +1,4 @@
-"""Which published backbones are timed, on how much video, and under which memories."""
+"""Which published backbones are measured and on how much video; their random weights and inputs."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ from ...plugins.maskers.specs import Noise
 from ..paper import paper
 from ..sizes import published
 
-WIDE = 16  # stride of a VAE whose latents the paper compresses by 2×2×2 instead of 4×4×2
+INITIAL_STD = 0.02  # of weights, as transformers begin
+LARGE_STRIDE = 16  # stride of a VAE whose latents the paper compresses by 2×2×2 instead of 4×4×2
 
 
 @frozen(kw_only=True)
 class Extent:
-    """How much is asked of every backbone.
+    """How much every backbone is given to do.
 
     Attributes:
-        seconds: of video that one denoising step makes, beside its first frame.
+        seconds: of video that one denoising step works on, beside its first frame.
         height: of a frame, pixels.
         width: of a frame, pixels.
         tokens: lengths of memory.
-        targets: latents that a Stage I step asks for, K.
+        targets: latents that a Stage I step retrieves, K.
         rank: of its LoRA.
         encoder: what Stage I trains, at the rate of the backbone.
-        repeats: timed runs of every case.
+        repeats: timed runs of every measurement.
     """
 
     seconds: float = 5.0
@@ -67,7 +68,7 @@ TINY = Extent(
 
 @frozen(kw_only=True)
 class Subject:
-    """One backbone without its weights, and what is asked of it."""
+    """A published backbone without its weights, and how much it is given to do."""
 
     name: str
     spec: DiTSpec
@@ -76,7 +77,7 @@ class Subject:
     @property
     def rate(self) -> Rate:
         """The paper's rate, at which 20 s of 480×832 are 5k to 6k tokens."""
-        wide = self.spec.geometry.vae_stride.height >= WIDE
+        wide = self.spec.geometry.vae_stride.height >= LARGE_STRIDE
         return Rate.parse("2x2x2" if wide else "4x4x2")
 
     @property
@@ -87,19 +88,19 @@ class Subject:
 
     @property
     def cells(self) -> int:
-        """The tokens of one memory frame."""
+        """How many tokens one memory frame has."""
         return self.rate.token_grid(self.latents(1), self.spec.geometry.patch).cells
 
     @property
     def tokens_a_second(self) -> int:
-        """The memory tokens that a second of video adds, in whole memory frames."""
+        """How many memory tokens a second of video adds, in whole memory frames."""
         shapes = self.spec.geometry
         frames = round(shapes.fps / shapes.vae_stride.time / self.rate.time)
         return self.cells * max(1, frames)
 
     @property
     def text_length(self) -> int:
-        """The tokens of a prompt that fills its length.
+        """How many tokens a prompt of full length has.
 
         Raises:
             LongtakeError: the text encoder's spec says none.
@@ -111,8 +112,8 @@ class Subject:
 
     def latents(self, time: int) -> Size3:
         """Return the size of so many latents of these frames."""
-        shapes, asked = self.spec.geometry, self.extent
-        size = shapes.latent_size(frames=1, height=asked.height, width=asked.width)
+        extent = self.extent
+        size = self.spec.geometry.latent_size(frames=1, height=extent.height, width=extent.width)
         return attrs.evolve(size, time=time)
 
     def past(self, tokens: int) -> Size3:
@@ -126,14 +127,14 @@ class Subject:
 
     def experiment(self, *, remembers: bool) -> Experiment:
         """Return the paper's Stage I on this backbone with one sample a step, or LoRA alone."""
-        found, asked = paper(self.name, self.spec, self.rate), self.extent
-        encoder = attrs.evolve(asked.encoder, rate=self.rate)
-        lora = LoRA(rank=asked.rank, alpha=float(asked.rank))
+        whole, extent = paper(self.name, self.spec, self.rate), self.extent
+        encoder = attrs.evolve(extent.encoder, rate=self.rate)
+        lora = LoRA(rank=extent.rank, alpha=float(extent.rank))
         return attrs.evolve(
-            found,
+            whole,
             compressors=(encoder,) if remembers else (),
-            masker=Noise(counts=(asked.targets,), low=0.2, clean=0.0),
-            train=attrs.evolve(found.train, batch=1, adapter=lora, precision="bf16"),
+            masker=Noise(counts=(extent.targets,), low=0.2, clean=0.0),
+            train=attrs.evolve(whole.train, batch=1, adapter=lora, precision="bf16"),
         )
 
 
@@ -148,10 +149,10 @@ def subjects(*, tiny: bool) -> list[Subject]:
 
 
 def thin(spec: DiTSpec) -> DiTSpec:
-    """Return a spec of the same class with a few thousand parameters.
+    """Return a spec of the same class whose model has a few thousand parameters.
 
     Raises:
-        LongtakeError: it is of a class that is not known here.
+        LongtakeError: its class is not one of those below.
     """
     if isinstance(spec, PublishedWan):
         short = attrs.evolve(spec.text_encoder, width=8, length=8)
@@ -170,40 +171,37 @@ def thin(spec: DiTSpec) -> DiTSpec:
     raise LongtakeError(f"{type(spec).__name__} has no small form")
 
 
-# ⟦experiments/gpu_steps/backbones_inputs.py⟧ Random inputs of the right shapes and places: latents, memory, histories, and weights.
-
-
-STD = 0.02  # of weights, as transformers begin
-
-
 def random_backbone(spec: DiTSpec, device: torch.device, seed: int = 0) -> Backbone:
-    """Return the real model of a spec with random weights, made on the device in their own types.
+    """Return the real model of a spec with random weights, drawn on the device in their own types.
 
     It is loaded on the meta device first, where types are settled (what diffusers keeps in
     float32 stays so) and nothing is filled. Buffers are computed as ever.
 
     Raises:
-        LongtakeError: something was left without numbers.
+        LongtakeError: a parameter or buffer was left without values.
     """
     with init_empty_weights():
         backbone: Backbone = registry().load(spec).load(spec)
     generator = torch.Generator(device).manual_seed(seed)
     state = {
-        name: _drawn(name, x, device, generator) if x.is_meta else x
+        name: _random_weight(name, x, device, generator) if x.is_meta else x
         for name, x in backbone.state_dict().items()
     }
     backbone.load_state_dict(state, assign=True)
-    left = [n for n, x in (*backbone.named_parameters(), *backbone.named_buffers()) if x.is_meta]
-    if left:
-        raise LongtakeError(f"{type(backbone).__name__}: {len(left)} empty, such as {left[0]}")
+    named = (*backbone.named_parameters(), *backbone.named_buffers())
+    empty = [name for name, x in named if x.is_meta]
+    if empty:
+        raise LongtakeError(f"{type(backbone).__name__}: {len(empty)} empty, such as {empty[0]}")
     return backbone.to(device).eval()
 
 
-def _drawn(name: str, like: Tensor, device: torch.device, generator: torch.Generator) -> Tensor:
-    """Return small normal numbers; around one where it is the scale of a norm."""
+def _random_weight(
+    name: str, like: Tensor, device: torch.device, generator: torch.Generator
+) -> Tensor:
+    """Return small normal numbers, around one for the scale of a norm."""
     empty = torch.empty(like.shape, dtype=like.dtype, device=device)
     scale = like.dim() == 1 and name.endswith(".weight")
-    return empty.normal_(mean=1.0 if scale else 0.0, std=STD, generator=generator)
+    return empty.normal_(mean=1.0 if scale else 0.0, std=INITIAL_STD, generator=generator)
 
 
 def random_latents(subject: Subject, size: Size3, device: torch.device) -> Tensor:

@@ -34,28 +34,28 @@ from ...core.tools.files import whole_file, write_json
 from ...core.tools.progress import progress_bar
 from ...core.train.checkpoint import load_run, read_run
 from ...plugins.compressors.specs import Window
-from ..common import commit, facts
-from .ask import Asker, Returned, over_clips, returned
-from .clips import Built, build_clips
-from .page import Asking, page, picture
+from ..common import commit, machine_facts
+from .ask import ReturnProbe, ReturnResult, over_clips, probe_clip
+from .clips import ReturnClips, build_clips
+from .page import ProbeDescription, page, picture
 
-ALIKE = {"codec": "codec", "text_encoder": "text encoder", "geometry": "shapes"}
+SAME_PARTS = {"codec": "codec", "text_encoder": "text encoder", "geometry": "shapes"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and give the exit code."""
-    found = argparse.ArgumentParser(
+    """Measure and return the exit code."""
+    parser = argparse.ArgumentParser(
         prog="python -m longtake.experiments.returns",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("run", help="a run, a checkpoint, or shipped weights by name")
-    found.add_argument("--videos", type=Path, help="real videos to run back; default: none")
-    found.add_argument("--window-run", help="a run trained with `window`, to answer beside RUN")
-    found.add_argument("--out", type=Path, required=True, help="folder of clips and results")
-    args = found.parse_args(arguments)
+    parser.add_argument("run", help="a run, a checkpoint, or shipped weights by name")
+    parser.add_argument("--videos", type=Path, help="real videos to run back; default: none")
+    parser.add_argument("--window-run", help="a run trained with `window`, to answer beside RUN")
+    parser.add_argument("--out", type=Path, required=True, help="folder of clips and results")
+    args = parser.parse_args(arguments)
     try:
-        probe(args.run, args.videos, args.out, window=args.window_run)
+        measure_returns(args.run, args.videos, args.out, window=args.window_run)
     except LongtakeError as error:
         print(f"returns: {error}", file=sys.stderr)
         return error.exit_code
@@ -63,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def probe(run: str, videos: Path | None, out: Path, *, window: str | None = None) -> dict[str, Any]:
-    """Build and cache the clips, ask for the returns, and write what was found.
+def measure_returns(
+    run: str, videos: Path | None, out: Path, *, window: str | None = None
+) -> dict[str, Any]:
+    """Build and cache the clips, ask for the returns, and write the results.
 
     Args:
         run: a run, a checkpoint, or shipped weights by name.
@@ -79,19 +81,19 @@ def probe(run: str, videos: Path | None, out: Path, *, window: str | None = None
     if videos is not None and not videos.is_dir():
         raise UserError(f"--videos {videos}: no such folder")
     models = _models(run, window)
-    built = build_clips(out / "clips", videos)
-    asker = Asker.of(models[0], _cached(models, out), *models[1:])
-    clips = _ask(asker, built)
-    fps, stride = asker.store.fps, asker.codec.stride.time
+    returning = build_clips(out / "clips", videos)
+    probe = ReturnProbe.of(models[0], _cached(models, out), *models[1:])
+    clips = _ask(probe, returning)
+    fps, stride = probe.store.fps, probe.codec.stride.time
     name = models[0].experiment.name
-    asking = Asking(
-        run=run, window=window, experiment=name, fps=fps, stride=stride, left_out=built.left_out
+    description = ProbeDescription(
+        run=run, window=window, experiment=name, fps=fps, stride=stride, left_out=returning.left_out
     )
-    return _write(out, asking, clips)
+    return _write(out, description, clips)
 
 
 def _models(run: str, window: str | None) -> list[Model]:
-    """Return the models that are asked; none is loaded before all were found to fit."""
+    """Return the models that are asked; none is loaded before all are known to fit."""
     own = read_run(find_run(run))[0]
     if not own.remembers:
         raise UserError(f"{run} has no memory to probe")
@@ -103,14 +105,14 @@ def _models(run: str, window: str | None) -> list[Model]:
 
 def _check_window(run: str, own: Experiment, window: str, other: Experiment) -> None:
     """Refuse a run whose memory is no window, or that would see other latents than the first."""
-    said = f"--window-run {window}"
+    option = f"--window-run {window}"
     if len(other.compressors) != 1 or not isinstance(other.compressors[0], Window):
-        raise UserError(f"{said}: it was not trained with the `window` compressor alone")
+        raise UserError(f"{option}: it was not trained with the `window` compressor alone")
     if type(own.backbone) is not type(other.backbone):
-        raise UserError(f"{said}: its backbone is another than that of {run}")
-    for part, words in ALIKE.items():
+        raise UserError(f"{option}: its backbone is another than that of {run}")
+    for part, words in SAME_PARTS.items():
         if getattr(own.backbone, part) != getattr(other.backbone, part):
-            raise UserError(f"{said}: the {words} of its backbone are not those of {run}")
+            raise UserError(f"{option}: the {words} of its backbone are not those of {run}")
 
 
 def _cached(models: Sequence[Model], out: Path) -> Store:
@@ -130,30 +132,32 @@ def _cached(models: Sequence[Model], out: Path) -> Store:
     return Store.open(out / "store")
 
 
-def _ask(asker: Asker, built: Built) -> list[Returned]:
+def _ask(probe: ReturnProbe, returning: ReturnClips) -> list[ReturnResult]:
     """Ask for the clips of this run; a store may have those of other videos, too."""
-    names = {path.stem for path in built.clips}
-    records = [record for record in asker.store.records if record.name in names]
-    found = []
+    names = {path.stem for path in returning.clips}
+    records = [record for record in probe.store.records if record.name in names]
+    results = []
     with progress_bar("return") as report:
         for done, record in enumerate(records, start=1):
-            found.append(returned(asker, record))
+            results.append(probe_clip(probe, record))
             report(done, len(records), record.name)
-    return found
+    return results
 
 
-def _write(out: Path, asking: Asking, clips: Sequence[Returned]) -> dict[str, Any]:
+def _write(
+    out: Path, description: ProbeDescription, clips: Sequence[ReturnResult]
+) -> dict[str, Any]:
     own = attrs.filters.exclude("shown")
     data = {
-        **attrs.asdict(asking),
+        **attrs.asdict(description),
         "clips": [{"kind": clip.kind, **attrs.asdict(clip, filter=own)} for clip in clips],
         "over": over_clips(clips),
-        "facts": facts(),
+        "facts": machine_facts(),
         **commit(),
     }
     write_json(out / "returns.json", data)
     with whole_file(out / "returns.md") as part:
-        part.write_text(page(asking, clips, data["over"]), encoding="utf-8")
+        part.write_text(page(description, clips, data["over"]), encoding="utf-8")
     picture(out / "returns.png", clips)
     return data
 

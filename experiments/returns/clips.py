@@ -12,7 +12,7 @@ from attrs import field, frozen
 from ...core.errors import UserError
 from ...core.interfaces.codec import frames_of
 from ...core.tools.files import read_json, write_json
-from ...core.video.builtin_clip import CREDITS, Shot, View, filmed
+from ...core.video.builtin_clip import CREDITS, Framing, Shot, render_shots
 from ...core.video.decode import Pixels, VideoError, probe
 from ...core.video.read import read_frames
 from ...core.video.write import write_video
@@ -27,9 +27,9 @@ TICK = 1e-3  # seconds that a frame's time may be off when a video is read
 SIZE = (512, 288)  # width, height of clips from photographs
 LARGEST = 720  # of a real video's short side; larger ones shrink
 PHOTOS = tuple(credit.photo for credit in CREDITS)
-NEAR, FAR = View(0.1, 0.3, 2.5), View(0.9, 0.7, 2.5)  # which share no pixel
-UNLIKE = {"rocket.jpg": (View(0.55, 0.95, 2.5), View(0.1, 0.1, 2.5))}  # else both are sky
-LOOK = View(0.3, 0.3, 1.6)
+NEAR, FAR = Framing(0.1, 0.3, 2.5), Framing(0.9, 0.7, 2.5)  # which share no pixel
+UNLIKE = {"rocket.jpg": (Framing(0.55, 0.95, 2.5), Framing(0.1, 0.1, 2.5))}  # else both are sky
+LOOK = Framing(0.3, 0.3, 1.6)
 KINDS = ("pan", "cut", "back")
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov")
 LEFT = 16.0  # dB: a real video whose last seen frame is nearer to its first ones never left them
@@ -74,14 +74,14 @@ def first_seen(kind: str, seconds: float) -> float:
 
 
 @frozen(kw_only=True)
-class Built:
-    """The clips, and the real videos that gave none, with the reason."""
+class ReturnClips:
+    """The clips, and the real videos of which none could be made, with the reason."""
 
     clips: tuple[Path, ...]
     left_out: Mapping[str, str] = field(factory=dict)
 
 
-def build_clips(folder: Path, real: Path | None = None) -> Built:
+def build_clips(folder: Path, real: Path | None = None) -> ReturnClips:
     """Write the clips into a folder, named `<kind>-<what>.mp4`; those that are there stay.
 
     `pan`: the camera looks at a part of a photograph, goes to another that shares no pixel with
@@ -96,14 +96,14 @@ def build_clips(folder: Path, real: Path | None = None) -> Built:
         UserError: `real` holds no video that can be run back, or `folder` has clips of another
             plan than this version's.
     """
-    _claim(folder)
+    _note_plan(folder)
     photos = [_photo(folder, kind, place) for kind in KINDS[:2] for place in range(len(PHOTOS))]
-    made, left_out = _real(folder, real) if real is not None else ([], {})
-    return Built(clips=(*photos, *made), left_out=left_out)
+    written, left_out = _real(folder, real) if real is not None else ([], {})
+    return ReturnClips(clips=(*photos, *written), left_out=left_out)
 
 
-def _claim(folder: Path) -> None:
-    """Note what the clips are: those of another version return at other times."""
+def _note_plan(folder: Path) -> None:
+    """Write beside the folder what its clips are: other versions return at other times."""
     plan = {"fps": FPS, "frames": FRAMES, "back": BACK, "zoom": NEAR.zoom, "size": list(SIZE)}
     path = folder.with_suffix(".json")
     if folder.exists() and (not path.exists() or read_json(path, WHAT) != plan):
@@ -116,7 +116,7 @@ def _photo(folder: Path, kind: str, place: int) -> Path:
     path = folder / f"{kind}-{Path(photo).stem}.mp4"
     other = CREDITS[(place + 1) % len(CREDITS)].photo
     if not path.exists():
-        write_video(path, filmed(script(kind, photo, other), SECONDS, FPS, SIZE), FPS)
+        write_video(path, render_shots(script(kind, photo, other), SECONDS, FPS, SIZE), FPS)
     return path
 
 
@@ -143,22 +143,22 @@ def _real(folder: Path, real: Path) -> tuple[list[Path], dict[str, str]]:
     videos = sorted(path for path in real.iterdir() if path.suffix.lower() in SUFFIXES)
     if not videos:
         raise UserError(f"{real} holds no video to run back")
-    made, left_out = [], {}
+    written, left_out = [], {}
     for video in videos:
         path = folder / f"back-{video.stem}.mp4"
         reason = "" if path.exists() else _back(path, video)
         if reason:
             left_out[video.name] = reason
         else:
-            made.append(path)
-    if not made:
+            written.append(path)
+    if not written:
         name, reason = next(iter(left_out.items()))
         raise UserError(f"{real} holds no video to run back; the first, {name}: {reason}")
-    return made, left_out
+    return written, left_out
 
 
 def _back(path: Path, video: Path) -> str:
-    """Write a real video run back, or give why it cannot be one that leaves a view."""
+    """Write a real video run back; return why it cannot be one that leaves a view, else ""."""
     try:
         reason = _stays(video)
         if not reason:
@@ -170,7 +170,7 @@ def _back(path: Path, video: Path) -> str:
 
 
 def _stays(video: Path) -> str:
-    """Say why a video is of no use: too short, or what it comes back to was never left."""
+    """Return why a video cannot be used, else "": too short, or its first view is never left."""
     frames = read_frames(video, fps=FPS, size=(128, 224), count=BACK).frames
     if len(frames) < BACK:
         return f"{len(frames) / FPS:.1f} s long, {RETURN:.1f} s are needed"

@@ -1,4 +1,4 @@
-"""What the return probe found: a page that says how it was asked, and a picture."""
+"""Results of the return probe: a page that says how it was asked, and a picture."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+from einops import rearrange
 
 from ...core.tools.files import whole_file
 from ...core.video.builtin_clip import CREDITS
-from .ask import ALONE, ANSWERS, FIRST, LAST, MEMORY, NONE, OWN, TRUTH, WINDOW, Returned
+from .ask import ALONE, ANSWERS, FIRST, LAST, MEMORY, NONE, OWN, TRUTH, WINDOW, ReturnResult
 from .clips import LEFT, LOOK, NEAR, RETURN, SECONDS
 
 SHOWN = (FIRST, LAST, TRUTH, MEMORY, ALONE, NONE, OWN)
@@ -18,8 +19,8 @@ BESIDE = (ALONE, NONE, OWN)  # what memory is held against
 
 
 @frozen(kw_only=True)
-class Asking:
-    """How it was asked.
+class ProbeDescription:
+    """How the probe was made.
 
     Attributes:
         run, window: the runs, as named; `window` None where none was given.
@@ -37,45 +38,49 @@ class Asking:
     left_out: Mapping[str, str]
 
 
-def page(asking: Asking, clips: Sequence[Returned], over: Mapping[str, Mapping[str, Any]]) -> str:
+def page(
+    description: ProbeDescription,
+    clips: Sequence[ReturnResult],
+    over: Mapping[str, Mapping[str, Any]],
+) -> str:
     """Return the page: what was asked and how, and the means by kind of clip."""
-    told = [*_who(asking), *_what(asking, clips), *_left_out(asking), _credits()]
-    words = "\n".join(f"- {line}" for line in told)
-    title = f"# Frames that come back to a view, asked of {asking.run}"
+    notes = [*_who(description), *_what(description, clips), *_left_out(description), _credits()]
+    words = "\n".join(f"- {line}" for line in notes)
+    title = f"# Frames that come back to a view, asked of {description.run}"
     figures = "PSNR in dB, means over clips; differences with their 95 % interval over clips."
     return f"{title}\n\n{figures}\n\n{table(over)}\n{words}\n"
 
 
 def table(over: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table of means, and of what memory has over the other ways."""
-    ways, *_ = (list(found["psnr"]) for found in over.values())
+    """Return the table of means, and of memory's lead over the other ways, as Markdown."""
+    ways, *_ = (list(means["psnr"]) for means in over.values())
     beside = [way for way in BESIDE if way in ways]
     head = ["clips", "n", *ways, *(f"memory − {way}" for way in beside)]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for kind, found in over.items():
-        means = [f"{found['psnr'][way]['mean']:.2f}" for way in ways]
-        beyond = [_wide(found["memory_over"][way]) for way in beside]
-        rows.append([kind, str(found["clips"]), *means, *beyond])
+    for kind, figures in over.items():
+        means = [f"{figures['psnr'][way]['mean']:.2f}" for way in ways]
+        leads = [_signed_interval(figures["memory_over"][way]) for way in beside]
+        rows.append([kind, str(figures["clips"]), *means, *leads])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
-def _wide(found: Mapping[str, Any]) -> str:
-    if found["low"] is None:
-        return f"{found['mean']:+.2f}"
-    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+def _signed_interval(figure: Mapping[str, Any]) -> str:
+    if figure["low"] is None:
+        return f"{figure['mean']:+.2f}"
+    return f"{figure['mean']:+.2f} [{figure['low']:+.2f}, {figure['high']:+.2f}]"
 
 
-def _who(asking: Asking) -> list[str]:
+def _who(description: ProbeDescription) -> list[str]:
     trained = f"`{MEMORY}`, `memory and window`, `{ALONE}` (the newest {WINDOW} latents) and"
     flatters = (
-        f"{trained} `{NONE}` are all asked of {asking.run} ({asking.experiment}), a model trained "
-        "with its own memory: it was never trained to read a window or nothing as well as it "
-        "could, which flatters memory."
+        f"{trained} `{NONE}` are all asked of {description.run} ({description.experiment}), "
+        "a model trained with its own memory: it was never trained to read a window or nothing "
+        "as well as it could, which flatters memory."
     )
-    if asking.window is None:
+    if description.window is None:
         fair = f"No model trained with a window was asked: `--window-run` adds one as `{OWN}`."
     else:
-        fair = f"`{OWN}` is {asking.window}, trained with a sliding window as its memory."
+        fair = f"`{OWN}` is {description.window}, trained with a sliding window as its memory."
     beyond = (
         "The asked frames lie beyond the history, where Stage I never trained: it asked for frames "
         "of the history itself. And nothing says to the model that the view comes back: what it "
@@ -89,34 +94,34 @@ def _who(asking: Asking) -> list[str]:
     return [flatters, fair, beyond, floors]
 
 
-def _what(asking: Asking, clips: Sequence[Returned]) -> list[str]:
+def _what(description: ProbeDescription, clips: Sequence[ReturnResult]) -> list[str]:
     kinds = {clip.kind: clip for clip in reversed(clips)}
     sizes = sorted({"×".join(map(str, clip.shown[TRUTH].shape[:0:-1])) for clip in clips})
-    every = f"Clips of {SECONDS:.1f} s at {asking.fps:g} fps, of {', '.join(sizes)} pixels."
-    return [every, *(_kind(asking, kind, clip) for kind, clip in sorted(kinds.items()))]
+    every = f"Clips of {SECONDS:.1f} s at {description.fps:g} fps, of {', '.join(sizes)} pixels."
+    return [every, *(_kind(description, kind, clip) for kind, clip in sorted(kinds.items()))]
 
 
-def _kind(asking: Asking, kind: str, clip: Returned) -> str:
+def _kind(description: ProbeDescription, kind: str, clip: ReturnResult) -> str:
     does = {
         "pan": f"the camera looks at a part of a photograph (zoom {NEAR.zoom:g}), goes to a part "
         "that shares no pixel with it, and comes back",
         "cut": f"a photograph (zoom {LOOK.zoom:g}), another one, and a cut back to the first",
         "back": f"{RETURN:.1f} s of a real video, and a cut to its first seconds run backwards",
     }
-    stride, fps = asking.stride, asking.fps
+    stride, fps = description.stride, description.fps
     end = stride * (clip.seen - 1) / fps
     begin, last = (stride * (clip.asked[0] - 1) + 1) / fps, stride * clip.asked[-1] / fps
-    given = f"the history is {clip.seen} latents, to {end:.2f} s"
+    history = f"the history is {clip.seen} latents, to {end:.2f} s"
     return (
-        f"`{kind}`: {does[kind]}; {given}, asked are {len(clip.asked)} latents of "
+        f"`{kind}`: {does[kind]}; {history}, asked are {len(clip.asked)} latents of "
         f"{begin:.2f} to {last:.2f} s."
     )
 
 
-def _left_out(asking: Asking) -> list[str]:
-    if not asking.left_out:
+def _left_out(description: ProbeDescription) -> list[str]:
+    if not description.left_out:
         return []
-    named = "; ".join(f"{name}: {reason}" for name, reason in asking.left_out.items())
+    named = "; ".join(f"{name}: {reason}" for name, reason in description.left_out.items())
     rule = f"too short, or their last seen frame is within {LEFT:g} dB of what returns"
     return [f"Real videos left out ({rule}): {named}."]
 
@@ -126,7 +131,7 @@ def _credits() -> str:
     return f"Photographs, from scikit-image: {named}."
 
 
-def picture(path: Path, clips: Sequence[Returned]) -> None:
+def picture(path: Path, clips: Sequence[ReturnResult]) -> None:
     """Draw one clip of each kind, a row each: seen, returned, and as each way gave it back."""
     from matplotlib.figure import Figure
 
@@ -145,17 +150,17 @@ def picture(path: Path, clips: Sequence[Returned]) -> None:
         figure.savefig(part, format=path.suffix[1:], dpi=140)
 
 
-def _kinds(clips: Sequence[Returned]) -> list[str]:
+def _kinds(clips: Sequence[ReturnResult]) -> list[str]:
     return list(dict.fromkeys(clip.kind for clip in clips))
 
 
-def _median(clips: Sequence[Returned]) -> Returned:
+def _median(clips: Sequence[ReturnResult]) -> ReturnResult:
     """Return the clip in the middle by memory's PSNR: neither the best nor the worst is shown."""
     return sorted(clips, key=lambda clip: clip.psnr[MEMORY])[len(clips) // 2]
 
 
-def _cell(axes: Any, clip: Returned, way: str) -> None:
-    axes.imshow(clip.shown[way].permute(1, 2, 0).numpy())
-    told = f", {clip.psnr[way]:.1f} dB" if way in ANSWERS or way == LAST else ""
-    axes.set_title(f"{way}{told}", fontsize=7, loc="left")
+def _cell(axes: Any, clip: ReturnResult, way: str) -> None:
+    axes.imshow(rearrange(clip.shown[way], "c h w -> h w c").numpy())
+    psnr = f", {clip.psnr[way]:.1f} dB" if way in ANSWERS or way == LAST else ""
+    axes.set_title(f"{way}{psnr}", fontsize=7, loc="left")
     axes.set_axis_off()

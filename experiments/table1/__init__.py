@@ -1,1 +1,1 @@
-"""TODO table1."""
+"""The paper's Table 1: every way to carry history, trained and measured under one equal budget."""

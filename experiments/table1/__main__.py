@@ -21,22 +21,22 @@ import attrs
 
 from ...core.errors import LongtakeError, UserError
 from ...core.tools.files import whole_file, write_json
-from ..common import alarm, commit, facts, tiny_clips
-from .page import as_data, claims, floors, line_of, markdown
+from ..common import commit, interrupt_after, machine_facts, tiny_clips
+from .page import as_data, claims, floors, make_line, markdown
 from .plots import by_age, by_length, strips
-from .rows import BUDGETS, Budget, Row, own_row, rows
-from .work import Bench, Paces, measured, paces, prepare, work
+from .rows import BUDGETS, TableBudget, TableRow, rows, user_row
+from .work import Seconds, TableFolder, encoder_seconds, measured_rows, prepare, work
 
 AGAIN = 3
 METRIC = "psnr"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what is due, and give the exit code."""
+    """Train, measure and write what is not there yet, and return the exit code."""
     args = _parser().parse_args(arguments)
     try:
-        bench = _bench(args)
-        return _go(bench, _chosen(args, bench.budget), args.minutes, args.no_cache)
+        folder = _table_folder(args)
+        return _run(folder, _chosen(args, folder.budget), args.minutes, args.no_cache)
     except UserError as error:
         print(f"table1: {error}", file=sys.stderr)
         return 2
@@ -46,23 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m longtake.experiments.table1",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("--out", type=Path, required=True, help="folder of the table")
-    found.add_argument("--videos", type=Path, help="folder with train/ and val/")
-    found.add_argument("--budget", choices=sorted(BUDGETS), default="full")
-    found.add_argument("--rows", help="names of rows, separated by commas; default: all")
-    found.add_argument("--seeds", help="seeds, separated by commas; default: the budget's")
-    found.add_argument("--add", action="append", default=[], help="a name, file.py or JSON")
-    found.add_argument("--minutes", type=float, default=1e6, help="length of this run, minutes")
-    found.add_argument("--no-cache", action="store_true", help="the stores are there and whole")
-    return found
+    parser.add_argument("--out", type=Path, required=True, help="folder of the table")
+    parser.add_argument("--videos", type=Path, help="folder with train/ and val/")
+    parser.add_argument("--budget", choices=sorted(BUDGETS), default="full")
+    parser.add_argument("--rows", help="names of rows, separated by commas; default: all")
+    parser.add_argument("--seeds", help="seeds, separated by commas; default: the budget's")
+    parser.add_argument("--add", action="append", default=[], help="a name, file.py or JSON")
+    parser.add_argument("--minutes", type=float, default=1e6, help="length of this run, minutes")
+    parser.add_argument("--no-cache", action="store_true", help="the stores are there and whole")
+    return parser
 
 
-def _bench(args: argparse.Namespace) -> Bench:
+def _table_folder(args: argparse.Namespace) -> TableFolder:
     budget = BUDGETS[args.budget]
     if args.seeds:
         try:
@@ -75,19 +75,19 @@ def _bench(args: argparse.Namespace) -> Bench:
         videos = tiny_clips(args.out / "videos")
     if videos is None or not (videos / "train").is_dir() or not (videos / "val").is_dir():
         raise UserError("--videos must name a folder that holds train/ and val/")
-    return Bench(out=args.out, videos=videos, budget=budget)
+    return TableFolder(out=args.out, videos=videos, budget=budget)
 
 
-def _chosen(args: argparse.Namespace, budget: Budget) -> list[Row]:
+def _chosen(args: argparse.Namespace, budget: TableBudget) -> list[TableRow]:
     known = rows(budget.backbone.geometry, budget.history)
     if args.rows:
         by_name = {row.name: row for row in known}
-        wanted = [name for name in args.rows.split(",") if name]
-        odd = [name for name in wanted if name not in by_name]
-        if odd:
-            raise UserError(f"unknown row {odd[0]!r}; known: {', '.join(by_name)}")
-        known = [by_name[name] for name in wanted]
-    own = [own_row(text) for text in args.add]
+        names = [name for name in args.rows.split(",") if name]
+        unknown = [name for name in names if name not in by_name]
+        if unknown:
+            raise UserError(f"unknown row {unknown[0]!r}; known: {', '.join(by_name)}")
+        known = [by_name[name] for name in names]
+    own = [user_row(text) for text in args.add]
     taken = {row.name for row in rows(budget.backbone.geometry, budget.history)}
     for row in own:
         if row.name in taken:
@@ -96,40 +96,46 @@ def _chosen(args: argparse.Namespace, budget: Budget) -> list[Row]:
     return [*known, *own]
 
 
-def _go(bench: Bench, chosen: list[Row], minutes: float, cached: bool) -> int:
+def _run(folder: TableFolder, chosen: list[TableRow], minutes: float, cached: bool) -> int:
     try:
-        with alarm(60 * minutes):
+        with interrupt_after(60 * minutes):
             if not cached:
-                prepare(bench, chosen)
-            for seed in bench.budget.seeds:
+                prepare(folder, chosen)
+            for seed in folder.budget.seeds:
                 for row in chosen:
-                    if bench.read(row, seed) is None and not work(bench, row, seed):
+                    if folder.read(row, seed) is None and not work(folder, row, seed):
                         return AGAIN
-                    write(bench, chosen)
-            write(bench, chosen, paces(bench, [row for row, _ in measured(bench, chosen)]))
+                    write(folder, chosen)
+            write(
+                folder,
+                chosen,
+                encoder_seconds(folder, [row for row, _ in measured_rows(folder, chosen)]),
+            )
     except KeyboardInterrupt:
         return AGAIN
-    print(bench.out / "table1.md")
+    print(folder.out / "table1.md")
     return 0
 
 
-def write(bench: Bench, chosen: Sequence[Row], timed: Paces | None = None) -> None:
+def write(folder: TableFolder, chosen: Sequence[TableRow], timed: Seconds | None = None) -> None:
     """Write the table and its pictures from all runs that are there, those of other calls, too."""
-    found = measured(bench, chosen)
-    if not found:
+    runs_by_row = measured_rows(folder, chosen)
+    if not runs_by_row:
         return
-    lines = [line_of(row, runs) for row, runs in found]
-    under = floors(found[0][1], METRIC)
-    told = claims({line.row.name: line for line in lines}, METRIC)
-    about = {"encoder_seconds": timed or {}, "facts": facts(), **commit()}
-    write_json(bench.out / "table1.json", as_data(lines, under, told, bench.budget, about))
-    text = markdown(lines, under, bench.budget, timed or {})
-    text += "\n" + "".join(f"- {claim.state}: {claim.text}\n" for claim in told)
-    with whole_file(bench.out / "table1.md") as part:
+    lines = [make_line(row, runs) for row, runs in runs_by_row]
+    floor_means = floors(runs_by_row[0][1], METRIC)
+    all_claims = claims({line.row.name: line for line in lines}, METRIC)
+    about = {"encoder_seconds": timed or {}, "facts": machine_facts(), **commit()}
+    write_json(
+        folder.out / "table1.json", as_data(lines, floor_means, all_claims, folder.budget, about)
+    )
+    text = markdown(lines, floor_means, folder.budget, timed or {})
+    text += "\n" + "".join(f"- {claim.state}: {claim.text}\n" for claim in all_claims)
+    with whole_file(folder.out / "table1.md") as part:
         part.write_text(text, encoding="utf-8")
-    by_length(bench.out / "by_length.png", lines, under)
-    by_age(bench.out / "by_age.png", lines)
-    strips(bench.out / "strips.png", bench.out / "strips", lines)
+    by_length(folder.out / "by_length.png", lines, floor_means)
+    by_age(folder.out / "by_age.png", lines)
+    strips(folder.out / "strips.png", folder.out / "strips", lines)
 
 
 if __name__ == "__main__":

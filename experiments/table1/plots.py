@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.measure.result import Interval
 from ...core.tools.files import whole_file
-from .page import Line, over
+from .page import TableLine, mean_over_clips
 from .work import ORIGINAL
 
 SIZE = (8.0, 4.5)
@@ -16,17 +16,17 @@ PROPOSED = "proposed"
 ASIDE = 1.035  # of a length, from one of its points to the next
 
 
-def by_length(path: Path, lines: Sequence[Line], floors: Mapping[str, Interval]) -> None:
-    """Draw the first metric of every memory against its tokens; floors lie across."""
+def by_length(path: Path, lines: Sequence[TableLine], floors: Mapping[str, Interval]) -> None:
+    """Draw the PSNR of every memory against its tokens, with the floors as horizontal lines."""
 
     def draw(axes: Any) -> None:
         for place, line in enumerate(lines):
             # those of one length stand side by side
             alike = sum(other.tokens == line.tokens for other in lines[:place])
             _point(axes, line, line.tokens * ASIDE**alike)
-        for (name, found), style in zip(floors.items(), ("-", "--", ":"), strict=False):
-            axes.axhline(found.mean, color="0.5", linestyle=style, linewidth=1, label=name)
-        lengths = _apart(sorted({line.tokens for line in lines}))
+        for (name, floor), style in zip(floors.items(), ("-", "--", ":"), strict=False):
+            axes.axhline(floor.mean, color="0.5", linestyle=style, linewidth=1, label=name)
+        lengths = _readable(sorted({line.tokens for line in lines}))
         axes.set_xscale("log")
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.set_xticks([], minor=True)
@@ -36,29 +36,29 @@ def by_length(path: Path, lines: Sequence[Line], floors: Mapping[str, Interval])
     _figure(path, draw)
 
 
-def _apart(lengths: Sequence[int]) -> list[int]:
+def _readable(lengths: Sequence[int]) -> list[int]:
     """Return the lengths whose labels do not run into the one before."""
-    kept: list[int] = []
+    labelled: list[int] = []
     for length in lengths:
-        if not kept or length > 1.1 * kept[-1]:
-            kept.append(length)
-    return kept
+        if not labelled or length > 1.1 * labelled[-1]:
+            labelled.append(length)
+    return labelled
 
 
-def _point(axes: Any, line: Line, across: float) -> None:
-    found = over(line.clips["psnr"])
-    if found is None:
+def _point(axes: Any, line: TableLine, across: float) -> None:
+    psnr = mean_over_clips(line.clips["psnr"])
+    if psnr is None:
         return
-    low = found.mean - (found.mean if found.low is None else found.low)
-    high = (found.mean if found.high is None else found.high) - found.mean
+    low = psnr.mean - (psnr.mean if psnr.low is None else psnr.low)
+    high = (psnr.mean if psnr.high is None else psnr.high) - psnr.mean
     marker = "o" if line.row.name.startswith(PROPOSED) else "s"
     axes.errorbar(
-        [across], [found.mean], yerr=[[low], [high]], fmt=marker, capsize=2, label=line.row.title
+        [across], [psnr.mean], yerr=[[low], [high]], fmt=marker, capsize=2, label=line.row.title
     )
 
 
-def by_age(path: Path, lines: Sequence[Line]) -> None:
-    """Draw the first metric of every memory against the age of the frames."""
+def by_age(path: Path, lines: Sequence[TableLine]) -> None:
+    """Draw the PSNR of every memory against the age of the frames."""
 
     def draw(axes: Any) -> None:
         for line in lines:
@@ -71,8 +71,8 @@ def by_age(path: Path, lines: Sequence[Line]) -> None:
     _figure(path, draw)
 
 
-def strips(path: Path, folder: Path, lines: Sequence[Line]) -> None:
-    """Draw the same frames from each memory, one row a memory, the originals on top."""
+def strips(path: Path, folder: Path, lines: Sequence[TableLine]) -> None:
+    """Draw the same frames from each memory, one row a memory below the originals."""
     from matplotlib.figure import Figure
     from matplotlib.image import imread
 

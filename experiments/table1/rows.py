@@ -1,4 +1,8 @@
-"""The rows of Table 1: the paper's, their peers at a like context length, and a control."""
+"""The rows of Table 1, and the budgets that all of them get alike.
+
+Rows are the paper's, their peers at a like context length, and a control. A budget and a row make
+an experiment.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from ...plugins.maskers.specs import Noise
 from ...plugins.metrics.specs import Lpips, Psnr, Ssim
 from ...plugins.retrievers.specs import Flow, MeanFrame
 from ..common import tinier
-from ..tiny import FULL as WHOLE
+from ..tiny import FULL as FULL_AREA
 from ..tiny import TINY_WAN_4X4X2
 
 R442 = Rate(height=4, width=4, time=2)
@@ -30,7 +34,7 @@ R222 = Rate(height=2, width=2, time=2)
 
 
 @frozen(kw_only=True)
-class Paper:
+class PaperFigures:
     """What the paper reports for a row, on its own data and backbone (method.md §6)."""
 
     psnr: float
@@ -39,7 +43,7 @@ class Paper:
 
 
 @frozen(kw_only=True)
-class Row:
+class TableRow:
     """One way to carry history.
 
     Attributes:
@@ -53,18 +57,17 @@ class Row:
     name: str
     title: str
     compressor: CompressorSpec
-    paper: Paper | None = None
+    paper: PaperFigures | None = None
     last: bool = False
 
     def tokens(self, geometry: Geometry, size: Size3) -> Length:
         """Return the context length of a history of `size` latents."""
-        found: Length = (
-            registry().load(self.compressor).context_length(self.compressor, geometry, size)
-        )
-        return found
+        compressor = registry().load(self.compressor)
+        length: Length = compressor.context_length(self.compressor, geometry, size)
+        return length
 
 
-def rows(geometry: Geometry, size: Size3) -> list[Row]:
+def rows(geometry: Geometry, size: Size3) -> list[TableRow]:
     """Return all rows; those beside the paper's hold about as many tokens as Proposed 2×2×2.
 
     Args:
@@ -74,7 +77,7 @@ def rows(geometry: Geometry, size: Size3) -> list[Row]:
     return [*paper_rows(), *peer_rows(geometry, size), control_row()]
 
 
-def paper_rows() -> list[Row]:
+def paper_rows() -> list[TableRow]:
     """Return the seven rows of the paper's Table 1, in its order."""
     return [
         _row("patchifier-4x4x2", "Large Patchifier", Patchifier(rate=R442), (12.93, 0.412, 0.365)),
@@ -87,7 +90,7 @@ def paper_rows() -> list[Row]:
     ]
 
 
-def peer_rows(geometry: Geometry, size: Size3) -> list[Row]:
+def peer_rows(geometry: Geometry, size: Size3) -> list[TableRow]:
     """Return other ways to carry history, at the context length of Proposed 2×2×2.
 
     `window` holds whole latents: as many as fit, three at 10 s of 16:9.
@@ -102,9 +105,9 @@ def peer_rows(geometry: Geometry, size: Size3) -> list[Row]:
     ]
 
 
-def control_row() -> Row:
+def control_row() -> TableRow:
     """Return Proposed 4×4×2 trained with Ω always at the end of the window."""
-    return Row(
+    return TableRow(
         name="fixed-last-4x4x2",
         title="Proposed 4×4×2, Ω fixed last",
         compressor=_conv("4x4x2"),
@@ -112,8 +115,8 @@ def control_row() -> Row:
     )
 
 
-def own_row(text: str) -> Row:
-    """Return the row of a compressor of the user's: a file's, a plugin's name, or a JSON spec.
+def user_row(text: str) -> TableRow:
+    """Return the row of a user's compressor: a file of plugins, a plugin's name, or a JSON spec.
 
     A file must offer one compressor by its hook. A `name` in the JSON is the row's; without one
     it is the plugin's.
@@ -121,7 +124,7 @@ def own_row(text: str) -> Row:
     Raises:
         UserError: no compressor has that name, or its spec or file is faulty.
     """
-    data: Any = {"type": _offered(Path(text)) if text.endswith(".py") else text}
+    data: Any = {"type": _name_in_file(Path(text)) if text.endswith(".py") else text}
     if text.lstrip().startswith("{"):
         try:
             data = json.loads(text)
@@ -132,11 +135,11 @@ def own_row(text: str) -> Row:
     name = str(data.pop("name", data["type"]))
     if not re.fullmatch(r"[\w.+-]+", name):
         raise UserError(f"--add: a row's name is letters, digits and . + - _, not {name!r}")
-    return Row(name=name, title=name, compressor=from_json(data, CompressorSpec))
+    return TableRow(name=name, title=name, compressor=from_json(data, CompressorSpec))
 
 
-def _offered(path: Path) -> str:
-    """Take a file of plugins in, and give the name of its compressor."""
+def _name_in_file(path: Path) -> str:
+    """Load a file of plugins, and return the name of its compressor."""
     before = {plugin.name for plugin in registry().of("compressor")}
     plug_in(path)
     new = [p.name for p in registry().of("compressor") if p.name not in before]
@@ -150,9 +153,9 @@ def _row(
     title: str,
     compressor: CompressorSpec,
     paper: tuple[float, float, float] | None = None,
-) -> Row:
-    found = Paper(psnr=paper[0], ssim=paper[1], lpips=paper[2]) if paper else None
-    return Row(name=name, title=title, compressor=compressor, paper=found)
+) -> TableRow:
+    figures = PaperFigures(psnr=paper[0], ssim=paper[1], lpips=paper[2]) if paper else None
+    return TableRow(name=name, title=title, compressor=compressor, paper=figures)
 
 
 def _conv(rate: str, *, lr: bool = True, hr: bool = True) -> Conv:
@@ -162,15 +165,12 @@ def _conv(rate: str, *, lr: bool = True, hr: bool = True) -> Conv:
     )
 
 
-# ⟦experiments/tables/budget.py⟧ The budgets that every row of a table gets alike, and the experiments that follow from them.
-
-
 FULL_HD = (1920, 1080)  # width and height of a common video
 
 
 @frozen(kw_only=True)
-class Budget:
-    """What one row is given.
+class TableBudget:
+    """How much training and measuring every row gets.
 
     Attributes:
         name: `full`, `small` or `tiny`.
@@ -199,7 +199,7 @@ class Budget:
     sampling: int
     measured: float
 
-    def experiment(self, row: Row, seed: int) -> Experiment:
+    def experiment(self, row: TableRow, seed: int) -> Experiment:
         """Return the experiment of a row and a seed."""
         base = self.shared
         train = evolve(
@@ -210,7 +210,7 @@ class Budget:
             seed=seed,
             adapter=LoRA(rank=self.rank, alpha=3.0 * self.rank, seed=seed),
         )
-        found = evolve(
+        experiment = evolve(
             base,
             name=f"table1-{row.name}",
             compressors=(row.compressor,),
@@ -220,7 +220,9 @@ class Budget:
             train=train,
             measure=MeasureSpec(seconds=self.measured, long_seconds=0.0, draws=4),
         )
-        return evolve(tinier(found), name=found.name) if self.name == "tiny" else found
+        if self.name == "tiny":
+            return evolve(tinier(experiment), name=experiment.name)
+        return experiment
 
     def _retrievers(self) -> tuple[Flow, ...]:
         sampled = (Flow(steps=self.sampling),) if self.sampling else ()
@@ -243,8 +245,8 @@ class Budget:
         train = evolve(
             base.train, pure=self.pure, gain_every=10**6, log_every=10, save_every=25, keep=1
         )
-        found = evolve(base, train=train, cache=evolve(base.cache, area=self.area))
-        return tinier(found) if self.name == "tiny" else found
+        experiment = evolve(base, train=train, cache=evolve(base.cache, area=self.area))
+        return tinier(experiment) if self.name == "tiny" else experiment
 
     @property
     def history(self) -> Size3:
@@ -254,18 +256,18 @@ class Budget:
         return shapes.latent_size(frames=frames, height=fitted.height, width=fitted.width)
 
 
-FULL = Budget(
-    name="full", area=WHOLE, rank=128, pure=0.5, sampling=20, measured=10.0,
+FULL = TableBudget(
+    name="full", area=FULL_AREA, rank=128, pure=0.5, sampling=20, measured=10.0,
     reader_steps=2000, reader_batch=32, reader_seconds=(2.0, 10.0),
     steps=3000, batch=16, seconds=(4.0, 20.0), seeds=(0, 1, 2),
 )  # fmt: skip
-SMALL = Budget(
+SMALL = TableBudget(
     name="small", area=64 * 112, rank=32, pure=1.0, sampling=0, measured=10.0,
     reader_steps=250, reader_batch=16, reader_seconds=(2.0, 3.0),
     steps=120, batch=8, seconds=(4.0, 10.0), seeds=(0, 1),
 )  # fmt: skip
-TINY = Budget(
-    name="tiny", area=WHOLE, rank=2, pure=0.5, sampling=0, measured=2.0,
+TINY = TableBudget(
+    name="tiny", area=FULL_AREA, rank=2, pure=0.5, sampling=0, measured=2.0,
     reader_steps=1, reader_batch=2, reader_seconds=(2.0, 2.0),
     steps=2, batch=2, seconds=(2.0, 2.0), seeds=(0, 1),
 )  # fmt: skip

@@ -4,102 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import attrs
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.interfaces.compressor import Compressor, Fit, Length, Needs, State, pad_to
-from ...core.interfaces.streaming import joined, own
-from ...core.values.grid import Geometry, Size3
+from ...core.interfaces.streaming import advance, appended, own_copy, seen_size
+from ...core.values.grid import Geometry, Rounding, Size3
 from ...core.values.history import History
 from ...core.values.memory import Memory, grid_part
 from ...kernels.reference import out_tokens
-from .conv_layers import AttentionStack, ConvTrunk, PixelStem, token_grid
+from .conv_layers import AttentionStack, ConvTrunk, PixelStem, out_projection
+from .frames import repeat_own_last
 from .specs import Conv
-from .tokens import LrBranch, extended
-
-# ⟦plugins/compressors/conv_branches.py⟧ The two branches of `conv`, each as a whole, chunk by chunk, and for what is still pending.
-
-
-class HrBranch(nn.Module):
-    """Full-size latents → convs → attention: features `[B, T', S, C]` of S = rows × columns.
-
-    With a pixel stem, its features of frames stand for the latents.
-
-    State: `waiting`, the latents of the incomplete block; `conv.i`, a tail a conv; `attention.i`,
-    keys and values of the last window − 1 memory frames. With full attention `hidden`, the convs'
-    features of all complete memory frames, instead.
-    """
-
-    def __init__(self, spec: Conv, geometry: Geometry) -> None:
-        super().__init__()
-        self.spec = spec
-        self.geometry = geometry
-        self.full = spec.attention == "full"
-        self.stem = PixelStem(spec.channels[0], geometry) if spec.stem == "pixels" else None
-        self.trunk = ConvTrunk(spec, geometry)
-        self.attention = AttentionStack(spec)
-        self.out = nn.Linear(spec.channels[-1], geometry.width)
-        if spec.lr:  # step 0 is Only-LR; alone, zero tokens would blow up under the DiT's norms
-            nn.init.zeros_(self.out.weight)
-            nn.init.zeros_(self.out.bias)
-
-    def whole(self, history: History, frames: int) -> Tensor:
-        """Return the features of `frames` memory frames of a window."""
-        rate = self.spec.rate
-        latents = extended(self.read(history), history.length, 1 + (frames - 1) * rate.time)
-        hidden, _ = self.convolve(latents, {})
-        keys = None
-        if history.ragged:
-            counts = torch.tensor([rate.time_tokens(int(n)) for n in history.length])
-            keys = torch.arange(frames)[None] < counts[:, None]
-        return self.attend(hidden, {}, keys)[0]
-
-    def read(self, history: History) -> Tensor:
-        """Return what the convs read `[B, C, T, H, W]`: the latents, or the stem's features."""
-        return history.latents if self.stem is None else self.stem(history)
-
-    def take(self, state: State, chunk: History, ready: int) -> Tensor | None:
-        """Put a chunk into `state`; give the features that the first `ready` of all complete."""
-        waiting = joined(state.get("waiting"), self.read(chunk), dim=2)
-        state["waiting"] = own(waiting[:, :, ready:])
-        if not ready:
-            return None
-        hidden, tails = self.convolve(waiting[:, :, :ready], state)
-        if self.full:
-            state.update(tails, hidden=own(joined(state.get("hidden"), hidden, dim=1)))
-            return None
-        hidden, windows = self.attend(hidden, state)
-        state.update(tails | windows)
-        return hidden
-
-    def rest(self, state: State, missing: int) -> Tensor:
-        """Return the features of the incomplete block, if `missing`; full attention: of all."""
-        parts = [state["hidden"]] if self.full else []
-        if missing:
-            waiting = state["waiting"]
-            length = torch.full_like(state["start"], waiting.shape[2])
-            block = extended(waiting, length, self.spec.rate.time)
-            parts.append(self.convolve(block, state)[0])
-        return self.attend(torch.cat(parts, dim=1), state)[0]
-
-    def convolve(
-        self, latents: Tensor, past: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the convs' features `[B, T', S, C]` of complete blocks, and the convs' tails."""
-        rate, patch = self.spec.rate, self.geometry.patch
-        time, height, width = latents.shape[2:]
-        grid = token_grid(self.spec, self.geometry, Size3(time=time, height=height, width=width))
-        latents = pad_to(latents, rate.height * patch.height, rate.width * patch.width)
-        hidden, tails = self.trunk(latents.to(self.out.weight.dtype), past)
-        return hidden[..., : grid.height, : grid.width].flatten(3).permute(0, 2, 3, 1), tails
-
-    def attend(
-        self, hidden: Tensor, past: Mapping[str, Tensor], keys: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the features after attention, and its window to go on from."""
-        seen: tuple[Tensor, dict[str, Tensor]] = self.attention(hidden, past, keys)
-        return seen
+from .tokens import LrBranch
 
 
 class ConvCompressor(Compressor[Conv]):
@@ -121,9 +39,13 @@ class ConvCompressor(Compressor[Conv]):
 
     def __init__(self, spec: Conv, fit: Fit) -> None:
         super().__init__(spec, fit)
-        self.settles = not (spec.hr and spec.attention == "full")
-        self.fit_digest = fit.digest
-        self.lr = LrBranch(spec, fit) if spec.lr else None
+        full = spec.hr and spec.attention == "full"
+        self.settles = not full
+        self.lr = (
+            LrBranch(part_name(spec), spec.rate, fit, rounding=rounding(spec), keep_all=full)
+            if spec.lr
+            else None
+        )
         self.hr = HrBranch(spec, fit.geometry) if spec.hr else None
 
     @classmethod
@@ -156,39 +78,34 @@ class ConvCompressor(Compressor[Conv]):
         return self._memory(tokens, hidden, size, history.start, history.length, skip=0)
 
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
-        """Take the next chunk; give the tokens of the blocks that it completed.
+        """Take the next chunk; return the tokens of the blocks that it completed.
 
         Raises:
-            ValueError: the chunk does not follow what the state has seen.
+            ValueError: the chunk does not follow what the state has seen, or its LR latents or
+                pixels are not there or not as many as must travel with it.
         """
-        rate, old = self.spec.rate, state or {}
-        before = int(old["seen"][0]) if state else 0
-        if chunk.offset != before:
-            raise ValueError(f"a chunk from latent {chunk.offset} after {before} were seen")
-        size = attrs.evolve(chunk.size, time=before + chunk.size.time)
-        ready = rate.settled_latents(size.time) - rate.settled_latents(before)
-        seen = torch.tensor([size.time, size.height, size.width])
-        new: State = {**old, "seen": seen, "start": old.get("start", chunk.start.clone())}
-        lr = self.lr.take(new, chunk, before) if self.lr else None
+        rate, new = self.spec.rate, advance(state, chunk)
+        size = seen_size(new)
+        ready = rate.settled_latents(size.time) - rate.settled_latents(chunk.offset)
+        lr = self.lr.take(new, chunk) if self.lr else None
         hidden = self.hr.take(new, chunk, ready) if self.hr else None
         if not (ready and self.settles):
             return new, Memory(size=size)
         length = torch.full_like(chunk.length, size.time)
-        skip = rate.settled_tokens(before)
+        skip = rate.settled_tokens(chunk.offset)
         tokens = self._tokens(lr, hidden, size)
         return new, self._memory(tokens, hidden, size, new["start"], length, skip)
 
     def pending(self, state: State) -> Memory:
         """Return the provisional token frame of an incomplete block; with full attention, all."""
-        time, height, width = state["seen"].tolist()
-        size = Size3(time=time, height=height, width=width)
-        settled = self.spec.rate.settled_tokens(time)
-        missing = self.spec.rate.time_tokens(time) - settled
+        size = seen_size(state)
+        settled = self.spec.rate.settled_tokens(size.time)
+        missing = self.spec.rate.time_tokens(size.time) - settled
         if self.settles and not missing:
             return Memory(size=size)
         lr = self.lr.rest(state, missing) if self.lr else None
         hidden = self.hr.rest(state, missing) if self.hr else None
-        length = torch.full_like(state["start"], time)
+        length = torch.full_like(state["start"], size.time)
         skip = settled if self.settles else 0
         tokens = self._tokens(lr, hidden, size)
         return self._memory(tokens, hidden, size, state["start"], length, skip)
@@ -216,10 +133,10 @@ class ConvCompressor(Compressor[Conv]):
             rate=self.spec.rate,
             size=size,
             patch=self.geometry.patch,
-            grid=token_grid(self.spec, self.geometry, size),
             start=start,
             length=length,
             skip=skip,
+            rounding=rounding(self.spec),
             features={"hidden": hidden} if self.spec.features and hidden is not None else None,
         )
         return Memory(parts=(part,), size=size)
@@ -228,3 +145,93 @@ class ConvCompressor(Compressor[Conv]):
 def part_name(spec: Conv) -> str:
     """Return the name of the part that the compressor makes."""
     return f"conv-{spec.rate}"
+
+
+def rounding(spec: Conv) -> Rounding:
+    """Return what an incomplete cell at the right or the bottom does."""
+    return "floor" if spec.rounding == "floor" else "ceil"
+
+
+def token_grid(spec: Conv, geometry: Geometry, size: Size3) -> Size3:
+    """Return the grid of memory tokens of a history of `size` latents."""
+    return spec.rate.token_grid(size, geometry.patch, rounding(spec))
+
+
+class HrBranch(nn.Module):
+    """Full-size latents → convs → attention: features `[B, T', S, C]` of S = rows × columns.
+
+    With a pixel stem, its features of frames stand for the latents.
+
+    State: `waiting`, the latents of the incomplete block; `conv.i`, a tail a conv; `attention.i`,
+    keys and values of the last window − 1 memory frames. With full attention `hidden`, the convs'
+    features of all complete memory frames, instead.
+    """
+
+    def __init__(self, spec: Conv, geometry: Geometry) -> None:
+        super().__init__()
+        self.spec = spec
+        self.geometry = geometry
+        self.full = spec.attention == "full"
+        self.stem = PixelStem(spec.channels[0], geometry) if spec.stem == "pixels" else None
+        self.trunk = ConvTrunk(spec, geometry)
+        self.attention = AttentionStack(spec)
+        self.out = out_projection(spec.channels[-1], geometry.width, zero=spec.lr)
+
+    def whole(self, history: History, frames: int) -> Tensor:
+        """Return the features of `frames` memory frames of a window."""
+        rate = self.spec.rate
+        latents = repeat_own_last(self._read(history), history.length, 1 + (frames - 1) * rate.time)
+        hidden, _ = self.convolve(latents, {})
+        real = None
+        if history.ragged:
+            counts = torch.tensor([rate.time_tokens(int(n)) for n in history.length])
+            real = torch.arange(frames)[None] < counts[:, None]
+        return self.attend(hidden, {}, real)[0]
+
+    def take(self, state: State, chunk: History, ready: int) -> Tensor | None:
+        """Put a chunk into `state`; return the features that the first `ready` of all complete."""
+        waiting = appended(state.get("waiting"), self._read(chunk), dim=2)
+        state["waiting"] = own_copy(waiting[:, :, ready:])
+        if not ready:
+            return None
+        hidden, tails = self.convolve(waiting[:, :, :ready], state)
+        if self.full:
+            state.update(tails, hidden=own_copy(appended(state.get("hidden"), hidden, dim=1)))
+            return None
+        hidden, windows = self.attend(hidden, state)
+        state.update(tails | windows)
+        return hidden
+
+    def rest(self, state: State, missing: int) -> Tensor:
+        """Return the features of the incomplete block, if `missing`; full attention: of all."""
+        parts = [state["hidden"]] if self.full else []
+        if missing:
+            waiting = state["waiting"]
+            length = torch.full_like(state["start"], waiting.shape[2])
+            block = repeat_own_last(waiting, length, self.spec.rate.time)
+            parts.append(self.convolve(block, state)[0])
+        return self.attend(torch.cat(parts, dim=1), state)[0]
+
+    def _read(self, history: History) -> Tensor:
+        """Return what the convs read `[B, C, T, H, W]`: the latents, or the stem's features."""
+        return history.latents if self.stem is None else self.stem(history)
+
+    def convolve(
+        self, latents: Tensor, past: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the convs' features `[B, T', S, C]` of complete blocks, and the convs' tails."""
+        rate, patch = self.spec.rate, self.geometry.patch
+        time, height, width = latents.shape[2:]
+        grid = token_grid(self.spec, self.geometry, Size3(time=time, height=height, width=width))
+        latents = pad_to(latents, rate.height * patch.height, rate.width * patch.width)
+        hidden, tails = self.trunk(latents.to(self.out.weight.dtype), past)
+        # laid out by channel also where rounding cuts: layers behind sum in the same order
+        cells = hidden[..., : grid.height, : grid.width].contiguous()
+        return rearrange(cells, "b c t h w -> b t (h w) c"), tails
+
+    def attend(
+        self, hidden: Tensor, past: Mapping[str, Tensor], real: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the features after attention, and its window to go on from."""
+        features: tuple[Tensor, dict[str, Tensor]] = self.attention(hidden, past, real)
+        return features

@@ -14,10 +14,10 @@ from ...core.interfaces.compressor import (
     MemoryEncoder,
     Needs,
     State,
+    features_side_by_side,
     side_by_side,
 )
 from ...core.interfaces.spec import CompressorSpec
-from ...core.interfaces.streaming import emptied
 from ...core.registry import build, registry
 from ...core.values.grid import Geometry, Size3
 from ...core.values.history import History
@@ -43,25 +43,20 @@ class DualEncoderCompressor(Compressor[DualEncoder]):
     @classmethod
     def needs(cls, spec: DualEncoder) -> Needs:
         """Return what all encoders need together."""
-        needs = [load(inner).needs(inner) for inner in spec.encoders]
+        needs = [_class_of(inner).needs(inner) for inner in spec.encoders]
         return functools.reduce(operator.or_, needs, Needs(hr=False))
 
     @classmethod
     def context_length(cls, spec: DualEncoder, geometry: Geometry, size: Size3) -> Length:
         """Return the sum over the encoders; exact where all are."""
-        lengths = [load(i).context_length(i, geometry, size) for i in spec.encoders]
+        lengths = [_class_of(i).context_length(i, geometry, size) for i in spec.encoders]
         exact = all(length.exact for length in lengths)
         return Length(tokens=sum(length.tokens for length in lengths), exact=exact)
 
     @classmethod
     def features(cls, spec: DualEncoder) -> dict[str, int]:
         """Return the widths of the encoders' features, named as their parts are."""
-        several = len(spec.encoders) > 1
-        return {
-            f"{place}.{name}" if several else name: width
-            for place, inner in enumerate(spec.encoders)
-            for name, width in load(inner).features(inner).items()
-        }
+        return features_side_by_side([_class_of(i).features(i) for i in spec.encoders])
 
     def forward(self, history: History) -> Memory:
         """Return the parts of every encoder on the same history."""
@@ -69,36 +64,38 @@ class DualEncoderCompressor(Compressor[DualEncoder]):
         return memory
 
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
-        """Take the next chunk; give each encoder's state, and all that has settled."""
+        """Take the next chunk; return each encoder's state, and all that has settled."""
         members = self.encoder.members
         before: Sequence[State | None] = (
-            split(state, len(members)) if state else [None] * len(members)
+            split_state(state, len(members)) if state else [None] * len(members)
         )
         results = [m.step(s, chunk) for m, s in zip(members, before, strict=True)]
         memories = [memory for _, memory in results]
         if not state:  # parts stand in the order of the encoders, also before they have tokens
-            still = [emptied(m.pending(s)) for m, (s, _) in zip(members, results, strict=True)]
-            memories = [merge(pair) for pair in zip(memories, still, strict=True)]
-        return joined_state([s for s, _ in results]), side_by_side(memories)
+            empty = [
+                member.pending(new).without_tokens()
+                for member, (new, _) in zip(members, results, strict=True)
+            ]
+            memories = [merge(pair) for pair in zip(memories, empty, strict=True)]
+        return join_states([new for new, _ in results]), side_by_side(memories)
 
     def pending(self, state: State) -> Memory:
         """Return all that may still change."""
-        return self.encoder.pending(split(state, len(self.encoder.members)))
+        return self.encoder.pending(split_state(state, len(self.encoder.members)))
 
 
-def load(spec: CompressorSpec) -> type[Compressor[Any]]:
-    """Return the class of a spec."""
-    found: type[Compressor[Any]] = registry().load(spec)
-    return found
+def _class_of(spec: CompressorSpec) -> type[Compressor[Any]]:
+    cls: type[Compressor[Any]] = registry().load(spec)
+    return cls
 
 
-def joined_state(states: Sequence[State]) -> State:
+def join_states(states: Sequence[State]) -> State:
     """Return several states as one; each key begins with the place of its state."""
     return {f"{place}.{key}": x for place, state in enumerate(states) for key, x in state.items()}
 
 
-def split(state: State, count: int) -> list[State]:
-    """Return the states that `joined_state` has put together."""
+def split_state(state: State, count: int) -> list[State]:
+    """Return the states that `join_states` has put together."""
     return [
         {key.removeprefix(f"{i}."): x for key, x in state.items() if key.startswith(f"{i}.")}
         for i in range(count)

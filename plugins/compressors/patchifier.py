@@ -5,232 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import attrs
 import torch
 from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.interfaces.compressor import Compressor, Fit, Length, Needs, State
-from ...core.interfaces.streaming import joined, own
+from ...core.interfaces.streaming import (
+    LatentSpan,
+    advance,
+    appended,
+    incomplete_block,
+    own_copy,
+    seen_size,
+    take_blocks,
+)
 from ...core.values.grid import Geometry, Rate, Size3
 from ...core.values.history import History
-from ...core.values.memory import Memory, Part, grid_part, join
-from .patchifier_layers import Group, Projection, ages, framepack_weights, keeps, pad_part, place
+from ...core.values.memory import Memory, Part, grid_part, join, stack
+from .frames import repeat_ends, repeat_own_last
+from .patchifier_layers import AgeGroup, Projection, ages, framepack_weights, oldest_read
 from .specs import Patchifier
-from .tokens import extended
 
-# ⟦plugins/compressors/patchifier_aged.py⟧ `patchifier` under a schedule: the newest latents at full size, older ones in larger blocks.
-
-
-NAME = "patchifier-aged"
-
-
-class AgedPatches(nn.Module):
-    """One projection a rate of the schedule.
-
-    State: `recent`, the newest latents, all that may still be read; `seen`, `start`; with
-    `tail: mean` `sum`, the sum of all latents before them.
-    """
-
-    def __init__(self, spec: Patchifier, fit: Fit) -> None:
-        super().__init__()
-        self.spec = spec
-        self.patch = fit.geometry.patch
-        self.settles = spec.tail == "rest"
-        self.projections = nn.ModuleDict(
-            {str(k): Projection(Rate(height=k, width=k, time=k), fit) for k, _ in spec.schedule}
-        )
-        if spec.weights is not None:
-            self.load_state_dict(framepack_weights(spec.weights, self.state_dict()))
-
-    def whole(self, history: History) -> Memory:
-        """Return the memory of a window; in a ragged batch, each sample by its own age."""
-        if not history.ragged:
-            count = history.size.time
-            groups, older = ages(self.spec, count), history.latents[:, :, :0]
-            part = self._part(history.latents, 0, groups, history.start, older)
-            return Memory(parts=(part,), size=history.size)
-        parts = [self._alone(history, index) for index in range(history.batch)]
-        longest = max(part.tokens.shape[1] for part in parts)
-        padded = [pad_part(part, longest) for part in parts]
-        return Memory(parts=(_stacked(padded),), size=history.size)
-
-    def take(self, state: State, chunk: History, before: int) -> tuple[State, Memory]:
-        """Take the next chunk; give the blocks that are final, under `tail: rest`."""
-        size = attrs.evolve(chunk.size, time=before + chunk.size.time)
-        latents = joined(state.get("recent"), chunk.latents, dim=2)
-        old, first = keeps(self.spec, before), keeps(self.spec, size.time)
-        start = state.get("start", chunk.start.clone())
-        new: State = {
-            "seen": torch.tensor([size.time, size.height, size.width]),
-            "start": start,
-            "recent": own(latents[:, :, first - old :]),
-        }
-        if self.spec.tail == "mean":
-            new["sum"] = self._summed(state.get("sum"), latents[:, :, : first - old])
-        if not self.settles or first == old:
-            return new, Memory(size=size)
-        settled = [Group(rate=self.spec.schedule[-1][0], first=old, last=first)]
-        part = self._part(latents, old, settled, start, latents[:, :, :0])
-        return new, Memory(parts=(part,), size=size)
-
-    def rest(self, state: State) -> Memory:
-        """Return the tokens of all that is not final."""
-        time, height, width = state["seen"].tolist()
-        first = keeps(self.spec, time)
-        groups = [g.after(first) for g in ages(self.spec, time) if g.last > first or g.mean]
-        older = state["recent"][:, :, :0]
-        if self.spec.tail == "mean" and first:
-            older = (state["sum"] / first).to(state["recent"].dtype)
-        part = self._part(state["recent"], first, groups, state["start"], older)
-        return Memory(parts=(part,), size=Size3(time=time, height=height, width=width))
-
-    def _summed(self, total: Tensor | None, latents: Tensor) -> Tensor:
-        """Return the sum of latents over time, float32 or wider, `[B, C, 1, H, W]`."""
-        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
-        added = wide.sum(dim=2, keepdim=True)
-        return added if total is None else total + added
-
-    def _alone(self, history: History, index: int) -> Part:
-        """Return the tokens of one sample, from its real latents only."""
-        count = int(history.length[index])
-        latents = history.latents[index : index + 1, :, :count]
-        start = history.start[index : index + 1]
-        return self._part(latents, 0, ages(self.spec, count), start, latents[:, :, :0])
-
-    def _part(
-        self, latents: Tensor, first: int, groups: Sequence[Group], start: Tensor, older: Tensor
-    ) -> Part:
-        """Return the tokens of groups as one part, oldest first.
-
-        Args:
-            latents: `[B, C, T, H, W]`, those of the window from `first` on.
-            first: see latents.
-            groups: which latents at which rate.
-            start: of the window.
-            older: the mean of all latents before `first`, or none.
-        """
-        parts = [self._group(latents, first, group, start, older) for group in groups]
-        used = {str(group.rate) for group in groups}
-        parts += [self._idle(latents, rate) for rate in self.projections if rate not in used]
-        return join(parts)
-
-    def _group(
-        self, latents: Tensor, first: int, group: Group, start: Tensor, older: Tensor
-    ) -> Part:
-        if group.mean:
-            shown = older if older.shape[2] else self._mean(latents[:, :, : group.last])
-            shown = shown.expand(-1, -1, group.rate, -1, -1)
-        else:
-            shown = latents[:, :, group.first - first : group.last - first]
-        tokens = self.projections[str(group.rate)](shown)
-        return place(NAME, tokens, group, shown.shape[3:], self.patch, start)
-
-    def _mean(self, latents: Tensor) -> Tensor:
-        return (self._summed(None, latents) / latents.shape[2]).to(latents.dtype)
-
-    def _idle(self, latents: Tensor, rate: str) -> Part:
-        """Return no tokens, but with a projection's parameters in the graph: none may be left out."""
-        batch, channels, _, height, width = latents.shape
-        blank = latents.new_zeros(batch, channels, 1, height, width)
-        tokens = self.projections[rate](blank)[:, :0]
-        nothing = Group(rate=int(rate), first=0, last=0)
-        start = torch.zeros(batch, dtype=torch.int64)
-        return place(NAME, tokens, nothing, blank.shape[3:], self.patch, start)
-
-
-def _stacked(parts: Sequence[Part]) -> Part:
-    """Return parts of single samples, equally long, as one of a batch."""
-    return Part(
-        name=NAME,
-        tokens=torch.cat([part.tokens for part in parts]),
-        positions=torch.cat([part.positions for part in parts]),
-        extents=torch.cat([part.extents for part in parts]),
-        valid=torch.cat([part.valid for part in parts]),
-    )
-
-
-def count_tokens(spec: Patchifier, patch: Size3, size: Size3) -> int:
-    """Return the tokens of a history of `size` latents under a schedule."""
-    return sum(group.tokens(patch, size) for group in ages(spec, size.time))
-
-
-# ⟦plugins/compressors/patchifier_even.py⟧ `patchifier` at one rate: blocks of latents on the grid of memory frames.
-
-
-class EvenPatches(nn.Module):
-    """Memory frame 0 is latent 0, repeated to a block; frame j is latents r(j − 1) + 1 … rj.
-
-    State: `waiting`, the latents of the incomplete block; `seen`, `start`.
-    """
-
-    settles: ClassVar[bool] = True
-
-    def __init__(self, spec: Patchifier, fit: Fit) -> None:
-        super().__init__()
-        self.rate = spec.rate
-        self.patch = fit.geometry.patch
-        self.project = Projection(spec.rate, fit)
-
-    def whole(self, history: History) -> Memory:
-        """Return the memory of a window; shorter samples go on with their own last latent."""
-        frames = self.rate.time_tokens(history.size.time)
-        # An empty history runs on one zero latent, so that the graph still holds every parameter.
-        total = 1 + (max(frames, 1) - 1) * self.rate.time
-        latents = extended(history.latents, history.length, total)
-        tokens = self._tokens(latents, first=True)[:, :frames]
-        return self._memory(tokens, history.size, history.start, history.length, 0)
-
-    def take(self, state: State, chunk: History, before: int) -> tuple[State, Memory]:
-        """Take the next chunk; give the tokens of the blocks that it completed."""
-        size = attrs.evolve(chunk.size, time=before + chunk.size.time)
-        ready = self.rate.settled_latents(size.time) - self.rate.settled_latents(before)
-        waiting = joined(state.get("waiting"), chunk.latents, dim=2)
-        new: State = {
-            "seen": torch.tensor([size.time, size.height, size.width]),
-            "start": state.get("start", chunk.start.clone()),
-            "waiting": own(waiting[:, :, ready:]),
-        }
-        if not ready:
-            return new, Memory(size=size)
-        tokens = self._tokens(waiting[:, :, :ready], first=before == 0)
-        length = torch.full_like(chunk.length, size.time)
-        skip = self.rate.settled_tokens(before)
-        return new, self._memory(tokens, size, new["start"], length, skip)
-
-    def rest(self, state: State) -> Memory:
-        """Return the token frame of the incomplete block."""
-        time, height, width = state["seen"].tolist()
-        size = Size3(time=time, height=height, width=width)
-        if not state["waiting"].shape[2]:
-            return Memory(size=size)
-        length = torch.full_like(state["start"], time)
-        tokens = self._tokens(state["waiting"], first=False)
-        return self._memory(tokens, size, state["start"], length, self.rate.settled_tokens(time))
-
-    def _tokens(self, latents: Tensor, *, first: bool) -> Tensor:
-        """Return the tokens of complete blocks, or of one incomplete; `first`: latent 0 is there."""
-        if first:
-            before = latents[:, :, :1].expand(-1, -1, self.rate.time - 1, -1, -1)
-            latents = torch.cat([before, latents], dim=2)
-        tokens: Tensor = self.project(latents)
-        return tokens
-
-    def _memory(
-        self, tokens: Tensor, size: Size3, start: Tensor, length: Tensor, skip: int
-    ) -> Memory:
-        part = grid_part(
-            f"patchifier-{self.rate}",
-            tokens,
-            rate=self.rate,
-            size=size,
-            patch=self.patch,
-            grid=self.rate.token_grid(size, self.patch),
-            start=start,
-            length=length,
-            skip=skip,
-        )
-        return Memory(parts=(part,), size=size)
+AGED = "patchifier-aged"  # the part's name under a schedule
 
 
 class PatchifierCompressor(Compressor[Patchifier]):
@@ -268,25 +64,183 @@ class PatchifierCompressor(Compressor[Patchifier]):
     @classmethod
     def context_length(cls, spec: Patchifier, geometry: Geometry, size: Size3) -> Length:
         """Return the exact number of tokens."""
-        if spec.schedule:
-            return Length(tokens=count_tokens(spec, geometry.patch, size))
-        return Length(tokens=spec.rate.token_grid(size, geometry.patch).cells)
+        if not spec.schedule:
+            return Length(tokens=spec.rate.token_grid(size, geometry.patch).cells)
+        groups = ages(spec, size.time)
+        grids = [group.grid(geometry.patch, size.height, size.width) for group in groups]
+        pairs = zip(groups, grids, strict=True)
+        return Length(tokens=sum(group.frames * rows * cols for group, (rows, cols) in pairs))
 
     def forward(self, history: History) -> Memory:
         """Return the memory of a whole window."""
-        return self.inner.whole(history)
+        memory: Memory = self.inner(history)
+        return memory
 
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
-        """Take the next chunk; give the tokens that are final from now on.
+        """Take the next chunk; return the tokens that are final from now on.
 
         Raises:
             ValueError: the chunk does not follow what the state has seen.
         """
-        before = int(state["seen"][0]) if state else 0
-        if chunk.offset != before:
-            raise ValueError(f"a chunk from latent {chunk.offset} after {before} were seen")
-        return self.inner.take(state or {}, chunk, before)
+        return self.inner.step(state, chunk)
 
     def pending(self, state: State) -> Memory:
         """Return the tokens that may still change."""
-        return self.inner.rest(state)
+        return self.inner.pending(state)
+
+
+class EvenPatches(nn.Module):
+    """One rate: memory frame 0 is latent 0, repeated to a block; frame j is r(j − 1) + 1 … rj.
+
+    State: `waiting`, the latents of the incomplete block; `seen`, `start`.
+    """
+
+    settles: ClassVar[bool] = True
+
+    def __init__(self, spec: Patchifier, fit: Fit) -> None:
+        super().__init__()
+        self.rate = spec.rate
+        self.patch = fit.geometry.patch
+        self.name = f"patchifier-{spec.rate}"
+        self.project = Projection(spec.rate, fit)
+
+    def forward(self, history: History) -> Memory:
+        """Return the memory of a window; shorter samples go on with their own last latent."""
+        frames = self.rate.time_tokens(history.size.time)
+        # An empty history runs on one zero latent, so that the graph still holds every parameter.
+        total = 1 + (max(frames, 1) - 1) * self.rate.time
+        latents = repeat_own_last(history.latents, history.length, total)
+        part = grid_part(
+            self.name, self._tokens(latents, 0)[:, :frames], rate=self.rate, size=history.size,
+            patch=self.patch, start=history.start, length=history.length,
+        )  # fmt: skip
+        return Memory(parts=(part,), size=history.size)
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        """Take the next chunk; return the tokens of the blocks that it completed."""
+        new, complete = take_blocks(state, chunk, self.rate.time)
+        return new, self._memory(complete)
+
+    def pending(self, state: State) -> Memory:
+        """Return the token frame of the incomplete block."""
+        return self._memory(incomplete_block(state, self.rate.time))
+
+    def _memory(self, span: LatentSpan) -> Memory:
+        if not span.latents.shape[2]:
+            return Memory(size=span.seen)
+        tokens = self._tokens(span.latents, span.first)
+        return span.memory(self.name, tokens, self.rate, self.patch)
+
+    def _tokens(self, latents: Tensor, first: int) -> Tensor:
+        """Return the tokens of complete blocks, or of one incomplete, from latent `first` on."""
+        tokens: Tensor = self.project(
+            repeat_ends(latents, before=0 if first else self.rate.time - 1)
+        )
+        return tokens
+
+
+class AgedPatches(nn.Module):
+    """A schedule: the newest latents at full size, older ones in larger blocks.
+
+    There is one projection a rate of the schedule. State: `recent`, the newest latents, all that
+    may still be read; `seen`, `start`; with `tail: mean` `sum`, the sum of all latents before them.
+    """
+
+    def __init__(self, spec: Patchifier, fit: Fit) -> None:
+        super().__init__()
+        self.spec = spec
+        self.patch = fit.geometry.patch
+        self.settles = spec.tail == "rest"
+        self.projections = nn.ModuleDict(
+            {str(k): Projection(Rate(height=k, width=k, time=k), fit) for k, _ in spec.schedule}
+        )
+        if spec.weights is not None:
+            self.load_state_dict(framepack_weights(spec.weights, self.state_dict()))
+
+    def forward(self, history: History) -> Memory:
+        """Return the memory of a window; in a ragged batch, each sample by its own age."""
+        samples = [history]
+        if history.ragged:
+            samples = [history.select([index]) for index in range(history.batch)]
+        parts = []
+        for sample in samples:
+            count = int(sample.length[0])
+            latents = sample.latents[:, :, :count]  # only real ones
+            older = latents[:, :, :0]
+            parts.append(self._part(latents, 0, ages(self.spec, count), sample.start, older))
+        return Memory(parts=(stack(parts),), size=history.size)
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        """Take the next chunk; return the blocks that are final, under `tail: rest`."""
+        new = advance(state, chunk)
+        size = seen_size(new)
+        latents = appended(new.get("recent"), chunk.latents, dim=2)
+        old, first = oldest_read(self.spec, chunk.offset), oldest_read(self.spec, size.time)
+        new["recent"] = own_copy(latents[:, :, first - old :])
+        if self.spec.tail == "mean":
+            new["sum"] = _summed(new.get("sum"), latents[:, :, : first - old])
+        if not self.settles or first == old:
+            return new, Memory(size=size)
+        settled = [AgeGroup(rate=self.spec.schedule[-1][0], first=old, last=first)]
+        part = self._part(latents, old, settled, new["start"], latents[:, :, :0])
+        return new, Memory(parts=(part,), size=size)
+
+    def pending(self, state: State) -> Memory:
+        """Return the tokens of all that is not final."""
+        size, recent = seen_size(state), state["recent"]
+        first = oldest_read(self.spec, size.time)
+        groups = [g.after(first) for g in ages(self.spec, size.time) if g.last > first or g.mean]
+        older = recent[:, :, :0]
+        if self.spec.tail == "mean" and first:
+            older = (state["sum"] / first).to(recent.dtype)
+        part = self._part(recent, first, groups, state["start"], older)
+        return Memory(parts=(part,), size=size)
+
+    def _part(
+        self, latents: Tensor, first: int, groups: Sequence[AgeGroup], start: Tensor, older: Tensor
+    ) -> Part:
+        """Return the tokens of groups as one part, oldest first.
+
+        Args:
+            latents: `[B, C, T, H, W]`, those of the window from `first` on.
+            first: see latents.
+            groups: which latents at which rate.
+            start: of the window.
+            older: the mean of all latents before `first`, or none.
+        """
+        parts = [self._group(latents, first, group, start, older) for group in groups]
+        used = {str(group.rate) for group in groups}
+        parts += [self._idle(latents, rate) for rate in self.projections if rate not in used]
+        return join(parts)
+
+    def _group(
+        self, latents: Tensor, first: int, group: AgeGroup, start: Tensor, older: Tensor
+    ) -> Part:
+        if group.mean:
+            mean = older if older.shape[2] else _mean(latents[:, :, : group.last])
+            shown = mean.expand(-1, -1, group.rate, -1, -1)
+        else:
+            shown = latents[:, :, group.first - first : group.last - first]
+        tokens = self.projections[str(group.rate)](shown)
+        return group.part(AGED, tokens, shown.shape[3:], self.patch, start)
+
+    def _idle(self, latents: Tensor, rate: str) -> Part:
+        """Return no tokens, but with a projection's parameters in the graph, which needs all."""
+        batch, channels, _, height, width = latents.shape
+        blank = latents.new_zeros(batch, channels, 1, height, width)
+        tokens = self.projections[rate](blank)[:, :0]
+        nothing = AgeGroup(rate=int(rate), first=0, last=0)
+        start = torch.zeros(batch, dtype=torch.int64)
+        return nothing.part(AGED, tokens, blank.shape[3:], self.patch, start)
+
+
+def _summed(total: Tensor | None, latents: Tensor) -> Tensor:
+    """Return the sum of latents over time, float32 or wider, `[B, C, 1, H, W]`."""
+    wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+    added = wide.sum(dim=2, keepdim=True)
+    return added if total is None else total + added
+
+
+def _mean(latents: Tensor) -> Tensor:
+    """Return the mean of latents over time, `[B, C, 1, H, W]`, in their dtype."""
+    return (_summed(None, latents) / latents.shape[2]).to(latents.dtype)

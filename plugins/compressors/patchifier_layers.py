@@ -1,4 +1,4 @@
-"""One strided projection, begun as FramePack begins it."""
+"""Parts of the Large Patchifier: projections as FramePack begins them, and ages of latents."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import attrs
 import torch
 import torch.nn.functional as F
 from attrs import frozen
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.interfaces.compressor import Fit, pad_to
 from ...core.tools.files import open_tensors
+from ...core.tools.hub import locate
 from ...core.values.grid import Rate, Size3, ceil_div
-from ...core.values.memory import Part, spans
+from ...core.values.memory import Part, box_places, spans
+from .frames import repeat_ends
 from .specs import Patchifier
+
+PREFIX = "clean_x_embedder."  # of FramePack's projections, in its transformer's files
+NAMES = {"1": "proj", "2": "proj_2x", "4": "proj_4x"}  # of them, by rate
 
 
 class Projection(nn.Module):
@@ -36,17 +42,14 @@ class Projection(nn.Module):
         """
         kernel = tuple(self.weight.shape[2:])
         latents = latents.to(self.weight.dtype)
-        missing = ceil_div(latents.shape[2], kernel[0]) * kernel[0] - latents.shape[2]
-        if missing:
-            last = latents[:, :, -1:].expand(-1, -1, missing, -1, -1)
-            latents = torch.cat([latents, last], dim=2)
-        padded = pad_to(latents, kernel[1], kernel[2])
+        blocks = repeat_ends(latents, after=-latents.shape[2] % kernel[0])
+        padded = pad_to(blocks, kernel[1], kernel[2])
         tokens = F.conv3d(padded, self.weight, self.bias, stride=kernel)
-        return tokens.flatten(3).permute(0, 2, 3, 1)
+        return rearrange(tokens, "b d t h w -> b t (h w) d")
 
 
 def spread(weight: Tensor, rate: Rate) -> Tensor:
-    """Return a patch embedding `[D, C, t, h, w]` repeated over rate's cells, divided by their number.
+    """Return a patch embedding `[D, C, t, h, w]` repeated over a rate's cells, over their number.
 
     It then gives the DiT's own token of the mean over each group of rate's cells.
 
@@ -57,11 +60,8 @@ def spread(weight: Tensor, rate: Rate) -> Tensor:
     return weight / (rate.time * rate.height * rate.width)
 
 
-# ⟦plugins/compressors/patchifier_groups.py⟧ Which latents a schedule of ages gives to which rate, and where their tokens sit.
-
-
 @frozen(kw_only=True)
-class Group:
+class AgeGroup:
     """Latents first … last − 1 of the window, in blocks of `rate`; `mean`: all as one frame."""
 
     rate: int
@@ -74,31 +74,59 @@ class Group:
         """Memory frames."""
         return 1 if self.mean else ceil_div(self.last - self.first, self.rate)
 
-    def after(self, first: int) -> Group:
+    def after(self, first: int) -> AgeGroup:
         """Return the group without latents before `first` (a mean stays whole)."""
         return self if self.mean else attrs.evolve(self, first=max(self.first, first))
 
-    def tokens(self, patch: Size3, size: Size3) -> int:
-        """Return the tokens of it in a history of `size`."""
-        rows, columns = ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)
-        return self.frames * ceil_div(rows, self.rate) * ceil_div(columns, self.rate)
+    def grid(self, patch: Size3, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of tokens in a history of so many latent rows and columns."""
+        rows, columns = ceil_div(height, patch.height), ceil_div(width, patch.width)
+        return ceil_div(rows, self.rate), ceil_div(columns, self.rate)
+
+    def part(
+        self, name: str, tokens: Tensor, cells: Sequence[int], patch: Size3, start: Tensor
+    ) -> Part:
+        """Return tokens `[B, T', S, D]` of the group with their places.
+
+        Args:
+            name: of the part.
+            tokens: of the group; none: a part without tokens.
+            cells: latent rows and columns.
+            patch: of the DiT.
+            start: absolute latent frame of the window, `[B]`.
+        """
+        if self.mean:
+            t0, t1 = torch.zeros(1).double(), torch.full((1,), self.last - 1.0).double()
+        else:
+            times = spans(self.last - self.first, self.rate, tokens.shape[1])
+            t0, t1 = (x + self.first for x in times)
+        rows, columns = self.grid(patch, cells[0], cells[1])
+        positions, extents = box_places(
+            (t0[None], t1[None]),
+            spans(ceil_div(cells[0], patch.height), self.rate, rows),
+            spans(ceil_div(cells[1], patch.width), self.rate, columns),
+            start,
+        )
+        flat = rearrange(tokens, "b t s d -> b (t s) d")
+        valid = torch.ones(flat.shape[:2], dtype=torch.bool)
+        return Part(name=name, tokens=flat, positions=positions, extents=extents, valid=valid)
 
 
-def ages(spec: Patchifier, count: int) -> list[Group]:
+def ages(spec: Patchifier, count: int) -> list[AgeGroup]:
     """Return the groups of a history of `count` latents, oldest first; empty ones are left out."""
-    groups: list[Group] = []
+    groups: list[AgeGroup] = []
     last = count
     for rate, latents in spec.schedule:
         whole = spec.tail == "rest" and rate == spec.schedule[-1][0]
         first = 0 if whole else max(0, last - latents)
-        groups.append(Group(rate=rate, first=first, last=last))
+        groups.append(AgeGroup(rate=rate, first=first, last=last))
         last = first
     if spec.tail == "mean" and last:
-        groups.append(Group(rate=spec.schedule[-1][0], first=0, last=last, mean=True))
+        groups.append(AgeGroup(rate=spec.schedule[-1][0], first=0, last=last, mean=True))
     return [group for group in reversed(groups) if group.last > group.first]
 
 
-def keeps(spec: Patchifier, count: int) -> int:
+def oldest_read(spec: Patchifier, count: int) -> int:
     """Return the first latent that is still read after `count` were seen.
 
     Under `tail: rest` those before it stand in complete blocks of the last rate, which are final;
@@ -111,113 +139,47 @@ def keeps(spec: Patchifier, count: int) -> int:
     return max(0, count - newer) // rate * rate
 
 
-def place(
-    name: str, tokens: Tensor, group: Group, cells: Sequence[int], patch: Size3, start: Tensor
-) -> Part:
-    """Return tokens `[B, T', S, D]` of a group with their places.
-
-    Args:
-        name: of the part.
-        tokens: of the group.
-        group: which latents.
-        cells: latent rows and columns.
-        patch: of the DiT.
-        start: absolute latent frame of the window, `[B]`.
-    """
-    batch, frames = tokens.shape[:2]
-    if group.mean:
-        t0, t1 = torch.zeros(1).double(), torch.full((1,), group.last - 1.0).double()
-    else:
-        t0, t1 = (x + group.first for x in spans(group.last - group.first, group.rate, frames))
-    rows, columns = ceil_div(cells[0], patch.height), ceil_div(cells[1], patch.width)
-    h0, h1 = spans(rows, group.rate, ceil_div(rows, group.rate))
-    w0, w1 = spans(columns, group.rate, ceil_div(columns, group.rate))
-
-    def spread(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
-        grid = torch.meshgrid(t, h, w, indexing="ij")
-        return torch.stack([x.flatten() for x in grid], dim=-1).expand(batch, -1, 3)
-
-    origin = torch.zeros(batch, 1, 3, dtype=torch.float64)
-    origin[:, 0, 0] = start.cpu().double()
-    return Part(
-        name=name,
-        tokens=tokens.flatten(1, 2),
-        positions=spread((t0 + t1) / 2, (h0 + h1) / 2, (w0 + w1) / 2) + origin,
-        extents=spread(t1 - t0 + 1, h1 - h0 + 1, w1 - w0 + 1).clone(),
-        valid=torch.ones(batch, tokens.shape[1] * tokens.shape[2], dtype=torch.bool),
-    )
-
-
-def pad_part(part: Part, total: int) -> Part:
-    """Return a part of one sample with padding behind it, so that it has `total` tokens."""
-    count = part.tokens.shape[1]
-    if count == total:
-        return part
-
-    def pad(x: Tensor, value: float) -> Tensor:
-        return torch.cat([x, x.new_full((1, total - count, x.shape[2]), value)], dim=1)
-
-    return Part(
-        name=part.name,
-        tokens=pad(part.tokens, 0.0),
-        positions=pad(part.positions, 0.0),
-        extents=pad(part.extents, 1.0),
-        valid=torch.cat([part.valid, part.valid.new_zeros(1, total - count)], dim=1),
-    )
-
-
-# ⟦plugins/compressors/patchifier_weights.py⟧ FramePack's projections out of its transformer's safetensors files.
-
-
-PREFIX = "clean_x_embedder."
-NAMES = {"1": "proj", "2": "proj_2x", "4": "proj_4x"}
-
-
 def framepack_weights(text: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the projections that a FramePack transformer holds, under the names of `like`.
+    """Load the projections that a FramePack transformer holds, under the names of `like`.
 
     Args:
-        text: a safetensors file, or a diffusers folder (also one with transformer/ in it).
-        like: names (`projections.<rate>.weight`), shapes and dtypes that are wanted.
+        text: a safetensors file, a diffusers folder (or one with transformer/ in it), or a hub id.
+        like: names (`projections.<rate>.weight`), shapes and dtypes that are expected.
 
     Raises:
         UserError: there is no such file, none of them has FramePack's projections, or they are of
             another width or number of channels.
     """
-    wanted = {_key(name): name for name in like}
-    found: dict[str, Tensor] = {}
-    for path in _files(text):
+    names = {_framepack_key(name): name for name in like}
+    weights: dict[str, Tensor] = {}
+    for path in _weight_files(text):
         with open_tensors(path) as file:
-            present = wanted.keys() & set(file.keys())
-            found |= {wanted[key]: file.get_tensor(key) for key in present}
-    for key, name in wanted.items():
-        _check(text, key, found.get(name), like[name])
-    return {name: found[name].to(like[name].dtype) for name in like}
+            present = names.keys() & set(file.keys())
+            weights |= {names[key]: file.get_tensor(key) for key in present}
+    for key, name in names.items():
+        if name not in weights:
+            raise UserError(f"weights {text} are no FramePack transformer: {key} is missing")
+        shape, expected = weights[name].shape, like[name].shape
+        if shape != expected:
+            raise UserError(
+                f"weights {text} do not fit: {key} is {list(shape)}, this DiT asks for "
+                f"{list(expected)}"
+            )
+    return {name: weights[name].to(like[name].dtype) for name in like}
 
 
-def _key(name: str) -> str:
+def _framepack_key(name: str) -> str:
     _, rate, end = name.split(".")
     return f"{PREFIX}{NAMES[rate]}.{end}"
 
 
-def _files(text: str) -> list[Path]:
-    place = Path(text)
-    if place.is_file():
-        return [place]
-    for folder in (place, place / "transformer"):
+def _weight_files(text: str) -> list[Path]:
+    expected = "a FramePack transformer: a safetensors file, a diffusers folder or a hub id"
+    patterns = ("transformer/*.safetensors", "*.safetensors")
+    path = locate(text, patterns, expected=expected, suffixes=(".safetensors",))
+    if path.is_file():
+        return [path]
+    for folder in (path, path / "transformer"):
         if files := sorted(folder.glob("*.safetensors")):
             return files
-    raise UserError(
-        f"weights {text}: there is no such safetensors file, nor a folder that holds some; name a "
-        "FramePack transformer"
-    )
-
-
-def _check(text: str, key: str, found: Tensor | None, wanted: Tensor) -> None:
-    if found is None:
-        raise UserError(f"weights {text} are no FramePack transformer: {key} is missing")
-    if found.shape != wanted.shape:
-        raise UserError(
-            f"weights {text} do not fit: {key} is {list(found.shape)}, this DiT asks for "
-            f"{list(wanted.shape)}"
-        )
+    raise UserError(f"weights {text} hold no safetensors file; name {expected}")

@@ -1,4 +1,4 @@
-"""Specs of the compressors beside `conv`; light, as those of the other plugins."""
+"""Specs of the built-in compressors; light: no torch."""
 
 from __future__ import annotations
 
@@ -7,323 +7,11 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from ...core.interfaces.spec import CompressorSpec, doc, each, ge, in_, instance_of
+from ...core.interfaces.spec import CompressorSpec, doc, each, ge, in_, instance_of, named
 from ...core.values.grid import STEPS, Rate
-
-
-@frozen(kw_only=True)
-class Transformer(CompressorSpec):
-    """An encoder of attention only: one projection by the rate, then causal pre-norm layers.
-
-    A layer sees a window of memory frames, so that L layers reach L · (window − 1) frames back and
-    appending is exact. The LR branch is that of `conv`.
-    """
-
-    rate: Rate = field(
-        default=Rate(height=4, width=4, time=2),
-        validator=instance_of(Rate),
-        metadata=doc("latent cells a memory cell stands for, HxWxT, steps of 1, 2, 4 or 8"),
-    )
-    layers: int = field(default=4, validator=ge(1), metadata=doc("transformer layers, ≥ 1"))
-    heads: int = field(
-        default=8,
-        validator=ge(1),
-        metadata=doc("attention heads, ≥ 1; layers are heads × head_width wide"),
-    )
-    head_width: int = field(default=64, metadata=doc("width of a head, ≥ 6, even"))
-    window: int = field(
-        default=4, validator=ge(1), metadata=doc("memory frames that a layer sees, ≥ 1")
-    )
-    ffn: int = field(
-        default=2048, validator=ge(1), metadata=doc("width between, feed-forward, ≥ 1")
-    )
-    lr: bool = field(
-        default=True,
-        validator=instance_of(bool),
-        metadata=doc("the LR branch: the DiT's own tokens of a small video"),
-    )
-    hr: bool = field(
-        default=True,
-        validator=instance_of(bool),
-        metadata=doc("the HR branch: the transformer on full-size latents"),
-    )
-    features: bool = field(
-        default=False,
-        validator=instance_of(bool),
-        metadata=doc("give the HR branch's last hidden states to cross-attention in every block"),
-    )
-
-    @head_width.validator
-    def _rotates(self, attribute: Attribute[int], value: int) -> None:
-        if value < 6 or value % 2:
-            raise ValueError(f"must be even and ≥ 6 (rotary in three axes), not {value}")
-
-    def __attrs_post_init__(self) -> None:
-        if not (self.lr or self.hr):
-            raise ValueError("lr and hr are both off: nothing would be remembered")
-        if self.features and not self.hr:
-            raise ValueError("features come from the HR branch, which is off")
-
-
-def _paper() -> tuple[CompressorSpec, ...]:
-
-    rates = (Rate(height=4, width=4, time=2), Rate(height=2, width=2, time=8))
-    return tuple(Conv(rate=rate) for rate in rates)
-
-
-@frozen(kw_only=True)
-class DualEncoder(CompressorSpec):
-    """Several encoders as one, by default the paper's two: 4x4x2 beside 2x2x8.
-
-    Source: method.md §5. An experiment's list of compressors does the same.
-    """
-
-    encoders: tuple[CompressorSpec, ...] = field(
-        factory=_paper,
-        validator=each(instance_of(CompressorSpec), at_least=1),
-        metadata=doc("encoders whose tokens stand side by side, in this order; no two the same"),
-    )
-
-    def __attrs_post_init__(self) -> None:
-        if len(set(self.encoders)) < len(self.encoders):
-            raise ValueError("two encoders are the same: the second would remember nothing new")
-
-
-@frozen(kw_only=True)
-class Window(CompressorSpec):
-    """The last latents uncompressed, as the DiT's own tokens (method.md §5, sliding window)."""
-
-    latents: int = field(
-        default=3, validator=ge(1), metadata=doc("newest latents that are kept, ≥ 1")
-    )
-
-
-@frozen(kw_only=True)
-class Pool(CompressorSpec):
-    """The mean of the DiT's own tokens over the cells of a rate; nothing is trained."""
-
-    rate: Rate = field(
-        default=Rate(height=4, width=4, time=2),
-        validator=instance_of(Rate),
-        metadata=doc("patch cells and latents that one token is the mean of, HxWxT"),
-    )
-
-
-@frozen(kw_only=True)
-class Merge(CompressorSpec):
-    """The DiT's own tokens, the most similar of neighbours in time and space merged into means.
-
-    Exactly one of `rate`, `per_second` and `threshold` says how far merging goes. Nothing is
-    trained. Source: token merging (Bolya et al. 2023) between the six neighbours of a grid, in the
-    order of what it loses (Ward 1963).
-    """
-
-    rate: Rate | None = field(
-        default=Rate(height=4, width=4, time=2),
-        metadata=doc("as many tokens as this rate makes, HxWxT; null: not by rate"),
-    )
-    per_second: float | None = field(
-        default=None, metadata=doc("tokens a second of video, > 0; null: not by time")
-    )
-    threshold: float | None = field(
-        default=None,
-        metadata=doc(
-            "greatest RMS difference of latent values that merges, ≥ 0; null: not by this"
-        ),
-    )
-    block: int = field(
-        default=4,
-        validator=in_(STEPS),
-        metadata=doc("latents within which tokens merge, 1, 2, 4 or 8, ≥ the rate's time step"),
-    )
-
-    @rate.validator
-    def _is_rate(self, attribute: Attribute[Any], value: Rate | None) -> None:
-        if value is not None:
-            instance_of(Rate)(self, attribute, value)
-
-    @per_second.validator
-    def _is_budget(self, attribute: Attribute[float | None], value: float | None) -> None:
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"must be > 0 or null, not {value:g}")
-
-    @threshold.validator
-    def _is_difference(self, attribute: Attribute[float | None], value: float | None) -> None:
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"must be ≥ 0 or null, not {value:g}")
-
-    def __attrs_post_init__(self) -> None:
-        given = [x for x in (self.rate, self.per_second, self.threshold) if x is not None]
-        if len(given) != 1:
-            raise ValueError("exactly one of rate, per_second and threshold must be given")
-        if self.rate and self.block < self.rate.time:
-            raise ValueError(f"blocks of {self.block} latents hold no block of rate {self.rate}")
-
-
-@frozen(kw_only=True)
-class Keyframes(CompressorSpec):
-    """The newest keyframes as the DiT's own tokens: every so many latents, or each shot's first."""
-
-    every: int | None = field(
-        default=8,
-        metadata=doc("latents from one keyframe to the next, ≥ 1; null: only the first of a shot"),
-    )
-    shots: bool = field(
-        default=False,
-        validator=instance_of(bool),
-        metadata=doc("count from each shot's first latent (needs cache.cuts), not from latent 0"),
-    )
-    newest: int = field(default=8, validator=ge(1), metadata=doc("keyframes that are kept, ≥ 1"))
-    rate: Rate = field(
-        default=Rate(height=1, width=1, time=1),
-        metadata=doc("patch cells that one token is the mean of, HxWx1; 1x1x1: uncompressed"),
-    )
-
-    @every.validator
-    def _counts(self, attribute: Attribute[Any], value: int | None) -> None:
-        if value is not None and value < 1:
-            raise ValueError(f"must be ≥ 1 or null, not {value}")
-
-    @rate.validator
-    def _of_one_latent(self, attribute: Attribute[Rate], value: Rate) -> None:
-        instance_of(Rate)(self, attribute, value)
-        if value.time != 1:
-            raise ValueError(f"a keyframe is one latent: must be {value.height}x{value.width}x1")
-
-
-# ⟦plugins/patchifier_specs.py⟧ Specs of compressors that come from elsewhere: FramePack's patchifier, VAEs, image encoders.
-
 
 DTYPES = ("float32", "float16", "bfloat16")
 FRAMEPACK = (1, 2, 4)  # rates that FramePack has projections for
-
-
-def _ages(instance: Any, attribute: Attribute[Any], value: tuple[tuple[int, int], ...]) -> None:
-    for rate, latents in value:
-        if rate not in STEPS:
-            raise ValueError(f"rates are 1, 2, 4 or 8, not {rate}")
-        if latents < 1:
-            raise ValueError(f"each rate holds 1 latent or more, not {latents}")
-    rates = [rate for rate, _ in value]
-    if any(b <= a for a, b in zip(rates, rates[1:], strict=False)):
-        raise ValueError(f"rates grow with age, newest first, not {rates}")
-
-
-def _named(instance: Any, attribute: Attribute[Any], value: str | None) -> None:
-    if value is not None and not value:
-        raise ValueError("must name weights, or be null")
-
-
-@frozen(kw_only=True)
-class Patchifier(CompressorSpec):
-    """The Large Patchifier: one strided projection a rate, as FramePack has it (Table 1).
-
-    Without a schedule one rate holds for all of the history; with one, the rate grows with age.
-    """
-
-    rate: Rate = field(
-        default=Rate(height=4, width=4, time=2),
-        validator=instance_of(Rate),
-        metadata=doc("latent cells a memory cell stands for, HxWxT; unused under a schedule"),
-    )
-    schedule: tuple[tuple[int, int], ...] = field(
-        default=(),
-        validator=_ages,
-        metadata=doc(
-            "(rate, latents) by age, newest first, each rate in height, width and time; empty: "
-            "one rate. FramePack's is [[1,1],[2,2],[4,16]]"
-        ),
-    )
-    tail: str = field(
-        default="drop",
-        validator=in_(("drop", "mean", "rest")),
-        metadata=doc(
-            "latents older than the schedule: drop; mean: their mean as one frame at the last "
-            "rate; rest: the last rate takes all of them, so that memory grows"
-        ),
-    )
-    weights: str | None = field(
-        default=None,
-        validator=_named,
-        metadata=doc(
-            "a FramePack transformer (safetensors file or diffusers folder) to take the "
-            "projections of rates 1, 2 and 4 from; null: the DiT's own, spread over the kernels"
-        ),
-    )
-
-    def __attrs_post_init__(self) -> None:
-        rates = [rate for rate, _ in self.schedule]
-        if self.tail != "drop" and not rates:
-            raise ValueError(f"tail {self.tail} needs a schedule; without one nothing is dropped")
-        if self.weights is not None and not (rates and set(rates) <= set(FRAMEPACK)):
-            raise ValueError("weights are FramePack's: they need a schedule of rates 1, 2 and 4")
-
-
-@frozen(kw_only=True)
-class VaeProj(CompressorSpec):
-    """An external, highly compressing video VAE on the pixels, and a learned projection (V6)."""
-
-    weights: str | None = field(
-        default=None,
-        validator=_named,
-        metadata=doc("a diffusers folder or hub id of an LTX video VAE; needed to run"),
-    )
-    subfolder: str = field(
-        default="",
-        validator=instance_of(str),
-        metadata=doc("where in `weights` the VAE is, such as vae; empty: at its top"),
-    )
-    space: int = field(
-        default=32,
-        validator=ge(1),
-        metadata=doc("pixel rows and columns to a cell of the VAE; must be its own"),
-    )
-    time: int = field(
-        default=8, validator=ge(1), metadata=doc("frames to a cell of the VAE; must be its own")
-    )
-    block: int = field(
-        default=4,
-        validator=ge(1),
-        metadata=doc(
-            "cells in time that the VAE sees at once, ≥ 1: more is nearer to one pass over the "
-            "video, and holds more frames back"
-        ),
-    )
-    dtype: str = field(
-        default="float32", validator=in_(DTYPES), metadata=doc("number type of the frozen VAE")
-    )
-
-
-@frozen(kw_only=True)
-class Clip(CompressorSpec):
-    """Embeddings of every k-th frame by a frozen image encoder, and a learned projection (V6)."""
-
-    weights: str | None = field(
-        default=None,
-        validator=_named,
-        metadata=doc("a transformers folder or hub id of CLIP or SigLIP; needed to run"),
-    )
-    subfolder: str = field(
-        default="",
-        validator=instance_of(str),
-        metadata=doc("where in `weights` the encoder is, such as image_encoder; empty: at its top"),
-    )
-    every: int = field(
-        default=2,
-        validator=ge(1),
-        metadata=doc("latent frames from one embedded frame to the next, ≥ 1"),
-    )
-    grid: int = field(
-        default=1,
-        validator=ge(1),
-        metadata=doc("tokens down and across a frame: 1 the pooled embedding, else means of cells"),
-    )
-    dtype: str = field(
-        default="float32", validator=in_(DTYPES), metadata=doc("number type of the frozen encoder")
-    )
-
-
-# ⟦plugins/specs.py⟧ Specs of the built-in plugins; light, so that listing them imports nothing heavy.
 
 
 @frozen(kw_only=True)
@@ -407,3 +95,302 @@ class Conv(CompressorSpec):
             raise ValueError("lr and hr are both off: nothing would be remembered")
         if not self.hr and (self.features or self.stem == "pixels"):
             raise ValueError("features and stem=pixels are of the HR branch: hr is off")
+
+
+@frozen(kw_only=True)
+class Transformer(CompressorSpec):
+    """An encoder of attention only: one projection by the rate, then causal pre-norm layers.
+
+    A layer sees a window of memory frames, so that L layers reach L · (window − 1) frames back and
+    appending is exact. The LR branch is that of `conv`.
+    """
+
+    rate: Rate = field(
+        default=Rate(height=4, width=4, time=2),
+        validator=instance_of(Rate),
+        metadata=doc("latent cells a memory cell stands for, HxWxT, steps of 1, 2, 4 or 8"),
+    )
+    layers: int = field(default=4, validator=ge(1), metadata=doc("transformer layers, ≥ 1"))
+    heads: int = field(
+        default=8,
+        validator=ge(1),
+        metadata=doc("attention heads, ≥ 1; layers are heads × head_width wide"),
+    )
+    head_width: int = field(default=64, metadata=doc("width of a head, ≥ 6, even"))
+    window: int = field(
+        default=4, validator=ge(1), metadata=doc("memory frames that a layer sees, ≥ 1")
+    )
+    ffn: int = field(
+        default=2048, validator=ge(1), metadata=doc("width between, feed-forward, ≥ 1")
+    )
+    lr: bool = field(
+        default=True,
+        validator=instance_of(bool),
+        metadata=doc("the LR branch: the DiT's own tokens of a small video"),
+    )
+    hr: bool = field(
+        default=True,
+        validator=instance_of(bool),
+        metadata=doc("the HR branch: the transformer on full-size latents"),
+    )
+    features: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc("give the HR branch's last hidden states to cross-attention in every block"),
+    )
+
+    @head_width.validator
+    def _rotates(self, attribute: Attribute[int], value: int) -> None:
+        if value < 6 or value % 2:
+            raise ValueError(f"must be even and ≥ 6 (rotary in three axes), not {value}")
+
+    def __attrs_post_init__(self) -> None:
+        if not (self.lr or self.hr):
+            raise ValueError("lr and hr are both off: nothing would be remembered")
+        if self.features and not self.hr:
+            raise ValueError("features come from the HR branch, which is off")
+
+
+def _paper() -> tuple[CompressorSpec, ...]:
+    rates = (Rate(height=4, width=4, time=2), Rate(height=2, width=2, time=8))
+    return tuple(Conv(rate=rate) for rate in rates)
+
+
+@frozen(kw_only=True)
+class DualEncoder(CompressorSpec):
+    """Several encoders as one, by default the paper's two: 4x4x2 beside 2x2x8.
+
+    Source: method.md §5. An experiment's list of compressors does the same.
+    """
+
+    encoders: tuple[CompressorSpec, ...] = field(
+        factory=_paper,
+        validator=each(instance_of(CompressorSpec), at_least=1),
+        metadata=doc("encoders whose tokens stand side by side, in this order; no two the same"),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if len(set(self.encoders)) < len(self.encoders):
+            raise ValueError("two encoders are the same: the second would remember nothing new")
+
+
+def _ages(instance: Any, attribute: Attribute[Any], value: tuple[tuple[int, int], ...]) -> None:
+    for rate, latents in value:
+        if rate not in STEPS:
+            raise ValueError(f"rates are 1, 2, 4 or 8, not {rate}")
+        if latents < 1:
+            raise ValueError(f"each rate holds 1 latent or more, not {latents}")
+    rates = [rate for rate, _ in value]
+    if any(b <= a for a, b in zip(rates, rates[1:], strict=False)):
+        raise ValueError(f"rates grow with age, newest first, not {rates}")
+
+
+@frozen(kw_only=True)
+class Patchifier(CompressorSpec):
+    """The Large Patchifier: one strided projection a rate, as FramePack has it (Table 1).
+
+    Without a schedule one rate holds for all of the history; with one, the rate grows with age.
+    """
+
+    rate: Rate = field(
+        default=Rate(height=4, width=4, time=2),
+        validator=instance_of(Rate),
+        metadata=doc("latent cells a memory cell stands for, HxWxT; unused under a schedule"),
+    )
+    schedule: tuple[tuple[int, int], ...] = field(
+        default=(),
+        validator=_ages,
+        metadata=doc(
+            "(rate, latents) by age, newest first, each rate in height, width and time; empty: "
+            "one rate. FramePack's is [[1,1],[2,2],[4,16]]"
+        ),
+    )
+    tail: str = field(
+        default="drop",
+        validator=in_(("drop", "mean", "rest")),
+        metadata=doc(
+            "latents older than the schedule: drop; mean: their mean as one frame at the last "
+            "rate; rest: the last rate takes all of them, so that memory grows"
+        ),
+    )
+    weights: str | None = field(
+        default=None,
+        validator=named("weights"),
+        metadata=doc(
+            "a FramePack transformer (safetensors file or diffusers folder) to take the "
+            "projections of rates 1, 2 and 4 from; null: the DiT's own, spread over the kernels"
+        ),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        rates = [rate for rate, _ in self.schedule]
+        if self.tail != "drop" and not rates:
+            raise ValueError(f"tail {self.tail} needs a schedule; without one nothing is dropped")
+        if self.weights is not None and not (rates and set(rates) <= set(FRAMEPACK)):
+            raise ValueError("weights are FramePack's: they need a schedule of rates 1, 2 and 4")
+
+
+@frozen(kw_only=True)
+class Pool(CompressorSpec):
+    """The mean of the DiT's own tokens over the cells of a rate; nothing is trained."""
+
+    rate: Rate = field(
+        default=Rate(height=4, width=4, time=2),
+        validator=instance_of(Rate),
+        metadata=doc("patch cells and latents that one token is the mean of, HxWxT"),
+    )
+
+
+@frozen(kw_only=True)
+class Merge(CompressorSpec):
+    """The DiT's own tokens, the most similar of neighbours in time and space merged into means.
+
+    Exactly one of `rate`, `per_second` and `threshold` says how far merging goes. Nothing is
+    trained. Source: token merging (Bolya et al. 2023) between the six neighbours of a grid, in the
+    order of what it loses (Ward 1963).
+    """
+
+    rate: Rate | None = field(
+        default=Rate(height=4, width=4, time=2),
+        metadata=doc("as many tokens as this rate makes, HxWxT; null: not by rate"),
+    )
+    per_second: float | None = field(
+        default=None, metadata=doc("tokens a second of video, > 0; null: not by time")
+    )
+    threshold: float | None = field(
+        default=None,
+        metadata=doc(
+            "greatest RMS difference of latent values that merges, ≥ 0; null: not by this"
+        ),
+    )
+    block: int = field(
+        default=4,
+        validator=in_(STEPS),
+        metadata=doc("latents within which tokens merge, 1, 2, 4 or 8, ≥ the rate's time step"),
+    )
+
+    @rate.validator
+    def _is_rate(self, attribute: Attribute[Any], value: Rate | None) -> None:
+        if value is not None:
+            instance_of(Rate)(self, attribute, value)
+
+    @per_second.validator
+    def _is_budget(self, attribute: Attribute[float | None], value: float | None) -> None:
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"must be > 0 or null, not {value:g}")
+
+    @threshold.validator
+    def _is_difference(self, attribute: Attribute[float | None], value: float | None) -> None:
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"must be ≥ 0 or null, not {value:g}")
+
+    def __attrs_post_init__(self) -> None:
+        limits = [x for x in (self.rate, self.per_second, self.threshold) if x is not None]
+        if len(limits) != 1:
+            raise ValueError("exactly one of rate, per_second and threshold must be given")
+        if self.rate and self.block < self.rate.time:
+            raise ValueError(f"blocks of {self.block} latents hold no block of rate {self.rate}")
+
+
+@frozen(kw_only=True)
+class Window(CompressorSpec):
+    """The last latents uncompressed, as the DiT's own tokens (method.md §5, sliding window)."""
+
+    latents: int = field(
+        default=3, validator=ge(1), metadata=doc("newest latents that are kept, ≥ 1")
+    )
+
+
+@frozen(kw_only=True)
+class Keyframes(CompressorSpec):
+    """The newest keyframes as the DiT's own tokens: every so many latents, or each shot's first."""
+
+    every: int | None = field(
+        default=8,
+        metadata=doc("latents from one keyframe to the next, ≥ 1; null: only the first of a shot"),
+    )
+    shots: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc("count from each shot's first latent (needs cache.cuts), not from latent 0"),
+    )
+    newest: int = field(default=8, validator=ge(1), metadata=doc("keyframes that are kept, ≥ 1"))
+    rate: Rate = field(
+        default=Rate(height=1, width=1, time=1),
+        metadata=doc("patch cells that one token is the mean of, HxWx1; 1x1x1: uncompressed"),
+    )
+
+    @every.validator
+    def _counts(self, attribute: Attribute[Any], value: int | None) -> None:
+        if value is not None and value < 1:
+            raise ValueError(f"must be ≥ 1 or null, not {value}")
+
+    @rate.validator
+    def _of_one_latent(self, attribute: Attribute[Rate], value: Rate) -> None:
+        instance_of(Rate)(self, attribute, value)
+        if value.time != 1:
+            raise ValueError(f"a keyframe is one latent: must be {value.height}x{value.width}x1")
+
+
+@frozen(kw_only=True)
+class VaeProj(CompressorSpec):
+    """An external, highly compressing video VAE on the pixels, and a learned projection (V6)."""
+
+    weights: str | None = field(
+        default=None,
+        validator=named("weights"),
+        metadata=doc("a diffusers folder or hub id of an LTX video VAE; needed to run"),
+    )
+    subfolder: str = field(
+        default="",
+        validator=instance_of(str),
+        metadata=doc("where in `weights` the VAE is, such as vae; empty: at its top"),
+    )
+    space: int = field(
+        default=32,
+        validator=ge(1),
+        metadata=doc("pixel rows and columns to a cell of the VAE; must be its own"),
+    )
+    time: int = field(
+        default=8, validator=ge(1), metadata=doc("frames to a cell of the VAE; must be its own")
+    )
+    block: int = field(
+        default=4,
+        validator=ge(1),
+        metadata=doc(
+            "cells in time that the VAE sees at once, ≥ 1: more is nearer to one pass over the "
+            "video, and holds more frames back"
+        ),
+    )
+    dtype: str = field(
+        default="float32", validator=in_(DTYPES), metadata=doc("number type of the frozen VAE")
+    )
+
+
+@frozen(kw_only=True)
+class Clip(CompressorSpec):
+    """Embeddings of every k-th frame by a frozen image encoder, and a learned projection (V6)."""
+
+    weights: str | None = field(
+        default=None,
+        validator=named("weights"),
+        metadata=doc("a transformers folder or hub id of CLIP or SigLIP; needed to run"),
+    )
+    subfolder: str = field(
+        default="",
+        validator=instance_of(str),
+        metadata=doc("where in `weights` the encoder is, such as image_encoder; empty: at its top"),
+    )
+    every: int = field(
+        default=2,
+        validator=ge(1),
+        metadata=doc("latent frames from one embedded frame to the next, ≥ 1"),
+    )
+    grid: int = field(
+        default=1,
+        validator=ge(1),
+        metadata=doc("tokens down and across a frame: 1 the pooled embedding, else means of cells"),
+    )
+    dtype: str = field(
+        default="float32", validator=in_(DTYPES), metadata=doc("number type of the frozen encoder")
+    )

@@ -1,19 +1,20 @@
-"""The DiT's own tokens of full-size latents, and where whole frames of them sit."""
+"""The DiT's own tokens: of full-size latents (`OwnTokens`), and of a small video (`LrBranch`)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.interfaces.compressor import Fit, State, pad_to, project
-from ...core.interfaces.streaming import joined, own
-from ...core.values.grid import Rate, Size3, ceil_div
+from ...core.interfaces.streaming import appended, own_copy
+from ...core.values.grid import Rate, Rounding, Size3
 from ...core.values.history import History
-from ...core.values.memory import spans
-from .conv_layers import token_grid
-from .specs import Conv
+from .frames import repeat_own_last
+
+UNCOMPRESSED = Rate(height=1, width=1, time=1)
 
 
 class OwnTokens(nn.Module):
@@ -37,16 +38,25 @@ class OwnTokens(nn.Module):
         self.register_buffer("bias", fit.patch_bias.clone(), persistent=False)
 
     def cut(self, latents: Tensor) -> Tensor:
-        """Return the patches `[B, T, H', W', F]` of latents `[B, C, T, H, W]`; odd sizes round up."""
+        """Return patches `[B, T, H', W', F]` of latents `[B, C, T, H, W]`; odd sizes round up."""
         rows, columns = (int(n) for n in self.weight.shape[3:])
-        whole = pad_to(latents.to(self.weight.dtype), rows, columns)
-        batch, channels, time, height, width = whole.shape
-        shape = (batch, channels, time, height // rows, rows, width // columns, columns)
-        return whole.reshape(shape).permute(0, 2, 3, 5, 1, 4, 6).flatten(4)
+        return rearrange(
+            pad_to(latents.to(self.weight.dtype), rows, columns),
+            "b c t (h rows) (w columns) -> b t h w (c rows columns)",
+            rows=rows, columns=columns,
+        )  # fmt: skip
 
     def project(self, patches: Tensor) -> Tensor:
         """Return the tokens `[..., D]` of patches `[..., F]`."""
         return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+def mean_patches(patches: Tensor, rate: Rate) -> Tensor:
+    """Return means of patches `[B, T, H', W', F]` over the rows and columns of a rate.
+
+    What is left at the bottom and at the right is the mean of fewer.
+    """
+    return block_means(block_means(patches, 2, rate.height), 3, rate.width)
 
 
 def block_means(x: Tensor, dim: int, step: int) -> Tensor:
@@ -57,78 +67,74 @@ def block_means(x: Tensor, dim: int, step: int) -> Tensor:
     return torch.cat([means, rest.mean(dim, keepdim=True)], dim) if rest.shape[dim] else means
 
 
-def frame_places(frames: Tensor, size: Size3, patch: Size3, rate: Rate) -> tuple[Tensor, Tensor]:
-    """Return positions and extents `[B, n·S, 3]` of the tokens of single latents.
-
-    Args:
-        frames: absolute latent frames, `[B, n]`.
-        size: of the latents (only height and width are read).
-        patch: of the DiT; rows and columns are counted in its cells.
-        rate: how many rows and columns a token covers; its time is 1.
-    """
-    rows, columns = ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)
-    h0, h1 = spans(rows, rate.height, ceil_div(rows, rate.height))
-    w0, w1 = spans(columns, rate.width, ceil_div(columns, rate.width))
-    t = frames.to(torch.float64)[:, :, None, None]
-    grid = torch.broadcast_tensors(t, ((h0 + h1) / 2)[:, None], ((w0 + w1) / 2)[None, :])
-    shares = torch.broadcast_tensors(torch.ones_like(t), (h1 - h0 + 1)[:, None], w1 - w0 + 1)
-    return torch.stack(grid, dim=-1).flatten(1, 3), torch.stack(shares, dim=-1).flatten(1, 3)
-
-
-# ⟦plugins/compressors/conv_branches.py⟧ The two branches of `conv`, each as a whole, chunk by chunk, and for what is still pending.
-
-
 class LrBranch(nn.Module):
     """LR latents → the DiT's own tokens `[B, T', S, D]`; nothing is trained.
 
-    State: `lr`, the last LR latent; with full attention all of them.
+    State: `lr`, the last LR latent; with `keep_all` all of them.
+
+    Args:
+        name: of the compressor's part, for messages.
+        rate: of the LR latents.
+        fit: of the backbone.
+        rounding: what incomplete cells at the right and the bottom do.
+        keep_all: whether the state keeps every LR latent, because nothing settles.
     """
 
     patch_weight: Tensor
     patch_bias: Tensor
 
-    def __init__(self, spec: Conv, fit: Fit) -> None:
+    def __init__(
+        self,
+        name: str,
+        rate: Rate,
+        fit: Fit,
+        *,
+        rounding: Rounding = "ceil",
+        keep_all: bool = False,
+    ) -> None:
         super().__init__()
-        self.spec = spec
+        self.name = name
+        self.rate = rate
         self.geometry = fit.geometry
-        self.keep = spec.hr and spec.attention == "full"
+        self.rounding = rounding
+        self.keep_all = keep_all
         self.register_buffer("patch_weight", fit.patch_weight.clone(), persistent=False)
         self.register_buffer("patch_bias", fit.patch_bias.clone(), persistent=False)
 
     def whole(self, history: History, frames: int) -> Tensor:
         """Return the LR latents of `frames` memory frames of a window, the last one repeated."""
-        rate = self.spec.rate
-        length = torch.tensor([rate.settled_tokens(int(n)) for n in history.length])
-        return extended(self.latents(history, 0), length, frames)
+        length = torch.tensor([self.rate.settled_tokens(int(n)) for n in history.length])
+        return repeat_own_last(self._checked(history), length, frames)
 
-    def take(self, state: State, chunk: History, before: int) -> Tensor:
-        """Put the LR latents of a chunk into `state`, and give them."""
-        lr = self.latents(chunk, before)
-        kept = joined(state.get("lr"), lr, dim=2)
-        state["lr"] = own(kept if self.keep else kept[:, :, -1:])
+    def take(self, state: State, chunk: History) -> Tensor:
+        """Put the LR latents of a chunk into `state`, and return them."""
+        lr = self._checked(chunk)
+        so_far = appended(state.get("lr"), lr, dim=2)
+        state["lr"] = own_copy(so_far if self.keep_all else so_far[:, :, -1:])
         return lr
 
     def rest(self, state: State, missing: int) -> Tensor:
-        """Return the last LR latent again for the incomplete block; full attention: all before."""
+        """Return the last LR latent again for the incomplete block; with `keep_all` all before."""
         lr = state["lr"]
         again = lr[:, :, -1:].expand(-1, -1, missing, -1, -1)
-        return torch.cat([lr, again], dim=2) if self.keep else again
+        return torch.cat([lr, again], dim=2) if self.keep_all else again
 
     def tokens(self, lr: Tensor, size: Size3) -> Tensor:
         """Return the DiT's tokens of LR latents of a history of `size`, on the memory's grid."""
-        grid = token_grid(self.spec, self.geometry, size)
+        grid = self.rate.token_grid(size, self.geometry.patch, self.rounding)
         tokens = project(lr.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias)
-        return tokens[:, :, : grid.height, : grid.width].flatten(2, 3)
+        return rearrange(tokens[:, :, : grid.height, : grid.width], "b t h w d -> b t (h w) d")
 
-    def latents(self, history: History, before: int) -> Tensor:
-        """Return the LR latents of a history that follows `before` latents.
+    def _checked(self, history: History) -> Tensor:
+        """Return the LR latents of a window or chunk.
 
         Raises:
             ValueError: there are none of this rate, or not as many as must travel with it.
         """
-        rate, after = self.spec.rate, before + history.size.time
+        rate, before = self.rate, history.offset
+        after = before + history.size.time
         if rate not in history.lr:
-            raise ValueError(f"conv-{rate} needs LR latents of rate {rate}; the history has none")
+            raise ValueError(f"{self.name} needs LR latents of rate {rate}; the history has none")
         due = rate.settled_tokens(after) - rate.settled_tokens(before)
         if history.lr[rate].shape[2] != due:
             raise ValueError(
@@ -136,21 +142,3 @@ class LrBranch(nn.Module):
                 f"not {history.lr[rate].shape[2]}"
             )
         return history.lr[rate]
-
-
-def extended(latents: Tensor, length: Tensor, total: int) -> Tensor:
-    """Return `total` frames: of each sample its first `length`, then its last one repeated.
-
-    A sample without frames gives zeros.
-    """
-    batch, channels, time, height, width = latents.shape
-    if time == 0:
-        return latents.new_zeros(batch, channels, total, height, width)
-    if bool((length == time).all()):
-        more = latents[:, :, -1:].expand(-1, -1, max(total - time, 0), -1, -1)
-        return torch.cat([latents[:, :, :total], more], dim=2) if total != time else latents
-    index = torch.minimum(torch.arange(total)[None], length.cpu()[:, None] - 1).clamp(min=0)
-    rows = torch.arange(batch)[:, None]
-    frames = latents.transpose(1, 2)[rows, index].transpose(1, 2)  # [B, C, total, H, W]
-    empty = (length == 0).to(latents.device)
-    return frames.masked_fill(empty[:, None, None, None, None], 0.0)

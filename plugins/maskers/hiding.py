@@ -1,4 +1,8 @@
-"""What maskers share that hide frames: levels of both branches, and what they are done to."""
+"""The built-in maskers: which frames are asked for, and how the others are hidden.
+
+`HidingMasker` hides all frames outside Ω, each at a level; a kind says what a level does: `noise`,
+`scale`, `shift` and `drop`. `none` is the control.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Generic, TypeVar
 
 import attrs
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from ...core.errors import UserError
@@ -19,53 +24,10 @@ from ...core.values.grid import Rate
 from ...core.values.history import History, Query
 from ...core.values.shapes import Counts, Frames, Latents, Targets
 from ...core.values.text import Text
-from .specs import Asking, Drop, Graded, Hiding, Noise, Scale, Shift, Unmasked
+from .specs import Drop, GradedSpec, HidingSpec, Noise, OmegaSpec, Scale, Shift, Unmasked
 
-# ⟦plugins/maskers/omega.py⟧ Which frames are asked for: Ω, and copies of them.
-
-
-def choose(spec: Asking, length: Counts, draws: Draws) -> Frames:
-    """Return Ω `[B, K]`, int64 on the CPU, ascending and inside each sample's length.
-
-    K is drawn for the batch, at most its shortest history. `where: last` gives the last K frames
-    of every sample; as many numbers are drawn as for `random`, so that the rest is masked alike.
-
-    Raises:
-        UserError: a history of the batch is empty, so that nothing can be asked.
-    """
-    shortest = int(length.min())
-    if shortest < 1:
-        raise UserError("a history of the batch is empty: there is no frame to ask for")
-    drawn = int(torch.randint(len(spec.counts), (), generator=draws.shared))
-    count = min(spec.counts[drawn], shortest)
-    run = draws.uniform() < spec.contiguous
-    rows = [
-        (_run if one else _scattered)(int(n), count, generator)
-        for n, one, generator in zip(length, run, draws.each, strict=True)
-    ]
-    if spec.where == "last":
-        rows = [torch.arange(int(n) - count, int(n)) for n in length]
-    return torch.stack(rows)
-
-
-def frames_at(latents: Latents, omega: Frames) -> Targets:
-    """Return copies of the latent frames Ω of each sample, `[B, C, K, H, W]`."""
-    batch, channels, _, height, width = latents.shape
-    index = omega[:, None, :, None, None].expand(batch, channels, -1, height, width)
-    return latents.gather(2, index)
-
-
-def _run(length: int, count: int, generator: torch.Generator) -> Tensor:
-    first = torch.randint(length - count + 1, (), generator=generator)
-    return first + torch.arange(count)
-
-
-def _scattered(length: int, count: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(length, generator=generator)[:count].sort().values
-
-
-H = TypeVar("H", bound=Hiding)
-G = TypeVar("G", bound=Graded)
+H = TypeVar("H", bound=HidingSpec)
+G = TypeVar("G", bound=GradedSpec)
 _REDUCE: Mapping[str, Callable[[Tensor], Tensor]] = {
     "min": lambda x: x.amin(dim=2),
     "mean": lambda x: x.mean(dim=2),
@@ -95,7 +57,7 @@ class HidingMasker(Masker[H], Generic[H]):
         """
 
     def draw_levels(self, history: History, draws: Draws) -> Tensor:
-        """Return the level of every frame `[B, T]`, as if none were asked for; here 1."""
+        """Draw the level of every frame `[B, T]`, as if none were asked for; here all are 1."""
         return torch.ones(history.batch, history.size.time)
 
     def __call__(self, history: History, text: Text, draws: Draws) -> Query:
@@ -104,7 +66,7 @@ class HidingMasker(Masker[H], Generic[H]):
         Raises:
             UserError: a history of the batch is empty, so that nothing can be asked.
         """
-        omega = choose(self.spec, history.length.cpu(), draws)
+        omega = draw_omega(self.spec, history.length.cpu(), draws)
         hr = self._levels(history, omega, draws)
         lr = {rate: self._lr_levels(rate, x.shape[2], hr) for rate, x in history.lr.items()}
         device = history.latents.device
@@ -123,13 +85,13 @@ class HidingMasker(Masker[H], Generic[H]):
         return always(history, text, draws)
 
     def _levels(self, history: History, omega: Frames, draws: Draws) -> Tensor:
-        drawn = self.draw_levels(history, draws)
+        level = self.draw_levels(history, draws)
         clean = draws.uniform() < self.spec.clean
-        return drawn.scatter(1, omega, 0.0).masked_fill(clean[:, None], 0.0)
+        return level.scatter(1, omega, 0.0).masked_fill(clean[:, None], 0.0)
 
     def _lr_levels(self, rate: Rate, count: int, hr: Tensor) -> Tensor:
-        covered = hr[:, 1 : 1 + rate.time * (count - 1)]
-        blocks = covered.unflatten(1, (count - 1, rate.time))
+        covered = hr[:, 1 : 1 + rate.time * (count - 1)]  # latent 0 is its own
+        blocks = rearrange(covered, "b (count time) -> b count time", time=rate.time)
         return torch.cat([hr[:, :1], _REDUCE[self.spec.lr_level](blocks)], dim=1)
 
     def _hidden(
@@ -154,52 +116,22 @@ class HidingMasker(Masker[H], Generic[H]):
         if pixels is None:
             return None
         stride = (pixels.shape[2] - 1) // max(level.shape[1] - 1, 1)
-        each = torch.cat([level[:, :1], level[:, 1:].repeat_interleave(stride, dim=1)], dim=1)
+        later = repeat(level[:, 1:], "b t -> b (t frames)", frames=stride)
+        by_frame = torch.cat([level[:, :1], later], dim=1)
         real = (stride * (length - 1) + 1).clamp(min=0)
-        return to_bytes(self._wide(from_bytes(pixels), each, real, draws))
+        return to_bytes(self._wide(from_bytes(pixels), by_frame, real, draws))
 
 
 class GradedMasker(HidingMasker[G], Generic[G]):
     """Draws a level ~ L(low, 1) for each frame (method.md §2)."""
 
     def draw_levels(self, history: History, draws: Draws) -> Tensor:
-        """Return levels in (0, 1], one logit-normal draw a frame."""
+        """Draw levels in (0, 1], one logit-normal number a frame."""
         spec = self.spec
         normal = draws.normal(history.size.time)
         # row by row: a vectorised sigmoid rounds a number by where in the tensor it stands
         rows = [levels(spec.low, n, mean=spec.mean, std=spec.std, shift=spec.shift) for n in normal]
         return torch.stack(rows)
-
-
-def per_frame(level: Tensor) -> Tensor:
-    """Return levels `[B, T]` so that they broadcast against frames `[B, C, T, H, W]`."""
-    return level[:, None, :, None, None]
-
-
-# ⟦plugins/maskers/drop.py⟧ Masking by leaving frames out.
-
-
-class DropMasker(HidingMasker[Drop]):
-    """Replaces frames outside Ω by zeros or by the mean of each channel: nothing of them is left.
-
-    Their level is 1. An LR latent whose level lies between (`lr_level: mean`) is blended.
-    """
-
-    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
-        """Return (1 − level)·x + level·fill."""
-        t = per_frame(level)
-        if self.spec.fill == "zeros":
-            return (1 - t) * x
-        fill = torch.stack([_mean(one, int(n)) for one, n in zip(x, length, strict=True)])
-        return (1 - t) * x + t * fill
-
-
-def _mean(frames: Tensor, length: int) -> Tensor:
-    """Return the mean of each channel over the first `length` frames, `[C, 1, 1, 1]`."""
-    return frames[:, :length].mean(dim=(1, 2, 3), keepdim=True)
-
-
-# ⟦plugins/maskers/noise.py⟧ Masking by noise, as the paper pretrains (Eq. 3).
 
 
 class NoiseMasker(GradedMasker[Noise]):
@@ -214,36 +146,6 @@ class NoiseMasker(GradedMasker[Noise]):
         return interpolate(x, noise.to(x), per_frame(level))
 
 
-# ⟦plugins/maskers/none.py⟧ No masking: the control.
-
-
-class NoMasker(Masker[Unmasked]):
-    """Asks for Ω of a history that stays clean; what `measure` calls masked is clean here, too."""
-
-    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
-        """Return the query; only Ω is random.
-
-        Raises:
-            UserError: a history of the batch is empty, so that nothing can be asked.
-        """
-        device = history.latents.device
-        omega = choose(self.spec, history.length.cpu(), draws).to(device)
-        return Query(
-            history=history,
-            text=text,
-            omega=omega,
-            targets=frames_at(history.latents, omega),
-            levels=torch.zeros(history.batch, history.size.time, device=device),
-            lr_levels={
-                rate: torch.zeros(history.batch, x.shape[2], device=device)
-                for rate, x in history.lr.items()
-            },
-        )
-
-
-# ⟦plugins/maskers/scale.py⟧ Masking by scaling the range of values.
-
-
 class ScaleMasker(GradedMasker[Scale]):
     """Shrinks the values of frames outside Ω towards 0: contrast goes, structure stays.
 
@@ -255,9 +157,6 @@ class ScaleMasker(GradedMasker[Scale]):
     def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
         """Return (1 − level)·x."""
         return (1 - per_frame(level)) * x
-
-
-# ⟦plugins/maskers/shift.py⟧ Masking by translation of values.
 
 
 class ShiftMasker(GradedMasker[Shift]):
@@ -274,3 +173,92 @@ class ShiftMasker(GradedMasker[Shift]):
         rms = normal.square().mean(dim=1, keepdim=True).sqrt()
         direction = normal / rms.clamp_min(torch.finfo(normal.dtype).tiny)
         return x + self.spec.amount * per_frame(level) * direction.to(x)
+
+
+class DropMasker(HidingMasker[Drop]):
+    """Replaces frames outside Ω by zeros or by the mean of each channel: nothing of them is left.
+
+    Their level is 1. An LR latent whose level lies between (`lr_level: mean`) is blended.
+    """
+
+    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+        """Return (1 − level)·x + level·fill."""
+        t = per_frame(level)
+        if self.spec.fill == "zeros":
+            return (1 - t) * x
+        fill = torch.stack([_mean(sample, int(n)) for sample, n in zip(x, length, strict=True)])
+        return (1 - t) * x + t * fill
+
+
+def _mean(frames: Tensor, length: int) -> Tensor:
+    """Return the mean of each channel over the first `length` frames, `[C, 1, 1, 1]`."""
+    return frames[:, :length].mean(dim=(1, 2, 3), keepdim=True)
+
+
+class NoMasker(Masker[Unmasked]):
+    """Asks for Ω of a history that stays clean; what `measure` calls masked is clean here, too."""
+
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        """Return the query; only Ω is random.
+
+        Raises:
+            UserError: a history of the batch is empty, so that nothing can be asked.
+        """
+        device = history.latents.device
+        omega = draw_omega(self.spec, history.length.cpu(), draws).to(device)
+        return Query(
+            history=history,
+            text=text,
+            omega=omega,
+            targets=frames_at(history.latents, omega),
+            levels=torch.zeros(history.batch, history.size.time, device=device),
+            lr_levels={
+                rate: torch.zeros(history.batch, x.shape[2], device=device)
+                for rate, x in history.lr.items()
+            },
+        )
+
+
+def draw_omega(spec: OmegaSpec, length: Counts, draws: Draws) -> Frames:
+    """Draw Ω, the frames that are asked for, `[B, K]`: ascending, inside each sample's length.
+
+    K is drawn for the batch, at most its shortest history. `where: last` gives the last K frames
+    of every sample; as many numbers are drawn as for `random`, so that the rest is masked alike.
+
+    Raises:
+        UserError: a history of the batch is empty, so that nothing can be asked.
+    """
+    shortest = int(length.min())
+    if shortest < 1:
+        raise UserError("a history of the batch is empty: there is no frame to ask for")
+    choice = int(torch.randint(len(spec.counts), (), generator=draws.shared))
+    count = min(spec.counts[choice], shortest)
+    run = draws.uniform() < spec.contiguous
+    rows = [
+        (_run if one else _scattered)(int(n), count, generator)
+        for n, one, generator in zip(length, run, draws.each, strict=True)
+    ]
+    if spec.where == "last":
+        rows = [torch.arange(int(n) - count, int(n)) for n in length]
+    return torch.stack(rows)
+
+
+def _run(length: int, count: int, generator: torch.Generator) -> Tensor:
+    first = torch.randint(length - count + 1, (), generator=generator)
+    return first + torch.arange(count)
+
+
+def _scattered(length: int, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(length, generator=generator)[:count].sort().values
+
+
+def frames_at(latents: Latents, omega: Frames) -> Targets:
+    """Return copies of the latent frames Ω of each sample, `[B, C, K, H, W]`."""
+    _, channels, _, height, width = latents.shape
+    index = repeat(omega, "b k -> b c k h w", c=channels, h=height, w=width)
+    return latents.gather(2, index)
+
+
+def per_frame(level: Tensor) -> Tensor:
+    """Return levels `[B, T]` so that they broadcast against frames `[B, C, T, H, W]`."""
+    return level[:, None, :, None, None]

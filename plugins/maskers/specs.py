@@ -1,4 +1,4 @@
-"""Specs of the built-in maskers; light, as all specs."""
+"""Specs of the built-in maskers; light: no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ...core.interfaces.spec import MaskerSpec, between, doc, each, ge, gt, in_,
 
 
 @frozen(kw_only=True)
-class Asking(MaskerSpec):
-    """How Ω is chosen; what all built-in maskers share."""
+class OmegaSpec(MaskerSpec):
+    """How Ω, the frames that are asked for, is drawn: shared by all built-in maskers."""
 
     counts: tuple[int, ...] = field(
         default=(1, 2, 4),
@@ -32,8 +32,8 @@ class Asking(MaskerSpec):
 
 
 @frozen(kw_only=True)
-class Hiding(Asking):
-    """What maskers share that hide the frames outside Ω."""
+class HidingSpec(OmegaSpec):
+    """How the frames outside Ω are hidden: shared by all maskers that hide any."""
 
     clean: float = field(
         default=0.5,
@@ -48,8 +48,8 @@ class Hiding(Asking):
 
 
 @frozen(kw_only=True)
-class Graded(Hiding):
-    """What maskers share that draw a level for each frame, L(low, 1)."""
+class GradedSpec(HidingSpec):
+    """How the level of each frame is drawn, L(low, 1): shared by maskers that draw one."""
 
     low: float = field(
         default=0.2,
@@ -72,17 +72,17 @@ class Graded(Hiding):
 
 
 @frozen(kw_only=True)
-class Noise(Graded):
+class Noise(GradedSpec):
     """Masks by noise: all frames but Ω get a noise level drawn per frame (method.md §2, §3)."""
 
 
 @frozen(kw_only=True)
-class Scale(Graded):
+class Scale(GradedSpec):
     """Masks by scaling the range: values shrink to (1 − level) of themselves (method.md §3)."""
 
 
 @frozen(kw_only=True)
-class Shift(Graded):
+class Shift(GradedSpec):
     """Masks by translation: each frame's values move by its level in a random direction (§3)."""
 
     amount: float = field(
@@ -93,7 +93,7 @@ class Shift(Graded):
 
 
 @frozen(kw_only=True)
-class Drop(Hiding):
+class Drop(HidingSpec):
     """Masks by leaving out: frames outside Ω are replaced by a constant."""
 
     fill: str = field(
@@ -104,5 +104,5 @@ class Drop(Hiding):
 
 
 @frozen(kw_only=True)
-class Unmasked(Asking):
+class Unmasked(OmegaSpec):
     """Masks nothing: the whole history stays clean, the control without masking."""

@@ -1,4 +1,4 @@
-"""Learned perceptual distance, an extra."""
+"""Metric `lpips`: learned perceptual distance, an extra that needs torchvision."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LpipsMetric(Metric[Lpips]):
         """The network's own limit."""
         return SMALLEST
 
-    def lacks(self) -> str:
+    def missing(self) -> str:
         """Return what is missing: torchvision, or the weights and why they could not be had."""
         if importlib.util.find_spec("torchvision") is None:
             return "torchvision (the extra longtake[lpips], not installed) and its weights"
@@ -48,13 +48,13 @@ class LpipsMetric(Metric[Lpips]):
     ) -> Float[Tensor, " F"]:
         """Return one distance a frame."""
         net = network(self.spec.net, reference.device)
-        found = net(result.float().clamp(0, 1), reference.float().clamp(0, 1), normalize=True)
-        return cast(Tensor, found).reshape(reference.shape[0])
+        distance = net(result.float().clamp(0, 1), reference.float().clamp(0, 1), normalize=True)
+        return cast(Tensor, distance).reshape(reference.shape[0])
 
 
 @functools.cache
 def network(name: str, device: torch.device) -> Any:
-    """Return the network that compares two batches of frames, one distance a frame."""
+    """Load the network that compares two batches of frames, one distance a frame."""
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     metric = LearnedPerceptualImagePatchSimilarity(net_type=name)

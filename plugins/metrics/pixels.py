@@ -1,4 +1,4 @@
-"""Structural similarity."""
+"""Metrics of pixels: PSNR, SSIM, MS-SSIM, and the energy of fine detail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,24 @@ from torchmetrics.functional.image import (
 from ...core.interfaces.metric import Metric
 from .specs import HighBand, MsSsim, Psnr, Ssim
 
-WINDOW = 11
+WINDOW = 11  # pixels of the Gaussian window of SSIM
+BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
+ROUNDING = (1 / 255) ** 2 / 12  # mean square of what 8 bits round off
+
+
+class PsnrMetric(Metric[Psnr]):
+    """PSNR of each frame over all pixels and colours, dB; equal frames get the spec's ceiling."""
+
+    unit = "dB"
+
+    def __call__(
+        self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
+    ) -> Float[Tensor, " F"]:
+        """Return dB a frame, at most `ceiling`."""
+        decibels = peak_signal_noise_ratio(
+            result.float(), reference.float(), data_range=1.0, reduction="none", dim=(1, 2, 3)
+        )
+        return cast(Tensor, decibels).clamp(max=self.spec.ceiling)
 
 
 class SsimMetric(Metric[Ssim]):
@@ -34,16 +51,45 @@ class SsimMetric(Metric[Ssim]):
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
     ) -> Float[Tensor, " F"]:
         """Return one value a frame; frames have `least` rows and columns or more."""
-        found = structural_similarity_index_measure(
+        similarity = structural_similarity_index_measure(
             result.float(), reference.float(), data_range=1.0, reduction="none"
         )
-        return cast(Tensor, found).reshape(reference.shape[0])
+        return cast(Tensor, similarity).reshape(reference.shape[0])
 
 
-# ⟦plugins/metrics/high_band.py⟧ Energy of fine detail: what a memory of low resolution cannot hold.
+class MsSsimMetric(Metric[MsSsim]):
+    """MS-SSIM of each frame, 0 to 1 (Wang et al. 2003), with as many scales as the spec says.
 
+    Five scales are the standard and need frames of 176 pixels. Fewer keep the finest, with the
+    standard weights divided by their sum: such figures compare only with those of as many scales,
+    so the title says how many. Where structures are opposed the figure is 0.
+    """
 
-ROUNDING = (1 / 255) ** 2 / 12  # mean square of what 8 bits round off
+    @property
+    def title(self) -> str:
+        """The name with the number of scales."""
+        return f"MS-SSIM ({self.spec.scales} scale{'s' if self.spec.scales > 1 else ''})"
+
+    @property
+    def least(self) -> int:
+        """The window must fit the coarsest scale; torchmetrics asks for more from 4 scales on."""
+        halved = self.spec.scales - 1
+        return WINDOW * max(1 << halved, halved * halved)
+
+    def __call__(
+        self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
+    ) -> Float[Tensor, " F"]:
+        """Return one value a frame; frames have `least` rows and columns or more."""
+        betas = BETAS[: self.spec.scales]
+        similarity = multiscale_structural_similarity_index_measure(
+            result.float(),
+            reference.float(),
+            data_range=1.0,
+            reduction="none",
+            betas=tuple(beta / sum(betas) for beta in betas),
+            normalize="relu",
+        )
+        return cast(Tensor, similarity).reshape(reference.shape[0])
 
 
 class HighBandMetric(Metric[HighBand]):
@@ -57,11 +103,17 @@ class HighBandMetric(Metric[HighBand]):
     """
 
     goal = 1.0
+    verb = "holds"
 
     @property
     def title(self) -> str:
-        """Say the factor."""
+        """The name with the factor."""
         return f"high band ({self.spec.factor}×)"
+
+    @property
+    def quantity(self) -> str:
+        """A share of the original's energy."""
+        return f"of the original's energy in the {self.title}"
 
     def weight(self, reference: Float[Tensor, "F 3 P Q"]) -> Float[Tensor, " F"]:
         """Return the original's energy, which figures are ratios to."""
@@ -87,62 +139,3 @@ def high_band(frames: Float[Tensor, "F 3 P Q"], factor: int) -> Float[Tensor, "F
     small = F.avg_pool2d(whole, factor)
     large = F.interpolate(small, scale_factor=float(factor), mode="bilinear", align_corners=False)
     return frames - large[..., :rows, :columns]
-
-
-# ⟦plugins/metrics/ms_ssim.py⟧ Structural similarity on several scales.
-
-
-BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
-
-
-class MsSsimMetric(Metric[MsSsim]):
-    """MS-SSIM of each frame, 0 to 1 (Wang et al. 2003), with as many scales as the spec says.
-
-    Five scales are the standard and need frames of 176 pixels. Fewer keep the finest, with the
-    standard weights divided by their sum: such figures compare only with those of as many scales,
-    so the title says how many. Where structures are opposed the figure is 0.
-    """
-
-    @property
-    def title(self) -> str:
-        """Say the number of scales."""
-        return f"MS-SSIM ({self.spec.scales} scale{'s' if self.spec.scales > 1 else ''})"
-
-    @property
-    def least(self) -> int:
-        """The window must fit the coarsest scale; torchmetrics asks for more from 4 scales on."""
-        halved = self.spec.scales - 1
-        return WINDOW * max(1 << halved, halved * halved)
-
-    def __call__(
-        self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
-    ) -> Float[Tensor, " F"]:
-        """Return one value a frame; frames have `least` rows and columns or more."""
-        kept = BETAS[: self.spec.scales]
-        found = multiscale_structural_similarity_index_measure(
-            result.float(),
-            reference.float(),
-            data_range=1.0,
-            reduction="none",
-            betas=tuple(beta / sum(kept) for beta in kept),
-            normalize="relu",
-        )
-        return cast(Tensor, found).reshape(reference.shape[0])
-
-
-# ⟦plugins/metrics/psnr.py⟧ Peak signal-to-noise ratio.
-
-
-class PsnrMetric(Metric[Psnr]):
-    """PSNR of each frame over all pixels and colours, dB; equal frames get the spec's ceiling."""
-
-    unit = "dB"
-
-    def __call__(
-        self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
-    ) -> Float[Tensor, " F"]:
-        """Return dB a frame, at most `ceiling`."""
-        found = peak_signal_noise_ratio(
-            result.float(), reference.float(), data_range=1.0, reduction="none", dim=(1, 2, 3)
-        )
-        return cast(Tensor, found).clamp(max=self.spec.ceiling)

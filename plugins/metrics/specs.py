@@ -1,4 +1,4 @@
-"""Specs of the built-in metrics; light, as those of the other plugins."""
+"""Specs of the built-in metrics; light: no torch."""
 
 from __future__ import annotations
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 
 from ...core.interfaces.retriever import LatentFrames, Retriever, Scene
-from ...core.sample.loop import Contexts, Given, draw_noise, steps
+from ...core.sample.loop import Conditioning, Contexts, draw_noise, steps
 from ...core.sample.spec import Sampler
 from ...core.values.grid import Size3
 from ...core.values.shapes import Frames, Targets
 from .specs import Flow
 
-SAMPLED = 20  # steps, ⚡ our choice
+SAMPLED = 20  # steps from which on it is a sample; our choice
 
 
 class FlowRetriever(Retriever[Flow]):
-    """Gives Ω back from memory by denoising: one step is the posterior mean, many are a sample.
+    """Retrieves Ω from memory by denoising: one step is the posterior mean, many are a sample.
 
     Steps are those of diffusers' `FlowMatchEulerDiscreteScheduler` under the backbone's shift,
     from pure noise (t = 1). Each pass holds `group` latent frames of Ω; the noise of a frame does
@@ -34,13 +34,13 @@ class FlowRetriever(Retriever[Flow]):
         noise = self._noise(scene, omega, generator).to(device)
         frames = scene.history.start[:, None].to(device) + omega.to(device)
         sampler = Sampler(scheduler="euler", steps=self.spec.steps, guidance=self.spec.guidance)
-        given = Given(text=scene.text, null_text=scene.null_text, memory=scene.memory)
-        contexts = Contexts.of(scene.backbone, sampler, given)
+        conditioning = Conditioning(text=scene.text, null_text=scene.null_text, memory=scene.memory)
+        contexts = Contexts.of(scene.backbone, sampler, conditioning)
         groups = zip(
             noise.split(self.spec.group, dim=2), frames.split(self.spec.group, dim=1), strict=True
         )
-        found = [_last(scene, sampler, part, at, contexts) for part, at in groups]
-        return LatentFrames(latents=torch.cat(found, dim=2))
+        latents = [_denoised(scene, sampler, part, at, contexts) for part, at in groups]
+        return LatentFrames(latents=torch.cat(latents, dim=2))
 
     def _noise(self, scene: Scene, omega: Frames, generator: torch.Generator) -> Targets:
         batch, count = omega.shape
@@ -48,9 +48,10 @@ class FlowRetriever(Retriever[Flow]):
         return draw_noise(scene.backbone.geometry.channels, size, generator, batch)
 
 
-def _last(
+def _denoised(
     scene: Scene, sampler: Sampler, noise: Targets, frames: Frames, contexts: Contexts
 ) -> Targets:
+    """Return what the last step makes of noise."""
     x = noise
     for step in steps(scene.backbone, sampler, noise, frames, contexts, shift=scene.shift):
         x = step.latents

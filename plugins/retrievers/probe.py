@@ -6,27 +6,49 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.interfaces.backbone import target_positions
-from ...core.train.probe import Budget, Head, Probing
+from ...core.train.probe import FitSettings, FittedRetriever, ProbeHead
 from ...core.values.grid import Geometry, Size3, ceil_div
 from ...core.values.memory import Memory, Part
 from ...core.values.shapes import Counts, Frames, Targets
 from .specs import Probe
 
-# ⟦plugins/retrievers/probe_head.py⟧ The head of `probe`: cells of a wanted frame ask memory tokens by their place.
-
-
-PERIODS = (2.0, 512.0)  # shortest and longest of the waves that places are told by, in cells
+PERIODS = (2.0, 512.0)  # shortest and longest of the waves that encode places, in cells
 WAVES = 10  # an axis
 LEAST = 1e-3  # of the tokens' spread, that a dimension is divided by at least
 NEAR = 30.0  # logit by which a fresh head prefers a token at its own place to a far one
 
 
-class CrossHead(Head):
-    """One query a patch cell of the wanted frames, made of its place; 1 or 2 layers; linear out.
+class ProbeRetriever(FittedRetriever[Probe]):
+    """Retrieves Ω by a small cross-attention head, fitted on the frozen memory.
+
+    `longtake probe RUN --data STORE` fits it on the memories of clean windows, by the mean squared
+    error of latents, so what it gives is a mean, not a sample. It can do less than the DiT: a low
+    figure says that this head finds little, a high one that the tokens hold much.
+    """
+
+    @classmethod
+    def build_head(cls, spec: Probe, geometry: Geometry) -> CrossHead:
+        """Return a fresh head."""
+        return CrossHead(spec, geometry)
+
+    @classmethod
+    def fit_settings(cls, spec: Probe) -> FitSettings:
+        """Return what the head is fitted with."""
+        return FitSettings(steps=spec.steps, batch=spec.batch, rate=spec.rate, seed=spec.seed)
+
+    @classmethod
+    def weights_file(cls, spec: Probe) -> str | None:
+        """Return the file of the fitted head, or None."""
+        return spec.weights
+
+
+class CrossHead(ProbeHead):
+    """One query a patch cell of the frames Ω, made of its place; 1 or 2 layers; linear out.
 
     Places go in as sines and cosines of (time in the window, row, column). Queries and keys share
     one projection of them, so that a fresh head looks near its own place first. Tokens are brought
@@ -52,7 +74,7 @@ class CrossHead(Head):
         nn.init.zeros_(self.out.weight)
 
     @torch.no_grad()
-    def begin(self, memory: Memory) -> None:
+    def calibrate(self, memory: Memory) -> None:
         """Take mean and standard deviation of each dimension of the real tokens."""
         part = memory.joined()
         if part is None or int(part.valid.sum()) < 2:
@@ -66,22 +88,23 @@ class CrossHead(Head):
         """Return the latents of frames Ω `[B, C, K, H, W]`, float32."""
         patch, weight = self.geometry.patch, self.out.weight
         rows, columns = ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)
-        wanted = waves(target_positions(omega.to(weight.device), rows, columns)).to(weight.dtype)
-        x = self.ask(wanted)
+        targets = waves(target_positions(omega.to(weight.device), rows, columns)).to(weight.dtype)
+        x = self.ask(targets)
         part = memory.joined()
         if part is not None:
             tokens, places, mask = self._keys(part, start)
             for layer in self.layers:
-                x = layer(x, wanted, tokens, places, mask)
+                x = layer(x, targets, tokens, places, mask)
         cells: Tensor = self.out(F.layer_norm(x, x.shape[-1:]))
-        shape = (omega.shape[1], rows, columns, -1, patch.height, patch.width)
-        whole: Tensor = cells.unflatten(-1, shape[3:]).unflatten(1, shape[:3])
-        # [B, K, rows, columns, C, h, w] to [B, C, K, rows · h, columns · w]
-        latents = whole.permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+        latents = rearrange(
+            cells,
+            "b (k rows columns) (c h w) -> b c k (rows h) (columns w)",
+            rows=rows, columns=columns, h=patch.height, w=patch.width,
+        )  # fmt: skip
         return latents[..., : size.height, : size.width].float()
 
     def _keys(self, part: Part, start: Counts) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return tokens `[B, N, width]`, their places as waves, and a mask where some are padding."""
+        """Return tokens `[B, N, width]`, their places as waves, and a mask if some are padding."""
         weight = self.read.weight
         origin = torch.zeros(len(start), 1, 3, dtype=torch.float64)
         origin[:, 0, 0] = start.cpu().double()
@@ -90,8 +113,8 @@ class CrossHead(Head):
         tokens = (part.tokens.to(self.centre) - self.centre) / self.scale
         read = self.read(tokens.masked_fill(~valid[..., None], 0.0))
         # a sample without any token sees its padding, all zeros, so that softmax stays finite
-        seen = valid | ~valid.any(dim=1, keepdim=True)
-        return read, places, None if bool(valid.all()) else seen[:, None, None]
+        visible = valid | ~valid.any(dim=1, keepdim=True)
+        return read, places, None if bool(valid.all()) else visible[:, None, None]
 
 
 class _Layer(nn.Module):
@@ -111,20 +134,18 @@ class _Layer(nn.Module):
         _look_near(self.place.weight, width // heads)
 
     def forward(
-        self, x: Tensor, wanted: Tensor, tokens: Tensor, places: Tensor, mask: Tensor | None
+        self, x: Tensor, targets: Tensor, tokens: Tensor, places: Tensor, mask: Tensor | None
     ) -> Tensor:
-        query = self.query(F.layer_norm(x, x.shape[-1:])) + self.place(wanted)
+        query = self.query(F.layer_norm(x, x.shape[-1:])) + self.place(targets)
         key = self.key(tokens) + self.place(places)
-        q, k, v = (self._split(y) for y in (query, key, self.value(tokens)))
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + self.out(seen.transpose(1, 2).flatten(2))
-        made: Tensor = x + self.mlp(F.layer_norm(x, x.shape[-1:]))
-        return made
-
-    def _split(self, x: Tensor) -> Tensor:
-        """Return `[B, heads, N, width / heads]` of `[B, N, width]`."""
-        heads: Tensor = x.unflatten(-1, (self.heads, -1))
-        return heads.transpose(1, 2)
+        q, k, v = (
+            rearrange(y, "b n (heads d) -> b heads n d", heads=self.heads)
+            for y in (query, key, self.value(tokens))
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))
+        x = x + self.mlp(F.layer_norm(x, x.shape[-1:]))
+        return x
 
 
 def _look_near(weight: Tensor, head_width: int) -> None:
@@ -138,29 +159,5 @@ def waves(positions: Tensor) -> Tensor:
     low, high = PERIODS
     steps = torch.arange(WAVES, dtype=torch.float64, device=positions.device) / (WAVES - 1)
     speeds = 2 * math.pi / (low * (high / low) ** steps)
-    angles = (positions[..., None] * speeds).flatten(2)
+    angles = rearrange(positions[..., None] * speeds, "b n place waves -> b n (place waves)")
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-class ProbeRetriever(Probing[Probe]):
-    """Gives Ω back by a small cross-attention head, fitted on the frozen memory.
-
-    `longtake probe RUN --data STORE` fits it on the memories of clean windows, by the mean squared
-    error of latents, so what it gives is a mean, not a sample. It asks less than the DiT could: a
-    low figure says that this head finds little, a high one that the tokens hold much.
-    """
-
-    @classmethod
-    def head(cls, spec: Probe, geometry: Geometry) -> CrossHead:
-        """Return a fresh head."""
-        return CrossHead(spec, geometry)
-
-    @classmethod
-    def budget(cls, spec: Probe) -> Budget:
-        """Return what the head is fitted with."""
-        return Budget(steps=spec.steps, batch=spec.batch, rate=spec.rate, seed=spec.seed)
-
-    @classmethod
-    def weights(cls, spec: Probe) -> str | None:
-        """Return the file of the fitted head, or None."""
-        return spec.weights

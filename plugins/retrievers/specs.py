@@ -1,27 +1,39 @@
-"""Spec of the retriever `probe`; light, as all specs."""
+"""Specs of the built-in retrievers; light: no torch."""
 
 from __future__ import annotations
 
 from attrs import field, frozen
 
-from ...core.interfaces.spec import (
-    RetrieverSpec,
-    between,
-    doc,
-    ge,
-    gt,
-    in_,
-    instance_of,
-)
+from ...core.interfaces.spec import RetrieverSpec, between, doc, ge, gt, in_, instance_of, named
 from ...core.values.grid import Rate
 
 
 @frozen(kw_only=True)
+class Flow(RetrieverSpec):
+    """The DiT retrieves the frames from memory, through a flow-matching scheduler."""
+
+    steps: int = field(
+        default=1,
+        validator=ge(1),
+        metadata=doc("1: the posterior mean, which PSNR likes; ≥ 20: a sample, which eyes like"),
+    )
+    guidance: float = field(
+        default=1.0,
+        validator=ge(0.0),
+        metadata=doc("weight of classifier-free guidance by the prompt; 1 is none"),
+    )
+    group: int = field(
+        default=4, validator=ge(1), metadata=doc("latent frames retrieved in one pass, ≥ 1")
+    )
+
+
+@frozen(kw_only=True)
 class Probe(RetrieverSpec):
-    """A small head on the frozen memory gives the frames back, independent of the generator."""
+    """A small head on the frozen memory retrieves the frames, independent of the generator."""
 
     weights: str | None = field(
         default=None,
+        validator=named("a file"),
         metadata=doc("the fitted head, made by `longtake probe`; null: not fitted yet"),
     )
     layers: int = field(
@@ -40,36 +52,9 @@ class Probe(RetrieverSpec):
         default=0, validator=between(0, 2**62), metadata=doc("seed of fitting, 0 to 2^62")
     )
 
-    @weights.validator
-    def _is_text(self, attribute: object, value: str | None) -> None:
-        if value is not None and not value:
-            raise ValueError("must name a file, or be null")
-
     def __attrs_post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} cannot be dealt over heads {self.heads}")
-
-
-# ⟦plugins/specs.py⟧ Specs of the built-in plugins; light, so that listing them imports nothing heavy.
-
-
-@frozen(kw_only=True)
-class Flow(RetrieverSpec):
-    """The DiT gives the frames back from memory, through a flow-matching scheduler."""
-
-    steps: int = field(
-        default=1,
-        validator=ge(1),
-        metadata=doc("1: the posterior mean, which PSNR likes; ≥ 20: a sample, which eyes like"),
-    )
-    guidance: float = field(
-        default=1.0,
-        validator=ge(0.0),
-        metadata=doc("weight of classifier-free guidance by the prompt; 1 is none"),
-    )
-    group: int = field(
-        default=4, validator=ge(1), metadata=doc("latent frames retrieved in one pass, ≥ 1")
-    )
 
 
 @frozen(kw_only=True)

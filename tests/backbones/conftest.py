@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.texts.specs import Bytes
 from longtake.backbones.wan import specs
-from longtake.backbones.wan.published import TinyWan
+from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.values.memory import Memory, Part
 from longtake.core.values.text import Text
 
@@ -32,14 +32,14 @@ class WanKit:
         plugged: dict[str, Any] = dict(codec=Dct(channels=16), text_encoder=encoder)
         return specs.TinyWan(**(numbers | plugged | changes))
 
-    def small(self, dtype: torch.dtype = torch.float32, **changes: Any) -> TinyWan:
-        model = TinyWan.load(self.spec(**changes), seed=0)
+    def small(self, dtype: torch.dtype = torch.float32, **changes: Any) -> TinyWanBackbone:
+        model = TinyWanBackbone.load(self.spec(**changes), seed=0)
         return model if dtype == model.dtype else model.to(dtype)
 
-    def isolated(self, **changes: Any) -> TinyWan:
+    def isolated(self, **changes: Any) -> TinyWanBackbone:
         return self.small(**({"attention": "isolated", "memory_time": 0.0} | changes))
 
-    def twin(self, model: TinyWan) -> Any:
+    def twin(self, model: TinyWanBackbone) -> Any:
         """diffusers' own class with the same weights."""
         other = WanTransformer3DModel.from_config(dict(model.config))
         other.load_state_dict(model.state_dict(), strict=True, assign=True)

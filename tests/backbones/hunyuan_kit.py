@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.hunyuan import specs
-from longtake.backbones.hunyuan.model import Hunyuan
+from longtake.backbones.hunyuan.model import HunyuanBackbone
 from longtake.backbones.texts.specs import Bytes
 from longtake.core.interfaces.backbone import target_positions
 from longtake.core.interfaces.compressor import pad_to
@@ -35,14 +35,14 @@ class HunyuanKit:
         plugged: dict[str, Any] = dict(codec=Dct(channels=16), text_encoder=encoder)
         return specs.TinyHunyuan(**(numbers | plugged | changes))
 
-    def small(self, dtype: torch.dtype = torch.float32, **changes: Any) -> Hunyuan:
-        model = Hunyuan.load(self.spec(**changes), seed=0)
+    def small(self, dtype: torch.dtype = torch.float32, **changes: Any) -> HunyuanBackbone:
+        model = HunyuanBackbone.load(self.spec(**changes), seed=0)
         return model if dtype == model.dtype else model.to(dtype)
 
-    def isolated(self, **changes: Any) -> Hunyuan:
+    def isolated(self, **changes: Any) -> HunyuanBackbone:
         return self.small(**({"attention": "isolated", "memory_time": 0.0} | changes))
 
-    def twin(self, model: Hunyuan, **changes: Any) -> Any:
+    def twin(self, model: HunyuanBackbone, **changes: Any) -> Any:
         """diffusers' own class with the same weights."""
         other = HunyuanVideoTransformer3DModel.from_config(dict(model.config) | changes)
         other.load_state_dict(model.state_dict(), strict=True, assign=True)
@@ -71,7 +71,7 @@ class HunyuanKit:
         )
         return Memory(parts=(part,))
 
-    def patches(self, model: Hunyuan, clean: Tensor, frames: Tensor) -> Memory:
+    def patches(self, model: HunyuanBackbone, clean: Tensor, frames: Tensor) -> Memory:
         """Memory that is the DiT's own tokens of clean latents, at their places."""
         grid = model.fit().tokens(clean)
         places = target_positions(frames.expand(clean.shape[0], -1), *grid.shape[2:4])

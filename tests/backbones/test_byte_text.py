@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from longtake.backbones.texts.bytes import BEGIN, ByteEncoder, byte_vectors
 from longtake.backbones.texts.specs import Bytes
-from longtake.core.contract.text import check_text_encoder
+from longtake.core.contract.text_encoder import check_text_encoder
 from longtake.core.values.text import Text
 
 
@@ -51,10 +51,13 @@ def test_codes_are_far_from_parallel_and_of_unit_variance() -> None:
     assert 0.8 < float(variance.square().mean()) < 1.2
 
 
+ENCODER = ByteEncoder(Bytes())
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_two_prompts_differ_unless_their_bytes_are_the_same(one: str, two: str) -> None:
-    both = ByteEncoder(Bytes()).encode([one, two])
+    both = ENCODER.encode([one, two])
     read = [prompt.encode("utf-8", "surrogatepass")[:64] for prompt in (one, two)]
     assert torch.equal(both.embeddings[0], both.embeddings[1]) == (read[0] == read[1])
 

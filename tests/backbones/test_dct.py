@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longtake.backbones.codecs import dct
 from longtake.backbones.codecs.dct import DctCodec, constants, full_basis
 from longtake.backbones.codecs.specs import Dct
 from longtake.core.contract.codec import check_codec
@@ -162,7 +163,7 @@ def test_constants_are_sound_and_say_where_they_come_from() -> None:
         assert fitted["basis"].shape == (channels, 768)
         assert len({tuple(p) for p in fitted["places"].tolist()}) == channels
         assert bool((fitted["std"] > 0.05).all())
-        file = Path(dct_fit.__file__).with_name(f"dct{channels}.json")
+        file = Path(dct.__file__).with_name(f"dct{channels}.json")
         assert len(json.loads(file.read_text())["fitted_on"]["clips"]) > 40
     assert torch.allclose(full_basis() @ full_basis().T, torch.eye(768).double(), atol=1e-12)
 
@@ -171,7 +172,7 @@ def test_fit_keeps_the_strongest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     frames = (noise(9, 16, 16, 3).numpy() * 20 + 128).astype("uint8")
     frames[:, :, ::2] += 60  # a fast horizontal wave in grey
     write_video(tmp_path / "wave.mp4", frames, fps=8.0)
-    monkeypatch.setattr(dct_fit, "VIEWS", (dct_fit.View(16, 16, 8.0, 9),))
+    monkeypatch.setattr(dct_fit, "FORMATS", (dct_fit.ReadFormat(16, 16, 8.0, 9),))
     dct_fit.main(["--videos", str(tmp_path), "--out", str(tmp_path)])
     fitted = json.loads((tmp_path / "dct16.json").read_text())
     assert [0, 0, 0, 7] in fitted["indices"]

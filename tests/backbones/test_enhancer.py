@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from longtake.backbones.blocks.enhancer import Enhancer
-from longtake.backbones.wan.published import TinyWan
+from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import Cache, Feature
 from longtake.core.interfaces.spec import LoRA
@@ -29,13 +29,13 @@ WIDTHS = {"one.last": 12, "two.last": 6, "two.first": 5}
 ATTENTIONS = ("full", "isolated", "isolated-causal")
 
 
-def small(wan: Any, attention: str = "full", **changes: Any) -> TinyWan:
+def small(wan: Any, attention: str = "full", **changes: Any) -> TinyWanBackbone:
     numbers = {"attention": attention, "memory_time": 0.0, "cache_block": 4}
-    model: TinyWan = wan.small(**(numbers | changes))
+    model: TinyWanBackbone = wan.small(**(numbers | changes))
     return model
 
 
-def enhanced(wan: Any, attention: str = "full", **changes: Any) -> TinyWan:
+def enhanced(wan: Any, attention: str = "full", **changes: Any) -> TinyWanBackbone:
     """A model whose enhancers do something."""
     model = small(wan, attention, **changes)
     model.add_enhancer(WIDTHS)
@@ -68,7 +68,7 @@ def changed(held: Memory, **features: Tensor) -> Memory:
 
 
 def velocity(
-    model: TinyWan, wan: Any, held: Memory | Cache | None, rows: tuple[int, ...] = (0, 1)
+    model: TinyWanBackbone, wan: Any, held: Memory | Cache | None, rows: tuple[int, ...] = (0, 1)
 ) -> Tensor:
     index = list(rows)
     context = model.context(wan.text(2).select(index), held)

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from longtake.backbones.wan.published import TinyWan
+from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import LAYOUTS, Backbone
 from longtake.core.interfaces.spec import LoRA
@@ -61,7 +61,12 @@ def test_diffusers_reads_hunyuan(layout: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    "family,targets", [("wan", SOME), ("hunyuan", ALL), ("hunyuan", ("feed-forward",))]
+    "family,targets",
+    [
+        ("wan", SOME),
+        pytest.param("hunyuan", ALL, marks=pytest.mark.slow),
+        ("hunyuan", ("feed-forward",)),
+    ],
 )
 def test_we_read_every_layout_as_it_was(
     wan: Any, family: str, layout: str, targets: tuple[str, ...], tmp_path: Path
@@ -90,7 +95,7 @@ def test_weights_are_not_needed(wan: Any, tmp_path: Path) -> None:
         exported(model, wan, layout, tmp_path / "x.safetensors", **missing)
 
 
-def lora_of(model: TinyWan, kit: Any, path: Path) -> dict[str, torch.Tensor]:
+def lora_of(model: TinyWanBackbone, kit: Any, path: Path) -> dict[str, torch.Tensor]:
     """A LoRA of others in ComfyUI's layout: lora_down, lora_up, no alpha, no word of ours."""
     tensors = load_file(exported(model, kit, "comfyui", path))
     spelled = {n.replace("lora_A", "lora_down").replace("lora_B", "lora_up") for n in tensors}
@@ -186,7 +191,7 @@ def test_enhancers_travel_beside_the_lora(wan: Any, tmp_path: Path) -> None:
     first, path, bundle = stir(model()), tmp_path / "lora.safetensors", tmp_path / "x.safetensors"
     first.save_adapters(path)
     for layout in LAYOUTS:
-        (file,) = TinyWan.export_adapters(wan.spec(), path, layout).values()
+        (file,) = TinyWanBackbone.export_adapters(wan.spec(), path, layout).values()
         assert not any(name.startswith("memory.") for name in file.tensors)
         assert all(name.startswith("memory.enhancer.blocks.") for name in file.besides)
         encoder = {"memory.compressors.0.weight": torch.zeros(1)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longtake.backbones.lora.adapters import parse, stack
+from longtake.backbones.lora.adapters import add_frozen, parse_scaled
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import LAYOUTS
 from longtake.core.interfaces.spec import LoRA
@@ -87,7 +87,7 @@ def test_ours_alone_trains_and_is_saved(wan: Any, tmp_path: Path) -> None:
     assert not torch.equal(velocity(plain, wan, True), velocity(model, wan, True))
     late = wan.small()  # in the other order
     late.load_adapters(path)
-    stack(late, [str(other)])
+    add_frozen(late, [str(other)])
     assert near(velocity(late, wan, True), velocity(model, wan, True))
     assert {p for p in late.parameters() if p.requires_grad} == set(late.adapters().values())
 
@@ -139,7 +139,7 @@ def test_biases_act_and_norms_are_left_out_aloud(
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text("ab@.é/", min_size=1))
 def test_scales_are_what_stands_behind_the_last_at(scale: float, name: str) -> None:
-    path, found = parse(f"{name}@{scale!r}")
+    path, found = parse_scaled(f"{name}@{scale!r}")
     assert (path, found) == (Path(name), scale)
 
 
@@ -159,4 +159,4 @@ def test_bad_loras_say_so_in_one_line(wan: Any, tmp_path: Path) -> None:
     refused("blocks.1.*which this model does not have", str(path), layers=1)
     odd = tmp_path / "a@b.safetensors"
     odd.write_bytes(path.read_bytes())
-    assert parse(str(odd)) == (odd, 1.0)
+    assert parse_scaled(str(odd)) == (odd, 1.0)

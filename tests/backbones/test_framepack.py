@@ -12,10 +12,9 @@ import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch import Tensor
 
-from longtake.backbones.blocks.rotary import rotary
+from longtake.backbones.blocks.rotary import rotary_table
 from longtake.backbones.hunyuan import specs
-from longtake.backbones.hunyuan.block import axes_of, replicated
-from longtake.backbones.hunyuan.model import FramePack
+from longtake.backbones.hunyuan.model import FramePackBackbone, pooled_rotary_table, rotary_axes
 from longtake.backbones.texts.specs import LlamaClip
 from longtake.core.contract.backbone import check_backbone
 from longtake.core.errors import UserError
@@ -45,12 +44,12 @@ def spec(hunyuan: Any, **changes: Any) -> specs.FramePack:
     return specs.FramePack(**(numbers | changes))
 
 
-def small(hunyuan: Any, dtype: torch.dtype = torch.float32, **changes: Any) -> FramePack:
-    model = FramePack.load(spec(hunyuan, **changes), seed=0)
+def small(hunyuan: Any, dtype: torch.dtype = torch.float32, **changes: Any) -> FramePackBackbone:
+    model = FramePackBackbone.load(spec(hunyuan, **changes), seed=0)
     return model if dtype == model.dtype else model.to(dtype)
 
 
-def twin(model: FramePack) -> Any:
+def twin(model: FramePackBackbone) -> Any:
     other = HunyuanVideoFramepackTransformer3DModel.from_config(dict(model.config))
     other.load_state_dict(model.state_dict(), strict=True, assign=True)
     return other.eval()
@@ -123,15 +122,15 @@ INDICES = {"clean": FIRST + CLEAN, "history_2x": TWICE, "history_4x": FOUR}
 
 
 @torch.no_grad()
-def velocity(model: FramePack, video: Tensor, t: Tensor, text: Text, memory: Any) -> Tensor:
+def velocity(model: FramePackBackbone, video: Tensor, t: Tensor, text: Text, memory: Any) -> Tensor:
     frames = torch.tensor([NOW]).expand(video.shape[0], -1)
     return model.velocity(video, t, frames, model.context(text, memory))
 
 
-def tables(model: FramePack, other: Any, indices: list[int], rate: int, size: Any) -> Any:
+def tables(model: FramePackBackbone, other: Any, indices: list[int], rate: int, size: Any) -> Any:
     """Our table and FramePack's pooled one, `[N, head width]` each."""
     part = place(torch.zeros(1, cells(indices, rate, size), 1), indices, rate, size)
-    turns = replicated(axes_of(model.config), part.positions, part.extents)
+    turns = pooled_rotary_table(rotary_axes(model.config), part.positions, part.extents)
     ours = tuple(x[0, :, 0].repeat_interleave(2, dim=1) for x in turns)
     table = other.rope(torch.tensor(indices), *size, torch.device("cpu"))
     kernel = (rate,) * 3
@@ -155,24 +154,30 @@ def test_the_rotary_table_is_the_pooled_one(hunyuan: Any, size: tuple[int, int])
 
 
 def test_whole_cells_turn_as_their_place(hunyuan: Any) -> None:
-    axes = axes_of(small(hunyuan).config)
+    axes = rotary_axes(small(hunyuan).config)
     places = hunyuan.noise(2, 7, 3).double().abs() * 9
-    one, two = replicated(axes, places, torch.ones_like(places)), rotary(axes, places)
+    one, two = (
+        pooled_rotary_table(axes, places, torch.ones_like(places)),
+        rotary_table(axes, places),
+    )
     assert all(map(torch.equal, one, two))
 
 
 def test_a_moment_of_another_sample_does_not_count(hunyuan: Any) -> None:
-    axes = axes_of(small(hunyuan).config)
+    axes = rotary_axes(small(hunyuan).config)
     places = torch.zeros(2, 2, 3).double()
     extents = torch.tensor([[[1.0, 4, 4], [1, 2, 4]], [[1, 2, 2], [1, 1, 2]]]).double()
-    both = replicated(axes, places, extents)
-    alone = replicated(axes, places[1:], extents[1:])
+    both = pooled_rotary_table(axes, places, extents)
+    alone = pooled_rotary_table(axes, places[1:], extents[1:])
     assert torch.equal(both.cos[1:], alone.cos)
-    assert not torch.equal(both.cos[1:], replicated(axes, places[1:], extents[:1]).cos)
+    assert not torch.equal(both.cos[1:], pooled_rotary_table(axes, places[1:], extents[:1]).cos)
 
 
 def pool_in_our_rounding(
-    other: Any, model: FramePack, size: Any, places: Any = MappingProxyType({2: TWICE, 4: FOUR})
+    other: Any,
+    model: FramePackBackbone,
+    size: Any,
+    places: Any = MappingProxyType({2: TWICE, 4: FOUR}),
 ) -> None:
     """Let the twin turn memory by our table: float32 means differ in their last bits."""
     ours = {rate: tables(model, other, at, rate, size)[0] for rate, at in places.items()}
@@ -186,7 +191,7 @@ def padded(text: Text) -> Text:
 
 @LIMITS
 @pytest.mark.parametrize("size", [(16, 24), (12, 20), (10, 14)])
-@pytest.mark.parametrize("image", [True, False])
+@pytest.mark.parametrize("image", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_packed_past_is_diffusers(
     hunyuan: Any, size: tuple[int, int], dtype: torch.dtype, gap: float, image: bool
 ) -> None:
@@ -230,7 +235,7 @@ def test_the_image_is_read(hunyuan: Any) -> None:
     assert torch.equal(swapped.embeddings[1], text.embeddings[1])
 
 
-@pytest.mark.parametrize("attention", ["full", "isolated"])
+@pytest.mark.parametrize("attention", ["isolated", pytest.param("full", marks=pytest.mark.slow)])
 def test_contract(hunyuan: Any, attention: str) -> None:
     check_backbone(small(hunyuan, attention=attention, memory_time=0.0))
 
@@ -283,14 +288,16 @@ def test_weights_load_from_either_folder(hunyuan: Any, tmp_path: Path) -> None:
     config = read_json(tmp_path / "config.json", "config")
     for name in ("HunyuanVideoFramepackTransformer3DModel", "HunyuanVideoTransformer3DModelPacked"):
         write_json(tmp_path / "config.json", config | {"_class_name": name})
-        again = FramePack.load(given)
+        again = FramePackBackbone.load(given)
         assert all(torch.equal(x, again.state_dict()[n]) for n, x in model.state_dict().items())
         assert "clean_x_embedder.proj_4x.weight" in again.state_dict()
     write_json(tmp_path / "config.json", config | {"_class_name": "HunyuanVideoTransformer3DModel"})
     with pytest.raises(UserError, match="not of HunyuanVideoFramepackTransformer3DModel"):
-        FramePack.load(given)
-    with pytest.raises(UserError, match="framepack needs its own spec"):
-        FramePack.load(specs.TinyHunyuan())
+        FramePackBackbone.load(given)
+    with pytest.raises(
+        UserError, match="FramePackBackbone needs a FramePack spec, not TinyHunyuan"
+    ):
+        FramePackBackbone.load(specs.TinyHunyuan())
 
 
 def test_the_spec_is_the_released_model() -> None:

@@ -19,9 +19,9 @@ from huggingface_hub.file_download import DryRunFileInfo
 from safetensors.torch import save_file
 
 from longtake.backbones.texts.specs import Umt5
-from longtake.backbones.wan.published import PublishedWan
+from longtake.backbones.wan.published import PublishedWanBackbone
 from longtake.backbones.wan.specs import Wan22Dense5B
-from longtake.backbones.weights.find import find_source
+from longtake.backbones.weights.find import find_dit
 from longtake.core.errors import UserError
 from longtake.core.tools import hub
 
@@ -48,28 +48,28 @@ def cached(cache: Path, repo: str = REPO) -> Path:
 
 def refused(words: str, weights: str = REPO) -> str:
     with pytest.raises(UserError, match=words) as caught:
-        PublishedWan.load(attrs.evolve(SPEC, weights=weights))
+        PublishedWanBackbone.load(attrs.evolve(SPEC, weights=weights))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_cached_repository_loads_offline(cache: Path) -> None:
     WanTransformer3DModel(**SPEC.config).save_pretrained(cached(cache) / "transformer")
-    model = PublishedWan.load(SPEC)
+    model = PublishedWanBackbone.load(SPEC)
     assert SPEC.weights == REPO and model.dtype == torch.bfloat16
-    assert find_source(REPO).name == f"{REPO}/transformer"
+    assert find_dit(REPO).name == f"{REPO}/transformer"
 
 
 def test_a_model_alone_in_its_repository_loads(cache: Path) -> None:
     WanTransformer3DModel(**SPEC.config).save_pretrained(cached(cache, "me/wan"))
-    PublishedWan.load(attrs.evolve(SPEC, weights="me/wan"))
+    PublishedWanBackbone.load(attrs.evolve(SPEC, weights="me/wan"))
 
 
 def test_one_file_of_a_repository_loads(cache: Path) -> None:
     model, root = WanTransformer3DModel(**SPEC.config), cached(cache, "me/files") / "split"
     root.mkdir()
     save_file(model.state_dict(), root / "wan.safetensors")
-    found = PublishedWan.load(attrs.evolve(SPEC, weights="me/files/split/wan.safetensors"))
+    found = PublishedWanBackbone.load(attrs.evolve(SPEC, weights="me/files/split/wan.safetensors"))
     assert torch.equal(found.proj_out.bias.float(), model.proj_out.bias.bfloat16().float())
     refused("the hub's me/files has no file other.safetensors", "me/files/other.safetensors")
     refused("are pickled", "me/files/model.pth")
@@ -97,7 +97,7 @@ def test_without_a_network_the_cache_is_used(cache: Path, monkeypatch: Any) -> N
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     WanTransformer3DModel(**SPEC.config).save_pretrained(cached(cache) / "transformer")
-    PublishedWan.load(SPEC)
+    PublishedWanBackbone.load(SPEC)
 
 
 def answer(monkeypatch: Any, files: Sequence[DryRunFileInfo], asked: list[Any]) -> None:

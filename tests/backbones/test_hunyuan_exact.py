@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.blocks.rotary import Axes, rotary
-from longtake.backbones.hunyuan.model import Hunyuan
+from longtake.backbones.blocks.rotary import RotaryAxes, rotary_table
+from longtake.backbones.hunyuan.model import HunyuanBackbone
 from longtake.backbones.hunyuan.specs import Hunyuan as Published
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.contract.backbone import check_backbone
@@ -36,7 +36,7 @@ def far(one: Tensor, two: Tensor) -> float:
 
 @torch.no_grad()
 def velocity(
-    model: Hunyuan, video: Tensor, t: Tensor, frames: Tensor, text: Text, memory: Any = None
+    model: HunyuanBackbone, video: Tensor, t: Tensor, frames: Tensor, text: Text, memory: Any = None
 ) -> Tensor:
     frames = frames.expand(video.shape[0], -1)
     return model.velocity(video, t, frames, model.context(text, memory))
@@ -55,7 +55,7 @@ def test_rotary_at_whole_places_is_diffusers_table(
     table = HunyuanVideoRotaryPosEmbed(2, 1, list(axes), 256.0)
     cos, sin = table(torch.empty(1, 1, first + frames, rows * 2, columns * 2))
     places = target_positions(torch.arange(first, first + frames)[None], rows, columns)
-    ours, cells = rotary(Axes(256.0, axes, torch.float32), places), rows * columns
+    ours, cells = rotary_table(RotaryAxes(256.0, axes, torch.float32), places), rows * columns
     assert torch.equal(ours.cos[0, :, 0], cos[first * cells :, 0::2])
     assert torch.equal(ours.sin[0, :, 0], sin[first * cells :, 1::2])
 
@@ -172,11 +172,19 @@ def test_clean_memory_is_token_replace(
     assert far(velocity(shared, video[:, :, 1:], t, frames[1:], text, memory), ours) > 1e-3
 
 
-@pytest.mark.parametrize("attention", ["full", "isolated", "isolated-causal"])
+@pytest.mark.parametrize(
+    "attention",
+    [
+        "isolated-causal",
+        pytest.param("full", marks=pytest.mark.slow),
+        pytest.param("isolated", marks=pytest.mark.slow),
+    ],
+)
 def test_contract(hunyuan: Any, attention: str) -> None:
     check_backbone(hunyuan.small(attention=attention, memory_time=0.25))
 
 
+@pytest.mark.slow
 def test_contract_with_shared_time(hunyuan: Any) -> None:
     check_backbone(hunyuan.small())
 
@@ -186,7 +194,7 @@ def test_weights_that_diffusers_saved_load_to_the_same_bits(hunyuan: Any, tmp_pa
     folder, written = tmp_path / "base", hunyuan.twin(hunyuan.small())
     written.save_pretrained(folder, max_shard_size="100KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    model = Hunyuan.load(hunyuan.spec(weights=str(folder)), seed=3)
+    model = HunyuanBackbone.load(hunyuan.spec(weights=str(folder)), seed=3)
     assert all(torch.equal(x, written.state_dict()[n]) for n, x in model.state_dict().items())
     # read back, too: where a tensor lies in memory decides on the last bits
     plain = HunyuanVideoTransformer3DModel.from_pretrained(folder, local_files_only=True)
@@ -207,7 +215,7 @@ def test_what_is_refused(hunyuan: Any) -> None:
     with pytest.raises(ValueError, match="no real token"):
         model.context(attrs.evolve(text, mask=torch.zeros_like(text.mask)))
     with pytest.raises(UserError, match="not TinyWan"):
-        Hunyuan.load(TinyWan())
+        HunyuanBackbone.load(TinyWan())
     with pytest.raises(ValueError, match="add up to head_width 16"):
         hunyuan.spec(rope=(4, 4, 4))
     with pytest.raises(ValueError, match="must be > 0, or null"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.backbones.hunyuan.model import Hunyuan
+from longtake.backbones.hunyuan.model import HunyuanBackbone
 from longtake.core.values.memory import Memory
 
 WIDTHS = {"test.last": 7}
@@ -24,19 +24,19 @@ def memory(hunyuan: Any, features: Tensor) -> Memory:
     return Memory(parts=(attrs.evolve(part, positions=places, features={"last": features}),))
 
 
-def velocity(model: Hunyuan, hunyuan: Any, seen: Memory) -> Tensor:
+def velocity(model: HunyuanBackbone, hunyuan: Any, seen: Memory) -> Tensor:
     context = model.context(hunyuan.text(2), seen)
     x = hunyuan.noise(2, 16, 2, 4, 6)
     return model.velocity(x, torch.tensor([0.2, 0.7]), hunyuan.frames(7, 2, 2), context)
 
 
-def enhanced(hunyuan: Any, attention: str) -> Hunyuan:
-    model: Hunyuan = hunyuan.small(attention=attention, memory_time=0.0, cache_block=4)
+def enhanced(hunyuan: Any, attention: str) -> HunyuanBackbone:
+    model: HunyuanBackbone = hunyuan.small(attention=attention, memory_time=0.0, cache_block=4)
     model.add_enhancer(WIDTHS)
     return model
 
 
-def awaken(model: Hunyuan) -> Hunyuan:
+def awaken(model: HunyuanBackbone) -> HunyuanBackbone:
     random = torch.Generator().manual_seed(4)
     for name, weight in model.adapters().items():
         if ".to_out." in name:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longtake.backbones.hunyuan.model import Hunyuan, facts
+from longtake.backbones.hunyuan.model import HunyuanBackbone, config_from_tensors
 from longtake.backbones.hunyuan.specs import Hunyuan as Published
 from longtake.backbones.weights import load as single_file
 from longtake.backbones.weights.check import skeleton
@@ -24,9 +24,9 @@ ALL = ("attention", "cross-attention", "feed-forward")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def trained(hunyuan: Any, **changes: Any) -> Hunyuan:
+def trained(hunyuan: Any, **changes: Any) -> HunyuanBackbone:
     """A small model whose adapters do something."""
-    model: Hunyuan = hunyuan.small(**changes)
+    model: HunyuanBackbone = hunyuan.small(**changes)
     model.add_lora(LoRA(rank=3, alpha=7.0, targets=ALL))
     random = torch.Generator().manual_seed(2)
     for weight in model.adapters().values():
@@ -35,7 +35,7 @@ def trained(hunyuan: Any, **changes: Any) -> Hunyuan:
 
 
 @torch.no_grad()
-def velocity(model: Hunyuan, hunyuan: Any, memory: bool = True) -> Tensor:
+def velocity(model: HunyuanBackbone, hunyuan: Any, memory: bool = True) -> Tensor:
     context = model.context(hunyuan.text(1), hunyuan.memory(1, 3) if memory else None)
     x = hunyuan.noise(1, 16, 2, 4, 4)
     return model.velocity(x, torch.tensor([0.5]), hunyuan.frames(0, 2), context)
@@ -89,12 +89,12 @@ def test_adapters_come_back_with_an_enhancer(hunyuan: Any, tmp_path: Path) -> No
 
 
 def test_weights_round_trip_through_diffusers(hunyuan: Any, tmp_path: Path) -> None:
-    model, folder = Hunyuan.load(hunyuan.spec(), seed=4), tmp_path / "base"
+    model, folder = HunyuanBackbone.load(hunyuan.spec(), seed=4), tmp_path / "base"
     model.add_enhancer({"test.look": 6})
     model.save_weights(folder)
     plain = HunyuanVideoTransformer3DModel.from_pretrained(folder, local_files_only=True)
     assert all(torch.equal(x, model.state_dict()[n]) for n, x in plain.state_dict().items())
-    again = Hunyuan.load(hunyuan.spec(weights=str(folder)))
+    again = HunyuanBackbone.load(hunyuan.spec(weights=str(folder)))
     assert torch.equal(theirs(plain, hunyuan), velocity(again, hunyuan, memory=False))
     again.save_weights(tmp_path / "again")
     for name in ("config.json", WEIGHTS):
@@ -110,18 +110,18 @@ def test_a_single_file_is_the_folder(hunyuan: Any, tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "base" / WEIGHTS)
     path = tmp_path / "one.safetensors"
     save_file({f"model.diffusion_model.{n}": x for n, x in tensors.items()}, path)
-    model = Hunyuan.load(hunyuan.spec(weights=str(path)))
+    model = HunyuanBackbone.load(hunyuan.spec(weights=str(path)))
     assert all(torch.equal(x, tensors[n]) for n, x in model.state_dict().items())
     assert model.state_dict().keys() == tensors.keys()
     with pytest.raises(UserError, match="guidance_embeds is True, not False"):
-        Hunyuan.load(hunyuan.spec(weights=str(path), guidance=None))
+        HunyuanBackbone.load(hunyuan.spec(weights=str(path), guidance=None))
 
 
 def test_bf16_weights_load_as_the_spec_says(hunyuan: Any, tmp_path: Path) -> None:
     hunyuan.small(torch.bfloat16).save_weights(tmp_path / "base")
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        model = Hunyuan.load(hunyuan.spec(weights=str(tmp_path / "base"), dtype=name))
+        model = HunyuanBackbone.load(hunyuan.spec(weights=str(tmp_path / "base"), dtype=name))
         assert {p.dtype for p in model.parameters()} == {dtype}
         assert velocity(model, hunyuan).dtype == dtype
 
@@ -132,7 +132,7 @@ def test_bad_weights_say_so_in_one_line(hunyuan: Any, tmp_path: Path) -> None:
 
     def refused(words: str, **changes: Any) -> None:
         with pytest.raises(UserError, match=words) as caught:
-            Hunyuan.load(hunyuan.spec(weights=str(base), **changes))
+            HunyuanBackbone.load(hunyuan.spec(weights=str(base), **changes))
         assert "\n" not in str(caught.value)
 
     refused("num_single_layers is 2, not 3", single_layers=3)
@@ -145,9 +145,9 @@ def test_bad_weights_say_so_in_one_line(hunyuan: Any, tmp_path: Path) -> None:
 
 def test_facts_of_tensors_are_those_of_the_config(hunyuan: Any) -> None:
     for spec in (hunyuan.spec(), hunyuan.spec(guidance=None, layers=1, single_layers=3)):
-        found = facts(skeleton(Hunyuan, spec.config).state_dict())
+        found = config_from_tensors(skeleton(HunyuanBackbone, spec.config).state_dict())
         assert len(found) == 11 and found.items() <= spec.config.items()
-    assert facts({"x": torch.zeros(1)})["num_layers"] == 0
+    assert config_from_tensors({"x": torch.zeros(1)})["num_layers"] == 0
 
 
 def original_release(layers: int, singles: int, refiners: int) -> dict[str, Tensor]:
@@ -202,22 +202,24 @@ def test_names_of_the_original_release_are_read() -> None:
     """As ComfyUI's single files have them: all together (headers) and one by one (tensors)."""
     spec = Published(layers=2, single_layers=2)
     names = original_release(2, 2, 2)
-    model, prefix = skeleton(Hunyuan, spec.config), "model.diffusion_model."
+    model, prefix = skeleton(HunyuanBackbone, spec.config), "model.diffusion_model."
     shapes = {prefix + name: tensor for name, tensor in names.items()}
-    convert = single_file._checked("one.safetensors", model, shapes, spec.config, facts)
+    convert = single_file._checked_converter(
+        "one.safetensors", model, shapes, spec.config, config_from_tensors
+    )
     alone = [name for key, tensor in shapes.items() for name in convert({key: tensor})]
     assert sorted(alone) == sorted(model.state_dict())
     other = Published(layers=2, single_layers=3).config
     with pytest.raises(UserError, match="num_single_layers is 2, not 3"):
-        single_file._checked("one.safetensors", model, shapes, other, facts)
+        single_file._checked_converter("one.safetensors", model, shapes, other, config_from_tensors)
 
 
 def test_the_published_model_is_diffusers_by_name_and_shape() -> None:
     """12.8 thousand million parameters, on the meta device."""
     spec = Published()
-    ours = skeleton(Hunyuan, spec.config).state_dict()
+    ours = skeleton(HunyuanBackbone, spec.config).state_dict()
     with torch.device("meta"):
         plain = HunyuanVideoTransformer3DModel(**spec.config).state_dict()
     assert {n: x.shape for n, x in ours.items()} == {n: x.shape for n, x in plain.items()}
     assert round(sum(x.numel() for x in ours.values()) / 1e9, 1) == 12.8
-    assert facts(ours).items() <= spec.config.items()
+    assert config_from_tensors(ours).items() <= spec.config.items()

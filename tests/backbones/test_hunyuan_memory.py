@@ -13,19 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.hunyuan import block as attend
-from longtake.backbones.hunyuan import reader as ends
-from longtake.backbones.hunyuan.model import Hunyuan
+from longtake.backbones.blocks import attention
+from longtake.backbones.hunyuan.model import HunyuanBackbone
 from longtake.core.interfaces.backbone import Backbone, Cache
 from longtake.core.interfaces.spec import LoRA
 from longtake.core.values.memory import Memory, Part
 
 STEPS = (1.0, 0.2)
 KINDS = ("full", "isolated", "isolated-causal")
-MODELS: dict[Any, Hunyuan] = {}
+MODELS: dict[Any, HunyuanBackbone] = {}
 
 
-def kept(hunyuan: Any, **changes: Any) -> Hunyuan:
+def kept(hunyuan: Any, **changes: Any) -> HunyuanBackbone:
     """A small model that no test changes."""
     key = tuple(sorted(changes.items()))
     if key not in MODELS:
@@ -33,7 +32,7 @@ def kept(hunyuan: Any, **changes: Any) -> Hunyuan:
     return MODELS[key]
 
 
-def isolated(hunyuan: Any, attention: str = "isolated") -> Hunyuan:
+def isolated(hunyuan: Any, attention: str = "isolated") -> HunyuanBackbone:
     return kept(hunyuan, attention=attention, memory_time=0.0, cache_block=2)
 
 
@@ -163,7 +162,7 @@ def test_later_blocks_never_change_keys(hunyuan: Any) -> None:
     assert not torch.equal(wide.keys[-1][:, :6], isolated(hunyuan).remember(memory).keys[-1][:, :6])
 
 
-def loss_of(model: Hunyuan, hunyuan: Any, memory: Memory | Cache, seed: int = 1) -> Tensor:
+def loss_of(model: HunyuanBackbone, hunyuan: Any, memory: Memory | Cache, seed: int = 1) -> Tensor:
     text = hunyuan.text(2, length=5)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     context = model.context(attrs.evolve(text, mask=mask), memory)
@@ -173,7 +172,7 @@ def loss_of(model: Hunyuan, hunyuan: Any, memory: Memory | Cache, seed: int = 1)
 
 
 @pytest.mark.parametrize("attention", KINDS)
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_checkpointing_keeps_gradients(hunyuan: Any, attention: str, lora: bool) -> None:
     """Two forwards before one backward: what per-call state on processors would spoil."""
     model, found = hunyuan.small(attention=attention, memory_time=0.0), []
@@ -244,18 +243,18 @@ def test_no_mask_is_ever_made_and_raggedness_is_announced_once(
     hunyuan: Any, caplog: Any, monkeypatch: Any
 ) -> None:
     """Flash and sage backends refuse masks."""
-    masks, dispatch = [], attend.dispatch_attention_fn
+    masks, dispatch = [], attention.dispatch_attention_fn
 
     def noted(*args: Any, attn_mask: Any, **rest: Any) -> Any:
         masks.append(attn_mask)
         return dispatch(*args, attn_mask=attn_mask, **rest)
 
-    monkeypatch.setattr(attend, "dispatch_attention_fn", noted)
-    ends.announce_ragged.cache_clear()
+    monkeypatch.setattr(attention, "dispatch_attention_fn", noted)
+    attention.announce_single_samples.cache_clear()
     model, memory = isolated(hunyuan), hunyuan.memory(2, 4)
     valid = memory.parts[0].valid.clone()
     valid[0, 3] = False
-    with caplog.at_level(logging.INFO, logger=ends.__name__):
+    with caplog.at_level(logging.INFO, logger=attention.__name__):
         model.remember(memory)
         assert not caplog.records
         for _ in range(2):
@@ -267,13 +266,13 @@ def test_no_mask_is_ever_made_and_raggedness_is_announced_once(
 
 @torch.no_grad()
 def test_the_users_attention_backend_is_used(hunyuan: Any, monkeypatch: Any) -> None:
-    backends, dispatch = [], attend.dispatch_attention_fn
+    backends, dispatch = [], attention.dispatch_attention_fn
 
     def noted(*args: Any, backend: Any, **rest: Any) -> Any:
         backends.append(backend)
         return dispatch(*args, backend=backend, **rest)
 
-    monkeypatch.setattr(attend, "dispatch_attention_fn", noted)
+    monkeypatch.setattr(attention, "dispatch_attention_fn", noted)
     model = hunyuan.isolated()
     plain = outputs(model, hunyuan)
     for block in blocks(model):  # as `set_attention_backend`, which also sets the program's own
@@ -285,7 +284,7 @@ def test_the_users_attention_backend_is_used(hunyuan: Any, monkeypatch: Any) -> 
 
 
 @torch.no_grad()
-def outputs(model: Hunyuan, hunyuan: Any) -> list[Tensor]:
+def outputs(model: HunyuanBackbone, hunyuan: Any) -> list[Tensor]:
     cache = model.remember(hunyuan.memory(1, 4))
     context = model.context(hunyuan.text(1), cache)
     x = hunyuan.noise(1, 16, 2, 4, 4)

@@ -13,7 +13,7 @@ from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.hunyuan.specs import TinyHunyuan
 from longtake.backbones.texts.specs import Bytes
 from longtake.core.experiment import Experiment
-from longtake.core.tools.files import read_lines
+from longtake.core.tools.files import read_json_lines
 from longtake.core.train.checkpoint import checkpoints, load_run
 from longtake.core.train.pretrain import pretrain
 from longtake.core.values.history import History
@@ -44,7 +44,7 @@ def test_every_parameter_has_a_gradient_without_memory(hunyuan: Any) -> None:
 
 
 def finite(run: Path) -> list[float]:
-    losses = [line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+    losses = [line["loss"] for line in read_json_lines(run / "metrics.jsonl") if "loss" in line]
     assert losses and all(0 < loss < 100 for loss in losses)
     return losses
 
@@ -63,9 +63,9 @@ def test_what_stage_0_leaves_is_the_base_of_the_next(store: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"memory_time": 0.0},
-        {"attention": "isolated", "memory_time": 0.0},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"memory_time": 0.0}, marks=pytest.mark.slow),
+        pytest.param({"attention": "isolated", "memory_time": 0.0}, marks=pytest.mark.slow),
         {"attention": "isolated-causal", "memory_time": 0.0, "cache_block": 4},
     ],
     ids=["shared", "clean", "isolated", "causal"],

@@ -105,6 +105,7 @@ def test_keeps_the_contract(codec: HunyuanVaeCodec, vae: Any) -> None:
     check_codec(tiled(codec, vae, 8, 4), cells=(1, 2), latents=8, tolerance=0)
 
 
+@pytest.mark.slow
 def test_tiles_in_space_equal_those_of_diffusers(codec: HunyuanVaeCodec, vae: Any) -> None:
     made = HunyuanVaeCodec(evolve(codec.spec, tile=32, overlap=16, tile_frames=8, tile_step=8))
     vae.tile_sample_min_num_frames = vae.tile_sample_stride_num_frames = 8

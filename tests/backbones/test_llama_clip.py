@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, LlamaModel
 
 from longtake.backbones.texts.llama_clip import LlamaClipEncoder
 from longtake.backbones.texts.specs import LlamaClip
-from longtake.core.contract.text import check_text_encoder
+from longtake.core.contract.text_encoder import check_text_encoder
 from longtake.core.errors import UserError
 from longtake.core.registry import build
 

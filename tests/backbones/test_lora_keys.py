@@ -20,15 +20,15 @@ from longtake.backbones.lora.layouts import (
     HUNYUAN,
     WAN,
     Family,
+    LinearSize,
     Pair,
-    Sizes,
     comfyui,
-    filled,
     fuse,
-    kind_of,
     kohya,
-    original,
+    linear_kind,
+    original_pairs,
     pairs_of,
+    with_required,
 )
 
 WIDTH, MLP = 3072, 5  # diffusers reads single-stream blocks of this width only
@@ -51,8 +51,8 @@ def wan_names(blocks: int = 2, ends: tuple[str, ...] | None = None) -> list[str]
     return [f"blocks.{i}.{end}" for i in range(blocks) for end in ends or every]
 
 
-def wan_size(name: str) -> Sizes:
-    return Sizes(4, 6)
+def wan_size(name: str) -> LinearSize:
+    return LinearSize(4, 6)
 
 
 def back(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
@@ -67,9 +67,9 @@ def product(pair: Pair) -> Tensor:
 @pytest.mark.parametrize("ends", [None, ("attn1.to_q", "attn1.to_out.0", "ffn.net.2")])
 def test_wan_comes_back_equal_through_both_converters(ends: tuple[str, ...] | None) -> None:
     ours = pairs(wan_names(ends=ends))
-    named = original(ours, WAN, wan_size)
-    ui = back(_convert_non_diffusers_wan_lora_to_diffusers(comfyui(named, 1.0, scales=True)))
-    whole = filled(named, WAN, wan_names(), wan_size)
+    named = original_pairs(ours, WAN, wan_size)
+    ui = back(_convert_non_diffusers_wan_lora_to_diffusers(comfyui(named, 1.0, with_alpha=True)))
+    whole = with_required(named, WAN, wan_names(), wan_size)
     musubi = back(_convert_musubi_wan_lora_to_diffusers(kohya(whole, 1.0)))
     for name, pair in ours.items():
         for read in (ui, musubi):
@@ -80,9 +80,9 @@ def test_wan_comes_back_equal_through_both_converters(ends: tuple[str, ...] | No
 
 def test_wan_keeps_its_scale() -> None:
     ours = pairs(wan_names())
-    named = original(ours, WAN, wan_size)
+    named = original_pairs(ours, WAN, wan_size)
     for convert, tensors in (
-        (_convert_non_diffusers_wan_lora_to_diffusers, comfyui(named, 3.5, scales=True)),
+        (_convert_non_diffusers_wan_lora_to_diffusers, comfyui(named, 3.5, with_alpha=True)),
         (_convert_musubi_wan_lora_to_diffusers, kohya(named, 3.5)),
     ):
         copies = {name: x.clone() for name, x in tensors.items()}  # diffusers scales in place
@@ -93,8 +93,10 @@ def test_wan_keeps_its_scale() -> None:
 
 
 def test_names_of_other_programs() -> None:
-    named = original(pairs(["blocks.3.attn1.to_out.0", "blocks.3.ffn.net.0.proj"]), WAN, wan_size)
-    assert set(comfyui(named, 2.0, scales=True)) == {
+    named = original_pairs(
+        pairs(["blocks.3.attn1.to_out.0", "blocks.3.ffn.net.0.proj"]), WAN, wan_size
+    )
+    assert set(comfyui(named, 2.0, with_alpha=True)) == {
         f"diffusion_model.blocks.3.{linear}.{end}"
         for linear in ("self_attn.o", "ffn.0")
         for end in ("lora_A.weight", "lora_B.weight", "alpha")
@@ -107,16 +109,16 @@ def test_names_of_other_programs() -> None:
     }
     assert flat["lora_unet_blocks_3_ffn_0.alpha"].item() == 2.0 * RANK
     with pytest.raises(KeyError):
-        original(pairs(["blocks.3.attn3.to_q"]), WAN, wan_size)
+        original_pairs(pairs(["blocks.3.attn3.to_q"]), WAN, wan_size)
 
 
-def hunyuan_size(name: str) -> Sizes:
-    return Sizes(4, MLP if name.endswith("proj_mlp") else WIDTH)
+def hunyuan_size(name: str) -> LinearSize:
+    return LinearSize(4, MLP if name.endswith("proj_mlp") else WIDTH)
 
 
 def hunyuan_names(*skipped: str) -> list[str]:
     return [
-        f"{blocks.ours}.1.{end}"
+        f"{blocks.diffusers}.1.{end}"
         for blocks in HUNYUAN.lists
         for ends in blocks.linears.values()
         for end in ends
@@ -127,14 +129,14 @@ def hunyuan_names(*skipped: str) -> list[str]:
 @pytest.mark.parametrize("skipped", [(), ("to_k", "proj_mlp"), ("to_q", "to_k", "to_v")])
 def test_hunyuan_comes_back_equal_through_the_converter(skipped: tuple[str, ...]) -> None:
     ours = {
-        name: Pair(random(RANK, 4, seed=i), random(hunyuan_size(name).leave, RANK, seed=-i - 1))
+        name: Pair(random(RANK, 4, seed=i), random(hunyuan_size(name).outputs, RANK, seed=-i - 1))
         for i, name in enumerate(hunyuan_names(*skipped))
     }
-    named = original(ours, HUNYUAN, hunyuan_size)
+    named = original_pairs(ours, HUNYUAN, hunyuan_size)
     joined = sum(name.endswith(("to_q", "to_k", "to_v")) for name in ours if "single" not in name)
     if joined:
         assert named["double_blocks.1.img_attn_qkv"].rank == joined * RANK
-    read = back(_convert_hunyuan_video_lora_to_diffusers(comfyui(named, 1.0, scales=False)))
+    read = back(_convert_hunyuan_video_lora_to_diffusers(comfyui(named, 1.0, with_alpha=False)))
     for name, pair in read.items():  # what was not adapted comes back as zeros
         wanted = product(ours[name]) if name in ours else torch.zeros_like(product(pair))
         assert torch.equal(product(pair), wanted), name
@@ -168,17 +170,17 @@ def test_joined_linears_are_exactly_the_linears(parts: list[tuple[int, int]]) ->
 def test_every_linear_of_a_block_has_a_name_there(family: Family, model: type) -> None:
     with torch.device("meta"):
         made = model(num_layers=2) if family is WAN else model(num_layers=2, num_single_layers=2)
-    lists = tuple(f"{blocks.ours}." for blocks in family.lists)
+    lists = tuple(f"{blocks.diffusers}." for blocks in family.lists)
     linears = [
         name
         for name, module in made.named_modules()
         if isinstance(module, torch.nn.Linear) and name.startswith(lists)
     ]
-    places = [family.place(name) for name in linears]
+    places = [family.original(name) for name in linears]
     assert len(linears) > 15 and all(places)
     for name, place in zip(linears, places, strict=True):
         assert place is not None
-        assert name in place.members and family.members(place.linear) == place.members
-        assert family.dotted(place.linear.replace(".", "_")) == place.linear
-    assert family.place("proj_out") is None and family.dotted("proj_out") is None
-    assert kind_of("blocks.11.ffn.net.0.proj") == "blocks.ffn.net.0.proj"
+        assert name in place.members and family.members(place.name) == place.members
+        assert family.dotted(place.name.replace(".", "_")) == place.name
+    assert family.original("proj_out") is None and family.dotted("proj_out") is None
+    assert linear_kind("blocks.11.ffn.net.0.proj") == "blocks.ffn.net.0.proj"

@@ -16,7 +16,7 @@ from diffusers import (
 from torch import Tensor
 
 from longtake.backbones.wan.experts import Experts
-from longtake.core.sample.loop import Given, draw_noise, sample
+from longtake.core.sample.loop import Conditioning, draw_noise, sample
 from longtake.core.sample.spec import Sampler
 from longtake.core.values.grid import Size3
 from longtake.core.values.text import Text
@@ -49,7 +49,7 @@ def run_wan(model: Any, shift: float, prompt: Text, negative: Text, **asked: Any
 @pytest.mark.parametrize("time", ["sample", "token"])
 def test_wan(wan: Any, time: str, steps: int, shift: float) -> None:
     model, noise = wan.small(time=time), wan.noise(*SHAPE)
-    given = Given(text=wan.text(2), null_text=wan.text(1, seed=9))
+    given = Conditioning(text=wan.text(2), null_text=wan.text(1, seed=9))
     wanted = run_wan(
         wan.twin(model), shift, given.text, given.null_text, latents=noise,
         num_inference_steps=steps, guidance_scale=5.0, expand_timesteps=time == "token",
@@ -64,7 +64,7 @@ def test_wan(wan: Any, time: str, steps: int, shift: float) -> None:
 def test_whole_timesteps_that_float32_cannot_count(wan: Any, time: str) -> None:
     """Here 502, where 1000·t in float32 gives another; 50 steps of shift 3 pass 251."""
     model, noise = wan.small(layers=1, time=time), wan.noise(1, 16, 1, 2, 2)
-    given, shift, steps = Given(text=wan.text(1), null_text=wan.text(1)), 8.0, 9
+    given, shift, steps = Conditioning(text=wan.text(1), null_text=wan.text(1)), 8.0, 9
     scheduler = wan_scheduler(shift)
     scheduler.set_timesteps(steps)
     assert bool(((scheduler.timesteps / 1000 * 1000) != scheduler.timesteps).any())
@@ -78,7 +78,7 @@ def test_whole_timesteps_that_float32_cannot_count(wan: Any, time: str) -> None:
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_wan_from_a_seed(wan: Any, guidance: float) -> None:
-    model, given = wan.small(), Given(text=wan.text(2), null_text=wan.text(2, seed=9))
+    model, given = wan.small(), Conditioning(text=wan.text(2), null_text=wan.text(2, seed=9))
     wanted = run_wan(
         wan.twin(model), 3.0, given.text, given.null_text, num_inference_steps=3,
         generator=torch.Generator().manual_seed(7), guidance_scale=guidance,
@@ -92,7 +92,7 @@ def test_wan_from_a_seed(wan: Any, guidance: float) -> None:
 def test_wan_of_two_experts(wan: Any, boundary: float, low: float | None) -> None:
     high, other = wan.small(begin="diffusers"), wan.small(begin="local")
     model, noise = Experts(high, other, boundary), wan.noise(*SHAPE)
-    given = Given(text=wan.text(2), null_text=wan.text(1, seed=9))
+    given = Conditioning(text=wan.text(2), null_text=wan.text(1, seed=9))
     wanted = run_wan(
         wan.twin(high), 5.0, given.text, given.null_text, transformer_2=wan.twin(other),
         boundary_ratio=boundary, latents=noise, num_inference_steps=10, guidance_scale=4.0,
@@ -107,7 +107,7 @@ def test_wan_of_two_experts(wan: Any, boundary: float, low: float | None) -> Non
 
 def test_two_experts_remember_once(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, noise = Experts(wan.isolated(), wan.isolated(begin="diffusers"), 0.8), wan.noise(*SHAPE)
-    given = Given(text=wan.text(2), null_text=wan.text(1, seed=9), memory=wan.memory(2, 5))
+    given = Conditioning(text=wan.text(2), null_text=wan.text(1, seed=9), memory=wan.memory(2, 5))
     calls, remember = [], Experts.remember
     monkeypatch.setattr(
         Experts, "remember", lambda self, *args: (calls.append(1), remember(self, *args))[1]
@@ -139,7 +139,7 @@ def test_hunyuan(steps: int, true_guidance: float) -> None:
         true_cfg_scale=true_guidance, **ASKED,
     ).frames  # fmt: skip
     sampler = Sampler(scheduler="euler", steps=steps, guidance=true_guidance)
-    given = Given(text=text, null_text=negative)
+    given = Conditioning(text=text, null_text=negative)
     found = sample(model, sampler, noise, kit.frames(0, 3, 2), given, shift=7.0)
     assert torch.equal(found, wanted)
 

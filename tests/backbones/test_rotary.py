@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.blocks.rotary import Axes, rotary
+from longtake.backbones.blocks.rotary import RotaryAxes, rotary_table
 from longtake.core.values.memory import Memory
 
-HUNYUAN = Axes(256.0, (16, 56, 56), torch.float32)
-WAN = Axes(10000.0, (44, 42, 42))
-SMALL = Axes(256.0, (4, 6, 6))
+HUNYUAN = RotaryAxes(256.0, (16, 56, 56), torch.float32)
+WAN = RotaryAxes(10000.0, (44, 42, 42))
+SMALL = RotaryAxes(256.0, (4, 6, 6))
 EVERY = pytest.mark.parametrize("axes", [HUNYUAN, WAN, SMALL], ids=["hunyuan", "wan", "small"])
 
 
@@ -47,14 +47,14 @@ def test_whole_places_are_the_table_of_hunyuan(size: tuple[int, int, int], first
     table = FramepackTable(2, 1, list(HUNYUAN.widths), HUNYUAN.theta)
     frames = torch.arange(first, first + size[0])
     theirs = table(frames, 2 * size[1], 2 * size[2], torch.device("cpu"))
-    ours = rotary(HUNYUAN, grid((first, 0, 0), size))
+    ours = rotary_table(HUNYUAN, grid((first, 0, 0), size))
     assert all(torch.equal(by_channel(o), t) for o, t in zip(ours, theirs, strict=True))
 
 
 @EVERY
-def test_one_axis_is_diffusers_own_function(axes: Axes) -> None:
+def test_one_axis_is_diffusers_own_function(axes: RotaryAxes) -> None:
     places = torch.tensor([0.0, 3.0, 17.0, 200.0], dtype=axes.dtype)
-    ours = rotary(axes, places.double()[None, :, None].expand(-1, -1, 3))
+    ours = rotary_table(axes, places.double()[None, :, None].expand(-1, -1, 3))
     for i, width in enumerate(axes.widths):
         table = get_1d_rotary_pos_embed(
             width, places, axes.theta, use_real=True, freqs_dtype=axes.dtype
@@ -67,10 +67,12 @@ def test_one_axis_is_diffusers_own_function(axes: Axes) -> None:
 @EVERY
 @given(seed=st.integers(0, 99))
 @settings(max_examples=5, deadline=None)
-def test_one_cell_is_its_centre_to_the_bit(axes: Axes, seed: int) -> None:
+def test_one_cell_is_its_centre_to_the_bit(axes: RotaryAxes, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     places = torch.rand(2, 9, 3, generator=random).double() * 400
-    pairs = zip(rotary(axes, places), rotary(axes, places, torch.ones(2, 9, 3)), strict=True)
+    pairs = zip(
+        rotary_table(axes, places), rotary_table(axes, places, torch.ones(2, 9, 3)), strict=True
+    )
     assert all(torch.equal(one, two) for one, two in pairs)
 
 
@@ -78,13 +80,13 @@ def test_one_cell_is_its_centre_to_the_bit(axes: Axes, seed: int) -> None:
 @given(extent=st.tuples(*[st.integers(1, 9)] * 3), seed=st.integers(0, 99))
 @settings(max_examples=10, deadline=None)
 def test_averaged_is_the_mean_over_cells(
-    axes: Axes, extent: tuple[int, int, int], seed: int
+    axes: RotaryAxes, extent: tuple[int, int, int], seed: int
 ) -> None:
     first = torch.randint(0, 300, (3,), generator=torch.Generator().manual_seed(seed))
-    cells = rotary(axes._replace(dtype=torch.float64), grid(tuple(first.tolist()), extent))
+    cells = rotary_table(axes._replace(dtype=torch.float64), grid(tuple(first.tolist()), extent))
     extents = torch.tensor(extent).double()[None, None]
     centre = first.double()[None, None] + (extents - 1) / 2
-    for mean, all_cells in zip(rotary(axes, centre, extents), cells, strict=True):
+    for mean, all_cells in zip(rotary_table(axes, centre, extents), cells, strict=True):
         gap = (mean - all_cells.double().mean(dim=1, keepdim=True)).abs().max()
         assert float(gap) < (1e-7 if axes.dtype == torch.float64 else 5e-5)
 
@@ -99,7 +101,7 @@ def test_whole_blocks_are_framepacks_pooled_table(step: int) -> None:
     whole = table(frames, 2 * rows, 2 * columns, torch.device("cpu"))
     pooled = Framepack._pad_rotary_emb(None, whole, rows, columns, (step,) * 3)
     places = grid((first, 0, 0), count, step)
-    ours = rotary(HUNYUAN, places, torch.full_like(places, step))
+    ours = rotary_table(HUNYUAN, places, torch.full_like(places, step))
     for mine, theirs in zip(ours, pooled, strict=True):
         assert float((by_channel(mine) - theirs).abs().max()) < 5e-6
     square = (ours.cos.square() + ours.sin.square())[0, :, 0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from longtake.backbones.blocks.rotary import rotary_table, rotate
 from longtake.backbones.codecs.specs import Dct
-from longtake.backbones.wan.block import rotary, rotate
-from longtake.backbones.wan.published import CORNERS, _direction
-from longtake.backbones.wan.published import TinyWan as Model
+from longtake.backbones.wan.block import rotary_axes
+from longtake.backbones.wan.published import CORNERS, direction
+from longtake.backbones.wan.published import TinyWanBackbone as Model
 from longtake.backbones.wan.specs import TinyWan
 
 SPEC = TinyWan(heads=8, head_width=32, layers=2, ffn=64, codec=Dct(channels=48))
@@ -30,11 +31,11 @@ def test_noise_passes_through_at_first() -> None:
 
 def test_each_head_looks_at_its_own_corner() -> None:
     cells = torch.cartesian_prod(*[torch.arange(-4, 5) * 0.5] * 3).double()  # half-cell grid
-    turns = rotary(cells[None], 32)
-    here = rotary(torch.zeros(1, 1, 3).double(), 32)
+    turns = rotary_table(rotary_axes(32), cells[None])
+    here = rotary_table(rotary_axes(32), torch.zeros(1, 1, 3).double())
     for corner in CORNERS:
-        query = rotate(_direction((0.0, 0.0, 0.0), 32)[None, None, None], here)
-        key = rotate(_direction(corner, 32).expand(1, len(cells), 1, 32), turns)
+        query = rotate(direction((0.0, 0.0, 0.0), 32)[None, None, None], here)
+        key = rotate(direction(corner, 32).expand(1, len(cells), 1, 32), turns)
         score = (query * key).sum(-1)[0, :, 0]
         assert tuple(cells[score.argmax()].tolist()) == corner
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from longtake.backbones.texts.specs import Umt5
 from longtake.backbones.texts.umt5 import Umt5Encoder
-from longtake.core.contract.text import check_text_encoder
+from longtake.core.contract.text_encoder import check_text_encoder
 from longtake.core.errors import UserError
 from longtake.core.registry import build
 

@@ -17,13 +17,12 @@ from longtake.backbones.codecs.specs import HunyuanVae, WanVae
 from longtake.backbones.codecs.wan import WanVaeCodec, decode_reach
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.cache.cache import cache
-from longtake.core.cache.encode import encode_lowres
 from longtake.core.data.store import Store
 from longtake.core.experiment import CacheSpec, Experiment
 from longtake.core.interfaces.codec import Margins, from_bytes
 from longtake.core.interfaces.spec import doc
 
-from ..small import RATE, small, write_clips
+from ..small import RATE, encode_lowres, small, write_clips
 from .vaes import HUNYUAN, OLD, diffusers_hunyuan, diffusers_wan, shown
 
 
@@ -74,6 +73,7 @@ def wan_spec(place: Path) -> WanVae:
     return evolve(OLD, weights=str(place / "vae"))
 
 
+@pytest.mark.slow
 def test_a_store_of_wan_latents_is_what_one_pass_gives(wan_place: Path) -> None:
     store, codec = Store.open(wan_place / "s"), WanVaeCodec(wan_spec(wan_place))
     record = store.records[0]
@@ -87,6 +87,7 @@ def test_a_store_of_wan_latents_is_what_one_pass_gives(wan_place: Path) -> None:
     assert torch.allclose(back.clamp(-1, 1), shown(vae, history.latents), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_margins_are_measured_once_and_read_back(
     wan_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +98,7 @@ def test_margins_are_measured_once_and_read_back(
     assert measured["pixels"] == pytest.approx(1 / 255)
     assert codec.margin_is_bound
     store.header["measured"]["margin"] = 17
-    store.teach(codec)
+    store.apply_margin(codec)
     assert codec.margin == 17 and not codec.margin_is_bound
     header = (wan_place / "s" / "store.json").read_text()
     monkeypatch.setattr("longtake.core.cache.job.measure_margins", None)
@@ -105,6 +106,7 @@ def test_margins_are_measured_once_and_read_back(
     assert (wan_place / "s" / "store.json").read_text() == header
 
 
+@pytest.mark.slow
 def test_what_was_loaded_to_measure_is_let_go(
     tmp_path: Path, wan_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +118,7 @@ def test_what_was_loaded_to_measure_is_let_go(
         return Margins(margin=9, encode_margin=None)
 
     monkeypatch.setattr("longtake.core.cache.job.measure_margins", found)
-    monkeypatch.setattr("longtake.core.cache.cache.Run.every", None)
+    monkeypatch.setattr("longtake.core.cache.cache.CacheRun.perform_all", None)
     with pytest.raises(TypeError):
         cached(tmp_path, experiment(wan_spec(wan_place)))
     ((codec, shape),) = seen
@@ -128,7 +130,7 @@ def test_what_was_loaded_to_measure_is_let_go(
 def test_a_codec_that_knows_its_margin_is_not_measured(tmp_path: Path) -> None:
     store, codec = cached(tmp_path, small()), DctCodec(small().backbone.codec)
     assert "measured" not in store.header and store.header["margin"] == 1
-    store.teach(codec)
+    store.apply_margin(codec)
     codec.use_margin(7)
     assert codec.margin == 1
 

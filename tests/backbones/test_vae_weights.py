@@ -21,8 +21,8 @@ from longtake.backbones.codecs.hunyuan import config as hunyuan_config
 from longtake.backbones.codecs.specs import WAN21, WAN22, HunyuanVae, WanVae
 from longtake.backbones.codecs.wan import WanVaeCodec
 from longtake.backbones.codecs.wan import config as wan_config
-from longtake.backbones.weights import find as weights
 from longtake.core.errors import UserError
+from longtake.core.tools import hub
 
 from .vaes import HUNYUAN, NEW, OLD, diffusers_hunyuan, diffusers_wan, normal, video
 
@@ -72,6 +72,7 @@ def test_weights_are_loaded_by_the_first_chunk_where_the_codec_is(saved: Path) -
     assert elsewhere.mean.device.type == "meta" and elsewhere.to("meta").model is not None
 
 
+@pytest.mark.slow
 def test_names_and_shapes_need_no_diffusers(saved: Path) -> None:
     code = (
         "import sys\n"
@@ -147,11 +148,11 @@ def test_a_hub_id_takes_the_vae_alone(saved: Path, tmp_path: Path, monkeypatch: 
     asked: list[Any] = []
     shutil.copytree(saved / "old", tmp_path / "vae")
 
-    def fetched(name: str, patterns: list[str]) -> Path:
+    def fetched(name: str, patterns: list[str], label: str) -> Path:
         asked.append((name, patterns))
         return tmp_path
 
-    monkeypatch.setattr(weights, "download", fetched)
+    monkeypatch.setattr(hub, "download", fetched)
     made = codec("some-one/Some.Model")
     assert made.channels == 4 and not asked
     assert made.identity == codec(saved / "old").identity
@@ -159,12 +160,13 @@ def test_a_hub_id_takes_the_vae_alone(saved: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_what_is_no_weights_is_refused_in_one_line(saved: Path, tmp_path: Path) -> None:
-    assert "no such file or folder; name a hub id" in refused(tmp_path / "none")
-    assert "no such file or folder; name a hub id" in refused("models/vae.safetensors")
+    assert "no such folder or file; name a hub id" in refused(tmp_path / "none")
+    assert "no such folder or file; name a hub id" in refused("models/vae.safetensors")
     (tmp_path / "empty").mkdir()
     assert "no VAE is there (config.json); name" in refused(tmp_path / "empty")
     said = refused(tmp_path / "Wan2.1_VAE.pth")
-    assert "is never read; take vae/diffusion_pytorch_model.safetensors of Wan-AI/Wan2.1" in said
+    assert "are pickled, which can run code: safetensors are read; name a hub id" in said
+    assert said.endswith("such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
     assert "are of AutoencoderKLHunyuanVideo, not of AutoencoderKLWan" in refused(saved / "hunyuan")
     assert "are of AutoencoderKLWan, not of AutoencoderKLHunyuanVideo" in refused(
         saved / "old", HUNYUAN

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.blocks import setup as dit_setup
-from longtake.backbones.blocks.memory import by_block, groups_of, in_order
-from longtake.backbones.blocks.setup import Keys
-from longtake.backbones.wan import block as wan_block
-from longtake.backbones.wan.published import TinyWan
+from longtake.backbones.blocks import attention
+from longtake.backbones.blocks.attention import KeyValue, attend_by_block
+from longtake.backbones.blocks.memory import block_groups, in_causal_order
+from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import Cache
 from longtake.core.interfaces.compressor import MemoryEncoder
@@ -29,10 +28,10 @@ RATES = (2, 4)
 BLOCK = 4
 CELLS = 2  # tokens of one moment
 QUICK = settings(max_examples=6, deadline=None)
-MODELS: dict[Any, TinyWan] = {}
+MODELS: dict[Any, TinyWanBackbone] = {}
 
 
-def causal(wan: Any, dtype: torch.dtype = torch.float32, **changes: Any) -> TinyWan:
+def causal(wan: Any, dtype: torch.dtype = torch.float32, **changes: Any) -> TinyWanBackbone:
     key = (dtype, *sorted(changes.items()))
     if key not in MODELS:  # nothing here changes a model
         numbers = {"attention": "isolated-causal", "memory_time": 0.0, "cache_block": BLOCK}
@@ -71,7 +70,7 @@ def between(memory: Memory, cuts: tuple[tuple[int, int], ...]) -> Memory:
     return attrs.evolve(memory, parts=tuple(parts))
 
 
-def velocity(model: TinyWan, wan: Any, held: Memory | Cache, batch: int = 1) -> Tensor:
+def velocity(model: TinyWanBackbone, wan: Any, held: Memory | Cache, batch: int = 1) -> Tensor:
     x, t = wan.noise(batch, 16, 2, 4, 4).to(model.dtype), torch.linspace(0.3, 0.9, batch)
     with torch.no_grad():
         context = model.context(wan.text(batch), held)
@@ -136,7 +135,7 @@ def test_a_compressor_may_come_first_alone(wan: Any) -> None:
 def test_later_blocks_never_change_keys(wan: Any) -> None:
     model, memory = causal(wan, layers=3), history(wan, 13)
     cache = model.remember(memory)
-    part = in_order(memory.joined(), BLOCK)
+    part = in_causal_order(memory.joined(), BLOCK)
     last = part.last_covered[0]
     for end in (0, 4, 8):
         inside = last <= end
@@ -156,7 +155,7 @@ def test_later_blocks_never_change_keys(wan: Any) -> None:
 def test_a_block_reads_all_of_itself(wan: Any) -> None:
     """Its first token knows of its last: causal by blocks, not by tokens."""
     model, memory = causal(wan), history(wan, 9)
-    part = in_order(memory.joined(), BLOCK)
+    part = in_causal_order(memory.joined(), BLOCK)
     spoiled = part.tokens.clone()
     spoiled[:, -1] += wan.noise(1, wan.width, seed=70)  # a constant would be lost in LayerNorm
     one, two = (
@@ -187,16 +186,16 @@ def test_by_block_is_attention_under_a_mask(data: Any) -> None:
     seen = blocks[:, None, None, :] <= blocks[:, None, skip:, None]
     seen = seen & part.valid[:, None, None]
 
-    def attend(query: Tensor, keys: Keys, mask: Tensor | None = None) -> Tensor:
+    def attend(query: Tensor, keys: KeyValue, mask: Tensor | None = None) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (query, *keys))
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return out.transpose(1, 2)
 
-    groups = groups_of(part, 5)
-    ours = by_block(attend, query[:, skip:], Keys(key, value), groups)
+    groups = block_groups(part, 5)
+    ours = attend_by_block(attend, query[:, skip:], KeyValue(key, value), groups)
     assert sorted(row for group in groups for row in group.rows) == list(range(len(counts)))
     asks = part.valid[:, skip:, None, None]
-    truth = attend(query[:, skip:], Keys(key, value), seen | ~part.valid[:, None, skip:, None])
+    truth = attend(query[:, skip:], KeyValue(key, value), seen | ~part.valid[:, None, skip:, None])
     assert apart(ours, torch.where(asks, truth, 0.0)) < 1e-12
     assert bool((ours[~part.valid[:, skip:]] == 0).all())
 
@@ -289,18 +288,18 @@ def test_windows_that_start_elsewhere_need_no_mask(wan: Any, monkeypatch: Any) -
         parts=tuple(_beside(p, q) for p, q in zip(one.parts, two.parts, strict=True)),
         size=one.size,
     )
-    assert len(groups_of(in_order(both.joined(), BLOCK), BLOCK)) == 2
-    dispatch = wan_block.dispatch_attention_fn
+    assert len(block_groups(in_causal_order(both.joined(), BLOCK), BLOCK)) == 2
+    dispatch = attention.dispatch_attention_fn
 
     def note(*args: Any, attn_mask: Any, **kwargs: Any) -> Any:
         masks.append(attn_mask)
         return dispatch(*args, attn_mask=attn_mask, **kwargs)
 
-    monkeypatch.setattr(wan_block, "dispatch_attention_fn", note)
-    dit_setup.announce_masks.cache_clear()
+    monkeypatch.setattr(attention, "dispatch_attention_fn", note)
+    attention.announce_masks.cache_clear()
     ours = velocity(model, wan, both, 2)
     assert masks and all(mask is None for mask in masks)
-    assert dit_setup.announce_masks.cache_info().misses == 0
+    assert attention.announce_masks.cache_info().misses == 0
     x, t = wan.noise(2, 16, 2, 4, 4), torch.tensor([0.3, 0.9])
     with torch.no_grad():
         for i, memory in enumerate((one, two)):
@@ -339,7 +338,9 @@ def test_merged_and_appended_are_one_memory(wan: Any) -> None:
     assert all(map(torch.equal, one.keys, two.keys))
 
 
-def take(wan: Any, model: TinyWan, cached: bool, segments: int = 4) -> tuple[Tensor, list[int]]:
+def take(
+    wan: Any, model: TinyWanBackbone, cached: bool, segments: int = 4
+) -> tuple[Tensor, list[int]]:
     """The loop of `Backbone`'s docstring; or without any cache, as training runs."""
     encoder, text = MemoryEncoder([PairCompressor(Pairs(), model.fit())]), wan.text(1)
     video = wan.noise(1, 16, 1, *SIZE, seed=50).double()

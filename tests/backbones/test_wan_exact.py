@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longtake.backbones import hooks
-from longtake.backbones.wan.block import rotary
-from longtake.backbones.wan.published import TinyWan
+from longtake.backbones.blocks.rotary import rotary_table
+from longtake.backbones.wan.block import rotary_axes
+from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.contract.backbone import check_backbone
 from longtake.core.interfaces.backbone import target_positions
 from longtake.core.interfaces.compressor import pad_to
@@ -50,7 +51,7 @@ def test_rotary_at_whole_places_is_diffusers_table(
     table = WanRotaryPosEmbed(head, (1, 2, 2), 1024)
     cos, sin = table(torch.empty(1, 1, first + frames, rows * 2, columns * 2))
     places = target_positions(torch.arange(first, first + frames)[None], rows, columns)
-    ours = rotary(places, head)
+    ours = rotary_table(rotary_axes(head), places)
     cells = rows * columns
     assert torch.equal(ours.cos, cos[:, first * cells :, :, 0::2])
     assert torch.equal(ours.sin, sin[:, first * cells :, :, 1::2])
@@ -79,7 +80,7 @@ def test_bf16_autocast_is_diffusers_to_the_bit(wan: Any) -> None:
     assert torch.equal(ours, theirs)
 
 
-def patches(model: TinyWan, clean: Tensor, frames: Tensor) -> Memory:
+def patches(model: TinyWanBackbone, clean: Tensor, frames: Tensor) -> Memory:
     """Memory that is the DiT's own tokens of clean latents, at their places."""
     grid = model.fit().tokens(clean)
     places = target_positions(frames.expand(clean.shape[0], -1), *grid.shape[2:4])
@@ -156,7 +157,7 @@ def test_bf16_weights_are_diffusers_to_the_bit(wan: Any, time: str) -> None:
     assert float(gap) < 0.02 * float(longer.float().abs().max())
 
 
-def _bf16(model: TinyWan) -> TinyWan:
+def _bf16(model: TinyWanBackbone) -> TinyWanBackbone:
     kept = tuple(model._keep_in_fp32_modules)
     for name, weight in model.named_parameters():
         if not any(part in name for part in kept):
@@ -186,7 +187,14 @@ def test_time_by_frame_needs_time_by_token(wan: Any) -> None:
 
 
 @pytest.mark.parametrize("time", TIMES)
-@pytest.mark.parametrize("attention", ["full", "isolated", "isolated-causal"])
+@pytest.mark.parametrize(
+    "attention",
+    [
+        "full",
+        pytest.param("isolated", marks=pytest.mark.slow),
+        pytest.param("isolated-causal", marks=pytest.mark.slow),
+    ],
+)
 def test_contract(wan: Any, attention: str, time: str) -> None:
     check_backbone(wan.small(attention=attention, memory_time=0.25, time=time))
 
@@ -196,28 +204,30 @@ def test_contract_with_shared_time(wan: Any) -> None:
 
 
 def test_contract_finds_a_backbone_that_forgets(wan: Any, monkeypatch: Any) -> None:
-    model, context = wan.small(), TinyWan.context
-    monkeypatch.setattr(TinyWan, "context", lambda self, text, memory=None: context(self, text))
+    model, context = wan.small(), TinyWanBackbone.context
+    monkeypatch.setattr(
+        TinyWanBackbone, "context", lambda self, text, memory=None: context(self, text)
+    )
     with pytest.raises(AssertionError, match="memory does not change"):
         check_backbone(model)
 
 
 def test_contract_finds_a_backbone_that_appends_in_place(wan: Any, monkeypatch: Any) -> None:
     model = wan.small(attention="isolated-causal", memory_time=0.0)
-    remember = TinyWan.remember
+    remember = TinyWanBackbone.remember
 
-    def spoil(self: TinyWan, memory: Memory, cache: Any = None) -> Any:
+    def spoil(self: TinyWanBackbone, memory: Memory, cache: Any = None) -> Any:
         if cache is not None:
             cache.keys[0].mul_(2)
         return remember(self, memory, cache)
 
-    monkeypatch.setattr(TinyWan, "remember", spoil)
+    monkeypatch.setattr(TinyWanBackbone, "remember", spoil)
     with pytest.raises(AssertionError, match="was appended to"):
         check_backbone(model)
 
 
 def test_contract_finds_a_backbone_that_ignores_features(wan: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(TinyWan, "_features", lambda self, memory: {})
+    monkeypatch.setattr(TinyWanBackbone, "_features", lambda self, memory: {})
     with pytest.raises(AssertionError, match="features do not change the velocity"):
         check_backbone(wan.small())
 
@@ -227,7 +237,7 @@ def test_seed_is_all_that_matters(wan: Any) -> None:
     one, two = wan.small(), wan.small()
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(x, two.state_dict()[n]) for n, x in one.state_dict().items())
-    other = TinyWan.load(wan.spec(), seed=1).state_dict()
+    other = TinyWanBackbone.load(wan.spec(), seed=1).state_dict()
     assert not torch.equal(one.proj_out.weight, other["proj_out.weight"])
 
 
@@ -240,4 +250,4 @@ def test_published_shapes() -> None:
         "wan22-14b": (16, 5120, 40, 16.0),
         "hunyuan": (16, 3072, 60, 24.0),
     }
-    assert hooks.longtake_backbones()[0].load() is TinyWan
+    assert hooks.longtake_backbones()[0].load() is TinyWanBackbone

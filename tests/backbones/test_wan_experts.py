@@ -121,7 +121,12 @@ def test_a_cache_holds_both(mode: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("attention", "boundary"),
-    [("full", 0.5), ("isolated", 0.25), ("isolated", 0.5), ("isolated-causal", 0.5)],
+    [
+        ("full", 0.5),
+        pytest.param("isolated", 0.25, marks=pytest.mark.slow),
+        pytest.param("isolated", 0.5, marks=pytest.mark.slow),
+        pytest.param("isolated-causal", 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_contract(attention: str, boundary: float) -> None:
     # at 0.5 each expert runs half of the batch, but remembers all of it

@@ -12,7 +12,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from longtake.backbones.texts.specs import Umt5
-from longtake.backbones.wan.published import PublishedWan
+from longtake.backbones.wan.published import PublishedWanBackbone
 from longtake.backbones.wan.specs import Wan22Dense5B
 from longtake.core.errors import UserError
 from longtake.core.interfaces.spec import LoRA
@@ -47,7 +47,7 @@ def write(path: Path, tensors: dict[str, Tensor], rest: str) -> None:
     file.close()
 
 
-def velocity(model: PublishedWan) -> Tensor:
+def velocity(model: PublishedWanBackbone) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     text = torch.randn(1, 4, 32, generator=generator)
     context = model.context(attrs.evolve(model.blank_text(1, 4), embeddings=text))
@@ -59,8 +59,8 @@ def velocity(model: PublishedWan) -> Tensor:
 def test_a_gguf_file_predicts_what_its_weights_say(tmp_path: Path, rest: str) -> None:
     base, path = reference(), tmp_path / "wan.gguf"
     write(path, base.state_dict(), rest)
-    model = PublishedWan.load(attrs.evolve(SPEC, weights=str(path)))
-    plain = PublishedWan.load(SPEC)
+    model = PublishedWanBackbone.load(attrs.evolve(SPEC, weights=str(path)))
+    plain = PublishedWanBackbone.load(SPEC)
     plain.load_state_dict(base.state_dict())
     with torch.no_grad():
         ours, theirs = velocity(model).float(), velocity(plain).float()
@@ -72,7 +72,7 @@ def test_a_gguf_file_predicts_what_its_weights_say(tmp_path: Path, rest: str) ->
 
 def test_lora_trains_on_a_gguf_file(tmp_path: Path) -> None:
     write(tmp_path / "wan.gguf", reference().state_dict(), "F32")
-    model = PublishedWan.load(attrs.evolve(SPEC, weights=str(tmp_path / "wan.gguf")))
+    model = PublishedWanBackbone.load(attrs.evolve(SPEC, weights=str(tmp_path / "wan.gguf")))
     model.add_lora(LoRA(rank=2, alpha=2.0))
     velocity(model).square().sum().backward()
     moved = [n for n, p in model.adapters().items() if p.grad is not None and p.grad.any()]
@@ -84,9 +84,9 @@ def test_what_a_gguf_file_lacks_is_said(tmp_path: Path) -> None:
     del tensors["blocks.1.ffn.net.2.weight"]
     write(tmp_path / "wan.gguf", tensors, "F32")
     with pytest.raises(UserError, match="wan.gguf lack 1 tensors, such as blocks.1.ffn") as caught:
-        PublishedWan.load(attrs.evolve(SPEC, weights=str(tmp_path / "wan.gguf")))
+        PublishedWanBackbone.load(attrs.evolve(SPEC, weights=str(tmp_path / "wan.gguf")))
     assert "\n" not in str(caught.value)
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"x" * 40)
     with pytest.raises(UserError, match="bad.gguf cannot be read: ") as caught:
-        PublishedWan.load(attrs.evolve(SPEC, weights=str(tmp_path / "bad.gguf")))
+        PublishedWanBackbone.load(attrs.evolve(SPEC, weights=str(tmp_path / "bad.gguf")))
     assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from longtake.backbones.wan.published import TinyWan
+from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import Backbone
 from longtake.core.interfaces.spec import LoRA
@@ -159,11 +159,11 @@ def test_bad_lora_files_say_so_in_one_line(wan: Any, tmp_path: Path) -> None:
 
 
 def test_weights_round_trip_through_diffusers(wan: Any, tmp_path: Path) -> None:
-    model, folder = TinyWan.load(wan.spec(), seed=4), tmp_path / "base"
+    model, folder = TinyWanBackbone.load(wan.spec(), seed=4), tmp_path / "base"
     model.save_weights(folder)
     plain = WanTransformer3DModel.from_pretrained(folder, local_files_only=True)
     assert torch.equal(theirs(plain, wan), velocity(model, wan))
-    again = TinyWan.load(wan.spec(weights=str(folder)))
+    again = TinyWanBackbone.load(wan.spec(weights=str(folder)))
     assert torch.equal(velocity(again, wan, True), velocity(model, wan, True))
     again.save_weights(tmp_path / "again")
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
@@ -177,14 +177,14 @@ def test_weights_round_trip_through_diffusers(wan: Any, tmp_path: Path) -> None:
 
 def test_bf16_weights_load_as_fp32(wan: Any, tmp_path: Path) -> None:
     wan.small(torch.bfloat16).save_weights(tmp_path / "base")
-    model = TinyWan.load(wan.spec(weights=str(tmp_path / "base")))
+    model = TinyWanBackbone.load(wan.spec(weights=str(tmp_path / "base")))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_loading_leaves_the_random_state(wan: Any, tmp_path: Path) -> None:
     wan.small().save_weights(tmp_path / "base")
     before = torch.get_rng_state()
-    TinyWan.load(wan.spec(weights=str(tmp_path / "base")))
+    TinyWanBackbone.load(wan.spec(weights=str(tmp_path / "base")))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -194,7 +194,7 @@ def test_bad_weights_say_so_in_one_line(wan: Any, tmp_path: Path) -> None:
 
     def refused(words: str, folder: Path = base, **changes: Any) -> None:
         with pytest.raises(UserError, match=words) as caught:
-            TinyWan.load(wan.spec(weights=str(folder), **changes))
+            TinyWanBackbone.load(wan.spec(weights=str(folder), **changes))
         assert "\n" not in str(caught.value)
 
     refused("no such folder", tmp_path / "nothing")

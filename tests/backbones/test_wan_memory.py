@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.backbones.blocks import setup as dit_setup
-from longtake.backbones.wan.published import TinyWan
+from longtake.backbones.blocks import attention
+from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.interfaces.backbone import Backbone
 from longtake.core.interfaces.spec import LoRA
 from longtake.core.values.memory import Memory
@@ -89,7 +89,7 @@ def test_text_is_projected_once(wan: Any) -> None:
     assert len(calls) == 1 and context.text.embeddings.requires_grad
 
 
-def loss_of(model: TinyWan, wan: Any, memory: Memory, seed: int = 1) -> Tensor:
+def loss_of(model: TinyWanBackbone, wan: Any, memory: Memory, seed: int = 1) -> Tensor:
     context = model.context(wan.text(2), memory)
     x = wan.noise(2, 16, 2, 4, 6, seed=seed)
     out: Tensor = model.velocity(x, torch.tensor([0.2, 0.7]), wan.frames(4, 2, 2), context)
@@ -158,11 +158,11 @@ def test_ragged_is_alone(wan: Any, lengths: list[int], attention: str) -> None:
 
 def test_masks_are_announced_once_and_only_if_needed(wan: Any, caplog: Any) -> None:
     model, memory = wan.isolated(), wan.memory(2, 4)
-    dit_setup.announce_masks.cache_clear()
+    attention.announce_masks.cache_clear()
     part = memory.parts[0]
     valid = part.valid.clone()
     valid[0, 3] = False
-    with caplog.at_level(logging.WARNING, logger=dit_setup.__name__):
+    with caplog.at_level(logging.WARNING, logger=attention.__name__):
         model.remember(memory)
         assert not caplog.records
         for _ in range(2):
@@ -170,7 +170,7 @@ def test_masks_are_announced_once_and_only_if_needed(wan: Any, caplog: Any) -> N
     assert len(caplog.records) == 1 and "mask" in caplog.records[0].message
 
 
-def outputs(model: TinyWan, wan: Any) -> list[Tensor]:
+def outputs(model: TinyWanBackbone, wan: Any) -> list[Tensor]:
     with torch.no_grad():
         cache = model.remember(wan.memory(1, 4))
         context = model.context(wan.text(1), cache)

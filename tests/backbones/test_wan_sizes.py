@@ -17,7 +17,7 @@ from longtake.backbones.wan import specs
 from longtake.core.config import apply_sets
 from longtake.core.contract.samples import sample_history
 from longtake.core.interfaces.spec import BackboneSpec
-from longtake.core.model import build_model, count, sizes
+from longtake.core.model import build_model, count_parameters, model_sizes
 from longtake.core.registry import registry
 from longtake.core.values.grid import Rate, Size3
 from longtake.experiments import sizes as script
@@ -25,7 +25,7 @@ from longtake.plugins.compressors.specs import Conv
 
 from ..small import small
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "backbones" / "README.md"
 NAMES = ["wan21-1.3b", "wan21-14b", "wan22-14b", "wan22-5b"]
 SMALL: dict[str, Any] = dict(
     heads=2, head_width=12, layers=2, ffn=16, text_encoder=Umt5(width=8), weights=None
@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = dict(
 def readme() -> list[str]:
     text = README.read_text(encoding="utf-8")
     found = re.search(f"{script.BEGIN}\n(.*?)\n{script.END}", text, flags=re.S)
-    assert found, "the README has no table of sizes"
+    assert found, "the page of the backbones has no table of sizes"
     return found[1].splitlines()
 
 
@@ -58,7 +58,7 @@ def test_the_readme_s_line_is_counted(name: str) -> None:
 )
 def test_parameters_are_those_of_the_published_weights(name: str, parameters: int) -> None:
     """Counted by hand from the sizes in the original releases' configs."""
-    found = sizes(script.published()[name])
+    found = model_sizes(script.published()[name])
     assert found.parameters == parameters == by_hand(script.published()[name])
 
 
@@ -86,14 +86,14 @@ def test_geometries_are_those_of_the_specs() -> None:
 def test_sizes_are_those_of_a_real_model() -> None:
     spec = specs.Wan22Dense5B(**SMALL)
     conv = Conv(rate=Rate(height=2, width=2, time=2), channels=(4, 6), heads=2, head_width=4)
-    found = sizes(spec, [conv])
+    found = model_sizes(spec, [conv])
     model = build_model(attrs.evolve(small(), backbone=spec, compressors=(conv,)))
-    assert found.parameters == count(model.backbone) and found.geometry == spec.geometry
-    assert found.encoders == (count(model.encoder),)
+    assert found.parameters == count_parameters(model.backbone) and found.geometry == spec.geometry
+    assert found.encoders == (count_parameters(model.encoder),)
 
 
 def test_both_experts_count_twice() -> None:
-    one, both = (sizes(specs.Wan22Moe14B(**SMALL, expert=e)) for e in ("low", "both"))
+    one, both = (model_sizes(specs.Wan22Moe14B(**SMALL, expert=e)) for e in ("low", "both"))
     assert both.parameters == 2 * one.parameters
 
 

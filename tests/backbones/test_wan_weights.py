@@ -17,7 +17,7 @@ from torch import Tensor
 from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.texts.specs import Bytes, Umt5
 from longtake.backbones.wan import specs
-from longtake.backbones.wan.published import PublishedWan, facts
+from longtake.backbones.wan.published import PublishedWanBackbone, config_from_tensors
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.errors import UserError
 from longtake.core.registry import registry
@@ -50,8 +50,8 @@ def folder_of(root: Path, small: Any) -> Path:
     return root
 
 
-def load(small: Any, weights: Any, **changes: Any) -> PublishedWan:
-    return PublishedWan.load(attrs.evolve(small, weights=str(weights), **changes))
+def load(small: Any, weights: Any, **changes: Any) -> PublishedWanBackbone:
+    return PublishedWanBackbone.load(attrs.evolve(small, weights=str(weights), **changes))
 
 
 def same(model: Any, root: Path, dtype: str = "bfloat16") -> None:
@@ -220,7 +220,7 @@ def test_a_single_file_of_another_model_is_told_by_its_shapes(tmp_path: Path) ->
     header_alone(path, {original(n): x for n, x in model.state_dict().items()})
     words = "in_channels is 16, not 48, .*ffn_dim is 8960, not 14336.*they look like wan21-1.3b$"
     refused(specs.Wan22Dense5B(), path, words)
-    assert facts({}) == {"num_layers": 0, "image_dim": None}
+    assert config_from_tensors({}) == {"num_layers": 0, "image_dim": None}
 
 
 def test_odd_places_are_said(tmp_path: Path) -> None:
@@ -265,13 +265,13 @@ def test_quantisation_is_asked_of_diffusers(tmp_path: Path, monkeypatch: Any) ->
 
     monkeypatch.setattr(quantize, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    real, told = PublishedWan.from_pretrained, list[Any]()
+    real, told = PublishedWanBackbone.from_pretrained, list[Any]()
 
     def listen(folder: str, **options: Any) -> Any:
         told.append(options.pop("quantization_config"))
         return real(folder, **options)
 
-    monkeypatch.setattr(PublishedWan, "from_pretrained", listen)
+    monkeypatch.setattr(PublishedWanBackbone, "from_pretrained", listen)
     load(spec(), folder_of(tmp_path / "model", spec()), quantize="int8")
     assert [(config.load_in_4bit, config.load_in_8bit) for config in told] == [(False, True)]
 
@@ -287,7 +287,7 @@ def test_quantisation_needs_a_gpu(tmp_path: Path, monkeypatch: Any) -> None:
 
 def test_random_weights_have_the_type_and_the_random_state_stays() -> None:
     before = torch.get_rng_state()
-    one, two = (PublishedWan.load(spec(), seed=seed) for seed in (1, 1))
+    one, two = (PublishedWanBackbone.load(spec(), seed=seed) for seed in (1, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(one.proj_out.weight, two.proj_out.weight)
     assert one.dtype == torch.bfloat16 and one.scale_shift_table.dtype == torch.float32
@@ -340,4 +340,4 @@ def test_shipped_weights_and_their_specs_still_load() -> None:
 
 def test_another_spec_is_refused() -> None:
     with pytest.raises(UserError, match="needs the spec of a Wan, not TinyWan"):
-        PublishedWan.load(TinyWan())
+        PublishedWanBackbone.load(TinyWan())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longtake.core import bench as bench_loader
-from longtake.core.bench import loader, loader_line
+from longtake.core.bench import loader_line, time_loader
 from longtake.core.data.store import Store
 from longtake.core.errors import UserError
 from longtake.core.values.grid import Size3
@@ -27,7 +27,7 @@ def test_the_figure_is_of_this_experiments_batches(
 
     monkeypatch.setattr(Store, "window", window)
     experiment = small(batch=3, trains="lora")
-    found = loader(experiment, Size3(time=6, height=4, width=6))
+    found = time_loader(experiment, Size3(time=6, height=4, width=6))
     assert found["batch"] == 3 and len(seen) % 3 == 0
     assert all(length <= 5 for _, length in seen), "windows, not whole clips"
     assert found["ratio"] == pytest.approx(found["step_seconds"] / found["load_seconds"])
@@ -36,11 +36,11 @@ def test_the_figure_is_of_this_experiments_batches(
 
     store = make_store(tmp_path, small())
     seen.clear()
-    given = loader(experiment, Size3(time=6, height=4, width=6), store)
+    given = time_loader(experiment, Size3(time=6, height=4, width=6), store)
     assert {root for root, _ in seen} == {store} and str(store) in loader_line(given)
 
 
 def test_clips_that_are_too_short_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_loader, "CLIPS", 1)
     with pytest.raises(UserError, match="shortest training window"):
-        loader(small(seconds=(2.0, 2.0)), Size3(time=1, height=4, width=6))
+        time_loader(small(seconds=(2.0, 2.0)), Size3(time=1, height=4, width=6))

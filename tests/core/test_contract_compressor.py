@@ -118,18 +118,18 @@ class SettlesWhatItMustRetract(ConvCompressor):
         return new, self.pending(new)
 
 
-BROKEN: list[tuple[type[Compressor[Conv]], str]] = [
+BROKEN = [
     (DependsOnChunks, "law: step over chunks"),
     (ForgetsTheProvisional, "law: step over chunks"),
-    (GrowsItsState, "state: .* numbers after 65 latents"),
+    pytest.param(GrowsItsState, "state: .* numbers after 65 latents", marks=pytest.mark.slow),
     (HasADeadParameter, "liveness: no gradient after 2 steps: dead"),
     (HasAnUntrainedParameter, "liveness: the memory does not depend"),
     (PendingEatsTheState, "pending: it changed the state"),
-    (MixesSamples, "ragged: a sample"),
-    (ReadsPadding, "ragged: a sample of 6 latents"),
+    pytest.param(MixesSamples, "ragged: a sample", marks=pytest.mark.slow),
+    pytest.param(ReadsPadding, "ragged: a sample of 6 latents", marks=pytest.mark.slow),
     (CountsWrong, "context_length: "),
     (ForgetsTheStart, "places: "),
-    (KeepsSlices, "file: safetensors cannot write"),
+    pytest.param(KeepsSlices, "file: safetensors cannot write", marks=pytest.mark.slow),
     (SettlesWhatItMustRetract, "settles: "),
 ]
 
@@ -141,7 +141,9 @@ def test_each_broken_compressor_is_caught(broken: type[Compressor[Conv]], line: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
+)
 def test_a_sound_compressor_passes(dtype: torch.dtype) -> None:
     check_compressor(ConvCompressor, SPEC, dtype=dtype)
 

@@ -15,8 +15,8 @@ from longtake.core.pages.masker import (
     CELLS,
     LATENTS,
     draw_masker,
-    look,
     lr_spans,
+    mask_clip,
     save_masker_picture,
     title_of,
 )
@@ -41,7 +41,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_built_in_clip_is_masked_at_every_rate_of_the_experiment() -> None:
-    found = look(attrs.evolve(EXPERIMENT, masker=Noise(clean=1.0, counts=(2,))))
+    found = mask_clip(attrs.evolve(EXPERIMENT, masker=Noise(clean=1.0, counts=(2,))))
     assert found.clean.shape == (LATENTS, 3, *CELLS)
     grid = Size3(time=LATENTS, height=CELLS[0], width=CELLS[1])
     for rate in (Rate.parse("2x2x4"), R442):
@@ -54,7 +54,7 @@ def test_the_built_in_clip_is_masked_at_every_rate_of_the_experiment() -> None:
 
 
 def test_colours_are_the_videos_and_seconds_those_of_its_latents(clip: Path) -> None:
-    found = look(attrs.evolve(EXPERIMENT, masker=Unmasked()), video=clip)
+    found = mask_clip(attrs.evolve(EXPERIMENT, masker=Unmasked()), video=clip)
     assert torch.equal(found.clean, found.masked)
     light = found.clean.mean(dim=(1, 2, 3))
     assert float(light[:3].max()) < 0.2 and float(light[3:].min()) > 0.8
@@ -62,14 +62,16 @@ def test_colours_are_the_videos_and_seconds_those_of_its_latents(clip: Path) -> 
 
 
 def test_scaled_values_lose_contrast_as_told() -> None:
-    found = look(attrs.evolve(EXPERIMENT, masker=Scale()))
+    found = mask_clip(attrs.evolve(EXPERIMENT, masker=Scale()))
     middle = found.clean.mean(dim=(0, 2, 3), keepdim=True)
     for level, before, after in zip(found.query.levels[0], found.clean, found.masked, strict=True):
         want = (middle[0] + (1 - level) * (before - middle[0])).clamp(0, 1)
         assert torch.allclose(after, want, atol=1e-4)
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "svg", "pdf"])
+@pytest.mark.parametrize(
+    "ending", ["png", *(pytest.param(e, marks=pytest.mark.slow) for e in ("jpg", "svg", "pdf"))]
+)
 def test_a_picture_is_written_whole(tmp_path: Path, clip: Path, ending: str) -> None:
     experiment = attrs.evolve(EXPERIMENT, masker=Drop(where="last"))
     path = save_masker_picture(experiment, tmp_path / "new" / f"mask.{ending}", video=clip)
@@ -81,7 +83,7 @@ def test_a_picture_is_written_whole(tmp_path: Path, clip: Path, ending: str) -> 
 
 def test_the_figure_frames_omega_and_draws_a_level_for_each_latent(clip: Path) -> None:
     experiment = attrs.evolve(EXPERIMENT, masker=Drop(where="last", counts=(2,)))
-    found = look(experiment, video=clip)
+    found = mask_clip(experiment, video=clip)
     clean, masked, levels, *lr = draw_masker(found, title_of(experiment)).axes
     framed = [line for line in masked.lines if line.get_linewidth() == 3.0]
     assert [round(float(np.mean(line.get_xdata()[:2]))) for line in framed] == [3, 4]
@@ -110,10 +112,11 @@ def test_what_cannot_be_drawn_is_one_line_and_leaves_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "mask.png").exists()
 
 
+@pytest.mark.slow
 def test_the_verb_draws_and_says_where(tmp_path: Path) -> None:
     import json
 
-    from ..test_cli import run
+    from ..program import run
 
     path = tmp_path / "mask.png"
     words = ("show", "tiny-wan-2x2x2", "--set", "masker=drop", "--picture", path)
@@ -130,5 +133,5 @@ def test_the_verb_draws_and_says_where(tmp_path: Path) -> None:
 
 def test_a_short_moving_clip_can_be_looked_at(tmp_path: Path) -> None:
     write_video(tmp_path / "short.mp4", moving(1, seconds=0.25), 8)
-    found = look(EXPERIMENT, video=tmp_path / "short.mp4")
+    found = mask_clip(EXPERIMENT, video=tmp_path / "short.mp4")
     assert len(found.seconds) == 1 and found.lr[R442].shape[0] == 1

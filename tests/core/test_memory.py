@@ -71,7 +71,6 @@ def test_padding_goes_last_in_each_sample() -> None:
     merged = merge([memory(first), memory(part([2.0, 3.0], batch=2))]).parts[0]
     assert times(merged) == [[0.0, 2.0, 3.0, 1.0], [0.0, 1.0, 2.0, 3.0]]
     assert merged.valid.tolist() == [[True, True, True, False], [True] * 4]
-    assert not merge([memory(first)]).dense and memory(part([1.0])).dense
 
 
 def test_parts_of_other_names_stand_side_by_side() -> None:
@@ -89,7 +88,7 @@ def test_one_name_is_one_part() -> None:
 
 def test_an_empty_memory_costs_nothing() -> None:
     empty = Memory()
-    assert (empty.length, empty.joined(), empty.dense) == (0, None, True)
+    assert (empty.length, empty.joined()) == (0, None)
     assert merge([]).parts == () and merge([empty, empty]).size is None
     some = memory(part([1.0]))
     assert times(merge([empty, some, empty]).parts[0]) == [[1.0]]

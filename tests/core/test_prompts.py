@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longtake.backbones.texts.bytes import ByteEncoder
-from longtake.core.cli.retrieve import Captions
+from longtake.core.retrieve import Captions
 
 from ..small import small
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longtake.backbones.texts.specs import Bytes
-from longtake.backbones.wan.published import TinyWan
+from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.backbones.wan.specs import TinyWan as TinyWanSpec
 from longtake.core.interfaces.backbone import Backbone, Context
 from longtake.core.interfaces.retriever import Scene
 from longtake.core.sample.loop import (
-    STEPS,
+    TIMESTEPS,
+    Conditioning,
     Contexts,
-    Given,
     Schedule,
     draw_noise,
     guided,
@@ -61,8 +61,8 @@ def text(batch: int = 1, seed: int = 5) -> Text:
     return Text(embeddings=made, mask=torch.ones(batch, 3, dtype=torch.bool))
 
 
-def given_of(memory: Any = None, batch: int = 1) -> Given:
-    return Given(text=text(batch), null_text=text(1, seed=9), memory=memory or Memory())
+def given_of(memory: Any = None, batch: int = 1) -> Conditioning:
+    return Conditioning(text=text(batch), null_text=text(1, seed=9), memory=memory or Memory())
 
 
 def solved(name: str, count: int, shift: float = 1.0) -> float:
@@ -109,7 +109,7 @@ def test_times_fall_from_one_and_count_the_timesteps_to_the_bit(
 ) -> None:
     schedule = Schedule.of(Sampler(scheduler=name, steps=count), shift, CPU)
     times, timesteps = schedule.times, schedule.scheduler.timesteps
-    assert torch.equal((times * STEPS).float(), timesteps.float())
+    assert torch.equal((times * TIMESTEPS).float(), timesteps.float())
     # diffusers' own shift rounds 1 up by a float32 step at some shifts; its bits are kept
     assert 0.99 < float(times[0]) <= 1 + 2**-23 and bool((times >= 0).all())
     assert bool((times.diff() <= 0).all())
@@ -118,7 +118,7 @@ def test_times_fall_from_one_and_count_the_timesteps_to_the_bit(
 
 def test_every_whole_timestep_is_counted() -> None:
     whole = torch.arange(1001)
-    assert torch.equal((times_of(whole, whole / 1000) * STEPS).float(), whole.float())
+    assert torch.equal((times_of(whole, whole / 1000) * TIMESTEPS).float(), whole.float())
     assert times_of(whole / 7, whole / 7000).dtype in (torch.float32, torch.float64)
 
 
@@ -141,7 +141,7 @@ def test_guidance_is_the_weighted_difference(weight: float, low: float | None, t
             return noisy + asked[-1]
 
     prompt, empty = (Context(text=text(batch)) for batch in (2, 1))  # they say 6 and 3
-    contexts = Contexts(prompt=prompt, empty=empty if sampler.guided else None)
+    contexts = Contexts(prompt=prompt, negative=empty if sampler.guided else None)
     at = torch.tensor(t, dtype=torch.float64)
     frames = torch.zeros(1, 1, dtype=torch.int64)
     found = guided(Two(), weight_at(sampler, at), x, at, frames, contexts)
@@ -160,15 +160,15 @@ def test_the_boundary_itself_is_high(dtype: torch.dtype) -> None:
 def test_no_guidance_reads_no_empty_prompt() -> None:
     assert not Sampler(guidance=1.0).guided and not Sampler(guidance=1, low_guidance=1.0).guided
     assert Sampler(guidance=1.0, low_guidance=2.0).guided and Sampler().guided
-    assert Contexts.of(Gaussian(), Sampler(guidance=1.0), given_of()).empty is None
+    assert Contexts.of(Gaussian(), Sampler(guidance=1.0), given_of()).negative is None
 
 
 @pytest.fixture
-def small() -> Callable[..., TinyWan]:
-    def make(**changes: Any) -> TinyWan:
+def small() -> Callable[..., TinyWanBackbone]:
+    def make(**changes: Any) -> TinyWanBackbone:
         numbers: dict[str, Any] = dict(heads=2, head_width=20, layers=2, ffn=48)
         spec = TinyWanSpec(**(numbers | changes), text_encoder=Bytes(width=8, length=2))
-        return TinyWan.load(spec, seed=0)
+        return TinyWanBackbone.load(spec, seed=0)
 
     return make
 
@@ -185,7 +185,7 @@ def memory(tokens: int = 6, batch: int = 1) -> Memory:
     return Memory(parts=(part,))
 
 
-def run(model: TinyWan, held: Any, batch: int = 1, **how: Any) -> Tensor:
+def run(model: TinyWanBackbone, held: Any, batch: int = 1, **how: Any) -> Tensor:
     channels = model.geometry.channels
     size = Size3(time=2, height=4, width=4)
     noise = draw_noise(channels, size, torch.Generator().manual_seed(1), batch)
@@ -196,30 +196,32 @@ def run(model: TinyWan, held: Any, batch: int = 1, **how: Any) -> Tensor:
 
 @pytest.mark.parametrize("attention", ["isolated", "isolated-causal"])
 def test_an_isolated_memory_is_remembered_once(
-    small: Callable[..., TinyWan], attention: str, monkeypatch: pytest.MonkeyPatch
+    small: Callable[..., TinyWanBackbone], attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, calls = small(attention=attention, memory_time=0.0), []
-    remember = TinyWan.remember
+    remember = TinyWanBackbone.remember
     monkeypatch.setattr(
-        TinyWan, "remember", lambda self, *args: (calls.append(1), remember(self, *args))[1]
+        TinyWanBackbone, "remember", lambda self, *args: (calls.append(1), remember(self, *args))[1]
     )
     found = run(model, memory())
     assert len(calls) == 1
     with torch.no_grad():
         cache = remember(model, memory())
     assert torch.equal(run(model, cache), found) and len(calls) == 1
-    monkeypatch.setattr(TinyWan, "caches", False)
+    monkeypatch.setattr(TinyWanBackbone, "caches", False)
     assert torch.equal(run(model, memory()), found)  # anew at every step: the same bits
     assert len(calls) == 1
 
 
-def test_full_memory_goes_along_and_matters(small: Callable[..., TinyWan]) -> None:
+def test_full_memory_goes_along_and_matters(small: Callable[..., TinyWanBackbone]) -> None:
     model = small()
     assert not model.caches and not torch.equal(run(model, memory()), run(model, None))
 
 
 @torch.no_grad()
-def plain_euler(model: TinyWan, x: Tensor, frames: Tensor, count: int, weight: float) -> Tensor:
+def plain_euler(
+    model: TinyWanBackbone, x: Tensor, frames: Tensor, count: int, weight: float
+) -> Tensor:
     """Euler steps under shift 3, written out."""
     contexts = [model.context(each, memory()) for each in (text(), text(seed=9))]
     even = [1 - i / count for i in range(count)]
@@ -234,7 +236,7 @@ def plain_euler(model: TinyWan, x: Tensor, frames: Tensor, count: int, weight: f
 @pytest.mark.parametrize("spec", [Flow(), Flow(steps=5, guidance=2.5, group=2)])
 @pytest.mark.parametrize("attention", ["full", "isolated"])
 def test_the_flow_retriever_is_plain_euler_to_the_bit(
-    small: Callable[..., TinyWan], attention: str, spec: Flow
+    small: Callable[..., TinyWanBackbone], attention: str, spec: Flow
 ) -> None:
     model = small(attention=attention, memory_time=0.0)
     past = History(latents=torch.zeros(1, model.geometry.channels, 6, 4, 4))
@@ -251,7 +253,7 @@ def test_the_flow_retriever_is_plain_euler_to_the_bit(
     assert torch.equal(found, torch.cat(wanted, dim=2))
 
 
-def test_progress_hears_every_pass(small: Callable[..., TinyWan]) -> None:
+def test_progress_hears_every_pass(small: Callable[..., TinyWanBackbone]) -> None:
     told: list[tuple[int, int, str]] = []
     run(small(), None, progress=lambda *call: told.append(call))
     assert told == [(1, 3, ""), (2, 3, ""), (3, 3, "")]

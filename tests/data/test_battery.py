@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.core.cache.cache import CacheResult, cache
-from longtake.core.data.captions import Caption, whole
+from longtake.core.data.captions import Caption, untimed_captions
 from longtake.core.data.store import clip_path, read_index
 from longtake.core.errors import UserError
 from longtake.core.tools.files import open_tensors
@@ -76,7 +76,7 @@ def check_good(out: Path, name: str, good: Good) -> None:
     assert record.placement.split()[0] == "{}x{}".format(*good.size)
     assert latents.shape[1:] == (record.latents, record.height, record.width)
     assert torch.isfinite(latents).all()
-    named = whole(Path(name).stem.replace("-", " ").replace("_", " "))
+    named = untimed_captions(Path(name).stem.replace("-", " ").replace("_", " "))
     assert record.captions == (named if good.captions is None else good.captions)
 
 
@@ -200,7 +200,7 @@ MEDIA = {
         lambda d: video(d / "v.mp4").rename(d / os.fsdecode(b"caf\xe9.mp4")) and None,
         {"caf\ufffd.mp4": Good()},
     ),
-    "a name like an option": made("-i.mp4", Good(captions=whole("i"))),
+    "a name like an option": made("-i.mp4", Good(captions=untimed_captions("i"))),
     "a link to a video": Case(
         lambda d: (d / "b.mp4").symlink_to(video(d / ".hidden.mp4")), {"b.mp4": Good()}
     ),
@@ -246,7 +246,7 @@ MEDIA = {
     ),
 }  # fmt: skip
 
-SAID = {"a.mp4": Good(captions=whole("a dog"))}
+SAID = {"a.mp4": Good(captions=untimed_captions("a dog"))}
 CUE = Caption(start=0, end=1, text="a dog")
 SRT = "1\n00:00:00,000 --> 00:00:01,000\na dog\n"
 WORDS = {

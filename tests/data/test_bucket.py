@@ -93,6 +93,9 @@ def test_impossible_input_is_one_clear_line(width, height, area, multiple):
 
 
 def test_the_module_is_light():
-    code = "import sys, longtake.core.video.placement; print({'torch', 'numpy', 'av'} & set(sys.modules))"
+    code = (
+        "import sys, longtake.core.video.placement; "
+        "print({'torch', 'numpy', 'av'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -17,11 +17,11 @@ from attrs import evolve
 
 from longtake.core.cache import workers as pool
 from longtake.core.cache.cache import CacheResult, cache
-from longtake.core.cache.job import Share, find_share
+from longtake.core.cache.job import Shard, find_shard
 from longtake.core.data.store import Store, read_index
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.tools import files as disk
-from longtake.core.tools.files import create_file, is_live, part_path, read_lines, remove_parts
+from longtake.core.tools.files import create_file, is_live, part_path, read_json_lines, remove_parts
 
 from ..small import RATE, small, write_clips
 
@@ -67,7 +67,7 @@ def sources(out: Path) -> list[str]:
 def test_the_share_is_the_asked_one_or_the_launchers(
     asked: tuple[int | None, int | None], env: dict[str, str], found: tuple[int, int]
 ) -> None:
-    assert find_share(*asked, env) == Share(rank=found[0], world=found[1])
+    assert find_shard(*asked, env) == Shard(rank=found[0], world=found[1])
 
 
 @pytest.mark.parametrize(
@@ -85,25 +85,25 @@ def test_a_share_that_is_none_is_refused(
     asked: tuple[int | None, int | None], env: dict[str, str], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        find_share(*asked, env)
+        find_shard(*asked, env)
 
 
 def test_shares_make_one_store_that_any_number_of_processes_goes_on_with(
     videos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    shares = [run(videos, out, share=Share(rank=rank, world=3)) for rank in (2, 0, 1)]
+    shares = [run(videos, out, shard=Shard(rank=rank, world=3)) for rank in (2, 0, 1)]
     assert [len(s.outcomes) for s in shares] == [1, 2, 2] and sources(out) == NAMES
     assert all(statuses(s) == ["cached"] * len(s.outcomes) and not s.gone for s in shares)
     names = [path.name for path in sorted((out / "index").iterdir())]
     assert names == [f"0000{rank}-of-00003.jsonl" for rank in range(3)]
     assert statuses(run(videos, out)) == ["kept"] * 5
-    assert statuses(run(videos, out, share=Share(rank=1, world=2))) == ["kept"] * 2
+    assert statuses(run(videos, out, shard=Shard(rank=1, world=2))) == ["kept"] * 2
     assert sorted(p.name for p in out.iterdir()) == ["clips", "index", "store.json", "texts"]
 
 
 def test_more_processes_than_videos_is_no_error(videos: Path, tmp_path: Path) -> None:
-    result = run(videos, tmp_path / "s", share=Share(rank=6, world=7))
+    result = run(videos, tmp_path / "s", shard=Shard(rank=6, world=7))
     assert result.outcomes == []
     with pytest.raises(UserError, match="holds no clip"):
         Store.open(tmp_path / "s")
@@ -125,14 +125,15 @@ def test_the_newest_line_counts_wherever_it_stands(videos: Path, tmp_path: Path)
 def claim(out: Path, header: str, share: str = "00000-of-00001") -> Path:
     """The claim of another process that lives: the parent of this one."""
     out.mkdir(exist_ok=True)
-    path = out / f".claim-{header}-{share}.{os.getppid()}.part"
+    part = part_path(out / f"claim-{header}-{share}")
+    path = part.with_name(part.name.replace(f"-{os.getpid()}.", f"-{os.getppid()}."))
     path.touch()
     return path
 
 
 def test_a_header_is_not_replaced_under_a_run_that_is_at_work(videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
-    run(videos, out, share=Share(rank=6, world=7))  # a header, no clip
+    run(videos, out, shard=Shard(rank=6, world=7))  # a header, no clip
     path = claim(out, "01234567")
     with pytest.raises(UserError, match="another run is at work on .* with area 1536"):
         run(videos, out, area=64 * 64)
@@ -214,7 +215,7 @@ def test_the_same_command_twice_at_once_harms_nothing(videos: Path, tmp_path: Pa
     assert not list((tmp_path / "s").rglob("*.part"))
     for path in (tmp_path / "s" / "index").iterdir():
         assert all(
-            set(line) == set(read_index(tmp_path / "s")[0].line()) for line in read_lines(path)
+            set(line) == set(read_index(tmp_path / "s")[0].line()) for line in read_json_lines(path)
         )
 
 
@@ -286,7 +287,7 @@ def test_ctrl_c_ends_all_workers_and_keeps_what_is_done(videos: Path, tmp_path: 
 def test_a_worker_that_cannot_start_is_one_line(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool.Orders, "of", lambda job: "no orders")
+    monkeypatch.setattr(pool.JobDescription, "of", lambda job: "no orders")
     with pytest.raises(LongtakeError, match=r"no worker .* one failed \(exit code 1\)"):
         run(videos, tmp_path / "s", workers=2)
     assert not multiprocessing.active_children()

@@ -17,7 +17,7 @@ from longtake.backbones.texts.specs import Bytes
 from longtake.core.cache import tasks as perform
 from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store
-from longtake.core.data.texts import Texts, read_text, text_path
+from longtake.core.data.texts import PromptEmbedder, prompt_path, read_embeddings
 from longtake.core.values.text import Text
 from longtake.core.video.decode import VideoError
 
@@ -87,9 +87,9 @@ def test_zeros_after_the_last_token_are_not_stored(
     root = tmp_path_factory.mktemp("texts")
     prompts = [f"{i}" * length for i, length in enumerate(lengths)]
     encoder = Counted(lengths, pooled)
-    assert Texts(root, encoder).ensure(prompts) == len(prompts)
+    assert PromptEmbedder(root, encoder).embed_missing(prompts) == len(prompts)
     for row, prompt in enumerate(prompts):
-        found, wanted = read_text(text_path(root, prompt)), encoder.text.select([row])
+        found, wanted = read_embeddings(prompt_path(root, prompt)), encoder.text.select([row])
         assert torch.equal(found.embeddings, wanted.embeddings)
         assert torch.equal(found.mask, wanted.mask)
         assert (found.pooled is None) == (not pooled)
@@ -110,5 +110,5 @@ class Counted(ByteEncoder):
 
 def test_a_long_encoder_has_small_files(tmp_path: Path) -> None:
     encoder = ByteEncoder(Bytes(width=64, length=511))
-    Texts(tmp_path, encoder).ensure(["a cat"])
-    assert text_path(tmp_path, "a cat").stat().st_size < 4096
+    PromptEmbedder(tmp_path, encoder).embed_missing(["a cat"])
+    assert prompt_path(tmp_path, "a cat").stat().st_size < 4096

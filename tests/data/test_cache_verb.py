@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from longtake.core import config as edge
+from longtake.core import config
 from longtake.core.cache import cache as cache_run
-from longtake.core.cache.tasks import Done, Outcome
+from longtake.core.cache.tasks import Outcome, TaskResult
 from longtake.core.cli.cache import cache
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.video.write import write_video
@@ -21,7 +21,7 @@ from ..small import moving, small, write_clips
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     write_clips(tmp_path / "v", seeds=(1, 2))
-    data = edge.to_json(evolve(small(), cache=evolve(small().cache, area=32 * 48)))
+    data = config.to_json(evolve(small(), cache=evolve(small().cache, area=32 * 48)))
     (tmp_path / "small.json").write_text(json.dumps(data))
     return tmp_path
 
@@ -29,7 +29,7 @@ def place(tmp_path: Path) -> Path:
 def told(place: Path, capsys: pytest.CaptureFixture[str], *sets: str, **how: object) -> list[str]:
     """Standard output of the verb, by line."""
     given = {"workers": 1, "rank": None, "world": None, "as_json": False} | how
-    cache(str(place / "small.json"), list(sets), place / "v", place / "s", **given)
+    cache(str(place / "small.json"), place / "v", place / "s", sets=list(sets), **given)
     return capsys.readouterr().out.splitlines()
 
 
@@ -73,9 +73,9 @@ def test_many_that_are_gone_are_told_shortly(
 def test_videos_that_were_lost_are_told_and_exit_1(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def perform(job: object, task: object) -> Done:
+    def perform(job: object, task: object) -> TaskResult:
         outcome = Outcome(source="a.mp4", status="lost", detail="a.mp4: was killed")
-        return Done(id=task.source.id, outcome=outcome)
+        return TaskResult(id=task.source.id, outcome=outcome)
 
     monkeypatch.setattr(cache_run, "perform", perform)
     with pytest.raises(LongtakeError, match="2 of 2 videos are not done") as caught:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core.data.captions import Caption, caption_at, shot_captions, whole
+from longtake.core.data.captions import Caption, caption_at, shot_captions, untimed_captions
 from longtake.core.data.sources import captions_beside
-from longtake.core.data.subtitles import read_subtitles, read_timed
+from longtake.core.data.subtitles import read_segments, read_subtitles
 from longtake.core.errors import UserError, printable
 
 
@@ -65,7 +65,9 @@ def test_shots_cover_the_video_without_gap_or_overlap(cuts):
 
 
 def test_a_blank_caption_is_none():
-    assert whole(" \n\t") == () and whole(" a cat \n") == (said(0, None, "a cat"),)
+    assert untimed_captions(" \n\t") == () and untimed_captions(" a cat \n") == (
+        said(0, None, "a cat"),
+    )
 
 
 SRT = """1
@@ -114,7 +116,7 @@ def test_line_ends_and_marks_do_not_matter(tmp_path, end, coding):
     (tmp_path / "a.VTT").write_bytes(data)
     assert read_subtitles(tmp_path / "a.VTT") == CUES
     (tmp_path / "b.txt").write_bytes(f"Ein Käfer{end}".encode(coding))
-    assert captions_beside(tmp_path / "b.mp4") == whole("Ein Käfer")
+    assert captions_beside(tmp_path / "b.mp4") == untimed_captions("Ein Käfer")
 
 
 def test_cues_without_a_blank_line_between_are_kept_apart(tmp_path):
@@ -177,13 +179,13 @@ def test_timed_captions_come_by_their_start(tmp_path):
         {"time_range_s": [0, 4], "prompt": " a cat "},
         {"time_range_s": [9.5, None], "caption": "gone"},
     ]
-    found = read_timed(timed(tmp_path, {"segments": segments, "fps": 24}))
+    found = read_segments(timed(tmp_path, {"segments": segments, "fps": 24}))
     assert found == (said(0, 4, "a cat"), said(4, 9.5, "it jumps"), said(9.5, None, "gone"))
 
 
 @pytest.mark.parametrize("value", [{}, {"seed": 1}, [1], 3, None, "text"])
 def test_other_json_beside_a_video_is_passed_over(tmp_path, value):
-    assert read_timed(timed(tmp_path, value)) == ()
+    assert read_segments(timed(tmp_path, value)) == ()
 
 
 RANGES = [[4], [4, 4], [4, 2], [-1, 2], [0, True], ["0", 2], "0-4", None, [0, 1e400], [0, [1]]]
@@ -193,7 +195,7 @@ RANGES = [[4], [4, 4], [4, 2], [-1, 2], [0, True], ["0", 2], "0-4", None, [0, 1e
 def test_a_wrong_range_is_named_with_its_segment(tmp_path, found):
     good = {"time_range_s": [0, 4], "prompt": "x"}
     path = timed(tmp_path, {"segments": [good, {"time_range_s": found, "prompt": "x"}]})
-    refused(read_timed, path, "a.json, segment 2: time_range_s is", "0 ≤ start < end")
+    refused(read_segments, path, "a.json, segment 2: time_range_s is", "0 ≤ start < end")
 
 
 @pytest.mark.parametrize(
@@ -208,19 +210,19 @@ def test_a_wrong_range_is_named_with_its_segment(tmp_path, found):
     ],
 )
 def test_bad_segments(tmp_path, value, reason):
-    refused(read_timed, timed(tmp_path, value), "a.json", reason)
+    refused(read_segments, timed(tmp_path, value), "a.json", reason)
 
 
 def test_broken_json_is_named_with_its_line(tmp_path):
-    refused(read_timed, written(tmp_path / "a.json", '{\n"segments": [\n,]}'), "a.json, line 3")
-    refused(read_timed, written(tmp_path / "b.json", "[" * 100_000), "b.json, line 1: no JSON")
-    refused(read_timed, written(tmp_path / "c.json", '{"a": "\\ud83d"}'), "half a character")
+    refused(read_segments, written(tmp_path / "a.json", '{\n"segments": [\n,]}'), "a.json, line 3")
+    refused(read_segments, written(tmp_path / "b.json", "[" * 100_000), "b.json, line 1: no JSON")
+    refused(read_segments, written(tmp_path / "c.json", '{"a": "\\ud83d"}'), "half a character")
 
 
 def test_timed_captions_go_before_those_of_the_whole(tmp_path):
     video = tmp_path / "a.mp4"
     written(tmp_path / "a.txt", "the whole")
-    assert captions_beside(video) == whole("the whole")
+    assert captions_beside(video) == untimed_captions("the whole")
     written(tmp_path / "a.SRT", "1\n00:01,0 --> 00:02,0\none")
     assert captions_beside(video) == (said(1, 2, "one"),)
     segment = {"time_range_s": [1, 2], "prompt": "one"}

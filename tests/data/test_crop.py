@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.backbones.codecs.specs import Dct
-from longtake.core.cache.encode import encode_lowres
 from longtake.core.data.store import Store
-from longtake.core.data.windows import Area, Crops, WindowBatches, Windows, crop
+from longtake.core.data.windows import Area, Crops, WindowBatches, WindowSampler, crop
 from longtake.core.interfaces.codec import from_bytes
 from longtake.core.model import compressor_needs
 from longtake.core.registry import build
 from longtake.core.values.grid import Rate
 from longtake.core.values.history import History
 
-from ..small import make_store, small
+from ..small import encode_lowres, make_store, small
 
 RATES = (Rate(height=2, width=2, time=2), Rate(height=4, width=4, time=2))
 
@@ -70,7 +69,7 @@ def test_corners_stand_on_token_cells_and_cover_the_frame(tmp_path: Path) -> Non
 def test_batches_are_crops_and_the_same_again(tmp_path: Path) -> None:
     experiment = small(crop=(2, 4))
     opened, needs = Store.open(make_store(tmp_path, experiment)), compressor_needs(experiment)
-    windows = Windows.of(opened, experiment.backbone.geometry, experiment.train, needs)
+    windows = WindowSampler.of(opened, experiment.backbone.geometry, experiment.train, needs)
     one, two = (WindowBatches(opened, windows, needs, 9)[step] for step in (3, 3))
     assert one.history.latents.shape[-2:] == (2, 4)
     assert one.history.lr[RATES[0]].shape[-2:] == (1, 2)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtake.core.data.captions import Caption, whole
+from longtake.core.data.captions import Caption, untimed_captions
 from longtake.core.data.sources import caption_of, find_sources
 from longtake.core.errors import UserError
 
@@ -123,8 +123,8 @@ def test_every_layout_gives_the_same_videos_and_captions(folder, layout):
     by_hand = {source.name: source.id for source in find_sources(folder / "clips" / "a.mp4")}
     assert list(by_hand) == ["a.mp4"]
     assert [(source.name, source.captions, source.fault) for source in found] == [
-        ("b.mp4", whole(DOG), ""),
-        ("clips/a.mp4", whole(CAT), ""),
+        ("b.mp4", untimed_captions(DOG), ""),
+        ("clips/a.mp4", untimed_captions(CAT), ""),
     ]
     assert [source.path.read_bytes() for source in found] == [b"video"] * 2
     assert [source.id for source in found] == [s.id for s in sorted_by_name(folder)]
@@ -169,7 +169,7 @@ def test_a_blank_caption_leaves_the_word_to_the_files_beside(folder):
     for blank in ("", "  ", None, [], ["", " "]):
         rows = [{"video": "b.mp4", "prompt": blank}, {"video": "clips/a.mp4", "prompt": blank}]
         found = listed(write_json(folder / "metadata.json", rows))
-        assert found == {"b.mp4": whole("beside"), "clips/a.mp4": ()}
+        assert found == {"b.mp4": untimed_captions("beside"), "clips/a.mp4": ()}
 
 
 def test_captions_that_cannot_be_read_are_the_fault_of_their_video_alone(folder):
@@ -185,7 +185,7 @@ def test_a_listed_video_that_is_missing_is_given_nevertheless(folder):
     missing = find_sources(path)[1]
     assert (missing.name, missing.path) == ("no.mp4", folder / "no.mp4")
     longest = [["video", "prompt"], ["x" * 5000, "x"]]
-    assert find_sources(write_table(folder / "l.csv", longest))[0].captions == whole("x")
+    assert find_sources(write_table(folder / "l.csv", longest))[0].captions == untimed_captions("x")
 
 
 def test_where_a_relative_path_is_looked_for(folder, tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_where_a_relative_path_is_looked_for(folder, tmp_path, monkeypatch):
 
 def test_a_video_listed_twice_counts_once_unless_its_captions_differ(folder):
     rows = [["video", "prompt"], ["b.mp4", "x"], ["./clips/../b.mp4", "x"]]
-    assert listed(write_table(folder / "l.csv", rows)) == {"b.mp4": whole("x")}
+    assert listed(write_table(folder / "l.csv", rows)) == {"b.mp4": untimed_captions("x")}
     rows[2][1] = "y"
     refused(
         write_table(folder / "l.csv", rows), "l.csv, line 3: b.mp4", "l.csv, line 2", "keep one"
@@ -275,7 +275,7 @@ def test_no_bytes_end_in_another_error(tmp_path_factory, name, data):
 def test_any_caption_comes_back_from_every_kind_of_list(tmp_path_factory, rows):
     root = tmp_path_factory.mktemp("lists")
     entries = [{"video": name, "prompt": text} for name, text in rows.items()]
-    expected = {name: whole(text) for name, text in rows.items()}
+    expected = {name: untimed_captions(text) for name, text in rows.items()}
     assert listed(write_json(root / "l.json", entries)) == expected
     assert listed(write_lines(root / "l.jsonl", entries)) == expected
     table = [["video", "prompt"], *rows.items()]

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from longtake.backbones.codecs.dct import DctCodec
 from longtake.backbones.codecs.specs import Dct
-from longtake.core.cache.encode import LowRes, LowResEncoder, encode_lowres
+from longtake.core.cache.encode import LowRes, LowResEncoder
 from longtake.core.interfaces.compressor import State
 from longtake.core.values.grid import Rate, Size3
+
+from ..small import encode_lowres
 
 STRIDE = Size3(time=4, height=8, width=8)
 RATES = [Rate(height=2, width=2, time=2), Rate(height=4, width=2, time=8), Rate.parse("1x1x1")]

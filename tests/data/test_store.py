@@ -19,13 +19,14 @@ from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
 from longtake.core.model import all_needs
 from longtake.core.tools.files import (
-    append_line,
+    append_json_line,
     disk_errors,
     only_parts,
-    read_lines,
+    part_path,
+    read_json_lines,
     read_object,
+    remove_folder,
     remove_parts,
-    write_tensors,
 )
 from longtake.core.values.grid import Rate
 
@@ -43,6 +44,12 @@ def dead() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+def dead_part(path: Path, dead: int) -> Path:
+    """Where that process would have written `path`."""
+    part = part_path(path)
+    return part.with_name(part.name.replace(f"-{os.getpid()}.", f"-{dead}."))
 
 
 def cached(videos: Path, out: Path, experiment: Experiment | None = None) -> CacheResult:
@@ -66,22 +73,24 @@ import safetensors.torch
 path, large = Path(sys.argv[1]), {"x": torch.zeros(10**6)}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-try:
-    if path.name == "tensors":
-        write_tensors(path, large, {})
-    with whole_file(path) as part:
-        torch.save(large, part)
-except UserError as error:
-    print(error)
+for name in ("tensors", "torch"):
+    try:
+        if name == "tensors":
+            write_tensors(path / name, large, {})
+        with whole_file(path / name) as part:
+            torch.save(large, part)
+    except UserError as error:
+        print(error)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as POSIX does")
-@pytest.mark.parametrize("name", ["tensors", "torch"])
-def test_a_disk_that_fills_is_one_line_that_names_the_file(tmp_path: Path, name: str) -> None:
-    words = [sys.executable, "-c", FILL, str(tmp_path / name)]
-    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    assert told.startswith(f"cannot write {tmp_path / name}: ") and told.count("\n") == 1
+def test_a_disk_that_fills_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", FILL, str(tmp_path)]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(told) == 2
+    for name, line in zip(("tensors", "torch"), told, strict=True):
+        assert line.startswith(f"cannot write {tmp_path / name}: ")
     assert not list(tmp_path.iterdir())
 
 
@@ -93,35 +102,54 @@ def test_an_error_that_is_not_of_the_disk_passes_through(tmp_path: Path) -> None
 @pytest.mark.parametrize("torn", [b'{"a', b'{"n": 9}', '{"é'.encode()[:-1], b"\xff" * 9000])
 def test_a_torn_last_line_is_dropped_and_cut(tmp_path: Path, torn: bytes) -> None:
     log = tmp_path / "log.jsonl"
-    append_line(log, {"n": 1})
+    append_json_line(log, {"n": 1})
     log.write_bytes(log.read_bytes() + torn)
-    assert read_lines(log) == [{"n": 1}]
-    append_line(log, {"n": 2})
+    assert read_json_lines(log) == [{"n": 1}]
+    append_json_line(log, {"n": 2})
     assert log.read_bytes() == b'{"n": 1}\n{"n": 2}\n'
     log.write_bytes(b"no json\n")
     with pytest.raises(UserError, match="line 1: no JSON"):
-        read_lines(log)
+        read_json_lines(log)
 
 
 def test_a_line_that_cannot_be_written_leaves_the_log_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append_line(tmp_path / "log", {"n": 1})
+    append_json_line(tmp_path / "log", {"n": 1})
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
-        append_line(tmp_path / "log", {"n": 2})
+        append_json_line(tmp_path / "log", {"n": 2})
     assert (tmp_path / "log").read_bytes() == b'{"n": 1}\n'
 
 
+def test_a_folder_is_removed_or_a_line_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "weights").write_text("large")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(UserError, match="cannot write .*run: Permission denied"):
+            remove_folder(tmp_path / "run")
+    assert (tmp_path / "run" / "weights").read_text() == "large"
+    remove_folder(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_parts_of_dead_processes_are_removed(tmp_path: Path, dead: int) -> None:
-    mine, theirs = f".x.{os.getpid()}.part", f".x.json.{dead}.part"
+    mine = part_path(tmp_path / "x").name
+    theirs = dead_part(tmp_path / "x.json", dead).name
     for name in (mine, theirs, "kept.part", ".odd.part"):
         (tmp_path / name).write_text("half")
-    (tmp_path / f".folder.{dead}.part").mkdir()
+    dead_part(tmp_path / "folder", dead).mkdir()
     remove_parts(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {mine, "kept.part", ".odd.part"}
     assert not only_parts(tmp_path)
@@ -139,7 +167,7 @@ def test_read_object_says_what_is_missing(tmp_path: Path) -> None:
         read_object(path, "run", "a", "b")
 
 
-@pytest.mark.parametrize("text", ["3", "[]", "{}", '{"format": 1}', "null"])
+@pytest.mark.parametrize("text", ["3", "[]", "{}", '{"format": 2}', "null"])
 def test_a_header_that_is_none_is_refused(videos: Path, tmp_path: Path, text: str) -> None:
     cached(videos, tmp_path / "s")
     (tmp_path / "s" / "store.json").write_text(text)
@@ -152,12 +180,11 @@ def test_a_run_that_was_killed_while_it_claimed_is_healed(
     videos: Path, tmp_path: Path, dead: int
 ) -> None:
     out = tmp_path / "s"
-    write_tensors(out / "null.safetensors", {"odd": torch.zeros(1)}, {})
-    (out / f".store.json.{dead}.part").write_text("{")
+    out.mkdir()
+    dead_part(out / "store.json", dead).write_text("{")
     assert cached(videos, out).count("cached") == 1
     assert Store.open(out).null_text().embeddings.shape[0] == 1
-    (out / "null.safetensors").unlink()
-    (out / "clips" / f".x.safetensors.{dead}.part").write_bytes(b"half")
+    dead_part(out / "clips" / "x.safetensors", dead).write_bytes(b"half")
     assert cached(videos, out).count("kept") == 1
     assert Store.open(out).null_text().embeddings.shape[0] == 1
     assert not list(out.rglob(".*.part"))
@@ -194,6 +221,6 @@ def test_a_damaged_clip_is_cached_again(videos: Path, tmp_path: Path) -> None:
 def test_missing_rates_can_be_pasted(videos: Path, tmp_path: Path) -> None:
     cached(videos, tmp_path / "s")
     with pytest.raises(UserError) as caught:
-        Store.open(tmp_path / "s").check(made_with={}, rates=[Rate(height=4, width=4, time=4)])
+        Store.open(tmp_path / "s").check(identity={}, rates=[Rate(height=4, width=4, time=4)])
     pasted = str(caught.value).partition("cache.rates=")[2]
     assert json.loads(pasted.strip("'")) == ["2x2x2", "4x4x4"]

@@ -1,7 +1,9 @@
 """Reading video: which source frame each output is, upright and square, in any pixel format."""
 
 import csv
+import errno
 import math
+import os
 import struct
 import tracemalloc
 from bisect import bisect_right
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from longtake.core.errors import UserError
 from longtake.core.video import decode
-from longtake.core.video.decode import Clock, Shown, VideoError, fingerprint, probe, resample
+from longtake.core.video.decode import Clock, TimedFrame, VideoError, fingerprint, probe, resample
 from longtake.core.video.placement import cover, place
 from longtake.core.video.read import iter_frames, read_frames
 from longtake.core.video.write import write_video
@@ -109,7 +111,7 @@ def test_a_start_reads_the_same_frames_as_reading_from_the_beginning(tmp_path, n
 )
 def test_resampling_against_its_definition(gaps, fps, start):
     times = [0.0, *np.cumsum(gaps) / 100]
-    shown = [Shown(t, t + 0.02, index) for index, t in enumerate(times)]
+    shown = [TimedFrame(t, t + 0.02, index) for index, t in enumerate(times)]
     got = [frame for frame, _ in resample(shown, fps, start, 1e-6)]
     count = max(0, math.ceil((times[-1] + 0.02 - start - 1e-6) * fps))
     moments = [start + k / fps + 1e-6 for k in range(count)]
@@ -292,7 +294,7 @@ def test_real_clips_are_what_their_manifest_says(video_dir):
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.ts", "v.avi"])
 def test_a_late_start_is_sought_not_decoded(tmp_path, name):
     path = encode(tmp_path / name, numbered(60), rate=5)
-    with decode.opened(path) as source:
+    with decode.open_video(path) as source:
         times = [shown.time for shown in source.frames(start=10.0)]
     assert 5 < times[0] <= 10.0 and times[-1] == pytest.approx(11.8, abs=1e-3)
 
@@ -301,3 +303,18 @@ def test_a_seek_that_lands_too_late_starts_over(tmp_path, monkeypatch):
     path = encode(tmp_path / "v.mp4", numbered(60), rate=5)
     monkeypatch.setattr(decode, "SEEK_MARGIN", -2.0)
     assert numbers(read_frames(path, fps=5, start=6.0, count=4).frames) == [30, 31, 32, 33]
+
+
+def test_a_disk_that_refuses_is_one_line(tmp_path, monkeypatch):
+    def full(_handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    frames = np.zeros((3, 16, 16, 3), np.uint8)
+    write_video(tmp_path / "a.mp4", frames, 8)
+    before = (tmp_path / "a.mp4").read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot write .*a.mp4: No space left"):
+        write_video(tmp_path / "a.mp4", frames[:1], 8)
+    assert (tmp_path / "a.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(UserError, match="cannot write"):
+        write_video(tmp_path / "a.mp4" / "b.mp4", frames, 8)

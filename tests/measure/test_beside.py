@@ -8,9 +8,9 @@ import attrs
 import pytest
 
 from longtake.core.errors import UserError
-from longtake.core.measure.compare import by_rate, read_side, side_of
+from longtake.core.measure.compare import compare_rates, parse_measure, read_measure
 from longtake.core.measure.verdict import as_data
-from longtake.core.pages.charts import has_lengths, marks_of, rate_chart
+from longtake.core.pages.charts import has_lengths, rate_chart, rate_legend
 from longtake.core.pages.report import Page, render
 from longtake.core.tools.files import write_json
 
@@ -30,7 +30,7 @@ def other(result):
 
 @pytest.fixture(scope="module")
 def rates(result, other):
-    return by_rate(result, [side_of(other)])
+    return compare_rates(result, [parse_measure(other)])
 
 
 def test_only_clips_that_all_hold_are_compared(result, rates):
@@ -52,12 +52,14 @@ def test_what_is_alike_in_all_stands_once_and_floors_of_a_rate_twice(rates):
 
 
 def test_the_chart_shows_both_lengths_and_lines_across(result, rates):
-    assert has_lengths(rates) and not has_lengths(by_rate(result))
+    assert has_lengths(rates) and not has_lengths(compare_rates(result))
     chart = str(rate_chart(rates, result.metrics[0]))
     for words in ("4×4×2", "2×2×2", ">9<", ">18<", "tokens of context"):
         assert words in chart
     assert "17.41" not in chart and "19.12" not in chart  # the paper's figures are not ours
-    assert {mark.name for mark in marks_of(rates)} == set(found.name for found in result.retrievals)
+    assert {entry.label for entry in rate_legend(rates)} == set(
+        found.name for found in result.retrievals
+    )
 
 
 def test_the_page_and_the_json_hold_them(result, rates):
@@ -72,7 +74,7 @@ def test_the_page_and_the_json_hold_them(result, rates):
 
 def test_labels_tell_measures_apart(result, other):
     def labels(**changes):
-        found = by_rate(result, [side_of(other | changes)])
+        found = compare_rates(result, [parse_measure(other | changes)])
         return list(dict.fromkeys(row.label for row in found.rows if row.name == "flow"))
 
     assert labels() == ["2×2×2", "4×4×2"]
@@ -86,7 +88,7 @@ def test_a_metric_that_one_of_them_lacks_is_left_out_there(result, other):
     data = json.loads(json.dumps(other))
     for clip in data["clips"]:
         clip["unmasked"]["flow"]["ssim"] = None
-    rows = {(r.label, r.name): r.figures for r in by_rate(result, [side_of(data)]).rows}
+    rows = {(r.label, r.name): r.figures for r in compare_rates(result, [parse_measure(data)]).rows}
     assert "ssim" not in rows["4×4×2", "flow"] and "ssim" in rows["2×2×2", "flow"]
 
 
@@ -94,17 +96,17 @@ def test_files_are_found_in_folders_and_older_ones_read(tmp_path, result, other)
     write_json(tmp_path / "run" / "measure" / "measure.json", other)
     write_json(tmp_path / "out" / "measure.json", other)
     sides = [
-        read_side(tmp_path / "run"),
-        read_side(tmp_path / "out"),
-        read_side(tmp_path / "out" / "measure.json"),
+        read_measure(tmp_path / "run"),
+        read_measure(tmp_path / "out"),
+        read_measure(tmp_path / "out" / "measure.json"),
     ]
-    assert sides[0] == sides[1] == sides[2] == side_of(other)
+    assert sides[0] == sides[1] == sides[2] == parse_measure(other)
     old = {key: other[key] for key in ("experiment", "run", "clips", "retrievals", "metrics")}
     old |= {"asked": 2.0, "spec": {"compressors": [{"type": "conv", "rate": "2x2x4"}]}}
     for clip in old["clips"]:
         clip.pop("parts", None)
-    assert side_of(old).rates == ("2x2x4",)
-    assert by_rate(result, [side_of(old)]).clips == 3
+    assert parse_measure(old).rates == ("2x2x4",)
+    assert compare_rates(result, [parse_measure(old)]).clips == 3
 
 
 @pytest.mark.parametrize(
@@ -125,11 +127,11 @@ def test_what_is_no_measure_is_one_line(tmp_path, content, said):
     if content is not None:
         (tmp_path / "measure.json").write_text(content)
     with pytest.raises(UserError, match=said) as caught:
-        read_side(tmp_path)
+        read_measure(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_measures_of_other_clips_cannot_stand_beside(result, other):
-    far = attrs.evolve(side_of(other), clips={("z", "4x8x12", 1.625): None})
+    far = attrs.evolve(parse_measure(other), clips={("z", "4x8x12", 1.625): None})
     with pytest.raises(UserError, match="runs/y holds no clip of this one"):
-        by_rate(result, [far])
+        compare_rates(result, [far])

@@ -73,16 +73,16 @@ def dump(path, profile):
 
 
 @pytest.fixture(scope="module")
-def text(result, strips, scrubs):
-    return render(result, Page(strips=strips, scrubs=scrubs))
+def text(result, strips, sliders):
+    return render(result, Page(strips=strips, sliders=sliders))
 
 
-def test_the_script_runs_under_its_own_policy(tmp_path, text, scrubs):
+def test_the_script_runs_under_its_own_policy(tmp_path, text, sliders):
     (tmp_path / "report.html").write_text(text, encoding="utf-8")
     seen = dump(tmp_path / "report.html", tmp_path / "profile")
     section = re.search(r'<section class="scrubs[^>]*>', seen)
     assert section and "hidden" not in section[0]
-    assert seen.count("0.0 s</output>") == len(scrubs)
+    assert seen.count("0.0 s</output>") == len(sliders)
 
 
 def driven(folder, text, size):
@@ -97,19 +97,19 @@ def driven(folder, text, size):
 
 @pytest.mark.parametrize("size", SCREENS, ids=["phone", "desktop"])
 def test_the_slider_goes_through_time_and_nothing_needs_sideways_scroll(
-    tmp_path, text, scrubs, size
+    tmp_path, text, sliders, size
 ):
     found = driven(tmp_path, text, size)
     assert tuple(found["screen"]) == size and found["view"] == size[0], "the page has that width"
     assert found["narrow"] == (size[0] < 640)
     assert found["wide"] == size[0] and found["over"] == [] and not found["hidden"]
-    order = [(scrub, at) for scrub in scrubs for at in (0, 3, 4)]
-    for (scrub, at), shown in zip(order, found["seen"], strict=True):
-        assert shown["clock"] == f"{scrub.times[at]:.1f} s"
-        assert shown["spoken"] == f"{scrub.times[at]:.1f} seconds"
-        figures = [f"{panel.figures[at]:.2f}" if panel.figures else "" for panel in scrub.panels]
+    order = [(slider, at) for slider in sliders for at in (0, 3, 4)]
+    for (slider, at), shown in zip(order, found["seen"], strict=True):
+        assert shown["clock"] == f"{slider.times[at]:.1f} s"
+        assert shown["spoken"] == f"{slider.times[at]:.1f} seconds"
+        figures = [f"{panel.figures[at]:.2f}" if panel.figures else "" for panel in slider.panels]
         assert shown["figures"] == figures
-        for panel, pixel in zip(scrub.panels, shown["pixels"], strict=True):
+        for panel, pixel in zip(slider.panels, shown["pixels"], strict=True):
             true = panel.frames[at, :, 20, 40].tolist()
             assert all(abs(a - b) < 40 for a, b in zip(true, pixel, strict=True)), panel.label
 

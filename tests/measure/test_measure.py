@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 
 from longtake.core.data.store import Store
 from longtake.core.errors import LongtakeError, UserError
-from longtake.core.measure.compare import by_rate
+from longtake.core.measure.compare import compare_rates
 from longtake.core.measure.measure import measure
-from longtake.core.measure.prepare import Prepared, named
-from longtake.core.measure.quality import ceiling, clean_query, one_by_one, scene_of
+from longtake.core.measure.prepare import MeasureSetup, unique_names
+from longtake.core.measure.quality import ceiling, clean_query, clip_scene, decode_one_by_one
 from longtake.core.measure.result import (
     Distance,
+    FrameScores,
     Interval,
-    Scores,
     interval,
     interval_or_none,
-    join,
-    over_clips,
+    join_scores,
+    quality_over_clips,
 )
-from longtake.core.measure.strips import make_strips, spread_over
+from longtake.core.measure.strips import evenly_spaced, make_strips
 from longtake.core.measure.verdict import as_data, verdict
 from longtake.core.model import build_model
 from longtake.core.values.draws import Draws
@@ -54,11 +54,11 @@ def test_noise_is_below_the_mean_frame_and_all_below_the_ceiling(result):
 
 def test_detail_is_the_ratio_of_sums_over_a_clip(model, store, result):
     """The mean of the frames' ratios would be another figure."""
-    at = Prepared.of(model, store)
+    at = MeasureSetup.build(model, store)
     record = at.records()[1]
-    scene = scene_of(at, record)
+    scene = clip_scene(at, record)
     omega = torch.arange(scene.size.time)[None]
-    pixels = torch.cat(list(one_by_one(scene, omega, ceiling(scene, omega))), dim=2)
+    pixels = torch.cat(list(decode_one_by_one(scene, omega, ceiling(scene, omega))), dim=2)
     shown, true = ((x[0].movedim(1, 0).float()) for x in (pixels, scene.history.pixels))
     above, below = (
         (high_band(x, 4).square().mean(dim=(1, 2, 3)) + ROUNDING)
@@ -70,7 +70,7 @@ def test_detail_is_the_ratio_of_sums_over_a_clip(model, store, result):
 
 
 def test_a_metric_that_cannot_run_is_null_and_says_why(result):
-    assert [metric.name for metric in result.metrics] == ["psnr", "ssim", "ms-ssim", "high-band"]
+    assert [metric.name for metric in result.metrics] == ["psnr", "ssim", "high-band"]
     assert [(m.name, m.needs) for m in result.missing] == [("wanting", "a <b>crystal</b> ball")]
     data = as_data(result)
     assert data["missing"][0]["needs"] and data["retrievals"][1]["masked"]["figures"]["psnr"]
@@ -85,18 +85,18 @@ def test_a_metric_that_cannot_run_is_null_and_says_why(result):
 def test_only_metrics_that_cannot_run_are_refused(experiment, store):
     lacking = build_model(attrs.evolve(experiment, metrics=(Wanting(),)))
     with pytest.raises(UserError, match="none of the experiment's metrics .*crystal"):
-        Prepared.of(lacking, store)
+        MeasureSetup.build(lacking, store)
 
 
 def test_frames_too_small_for_a_metric_are_one_line_before_any_work(experiment, store):
     five = build_model(attrs.evolve(experiment, metrics=(Psnr(), MsSsim(scales=5))))
     with pytest.raises(UserError, match="ms-ssim needs frames of 176x176 .* a has 64x96"):
-        Prepared.of(five, store)
+        MeasureSetup.build(five, store)
 
 
 def test_a_model_without_memory_is_refused(experiment, store):
     with pytest.raises(UserError, match="no memory to measure"):
-        measure(build_model(attrs.evolve(experiment, compressors=())), store)
+        MeasureSetup.build(build_model(attrs.evolve(experiment, compressors=())), store)
 
 
 def test_long_clips_are_measured_a_second_time_one_by_one(result):
@@ -112,7 +112,7 @@ def test_long_clips_are_measured_a_second_time_one_by_one(result):
 
 def test_a_greater_length_can_be_off_or_reached_by_none(experiment, store):
     off = attrs.evolve(experiment.measure, long_seconds=0.0)
-    at = Prepared.of(build_model(attrs.evolve(experiment, measure=off)), store)
+    at = MeasureSetup.build(build_model(attrs.evolve(experiment, measure=off)), store)
     assert at.longer() is None
     assert attrs.evolve(at, length=99).longer() is None  # the main length covers it
 
@@ -122,23 +122,26 @@ def test_no_clip_of_the_greater_length_is_said(result):
     assert "No clip lasts 2.7 s" in text
 
 
-def test_what_was_given_is_kept_to_be_shown(model, store, result, kept):
-    assert set(kept) == {(clip.id, name) for clip in result.clips for name in ("oracle", "flow")}
-    black = {key: torch.full_like(latents, -9.0) for key, latents in kept.items()}
-    seen, asked = (
-        make_strips(model, store, result, clips=1, frames=2, kept=k) for k in (black, {})
+def test_what_was_retrieved_is_shown_and_not_asked_again(measure_setup, result):
+    retrieved = measure_setup.retrieved
+    names = {(clip.id, name) for clip in result.clips for name in ("oracle", "flow")}
+    assert set(retrieved) == names
+    black = {key: torch.full_like(latents, -9.0) for key, latents in retrieved.items()}
+    shown, asked = (
+        make_strips(attrs.evolve(measure_setup, retrieved=r), result, clips=1, frames=2)[0]
+        for r in (black, {})
     )
-    rows = [{row.label: row.frames for row in strips[0].rows} for strips in (seen, asked)]
+    rows = [{row.label: row.frames for row in strip.rows} for strip in (shown, asked)]
     assert not torch.equal(rows[0]["oracle"], rows[1]["oracle"])
     assert torch.equal(rows[0]["upsample"], rows[1]["upsample"])
-    same = make_strips(model, store, result, clips=1, frames=2, kept=kept)[0]
+    same = make_strips(measure_setup, result, clips=1, frames=2)[0]
     assert torch.equal(same.rows[2].frames, rows[1]["oracle"])
 
 
-def test_strips_of_named_clips(model, store):
-    assert [s.title for s in make_strips(model, store, names=("d", "a"), frames=1)] == ["d", "a"]
+def test_strips_of_named_clips(measure_setup):
+    assert [s.title for s in make_strips(measure_setup, names=("d", "a"), frames=1)] == ["d", "a"]
     with pytest.raises(UserError, match="no clip 'e'; it has"):
-        make_strips(model, store, names=("e",))
+        make_strips(measure_setup, names=("e",))
 
 
 def test_every_part_of_a_memory_is_measured_alone(experiment, store):
@@ -148,11 +151,11 @@ def test_every_part_of_a_memory_is_measured_alone(experiment, store):
         retrievers=(Flow(), MeanFrame()), metrics=(Psnr(),),
     )  # fmt: skip
     few = Store(store.root, store.header, store.records[:1])
-    found = measure(build_model(two), few)
+    found = measure(MeasureSetup.build(build_model(two), few))
     parts = [one for one in found.retrievals if one.kind == "part"]
     assert [one.name for one in parts] == ["flow of 0.conv-2x2x2", "flow of 1.conv-2x2x2"]
     assert sum(found.clips[0].parts.values()) == found.clips[0].tokens
-    rows = {row.name: row.tokens for row in by_rate(found).rows}
+    rows = {row.name: row.tokens for row in compare_rates(found).rows}
     assert rows["flow"] == 2 * rows["flow of 0.conv-2x2x2"] == found.clips[0].tokens
     assert found.rates == ("2x2x2",) and not any(d.kind == "part" for d in found.distances)
 
@@ -215,7 +218,7 @@ def test_ages_of_a_clip_are_of_all_its_frames(result):
 
 def test_another_clips_memory_is_what_is_retrieved_from(model, store):
     asked = attrs.evolve(model.experiment, retrievers=(Flow(),), metrics=(Psnr(),))
-    found = measure(attrs.evolve(model, experiment=asked), store)
+    found = measure(MeasureSetup.build(attrs.evolve(model, experiment=asked), store))
     a, b, c, d = found.clips
     assert c.swapped["psnr"] == pytest.approx(c.unmasked["flow"]["psnr"])  # of the same frames
     assert abs(b.swapped["psnr"] - b.unmasked["flow"]["psnr"]) > 1e-6
@@ -234,11 +237,13 @@ def test_memory_that_another_clips_can_stand_for_is_no_memory(result, lost, stat
     assert [s for text, s in found.items() if text.startswith("From another clip's")] == [state]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures_and_another_seed_others(model, store, result):
     few = Store(store.root, store.header, store.records[:1])
     calls = []
     again, other = (
-        measure(model, few, seed=s, progress=lambda *call: calls.append(call)) for s in (0, 1)
+        measure(MeasureSetup.build(model, few, seed=s), progress=lambda *call: calls.append(call))
+        for s in (0, 1)
     )
     alone = {"specific": None, "foreign": None, "swapped": None}
     assert again.clips[0] == attrs.evolve(result.clips[0], **alone)
@@ -249,7 +254,7 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_others(model, sto
 
 def test_measuring_leaves_the_model_as_it_was(model, store):
     model.backbone.train()
-    make_strips(model, store, clips=1, frames=1)
+    make_strips(MeasureSetup.build(model, store), clips=1, frames=1)
     assert model.backbone.training and all(p.requires_grad for p in model.backbone.parameters())
 
 
@@ -262,16 +267,16 @@ def test_the_result_is_plain_json(result):
 def test_a_retriever_that_breaks_is_named(experiment, store):
     broken = build_model(attrs.evolve(experiment, retrievers=(Broken(),)))
     with pytest.raises(LongtakeError, match="broken, a: psnr is not finite"):
-        measure(broken, store)
+        measure(MeasureSetup.build(broken, store))
 
 
 def test_stores_that_do_not_fit_are_refused(model, store):
     other = Store(store.root, {**store.header, "codec": "another"}, store.records)
     with pytest.raises(UserError, match="cached with codec another"):
-        measure(model, other)
+        MeasureSetup.build(model, other)
     mirrors = Store(store.root, store.header, [r for r in store.records if r.mirror])
     with pytest.raises(UserError, match="mirrored clips only"):
-        measure(model, mirrors)
+        MeasureSetup.build(model, mirrors)
 
 
 @settings(deadline=None, max_examples=40)
@@ -300,11 +305,11 @@ def test_intervals_cover_about_as_often_as_they_say():
 def test_age_counts_from_the_end_and_clips_count_once():
     def clip(total, value):
         frames = torch.arange(total)
-        return Scores(frames=frames, total=total, values={"m": frames * 0.0 + value})
+        return FrameScores(frames=frames, total=total, values={"m": frames * 0.0 + value})
 
     long, short = clip(17, 1.0), clip(5, 3.0)
     long.values["m"][-1] = 9.0  # the newest frame: age 0
-    quality = over_clips([long, short], fps=4, width=1.0)
+    quality = quality_over_clips([long, short], fps=4, width=1.0)
     assert [(b.start, b.end) for b in quality.ages] == [(i, i + 1.0) for i in range(5)]
     assert [b.figures["m"].n for b in quality.ages] == [2, 2, 1, 1, 1]
     assert quality.ages[0].figures["m"].mean == pytest.approx(((9 + 1 * 3) / 4 + 3) / 2)
@@ -313,23 +318,23 @@ def test_age_counts_from_the_end_and_clips_count_once():
 
 
 def test_names_tell_alike_specs_apart():
-    assert list(named([Flow(), Flow(steps=9, guidance=2.0), MeanFrame(), Flow()])) == [
+    assert list(unique_names([Flow(), Flow(steps=9, guidance=2.0), MeanFrame(), Flow()])) == [
         "flow steps=1 guidance=1.0", "flow steps=9 guidance=2.0", "mean-frame"
     ]  # fmt: skip
-    assert list(named([Psnr()])) == ["psnr"]
+    assert list(unique_names([Psnr()])) == ["psnr"]
 
 
 def test_weights_count_frames_in_every_mean():
     def clip(values, weights):
         frames = torch.arange(len(values))
-        return Scores(
+        return FrameScores(
             frames=frames, total=len(values), values={"m": torch.tensor(values)},
             weights={"m": torch.tensor(weights)},
         )  # fmt: skip
 
     one = clip([1.0, 5.0], [3.0, 1.0])
-    assert one.means() == {"m": 2.0} and join([one, one]).means() == {"m": 2.0}
-    quality = over_clips([one, clip([4.0, 4.0], [9.0, 9.0])], fps=1, width=2.0)
+    assert one.means() == {"m": 2.0} and join_scores([one, one]).means() == {"m": 2.0}
+    quality = quality_over_clips([one, clip([4.0, 4.0], [9.0, 9.0])], fps=1, width=2.0)
     assert quality.figures["m"].mean == quality.ages[0].figures["m"].mean == 3.0
 
 
@@ -459,13 +464,13 @@ def test_cautions_are_said(result):
 
 @given(st.integers(1, 50), st.integers(1, 10))
 def test_spread_holds_both_ends(total, count):
-    found = spread_over(total, count)
+    found = evenly_spaced(total, count)
     assert found == sorted(set(found)) and len(found) == min(total, count)
     assert found[0] == 0 and (found[-1] == total - 1 or count == 1)
 
 
 def test_masked_queries_are_masked_and_clean_ones_clean(model, store):
-    at = Prepared.of(model, store)
+    at = MeasureSetup.build(model, store)
     record = at.records()[0]
     history, text = at.history(record, pixels=False), at.text(record)
     draws = Draws.single(at.generator(record, "test"))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from longtake.core.errors import UserError
-from longtake.core.pages.picture import credit_of, draw_picture, save_picture
+from longtake.core.pages.picture import default_credit, draw_picture, save_picture
 
 
 def test_it_holds_rows_columns_and_the_credit(tmp_path, strips):
@@ -34,7 +34,7 @@ def test_its_frames_are_the_frames(tmp_path, strips):
 
 
 def test_clips_credit_themselves_where_nobody_is_named(strips):
-    said = credit_of([attrs.evolve(strips[0], title="a", caption="a walk")])
+    said = default_credit([attrs.evolve(strips[0], title="a", caption="a walk")])
     assert said == "Clips: a: a walk."
 
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from longtake.core.errors import UserError
-from longtake.core.pages.charts import series_of
-from longtake.core.pages.report import Page, data_uri, render, sheets, write_report
+from longtake.core.pages.charts import line_styles
+from longtake.core.pages.report import Page, data_uri, render, sprite_sheets, write_report
 
 from .conftest import HOSTILE
 
@@ -52,9 +52,9 @@ class Parsed(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def text(result, strips, scrubs):
+def text(result, strips, sliders):
     notes = ["one note", "<b>two</b>"]
-    return render(result, Page(strips=strips, scrubs=scrubs, notes=notes))
+    return render(result, Page(strips=strips, sliders=sliders, notes=notes))
 
 
 @pytest.fixture(scope="module")
@@ -88,48 +88,48 @@ def test_nothing_comes_from_outside_and_only_its_own_script_runs(page, text):
     assert not re.search(r"fetch|XMLHttp|import|eval|innerHTML", scripts[0])
 
 
-def test_sliders_are_native_and_named_and_hidden_until_the_script_runs(page, text, scrubs):
-    sliders = page.all("input")
+def test_sliders_are_native_and_named_and_hidden_until_the_script_runs(page, text, sliders):
+    inputs = page.all("input")
     labels = {a["for"] for a in page.all("label")}
-    assert len(sliders) == len(scrubs) and {a["id"] for a in sliders} == labels
-    for slider, scrub in zip(sliders, scrubs, strict=True):
-        assert slider["type"] == "range" and slider["max"] == str(len(scrub.times) - 1)
-        assert [float(x) for x in slider["data-times"].split()] == pytest.approx(
-            scrub.times, abs=0.051
+    assert len(inputs) == len(sliders) and {a["id"] for a in inputs} == labels
+    for native, slider in zip(inputs, sliders, strict=True):
+        assert native["type"] == "range" and native["max"] == str(len(slider.times) - 1)
+        assert [float(x) for x in native["data-times"].split()] == pytest.approx(
+            slider.times, abs=0.051
         )
     (section,) = [a for a in page.all("section") if "scrubs" in a.get("class", "")]
     assert "hidden" in section and "needs-script" in section["class"]
     assert "Scripts are blocked here" in page.text and "<noscript>" in text
     labelled = [a["aria-label"] for a in page.all("canvas")]
-    assert labelled == ["original", "oracle", "upsample"] * len(scrubs)
+    assert labelled == ["original", "oracle", "upsample"] * len(sliders)
 
 
-def test_a_page_without_scrubs_has_no_script(result, strips):
+def test_a_page_without_sliders_has_no_script(result, strips):
     page = Parsed(render(result, Page(strips=strips)))
     assert not page.all("script") and not page.all("input") and page.all("img")
 
 
-def test_scrubs_show_the_same_frames_in_every_panel(scrubs, result, store):
-    assert [len(scrub.times) for scrub in scrubs] == [5, 5]
-    for scrub in scrubs:
-        assert [panel.label for panel in scrub.panels] == ["original", "oracle", "upsample"]
-        assert {panel.frames.shape for panel in scrub.panels} == {(5, 3, 64, 96)}
-        assert [len(panel.figures) for panel in scrub.panels] == [0, 5, 5]
-        record = next(r for r in store.records if r.name == scrub.title and not r.mirror)
+def test_sliders_show_the_same_frames_in_every_panel(sliders, result, store):
+    assert [len(slider.times) for slider in sliders] == [5, 5]
+    for slider in sliders:
+        assert [panel.label for panel in slider.panels] == ["original", "oracle", "upsample"]
+        assert {panel.frames.shape for panel in slider.panels} == {(5, 3, 64, 96)}
+        assert [len(panel.figures) for panel in slider.panels] == [0, 5, 5]
+        record = next(r for r in store.records if r.name == slider.title and not r.mirror)
         pixels = store.window(record, 0, record.latents, [], True).pixels[0]
-        for time, frame in zip(scrub.times, scrub.panels[0].frames, strict=True):
+        for time, frame in zip(slider.times, slider.panels[0].frames, strict=True):
             assert torch.equal(frame, pixels[:, round(time * store.fps)])
 
 
-def test_sheets_keep_to_their_budget_and_hold_every_frame(scrubs):
-    fine, coarse = sheets(scrubs), sheets(scrubs, budget=1)
+def test_sheets_keep_to_their_budget_and_hold_every_frame(sliders):
+    fine, coarse = sprite_sheets(sliders), sprite_sheets(sliders, budget=1)
     assert (fine.quality, coarse.quality) == (88, 55)
     size = [sum(map(len, sum(found.pictures, ()))) for found in (fine, coarse)]
     assert size[1] < size[0]
     data = base64.b64decode(fine.pictures[0][0].partition(",")[2])
     sheet = torch.from_numpy(np.asarray(Image.open(io.BytesIO(data))).copy()).movedim(-1, 0)
     assert sheet.shape == (3, 5 * 64, 96)
-    gap = sheet[:, 64:128].float() - scrubs[0].panels[0].frames[1].float()
+    gap = sheet[:, 64:128].float() - sliders[0].panels[0].frames[1].float()
     assert float(gap.abs().mean()) < 8
 
 
@@ -160,9 +160,9 @@ def test_ids_are_unique_and_references_hold(page):
     assert len(ids) == len(set(ids)) and used and used <= set(ids)
 
 
-def test_colours_follow_the_page(text):
+def test_colours_follow_the_page(text, result):
     charts = re.findall(r"<svg role.*?</svg>", text, flags=re.DOTALL)
-    assert len(charts) == 4 and all("var(--muted)" in chart for chart in charts)
+    assert len(charts) == len(result.metrics) and all("var(--muted)" in chart for chart in charts)
     assert not any(re.search(r"(fill|stroke): #", chart) for chart in charts)
     assert "prefers-color-scheme: dark" in text
     used = set(re.findall(r"var\((--\w+)\)", text))
@@ -179,7 +179,8 @@ def test_it_shows_figures_with_n_floors_and_misses(page, result):
 
 
 def test_guides_are_dotted_floors_dashed_learned_solid(result):
-    dashes = {s.retrieval.name: s.dashes for s in series_of(result)}
+    styles = line_styles({one.name: one.kind for one in result.retrievals})
+    dashes = {name: style.dashes for name, style in styles.items()}
     assert dashes["flow"] == () and dashes["ceiling"] == ()
     assert max(dashes["thumbnail"]) < min(max(dashes["upsample"]), max(dashes["mean-frame"]))
     assert len(set(dashes.values())) == 5  # solid, dots and a dash for each of three floors
@@ -219,9 +220,9 @@ def test_a_page_of_strips_alone(strips):
 
 
 def test_it_is_written_whole_or_not_at_all(tmp_path, result, strips):
-    path = write_report(result, strips, tmp_path / "new" / "report.html")
+    path = write_report(result, Page(strips=strips), tmp_path / "new" / "report.html")
     assert path.read_text(encoding="utf-8") == render(result, Page(strips=strips))
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        write_report(result, strips, tmp_path / "file" / "report.html")
+        write_report(result, Page(strips=strips), tmp_path / "file" / "report.html")

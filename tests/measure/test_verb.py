@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
 from longtake import __main__ as door
 from longtake.core.cli import measure as verb
+from longtake.core.cli import options
+from longtake.core.measure import measure as measuring
 from longtake.core.measure.verdict import as_data
+from longtake.core.registry import registry
+from longtake.core.train import checkpoint
 
 
 @pytest.fixture
-def quick(monkeypatch, model, result, kept):
+def quick(monkeypatch, model, result, measure_setup):
     """The verb with the loaded model and the result at hand."""
 
-    def measured(*_, keep, **__):
-        keep.update(kept)
+    def measured(setup, **_):
+        setup.retrieved.update(measure_setup.retrieved)
         return result
 
-    monkeypatch.setattr(verb, "find_run", lambda run: run)
-    monkeypatch.setattr(verb, "load_run", lambda place: model)
+    monkeypatch.setattr(options, "find_run", lambda run: run)
+    monkeypatch.setattr(checkpoint, "load_run", lambda place: model)
     monkeypatch.setattr(verb, "_step", lambda place: 12)
-    monkeypatch.setattr(verb, "measure_model", measured)
+    monkeypatch.setattr(measuring, "measure", measured)
+
+
+@pytest.fixture
+def builds(monkeypatch, experiment):
+    """How often each plugin is built that the experiment measures with."""
+    counts = Counter()
+    backbone = experiment.backbone
+    specs = (backbone.codec, backbone.text_encoder, experiment.masker)
+    for cls in {registry().load(s) for s in (*specs, *experiment.retrievers, *experiment.metrics)}:
+
+        def counted(self, *args, cls=cls, init=cls.__init__):
+            counts[cls] += type(self) is cls
+            init(self, *args)
+
+        counts[cls] = 0
+        monkeypatch.setattr(cls, "__init__", counted)
+    return counts
 
 
 def call(*words):
@@ -34,7 +56,7 @@ def call(*words):
     return ended.value.code or 0
 
 
-def test_it_writes_report_json_and_picture(tmp_path, quick, store, result, capsys):
+def test_it_writes_report_json_and_picture(tmp_path, quick, builds, store, result, capsys):
     other = json.loads(json.dumps(as_data(result))) | {"rates": ["4x4x2"], "run": "other"}
     for clip in other["clips"]:
         clip["tokens"] *= 2
@@ -42,6 +64,7 @@ def test_it_writes_report_json_and_picture(tmp_path, quick, store, result, capsy
     words = ("x", "--data", store.root, "--out", tmp_path / "out", "--beside", tmp_path)
     picture = tmp_path / "picture.jpg"
     assert call(*words, "--picture", picture, "--clips", "d, a", "--credit", "me") == 0
+    assert set(builds.values()) == {1}, "report and picture are made with what measured"
     said = capsys.readouterr().out
     assert f"picture: {picture}" in said and "[missed]" in said
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["measure.json", "report.html"]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.core.contract.compressor import awaken
+from longtake.core.contract.compressor import randomize_zeros
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
 from longtake.core.interfaces.compressor import Compressor, State
 from longtake.core.interfaces.spec import CompressorSpec
@@ -32,7 +32,7 @@ sizes = st.builds(
 def built(spec: CompressorSpec, *, awake: bool = True) -> Compressor[Any]:
     torch.manual_seed(0)
     compressor = build(spec, sample_fit()).double()
-    return awaken(compressor) if awake else compressor
+    return randomize_zeros(compressor) if awake else compressor
 
 
 def history_for(spec: CompressorSpec, size: Size3, batch: int = 2, seed: int = 0) -> History:

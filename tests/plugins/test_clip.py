@@ -180,7 +180,7 @@ def test_bad_weights_are_one_line(folder: str, tmp_path: Path) -> None:
         return str(found.value)
 
     assert "clip needs weights" in load()
-    assert "there is no such folder" in load(weights=str(tmp_path / "none"))
+    assert "no such folder; name a folder or hub id" in load(weights=str(tmp_path / "none"))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert "clip reads CLIP and SigLIP, but" in load(weights=str(tmp_path))
     damaged = tmp_path / "damaged"
@@ -198,5 +198,5 @@ def test_what_cannot_follow_is_refused(folder: str) -> None:
     with pytest.raises(ValueError, match="needs the pixels"):
         compressor(attrs.evolve(past, pixels=None))
     assert past.pixels is not None
-    with pytest.raises(ValueError, match="5 latents come with 17 frames, not 9"):
+    with pytest.raises(ValueError, match="come with 17×32×32 pixels, not 9×32×32"):
         compressor(attrs.evolve(past, pixels=past.pixels[:, :, :9]))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.core.contract.compressor import awaken, check_compressor
+from longtake.core.contract.compressor import check_compressor, randomize_zeros
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
 from longtake.core.errors import UserError
 from longtake.core.interfaces.compressor import MemoryEncoder, State
@@ -19,11 +19,11 @@ from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory, merge
 from longtake.plugins.compressors.conv import ConvCompressor
-from longtake.plugins.compressors.conv_layers import stages, windowed
+from longtake.plugins.compressors.conv_layers import conv_shapes, windowed_attention
 from longtake.plugins.compressors.specs import Conv
 
 TINY = Conv(rate=Rate.parse("2x2x2"), channels=(4, 6, 8), heads=2, head_width=4, window=2, layers=1)
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=30, deadline=None)
 step = st.sampled_from([1, 2, 4, 8])
 rates = st.builds(lambda h, w, t: Rate(height=h, width=w, time=t), step, step, step)
 sizes = st.builds(
@@ -58,7 +58,7 @@ def built(spec: Conv, *, awake: bool = True) -> ConvCompressor:
     torch.manual_seed(0)
     compressor = ConvCompressor(spec, sample_fit()).double()
     if awake:
-        awaken(compressor)
+        randomize_zeros(compressor)
     return compressor
 
 
@@ -138,18 +138,21 @@ def test_padding_is_never_read_not_even_as_nan(attention: str) -> None:
     assert bool(compressor(spoiled).parts[0].tokens.isfinite().all())
 
 
+CHANGES: list[dict[str, object]] = [
+    {"rate": Rate.parse("4x2x4"), "attention": "full"},
+    {"rate": Rate.parse("8x8x8"), "rounding": "floor", "kernel": 4, "norm": "rms"},
+    {"rate": Rate.parse("1x1x1"), "lr": False, "time_padding": "zeros", "layers": 2},
+    {"rate": Rate.parse("2x4x2"), "attention": "none"},
+    {"hr": False},
+    {"stem": "pixels", "features": True, "attention": "full"},
+    {"stem": "pixels", "rate": Rate.parse("4x4x4"), "lr": False, "kernel": 4},
+    {"features": True, "rate": Rate.parse("2x2x1")},
+]
+
+
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"rate": Rate.parse("4x2x4"), "attention": "full"},
-        {"rate": Rate.parse("8x8x8"), "rounding": "floor", "kernel": 4, "norm": "rms"},
-        {"rate": Rate.parse("1x1x1"), "lr": False, "time_padding": "zeros", "layers": 2},
-        {"rate": Rate.parse("2x4x2"), "attention": "none"},
-        {"hr": False},
-        {"stem": "pixels", "features": True, "attention": "full"},
-        {"stem": "pixels", "rate": Rate.parse("4x4x4"), "lr": False, "kernel": 4},
-        {"features": True, "rate": Rate.parse("2x2x1")},
-    ],
+    [CHANGES[0], *(pytest.param(more, marks=pytest.mark.slow) for more in CHANGES[1:])],
 )
 def test_contract(changes: dict[str, object]) -> None:
     check_compressor(ConvCompressor, attrs.evolve(TINY, **changes))
@@ -168,7 +171,7 @@ STRIDES = {
 
 @pytest.mark.parametrize("rate", STRIDES)
 def test_strides_and_widths_follow_the_paper(rate: str) -> None:
-    made = stages(attrs.evolve(Conv(), rate=Rate.parse(rate)), SMALL)
+    made = conv_shapes(attrs.evolve(Conv(), rate=Rate.parse(rate)), SMALL)
     assert ["".join(map(str, stage.stride)) for stage in made] == ["111", *STRIDES[rate]]
     widths = [64, 128, 256, 512, 512, 512][: len(made)]
     assert [stage.outputs for stage in made] == [*widths[:-1], 512]
@@ -407,5 +410,5 @@ def test_windowed_attention_is_masked_attention(
     scores = torch.einsum("blhd,bmhd->bhlm", query[:, before:].flatten(1, 2), key.flatten(1, 2))
     weights = (scores / 2).masked_fill(~mask, -torch.inf).softmax(-1)
     want = torch.einsum("bhlm,bmhd->blhd", weights, value.flatten(1, 2))
-    got = windowed(query[:, before:], key, value, window).flatten(1, 2)
+    got = windowed_attention(query[:, before:], key, value, window).flatten(1, 2)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)

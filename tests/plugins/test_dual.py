@@ -54,7 +54,9 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
     check_ragged(spec, history_for(spec, size, len(lengths)), lengths)
 
 
-@pytest.mark.parametrize("encoders", [MIXED.encoders, (Window(),)])
+@pytest.mark.parametrize(
+    "encoders", [pytest.param(MIXED.encoders, marks=pytest.mark.slow), (Window(),)]
+)
 def test_contract(encoders: tuple[CompressorSpec, ...]) -> None:
     check_compressor(DualEncoderCompressor, DualEncoder(encoders=encoders))
 

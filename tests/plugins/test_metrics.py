@@ -72,7 +72,7 @@ def test_contract_catches_frames_that_do_not_count() -> None:
 
 def test_contract_catches_a_metric_that_cannot_run() -> None:
     class Wanting(SsimMetric):
-        def lacks(self):
+        def missing(self):
             return "a crystal ball"
 
     with pytest.raises(AssertionError, match="a crystal ball"):
@@ -190,14 +190,14 @@ def test_lpips_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torchvision" else real(name)
     )
-    assert "torchvision" in metric.lacks() and "not installed" in metric.lacks()
+    assert "torchvision" in metric.missing() and "not installed" in metric.missing()
 
     def fails(name, device):
         raise OSError("no route to host\nsecond line")
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(lpips, "network", fails)
-    assert metric.lacks().endswith("no route to host")
+    assert metric.missing().endswith("no route to host")
 
 
 def test_lpips_gives_what_its_network_gives(monkeypatch: pytest.MonkeyPatch) -> None:

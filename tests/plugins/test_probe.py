@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import sys
 from pathlib import Path
 
 import attrs
@@ -13,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake import __main__ as door
-from longtake.core.cli.probe import named_by, probe_spec
+from longtake.core.cli.probe import probe_spec, set_of_probe
 from longtake.core.config import apply_sets, from_json, to_json
 from longtake.core.contract.retriever import check_retriever
 from longtake.core.contract.samples import SMALL
@@ -24,9 +20,10 @@ from longtake.core.experiment import Experiment
 from longtake.core.interfaces.retriever import LatentFrames
 from longtake.core.interfaces.spec import RetrieverSpec
 from longtake.core.measure.measure import measure
+from longtake.core.measure.prepare import MeasureSetup
 from longtake.core.model import Model, build_model
 from longtake.core.tools.files import write_tensors
-from longtake.core.train.probe import Fitted, fit_probe, write_probe
+from longtake.core.train.probe import FittedProbe, fit_probe, write_probe
 from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.memory import Memory
 from longtake.plugins.compressors.specs import Conv, Pool
@@ -34,6 +31,7 @@ from longtake.plugins.metrics.specs import Psnr
 from longtake.plugins.retrievers.probe import CrossHead, ProbeRetriever, waves
 from longtake.plugins.retrievers.specs import Flow, Probe
 
+from ..program import run
 from ..small import RATE, make_store, small
 from .test_retrievers import memory, scene
 
@@ -56,7 +54,7 @@ def model(experiment: Experiment) -> Model:
 
 
 @pytest.fixture(scope="module")
-def fitted(model: Model, place: Path) -> Fitted:
+def fitted(model: Model, place: Path) -> FittedProbe:
     return fit_probe(model, Store.open(place), SPEC)
 
 
@@ -153,7 +151,7 @@ def test_gradients_reach_every_parameter_after_two_steps() -> None:
 
 
 def test_one_seed_gives_one_head_and_leaves_the_model_alone(
-    model: Model, place: Path, fitted: Fitted
+    model: Model, place: Path, fitted: FittedProbe
 ) -> None:
     before = {name: x.clone() for name, x in model.encoder.state_dict().items()}
     torch.manual_seed(99)
@@ -168,11 +166,12 @@ def test_one_seed_gives_one_head_and_leaves_the_model_alone(
 
 
 def test_a_fitted_head_is_written_read_and_measured(
-    model: Model, place: Path, fitted: Fitted, tmp_path: Path
+    model: Model, place: Path, fitted: FittedProbe, tmp_path: Path
 ) -> None:
     file = write_probe(tmp_path / "probe.safetensors", fitted)
     named = apply_sets(model.experiment, [f"retrievers.1.weights={file}"])
-    result = measure(attrs.evolve(model, experiment=named), Store.open(place))
+    setup = MeasureSetup.build(attrs.evolve(model, experiment=named), Store.open(place))
+    result = measure(setup)
     found = {r.name: r for r in result.retrievals}
     assert found["probe"].kind == "learned" and found["probe"].masked is not None
     assert not found["probe"].samples and result.main == "flow"
@@ -180,7 +179,7 @@ def test_a_fitted_head_is_written_read_and_measured(
 
 def test_without_its_head_a_probe_says_how_to_get_one(model: Model, place: Path) -> None:
     with pytest.raises(UserError, match="fit it with `longtake probe RUN --data STORE`") as found:
-        measure(model, Store.open(place))
+        measure(MeasureSetup.build(model, Store.open(place)))
     assert len(str(found.value).splitlines()) == 1
 
 
@@ -221,26 +220,13 @@ def test_bad_specs_are_refused(fields: dict[str, object], said: str) -> None:
 def test_specs_go_through_json_and_the_verb_names_the_file(experiment: Experiment) -> None:
     assert from_json(to_json(SPEC), RetrieverSpec) == SPEC
     assert probe_spec(experiment) == SPEC
-    assert named_by(experiment, SPEC, Path("a b")) == "retrievers.1.weights=a b"
+    assert set_of_probe(experiment, SPEC, Path("a b")) == "retrievers.1.weights=a b"
     for probe, given in ((attrs.evolve(SPEC, layers=2), experiment), (SPEC, small())):
-        change = named_by(given, probe, Path("x.safetensors"))
+        change = set_of_probe(given, probe, Path("x.safetensors"))
         made = apply_sets(given, [change]).retrievers
         assert made[-1] == attrs.evolve(probe, weights="x.safetensors")
         assert [type(spec) for spec in made].count(Probe) == 1 and Flow(steps=1) in made
     assert probe_spec(small()) == Probe()
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["longtake", *map(str, words)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            door.main()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    finally:
-        sys.argv = before
-    return code, out.getvalue(), err.getvalue()
 
 
 def test_the_verb_fits_a_run_and_measure_takes_what_it_printed(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import torch
 
 from longtake.backbones.codecs.dct import DctCodec
 from longtake.backbones.codecs.specs import Dct
-from longtake.core.cache.encode import encode_lowres
 from longtake.core.contract.retriever import check_retriever
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import (
@@ -30,6 +29,8 @@ from longtake.plugins.retrievers.floors import (
 )
 from longtake.plugins.retrievers.flow import FlowRetriever
 from longtake.plugins.retrievers.specs import Flow, MeanFrame, Thumbnail, Upsample
+
+from ..small import encode_lowres
 
 RATE = Rate(height=2, width=2, time=2)
 CODEC = DctCodec(Dct(channels=16))

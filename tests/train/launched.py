@@ -38,7 +38,7 @@ def spoil(folder: str, at: int, places: tuple[int, ...]) -> None:
 
     Each process writes the clips that it blames, `sick-<rank>.json`.
     """
-    forward, say = StageOne.forward, step._sick
+    forward, say = StageOne.forward, step._not_finite
 
     def sick(self: StageOne, batch: Batch, step: int) -> torch.Tensor:
         loss = forward(self, batch, step)
@@ -50,4 +50,4 @@ def spoil(folder: str, at: int, places: tuple[int, ...]) -> None:
         return say(what, value, step, names)
 
     StageOne.forward = sick  # type: ignore[method-assign]
-    step._sick = told
+    step._not_finite = told

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from longtake.core.data.store import Store
-from longtake.core.data.windows import WindowBatches, Windows
+from longtake.core.data.windows import WindowBatches, WindowSampler
 from longtake.core.experiment import Experiment
 from longtake.core.model import build_model, compressor_needs
 from longtake.core.registry import build
@@ -27,7 +27,7 @@ def stage_of(experiment: Experiment, store: Path) -> StageOne:
 def batches_of(experiment: Experiment, store: Path, steps: int = 8) -> WindowBatches:
     """The batches of one process."""
     opened, needs = Store.open(store), compressor_needs(experiment)
-    windows = Windows.of(opened, experiment.backbone.geometry, experiment.train, needs)
+    windows = WindowSampler.of(opened, experiment.backbone.geometry, experiment.train, needs)
     return WindowBatches(opened, windows, needs, steps)
 
 

@@ -13,12 +13,12 @@ from attrs import evolve
 from longtake.core.data.windows import Batch
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.experiment import Experiment
-from longtake.core.tools.files import read_lines
+from longtake.core.tools.files import read_json_lines
 from longtake.core.train.checkpoint import checkpoints, load_run
 from longtake.core.train.loss import StageOne
 from longtake.core.train.pretrain import check_shares, pretrain
-from longtake.core.train.trainer import gradients
-from longtake.core.train.worker import Worker
+from longtake.core.train.trainer import forward_backward
+from longtake.core.train.worker import TrainWorker
 
 from ..small import small
 from .runs import batches_of, stage_of
@@ -29,11 +29,11 @@ def gradient(experiment: Experiment, store: Path) -> dict[str, torch.Tensor]:
     stage = stage_of(experiment, store).double()
     accelerator = Accelerator(cpu=True)
     model = SimpleNamespace(encoder=stage.encoder, backbone=stage.backbone)
-    worker = Worker(experiment, store, model, stage, stage, None, accelerator)
+    worker = TrainWorker(experiment, store, model, stage, stage, None, accelerator)
     batch = batches_of(experiment, store)[3]
     history = batch.history.to("cpu", torch.float64)
     double = evolve(batch, history=history, text=batch.text.to("cpu", torch.float64))
-    loss = gradients(worker, double, 3)
+    loss = forward_backward(worker, double, 3)
     found = {n: p.grad for n, p in stage.named_parameters() if p.grad is not None}
     return found | {"loss": torch.tensor(loss, dtype=torch.float64)}
 
@@ -52,12 +52,11 @@ def test_a_step_is_the_same_in_micro_batches(store: Path, accumulate: int, dropo
 
 def test_runs_in_micro_batches_log_the_same(store: Path, tmp_path: Path) -> None:
     losses = []
-    for accumulate in (1, 2, 4):
+    for accumulate in (1, 4):
         run = tmp_path / str(accumulate)
         pretrain(small(batch=4, accumulate=accumulate, gain_every=4), store, run)
-        losses.append([x["loss"] for x in read_lines(run / "metrics.jsonl") if "loss" in x])
+        losses.append([x["loss"] for x in read_json_lines(run / "metrics.jsonl") if "loss" in x])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_dealing_keeps_every_sample_and_its_place(store: Path) -> None:
@@ -97,7 +96,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.setattr(StageOne, "forward", forward)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_sick_step_stops_the_run_with_its_clips_named(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, what: str

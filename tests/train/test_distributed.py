@@ -16,19 +16,16 @@ import torch
 from longtake.core.data.windows import Batch, WindowBatches
 from longtake.core.errors import LongtakeError
 from longtake.core.experiment import Experiment
-from longtake.core.tools.files import read_lines
+from longtake.core.tools.files import read_json_lines
 from longtake.core.train import trainer as step
 from longtake.core.train.checkpoint import checkpoints, load_run
 from longtake.core.train.loss import StageOne
 from longtake.core.train.pretrain import pretrain
 
+from ..program import FSDP, ROOT, SECONDS, TWO, Forked, pair, python_path
 from ..small import small
 from .launched import spoil
 from .runs import batches_of, stage_of, tensors
-
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 300  # no launch takes a tenth of it, unless processes wait for each other
-FSDP = ("--use_fsdp", "--fsdp_version", "2")
 
 
 def share(experiment: Experiment, store: Path, rank: int = 0, world: int = 1) -> Batch:
@@ -61,34 +58,44 @@ def test_loss_and_gradient_do_not_depend_on_how_a_batch_is_dealt(
         assert float((dealt[name] - expected).abs().max()) < 1e-5 * scale, name
 
 
-def launch(
-    folder: Path, settings: dict[str, object], store: Path, out: Path, *more: str, do: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run `accelerate launch -m longtake pretrain` with two processes, to its end.
+def mine(folder: Path, settings: dict[str, object]) -> str:
+    """The name of a small experiment with these settings, in a file of its own."""
+    path = folder / "mine.py"
+    path.write_text(f"from tests.small import small\n\nMINE = small(**{settings!r})\n", "utf-8")
+    return f"{path}:MINE"
 
-    Each does the Python of `do` first, a call of a function in `launched`.
-    """
-    kind = more if more[:1] == FSDP[:1] else ("--multi_gpu", *more)  # gloo, where there is no GPU
-    flags = [x for x in kind if not x.startswith("--resume")]
-    verb = ["--resume", "latest"] if len(flags) < len(kind) else []
-    (folder / "mine.py").write_text(
-        "from tests.small import small\nfrom tests.train.launched import *\n\n"
-        f"{do}\nMINE = small(**{settings!r})\n",
-        encoding="utf-8",
-    )
+
+def together(
+    folder: Path, settings: dict[str, object], store: Path, out: Path, *more: str,
+    first: str = "",
+) -> list[Forked]:  # fmt: skip
+    """Run `longtake pretrain` in two processes, to its end; `more` are flags of either program."""
+    verb = [] if "--resume" not in more else ["--resume", "latest"]
+    words = ["pretrain", mine(folder, settings), "--data", store, "--out", out, *verb]
+    flags = [flag for flag in more if flag != "--resume"]
+    return pair(words, folder, *flags, first=first)
+
+
+def both_trained(ended: list[Forked]) -> None:
+    assert [one.process.exitcode for one in ended] == [0, 0], [one.err for one in ended]
+
+
+def launch(
+    folder: Path, settings: dict[str, object], store: Path, out: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run `accelerate launch -m longtake pretrain` with two processes, to its end."""
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", *flags,
-        "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no", "--main_process_port", "0", "-m", "longtake",
-        "pretrain", f"{folder / 'mine.py'}:MINE", "--data", str(store), "--out", str(out), *verb,
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *TWO, "-m", "longtake",
+        "pretrain", mine(folder, settings), "--data", str(store), "--out", str(out),
     ]  # fmt: skip
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=SECONDS)
+    told = {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        command, env=os.environ | told, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS
+    )
 
 
 def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+    return [line["loss"] for line in read_json_lines(run / "metrics.jsonl") if "loss" in line]
 
 
 def agree(one: Path, other: Path, rate: float) -> None:
@@ -106,52 +113,83 @@ def agree(one: Path, other: Path, rate: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dropout,steps", [(0.5, 4), (1.0, 5)])
-def test_two_processes_train_as_one(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float, steps: int
-) -> None:
-    """And fall sick as one: a fifth step has no loss for the samples of the second process."""
+def test_the_launcher_trains_as_one_process(store: Path, tmp_path: Path) -> None:
     settings = {
-        "batch": 4, "steps": steps, "gain_every": 2, "accumulate": 2, "memory_dropout": dropout,
+        "batch": 4, "steps": 4, "gain_every": 2, "accumulate": 2, "memory_dropout": 0.5,
         "text_dropout": 0.5, "seed": 5,
     }  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
-    done = launch(tmp_path, settings, store, two, do=f"spoil({str(tmp_path)!r}, 4, (1, 3))")
-    if steps == 4:
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("done at step 4") == 1, "one process speaks"
-        pretrain(small(**settings), store, one)
-    else:
-        assert done.returncode != 0
-        told = [json.loads((tmp_path / f"sick-{rank}.json").read_text()) for rank in (0, 1)]
-        assert told[0] == told[1] == [*batches_of(small(**settings), store)[4].names[1::2]]
-        assert f"on clips {', '.join(told[0])};" in done.stderr
-        monkeypatch.setattr(StageOne, "forward", StageOne.forward)  # given back at the end
-        monkeypatch.setattr(step, "_sick", step._sick)
-        spoil(str(tmp_path), 4, (1, 3))
-        with pytest.raises(LongtakeError, match=f"on clips {', '.join(told[0])};"):
-            pretrain(small(**settings), store, one)
+    done = launch(tmp_path, settings, store, two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done at step 4") == 1, "one process speaks"
+    pretrain(small(**settings), store, one)
+    as_one(one, two)
+
+
+def as_one(one: Path, two: Path) -> None:
     agree(one, two, rate=1e-3)
     written = [{p.relative_to(run).parent for p in run.rglob("*")} for run in (one, two)]
     assert written[0] == written[1], "only the main process writes"
 
 
 @pytest.mark.slow
-def test_bad_input_ends_all_processes_with_one_line(store: Path, tmp_path: Path) -> None:
+def test_two_processes_fall_sick_as_one(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fifth step has no loss for the samples of the second process."""
+    settings = {
+        "batch": 4, "steps": 5, "gain_every": 2, "accumulate": 2, "memory_dropout": 1.0,
+        "text_dropout": 0.5, "seed": 5,
+    }  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    fault = f"from tests.train.launched import spoil\nspoil({str(tmp_path)!r}, 4, (1, 3))"
+    ended = together(tmp_path, settings, store, two, first=fault)
+    told = [json.loads((tmp_path / f"sick-{rank}.json").read_text()) for rank in (0, 1)]
+    assert told[0] == told[1] == [*batches_of(small(**settings), store)[4].names[1::2]]
+    for process in ended:
+        assert process.process.exitcode != 0
+        assert f"on clips {', '.join(told[0])};" in process.err
+    monkeypatch.setattr(StageOne, "forward", StageOne.forward)  # given back at the end
+    monkeypatch.setattr(step, "_not_finite", step._not_finite)
+    spoil(str(tmp_path), 4, (1, 3))
+    with pytest.raises(LongtakeError, match=f"on clips {', '.join(told[0])};"):
+        pretrain(small(**settings), store, one)
+    as_one(one, two)
+
+
+@pytest.mark.slow
+def test_bad_input_ends_the_launcher_with_one_line(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    cases = [
-        ({"batch": 3}, store, (), "train.batch 3 cannot be dealt evenly over 2 processes"),
-        ({}, tmp_path / "none", (), "latent store"),
-        ({"optimizer": "muon"}, store, FSDP, "muon needs whole matrices"),
-        ({}, store, ("--use_fsdp", "--fsdp_version", "1"), "--fsdp_version 2"),
-    ]
-    for settings, data, flags, said in cases:
-        done = launch(tmp_path, settings, data, out, *flags)
-        lines = [line for line in done.stderr.splitlines() if line.startswith("longtake: ")]
-        assert done.returncode != 0
-        assert lines and all(said in line for line in lines), done.stderr
-        assert "exitcode  : 2" in done.stderr and "longtake/core" not in done.stderr, done.stderr
-        assert not out.exists(), "a refused run must leave nothing behind"
+    done = launch(tmp_path, {"batch": 3}, store, out)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("longtake: ")]
+    assert done.returncode != 0
+    words = "train.batch 3 cannot be dealt evenly over 2 processes"
+    assert lines and all(words in line for line in lines), done.stderr
+    assert "exitcode  : 2" in done.stderr and "longtake/core" not in done.stderr, done.stderr
+    assert not out.exists(), "a refused run must leave nothing behind"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "data", "flags", "said"),
+    [
+        ({}, "none", (), "latent store"),
+        ({"optimizer": "muon"}, "", FSDP, "muon needs whole matrices"),
+        ({}, "", ("--use_fsdp", "--fsdp_version", "1"), "--fsdp_version 2"),
+    ],
+)
+def test_bad_input_ends_all_processes_with_one_line(
+    store: Path, tmp_path: Path, settings: dict[str, object], data: str, flags: tuple[str, ...],
+    said: str,
+) -> None:  # fmt: skip
+    out = tmp_path / "run"
+    ended = together(tmp_path, settings, tmp_path / data if data else store, out, *flags)
+    for process in ended:
+        lines = [line for line in process.err.splitlines() if line.startswith("longtake: ")]
+        assert process.process.exitcode == 2, process.err
+        assert len(lines) == 1 and said in lines[0], process.err
+        assert "longtake/core" not in process.err
+    assert not out.exists(), "a refused run must leave nothing behind"
 
 
 def in_parts(folder: Path) -> None:
@@ -175,19 +213,17 @@ def test_fsdp2_saves_resumes_and_gives_the_files_of_one_process(
     whole, sharded, mixed, back = (tmp_path / name for name in ("whole", "sharded", "mix", "back"))
     pretrain(small(**long), store, whole)
 
-    done = launch(tmp_path, short, store, sharded, *FSDP, do=f"tell_parts({str(tmp_path)!r})")
-    assert done.returncode == 0, done.stderr
+    tell = f"from tests.train.launched import tell_parts\ntell_parts({str(tmp_path)!r})"
+    both_trained(together(tmp_path, short, store, sharded, *FSDP, first=tell))
     in_parts(tmp_path)
     shutil.copytree(sharded, mixed)
-    done = launch(tmp_path, long, store, sharded, *FSDP, "--resume")
-    assert done.returncode == 0, done.stderr
+    both_trained(together(tmp_path, long, store, sharded, *FSDP, "--resume"))
     agree(whole, sharded, rate=1e-3)  # saved and resumed with shards
 
     pretrain(small(**long), store, mixed, resume=True)
     agree(whole, mixed, rate=1e-3)  # saved with shards, resumed without
 
     pretrain(small(**short), store, back)
-    done = launch(tmp_path, long, store, back, *FSDP, "--resume")
-    assert done.returncode == 0, done.stderr
+    both_trained(together(tmp_path, long, store, back, *FSDP, "--resume"))
     agree(whole, back, rate=1e-3)  # saved without shards, resumed with them
     assert load_run(back).experiment.train == small(**long).train

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch.nn import Parameter
 
 from longtake.core.errors import UserError
+from longtake.core.tools.files import write_tensors
 from longtake.core.train.checkpoint import checkpoints, load_model
-from longtake.core.train.ema import Average, decay_at, trained
+from longtake.core.train.ema import EMA, decay_at, trainable_parameters
 from longtake.core.train.pretrain import pretrain
 from longtake.core.train.trainer import Trainer
 
@@ -26,7 +27,7 @@ from .runs import stage_of
 @given(decay=st.floats(0.5, 0.9999), values=st.lists(st.floats(-5, 5), min_size=2, max_size=30))
 def test_the_average_is_the_recurrence(decay: float, values: list[float]) -> None:
     weight = Parameter(torch.tensor([values[0]], dtype=torch.bfloat16))
-    average = Average.of({"w": weight}, decay)
+    average = EMA.of({"w": weight}, decay)
     expected = weight.detach().double()
     for n, value in enumerate(values[1:]):
         weight.data.fill_(value)
@@ -44,21 +45,28 @@ def test_the_decay_warms_up_to_its_value() -> None:
 
 def test_showing_the_average_gives_the_weights_back(store: Path) -> None:
     stage = stage_of(small(trains="lora"), store)
-    weights = trained(stage)
-    average = Average.of(weights, 0.9)
+    weights = trainable_parameters(stage)
+    average = EMA.of(weights, 0.9)
     with torch.no_grad():
         for weight in weights.values():
             weight += 1
     average.update()
     raw = {name: weight.detach().clone() for name, weight in weights.items()}
-    with pytest.raises(RuntimeError, match="inside"), average.shown():
+    with pytest.raises(RuntimeError, match="inside"), average.applied():
         assert all(torch.equal(weights[n], average.mean[n]) for n in weights)
         assert not any(torch.equal(weights[n], raw[n]) for n in weights)
         raise RuntimeError("inside")
     assert all(torch.equal(weights[n], raw[n]) for n in weights)
 
 
-@pytest.mark.parametrize("trains", ["all", "lora", "encoder"])
+@pytest.mark.parametrize(
+    "trains",
+    [
+        "lora",
+        pytest.param("all", marks=pytest.mark.slow),
+        pytest.param("encoder", marks=pytest.mark.slow),
+    ],
+)
 def test_users_read_the_average_and_training_goes_on_from_the_raw_weights(
     store: Path, tmp_path: Path, trains: str
 ) -> None:
@@ -92,15 +100,15 @@ def test_starting_from_a_run_begins_at_its_average(
     pretrain(experiment, store, tmp_path / "first")
     start = checkpoints(tmp_path / "first")[-1]
     begun = {}
-    real = Trainer.go
+    real = Trainer.train
 
-    def go(self, progress):
-        weights = trained(self.worker.stage)
+    def train(self, progress):
+        weights = trainable_parameters(self.worker.stage)
         begun.update({n: p.detach().clone() for n, p in weights.items()})
         assert self.worker.average.updates == 0
         return real(self, progress)
 
-    monkeypatch.setattr(Trainer, "go", go)
+    monkeypatch.setattr(Trainer, "train", train)
     pretrain(experiment, store, tmp_path / "second", start=start)
     mean = load_file(start / "training_state" / "average.safetensors")
     assert begun.keys() == mean.keys()
@@ -124,8 +132,7 @@ def test_a_damaged_state_is_one_line(store: Path, tmp_path: Path, file: str, dam
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-40])
     elif damage == "other":
-        other = Average.of({"x": Parameter(torch.zeros(2))}, 0.9)
-        other.save(path)
+        write_tensors(path, {"x": torch.zeros(2)}, {"updates": 0})
     else:
         path.unlink()
     longer = evolve(experiment, train=evolve(experiment.train, steps=4))

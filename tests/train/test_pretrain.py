@@ -13,11 +13,11 @@ from attrs import evolve
 from safetensors.torch import load_file
 
 from longtake.core.data.store import Store
-from longtake.core.data.windows import WindowBatches, Windows
+from longtake.core.data.windows import WindowBatches, WindowSampler
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.model import build_model, compressor_needs
 from longtake.core.registry import build
-from longtake.core.tools.files import read_lines
+from longtake.core.tools.files import read_json_lines
 from longtake.core.train.checkpoint import checkpoints, load_model, load_run, save_encoder
 from longtake.core.train.liveness import DeadMemory, Liveness, memory_parameters
 from longtake.core.train.loss import StageOne
@@ -43,7 +43,7 @@ def test_checkpoints_are_kept_few_and_load_to_the_same_outputs(store: Path, tmp_
 def test_batches_are_a_function_of_the_step_and_split_over_processes(store: Path) -> None:
     experiment = small(batch=4)
     opened, needs = Store.open(store), compressor_needs(experiment)
-    windows = Windows.of(opened, experiment.backbone.geometry, experiment.train, needs)
+    windows = WindowSampler.of(opened, experiment.backbone.geometry, experiment.train, needs)
     whole = WindowBatches(opened, windows, needs, 8)
     for step in range(8):
         history = whole[step].history
@@ -58,7 +58,7 @@ def test_memory_dropout_leaves_every_parameter_a_gradient(store: Path) -> None:
     experiment = small(memory_dropout=1.0)
     model = build_model(experiment)
     opened, needs = Store.open(store), compressor_needs(experiment)
-    windows = Windows.of(opened, experiment.backbone.geometry, experiment.train, needs)
+    windows = WindowSampler.of(opened, experiment.backbone.geometry, experiment.train, needs)
     stage = StageOne(model, build(experiment.masker), experiment.train, opened.null_text())
     stage(WindowBatches(opened, windows, needs, 1)[0], 0).backward()
     gradients = [p.grad for p in model.encoder.parameters()]
@@ -194,7 +194,7 @@ def test_the_learning_rate_warms_up_stays_and_decays() -> None:
 @pytest.mark.slow
 def test_it_learns(store: Path, tmp_path: Path) -> None:
     pretrain(small(steps=120, batch=4, gain_every=200, log_every=10), store, tmp_path / "run")
-    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    lines = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3]), losses
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())

@@ -1,4 +1,4 @@
-"""What every text encoder must hold."""
+"""The contract of text encoders: shapes, masks, empty and long prompts, release."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPTS = ("", "a cat", "ein Kätzchen schläft 猫", "long " * 4000)
 
 @torch.no_grad()
 def check_text_encoder(encoder: TextEncoder[TextEncoderSpec], *, tolerance: float = 1e-4) -> None:
-    """Make sure that a text encoder keeps its word: shapes, masks, empty and long prompts, release.
+    """Check that a text encoder keeps the contract of `core.interfaces.text_encoder.TextEncoder`.
 
     Args:
         encoder: the encoder, ready to run.

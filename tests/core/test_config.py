@@ -1,4 +1,4 @@
-"""JSON at the edge: strict, every fault at once, in the words of the validators."""
+"""JSON in and out: strict, every fault at once, in the words of the validators."""
 
 from __future__ import annotations
 

@@ -1,0 +1,70 @@
+"""Stage I as training builds it, and its bare step: for whoever times one without a run."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from attrs import define
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..data.windows import Batch
+from ..model import Model
+from ..registry import build
+from ..values.text import Text
+from .ema import trainable_parameters
+from .loss import StageOne
+from .optim import freeze, make_optimizer
+
+
+def build_stage(model: Model, null_text: Text) -> StageOne:
+    """Return Stage I of a model, all frozen that `train.trains` leaves out.
+
+    Raises:
+        UserError: as `freeze`.
+    """
+    train = model.experiment.train
+    freeze(model)
+    model.backbone.set_checkpointing(train.checkpointing)
+    return StageOne(model, build(model.experiment.masker), train, null_text)
+
+
+@define
+class StageOneStep:
+    """Trains a step at a time in one process, at a fixed learning rate: no logs, no checkpoints.
+
+    Attributes:
+        stage: of the model, on its device.
+        optimizer: over all that trains.
+        weights: all that trains.
+    """
+
+    stage: StageOne
+    optimizer: torch.optim.Optimizer
+    weights: list[Parameter]
+
+    @classmethod
+    def of(cls, model: Model, null_text: Text, device: torch.device) -> Self:
+        """Return the step of a model, which is moved to `device`.
+
+        Raises:
+            UserError: as `freeze` and `make_optimizer`.
+        """
+        stage = build_stage(model.to(device), null_text).to(device)
+        optimizer = make_optimizer(stage, stage.spec)
+        return cls(stage, optimizer, list(trainable_parameters(stage).values()))
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers it trains."""
+        return sum(weight.numel() for weight in self.weights)
+
+    def __call__(self, batch: Batch, step: int = 0) -> Tensor:
+        """Train on a batch and return its loss: forward, backward, clip, optimizer."""
+        loss: Tensor = self.stage(batch, step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, self.stage.spec.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
