@@ -115,7 +115,7 @@ class TableFolder:
 
 
 def _with_defaults(spec: Any) -> Any:
-    """Return a stored spec with the fields that have joined specs since; as it is if it has faults."""
+    """Return a stored spec with the fields that specs got since; unchanged where it has faults."""
     try:
         return to_json(from_json(spec, Experiment))
     except SpecError:
