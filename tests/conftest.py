@@ -7,9 +7,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
 INTERFACES = (
     "interfaces.backbone", "interfaces.codec", "interfaces.compressor", "interfaces.metric",
@@ -22,7 +22,7 @@ CHECKER = (
     "beartype.BeartypeHintOverrides({__import__('typing').Self: object})))"
 )
 # shapes of the interfaces are checked in tests only (conventions C.2); before their first import
-install_import_hook([f"longtake.core.{name}" for name in INTERFACES], CHECKER)
+jaxtyping.install_import_hook([f"longtake.core.{name}" for name in INTERFACES], CHECKER)
 
 # The same examples in every run, on every worker, and in every order of tests.
 settings.register_profile("repeatable", derandomize=True)
@@ -40,6 +40,25 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+class RootIsAFolder:
+    """To pytest the repository root is a plain folder, whatever its name is.
+
+    It is a package, and pytest would import its `__init__.py` by the name of the folder that
+    somebody cloned or unpacked into, such as `longtake-main`, which is no name in Python.
+    """
+
+    @staticmethod
+    def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        if path != ROOT:
+            return None
+        root: pytest.Collector = pytest.Dir.from_parent(parent, path=path)
+        return root
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RootIsAFolder())
+
+
 @pytest.fixture(scope="session")
 def video_dir() -> Path:
     """The real clips (train/, val/, manifest.csv)."""
@@ -52,6 +71,12 @@ def video_dir() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes are not checked, as for users: to see what refuses wrong ones then."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

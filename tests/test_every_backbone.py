@@ -22,6 +22,7 @@ from longtake.backbones.texts.loading import WeightsEncoder
 from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store, check_fits
 from longtake.core.errors import UserError
+from longtake.core.tools import hub
 from longtake.core.train.checkpoint import checkpoints
 from longtake.core.train.log import Previews
 from longtake.core.train.pretrain import pretrain
@@ -282,9 +283,18 @@ def test_nothing_of_the_hub_is_fetched_to_train(
     at.does("cache", "--videos", at.videos, "--out", store)
     for part in ("vae", "text_encoder", "tokenizer"):
         shutil.rmtree(snapshot / part)
-    monkeypatch.setattr("longtake.core.tools.hub.download", None)
+    asked: list[str] = []
+    real = hub.download
+
+    def download(repo: str, patterns: Sequence[str], label: str = "weights") -> Path:
+        asked.extend(patterns)
+        return real(repo, patterns, label)
+
+    monkeypatch.setattr(hub, "download", download)
     words = ("pretrain", "--data", store, "--out", tmp_path / "run")
     at.does(*words, sets=["train.steps=1"])
+    assert any("transformer" in pattern for pattern in asked)
+    assert not [pattern for pattern in asked if "vae" in pattern or "text" in pattern]
     told = base.tries("pretrain", "--data", store, "--out", tmp_path / "other")
     assert_refused(told, "was cached with text umt5-16 me/wan")
 
@@ -342,7 +352,7 @@ def test_text_encoder_and_vae_are_never_loaded_together(
 ) -> None:
     """Prompts first, then the VAE; training loads it once, at its first picture."""
     at, order = chain(chains, place, "wan21-1.3b"), []
-    load, embed, release = vaes.load, WeightsEncoder.encode, WeightsEncoder.release
+    load, embed, release = vaes.load_vae, WeightsEncoder.encode, WeightsEncoder.release
 
     def loads(*given: Any) -> Any:
         order.append("vae")
@@ -356,7 +366,7 @@ def test_text_encoder_and_vae_are_never_loaded_together(
         order.extend(["free"] if self._loaded else [])
         release(self)
 
-    monkeypatch.setattr(vaes, "load", loads)
+    monkeypatch.setattr(vaes, "load_vae", loads)
     monkeypatch.setattr(WeightsEncoder, "encode", embeds)
     monkeypatch.setattr(WeightsEncoder, "release", releases)
     at.does("cache", "--videos", at.videos, "--out", tmp_path / "store")

@@ -10,9 +10,11 @@ import tarfile
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import hatchling.build
 import pytest
+from hatchling.builders import wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +23,8 @@ def build(kind: str, source: Path, out: Path) -> Path:
     """What pip and build call: the hooks of PEP 517, in the folder of the source; uncompressed."""
     out.mkdir()
     with contextlib.chdir(source), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zipfile, "ZIP_DEFLATED", zipfile.ZIP_STORED)
+        stored = {**vars(zipfile), "ZIP_DEFLATED": zipfile.ZIP_STORED}
+        patch.setattr(wheel, "zipfile", SimpleNamespace(**stored))
         patch.setattr(gzip, "GzipFile", partial(gzip.GzipFile, compresslevel=0))
         name = getattr(hatchling.build, f"build_{kind}")(str(out))
     return out / name

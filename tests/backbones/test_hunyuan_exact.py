@@ -203,7 +203,7 @@ def test_weights_that_diffusers_saved_load_to_the_same_bits(hunyuan: Any, tmp_pa
     assert torch.equal(ours, hunyuan.reference(plain, video, t, text))
 
 
-def test_what_is_refused(hunyuan: Any) -> None:
+def test_what_is_refused(hunyuan: Any, unchecked: None) -> None:
     model, video, t = hunyuan.small(), hunyuan.noise(1, 16, 3, 4, 4), torch.rand(1)
     text, frames = hunyuan.text(1), hunyuan.frames(0, 3)
     with pytest.raises(ValueError, match="one time a sample"):

@@ -175,7 +175,7 @@ def test_time_by_frame_is_time_by_token(wan: Any) -> None:
     assert torch.equal(ours, theirs)
 
 
-def test_time_by_frame_needs_time_by_token(wan: Any) -> None:
+def test_time_by_frame_needs_time_by_token(wan: Any, unchecked: None) -> None:
     model, video, t = wan.small(), wan.noise(1, 16, 3, 4, 4), torch.rand(1, 3)
     with pytest.raises(ValueError, match="one time a sample"):
         model.velocity(video, t, wan.frames(0, 3), model.context(wan.text(1)))

@@ -339,5 +339,5 @@ def test_shipped_weights_and_their_specs_still_load() -> None:
 
 
 def test_another_spec_is_refused() -> None:
-    with pytest.raises(UserError, match="needs the spec of a Wan, not TinyWan"):
+    with pytest.raises(UserError, match="needs a PublishedWan spec, not TinyWan"):
         PublishedWanBackbone.load(TinyWan())
