@@ -61,6 +61,7 @@ def test_it_says_where_it_trained_on_the_clip(weights: Path, tmp_path: Path) -> 
     assert "training helped" in text or "so few steps did not help" in text
 
 
+@pytest.mark.slow
 def test_without_steps_nothing_is_trained(weights: Path, tmp_path: Path) -> None:
     video = tmp_path / "mine.mp4"
     write_video(video, moving(8, seconds=5), 8)

@@ -164,6 +164,7 @@ def test_stage_one_trains_adapters_and_encoder_alone() -> None:
     assert all(p.grad is None for p in stage.parameters())
 
 
+@pytest.mark.slow
 def test_stage_one_without_memory_is_lora_alone() -> None:
     subject, shelf = tiny("wan21-1.3b"), BackboneSlot(CPU)
     bare, found = (stage_one(subject, shelf, tokens, BENCH) for tokens in (0, 10))

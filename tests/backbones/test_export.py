@@ -41,6 +41,7 @@ def test_diffusers_reads_wan(
     assert not close(velocity(base, wan), mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["diffusers", "comfyui"])
 def test_diffusers_reads_hunyuan(layout: str, tmp_path: Path) -> None:
     kit = HunyuanKit()

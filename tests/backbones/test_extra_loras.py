@@ -21,6 +21,8 @@ from longtake.core.interfaces.spec import LoRA
 from .hunyuan_kit import HunyuanKit
 from .lora_kit import exported, pipeline, stir, theirs, trained, velocity
 
+pytestmark = pytest.mark.slow  # files of other programs; test_export has ours
+
 Q = "diffusion_model.blocks.0.self_attn.q"
 
 

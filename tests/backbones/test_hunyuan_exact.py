@@ -175,8 +175,8 @@ def test_clean_memory_is_token_replace(
 @pytest.mark.parametrize(
     "attention",
     [
-        "isolated-causal",
-        pytest.param("full", marks=pytest.mark.slow),
+        "full",
+        pytest.param("isolated-causal", marks=pytest.mark.slow),
         pytest.param("isolated", marks=pytest.mark.slow),
     ],
 )

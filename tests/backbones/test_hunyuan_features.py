@@ -13,6 +13,8 @@ from torch import Tensor
 from longtake.backbones.hunyuan.model import HunyuanBackbone
 from longtake.core.values.memory import Memory
 
+pytestmark = pytest.mark.slow  # the same laws as of Wan, in test_enhancer
+
 WIDTHS = {"test.last": 7}
 KINDS = ("full", "isolated", "isolated-causal")
 

@@ -214,6 +214,7 @@ def test_names_of_the_original_release_are_read() -> None:
         single_file._checked_converter("one.safetensors", model, shapes, other, config_from_tensors)
 
 
+@pytest.mark.slow
 def test_the_published_model_is_diffusers_by_name_and_shape() -> None:
     """12.8 thousand million parameters, on the meta device."""
     spec = Published()

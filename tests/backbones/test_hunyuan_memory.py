@@ -19,6 +19,8 @@ from longtake.core.interfaces.backbone import Backbone, Cache
 from longtake.core.interfaces.spec import LoRA
 from longtake.core.values.memory import Memory, Part
 
+pytestmark = pytest.mark.slow  # the same laws as of Wan, in test_wan_memory
+
 STEPS = (1.0, 0.2)
 KINDS = ("full", "isolated", "isolated-causal")
 MODELS: dict[Any, HunyuanBackbone] = {}

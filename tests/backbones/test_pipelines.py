@@ -23,6 +23,8 @@ from longtake.core.values.text import Text
 
 from .hunyuan_kit import HunyuanKit
 
+pytestmark = pytest.mark.slow  # whole samplings; test_generation_loop has a short one
+
 SHAPE, SIZE = (2, 16, 3, 4, 6), Size3(time=3, height=4, width=6)
 ASKED: dict[str, Any] = dict(height=32, width=48, num_frames=9, output_type="latent")
 

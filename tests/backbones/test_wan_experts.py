@@ -202,7 +202,14 @@ def test_adapters_of_both_come_back_from_one_file(tmp_path: Path) -> None:
     assert not torch.equal(velocity(fresh, t), velocity(lively(), t))
 
 
-@pytest.mark.parametrize("layout", ["diffusers", "comfyui", "kohya"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "diffusers",
+        pytest.param("comfyui", marks=pytest.mark.slow),
+        pytest.param("kohya", marks=pytest.mark.slow),
+    ],
+)
 def test_an_export_is_one_file_an_expert(tmp_path: Path, layout: str) -> None:
     model, path, t = trained(), tmp_path / "lora.safetensors", [0.9, 0.2]
     model.save_adapters(path)

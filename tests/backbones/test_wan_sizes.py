@@ -46,6 +46,7 @@ def test_the_readme_s_table_has_a_line_for_each() -> None:
     assert named == list(script.published()) and set(NAMES) <= set(named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(script.published()))
 def test_the_readme_s_line_is_counted(name: str) -> None:
     line = script.row(name, script.published()[name])

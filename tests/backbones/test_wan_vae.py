@@ -90,6 +90,7 @@ def test_tiles_equal_those_of_diffusers(
     assert torch.equal(codec.encode(small)[0], normal(same_shapes(pairs[version].vae), small))
 
 
+@pytest.mark.slow
 def test_tiles_keep_the_contract(pairs: dict[str, Pair]) -> None:
     codec = WanVaeCodec(evolve(pairs["2.1"].codec.spec, tile=16, overlap=0))
     check_codec(codec, cells=(2, 3), tolerance=0)

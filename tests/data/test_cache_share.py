@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from longtake.core.errors import LongtakeError, UserError
 from longtake.core.tools import files as disk
 from longtake.core.tools.files import create_file, is_live, part_path, read_json_lines, remove_parts
 
+from ..program import fork
 from ..small import RATE, small, write_clips
 
 NAMES = [f"clip-{n}.mp4" for n in range(1, 6)]
@@ -194,21 +194,22 @@ def test_a_file_system_without_links_will_do(
 
 
 AT_ONCE = """
-import sys, torch
 from pathlib import Path
+import torch
 from tests.small import RATE, small
 from longtake.core.cache.cache import cache
-print(cache(small(), Path(sys.argv[1]), Path(sys.argv[2]), rates=frozenset({RATE}), pixels=False,
-            device=torch.device("cpu")).count("bad"))
+
+result = cache(small(), Path({videos!r}), Path({out!r}), rates=frozenset({{RATE}}), pixels=False,
+               device=torch.device("cpu"))
+sys.exit(result.count("bad"))
 """
 
 
 @pytest.mark.slow
 def test_the_same_command_twice_at_once_harms_nothing(videos: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-c", AT_ONCE, str(videos), str(tmp_path / "s")]
-    root = Path(__file__).resolve().parents[2]
-    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=root) for _ in "ab"]
-    assert [process.communicate()[0] for process in both] == ["0\n", "0\n"]
+    code = AT_ONCE.format(videos=str(videos), out=str(tmp_path / "s"))
+    both = [fork((), tmp_path / name, first=code) for name in "ab"]
+    assert [process.ended() for process in both] == [0, 0], [process.err for process in both]
     assert (
         sources(tmp_path / "s") == NAMES and statuses(run(videos, tmp_path / "s")) == ["kept"] * 5
     )

@@ -116,6 +116,7 @@ def test_without_pyscenedetect_the_extra_is_named(tmp_path, monkeypatch, module)
 
 
 @cuts_extra
+@pytest.mark.slow
 @pytest.mark.video
 def test_real_clips_have_the_shots_that_their_manifest_counts(video_dir):
     """Three clips counted by eye; an edit of slow transitions only has no hard cut at all."""

@@ -216,6 +216,7 @@ def test_ages_of_a_clip_are_of_all_its_frames(result):
         assert (8 * newer + 5 * older) / 13 == pytest.approx(clip.unmasked["oracle"]["psnr"])
 
 
+@pytest.mark.slow
 def test_another_clips_memory_is_what_is_retrieved_from(model, store):
     asked = attrs.evolve(model.experiment, retrievers=(Flow(),), metrics=(Psnr(),))
     found = measure(MeasureSetup.build(attrs.evolve(model, experiment=asked), store))

@@ -67,7 +67,10 @@ def close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() <= 1e-10).all())
 
 
-@pytest.mark.parametrize(("kind", "grid", "every"), [("clip", 1, 2), ("siglip", 3, 5)])
+@pytest.mark.parametrize(
+    ("kind", "grid", "every"),
+    [("clip", 1, 2), pytest.param("siglip", 3, 5, marks=pytest.mark.slow)],
+)
 def test_contract(folder: str, kind: str, grid: int, every: int) -> None:
     spec = Clip(weights=folder, subfolder=kind, grid=grid, every=every)
     check_compressor(ClipCompressor, spec)

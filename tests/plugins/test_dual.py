@@ -37,6 +37,7 @@ QUICK = settings(max_examples=15, deadline=None)
 specs = st.sampled_from([TWO, MIXED])
 
 
+@pytest.mark.slow
 @QUICK
 @given(specs, sizes, st.data())
 def test_any_chunking_gives_the_memory_of_the_whole(
@@ -45,6 +46,7 @@ def test_any_chunking_gives_the_memory_of_the_whole(
     check_chunking(spec, history_for(spec, size), data)
 
 
+@pytest.mark.slow
 @QUICK
 @given(specs, sizes, st.data())
 def test_each_sample_of_a_ragged_batch_is_as_alone(

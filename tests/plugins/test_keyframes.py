@@ -75,7 +75,11 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
 
 
 @pytest.mark.parametrize(
-    "spec", [Keyframes(every=3, newest=2), Keyframes(every=None, rate=Rate.parse("2x4x1"))]
+    "spec",
+    [
+        Keyframes(every=3, newest=2),
+        pytest.param(Keyframes(every=None, rate=Rate.parse("2x4x1")), marks=pytest.mark.slow),
+    ],
 )
 def test_contract(spec: Keyframes) -> None:
     check_compressor(KeyframesCompressor, spec)

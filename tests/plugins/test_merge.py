@@ -50,6 +50,7 @@ def test_any_chunking_gives_the_memory_of_the_whole(
     check_chunking(spec, history_for(spec, size), data)
 
 
+@pytest.mark.slow
 @QUICK
 @given(by_threshold, sizes, st.data())
 def test_any_chunking_by_threshold_gives_the_memory_of_the_whole(

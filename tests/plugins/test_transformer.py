@@ -63,7 +63,7 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"layers": 1, "features": True},
+        pytest.param({"layers": 1, "features": True}, marks=pytest.mark.slow),
         pytest.param({"rate": Rate.parse("4x1x8"), "window": 3}, marks=pytest.mark.slow),
         pytest.param({"rate": Rate.parse("1x1x1"), "lr": False}, marks=pytest.mark.slow),
         {"hr": False},

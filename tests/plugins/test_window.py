@@ -37,7 +37,7 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
     check_ragged(spec, history_for(spec, size, len(lengths)), lengths)
 
 
-@pytest.mark.parametrize("latents", [3, 20])
+@pytest.mark.parametrize("latents", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_contract(latents: int) -> None:
     check_compressor(WindowCompressor, Window(latents=latents))
 

@@ -97,7 +97,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_sick_step_stops_the_run_with_its_clips_named(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, what: str
 ) -> None:

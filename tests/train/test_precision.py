@@ -38,7 +38,7 @@ def beside(experiment: Experiment, folder: Path) -> Experiment:
     return evolve(experiment, backbone=changed)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_bf16_adapters_resume_exactly(store: Path, tmp_path: Path, optimizer: str) -> None:
     adapter = LoRA(rank=2, alpha=2.0, dtype="bfloat16")
     experiment = lora(adapter=adapter, optimizer=optimizer)
@@ -52,6 +52,7 @@ def test_bf16_adapters_resume_exactly(store: Path, tmp_path: Path, optimizer: st
     assert torch.bfloat16 in {x.dtype for x in moments}
 
 
+@pytest.mark.slow
 def test_a_run_beside_other_loras_resumes_exactly_and_saves_its_own(
     store: Path, tmp_path: Path
 ) -> None:
