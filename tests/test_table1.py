@@ -243,28 +243,29 @@ def test_the_tiny_table_runs_resumes_and_tells_its_rows_apart(
 ) -> None:
     out = tmp_path / "table"
     given = ["--out", str(out), "--budget", "tiny", "--rows", ROWS, "--seeds", "0"]
-    own = ["--add", str(tutorial(tmp_path))]
+    own = ["--add", '{"type": "pool", "name": "mine", "rate": "2x2x2"}']
     assert table1.main([*given, *own]) == 0
     found = json.loads((out / "table1.json").read_text())
-    assert [one["row"] for one in found["rows"]] == [*ROWS.split(","), "moments"]
-    assert found["rows"][2]["compressor"] == {"type": "moments", "rate": "4x4x2"}
-    assert found["rows"][2]["cost"]["parameters"] > 0
+    assert [one["row"] for one in found["rows"]] == [*ROWS.split(","), "mine"]
     assert all(len(one["clips"]["psnr"]["0"]) == 2 for one in found["rows"])
-    assert set(found["encoder_seconds"]) == {*ROWS.split(","), "moments"}
+    assert set(found["encoder_seconds"]) == {*ROWS.split(","), "mine"}
     assert {one["swapped"]["psnr"]["0"] != {} for one in found["rows"]} == {True}
     for name in ("table1.md", "by_length.png", "by_age.png", "strips.png"):
         assert (out / name).stat().st_size > 0
-    spec = json.loads((out / "runs" / "moments-0" / "spec.json").read_text())
+    spec = json.loads((out / "runs" / "mine-0" / "spec.json").read_text())
     assert Path(spec["experiment"]["backbone"]["weights"]).parts[-3] == "reader"
     assert (out / "reader" / "checkpoint-1" / "backbone").is_dir()
     before = {path: path.stat().st_mtime_ns for path in (out / "measured").iterdir()}
     assert table1.main([*given, *own]) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "measured").iterdir()} == before
     less = ["--out", str(out), "--budget", "tiny", "--rows", ROWS.split(",")[0], "--seeds", "0"]
-    assert table1.main(less) == 0  # what other calls measured stays in the table
-    again = json.loads((out / "table1.json").read_text())
-    assert [one["row"] for one in again["rows"]] == [*ROWS.split(","), "moments"]
-    path = out / "measured" / "moments-0.json"
+    assert table1.main([*less, "--add", str(tutorial(tmp_path))]) == 0
+    found = json.loads((out / "table1.json").read_text())["rows"]
+    by_name = {one["row"]: one for one in found}
+    assert by_name.keys() == {*ROWS.split(","), "mine", "moments"}, "other calls' rows stay"
+    assert by_name["moments"]["compressor"] == {"type": "moments", "rate": "4x4x2"}
+    assert by_name["moments"]["cost"]["parameters"] > 0
+    path = out / "measured" / "mine-0.json"
     other = json.loads(path.read_text())
     other["spec"]["train"]["steps"] = 9
     path.write_text(json.dumps(other))
