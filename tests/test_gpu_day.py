@@ -15,6 +15,7 @@ from longtake.core.errors import LongtakeError, UserError
 from longtake.experiments.common import ROOT, interrupt_after, machine_facts
 from longtake.experiments.gpu_day import __main__ as gpu_day
 from longtake.experiments.gpu_day import checks
+from longtake.experiments.gpu_day.bench import EncoderBench, peers
 from longtake.experiments.gpu_day.cap import largest_power_of_two
 from longtake.experiments.gpu_day.checks import check_outcomes, files_with_gpu_tests, read_outcomes
 from longtake.experiments.gpu_day.day import DONE, FAILED, OPEN, Session, StepResult, TimeIsUp
@@ -78,6 +79,14 @@ def test_a_tiny_day_does_every_step(
     assert (out / "keep" / "measure" / "tiny-wan-2x2x2" / "report.html").exists()
     assert gpu_day.main(["--out", str(out), "--tiny"]) == 0  # nothing is left to do
     assert capsys.readouterr().out == ""
+
+
+def test_an_encoder_is_timed_beside_its_peers() -> None:
+    bench = EncoderBench(encoder_setups(tiny=True)[0], 2.0, torch.device("cpu"), tiny=True)
+    whole = bench.whole(None)
+    assert whole["tokens"] > 0 and whole["gflop"] > 0 and whole["encode"]["seconds"] > 0
+    for peer in peers(torch.device("cpu"), tiny=True)[:2]:
+        assert bench.beside(peer)["error"] < 0.1  # bf16
 
 
 def test_training_is_sliced_and_goes_on(tmp_path: Path) -> None:

@@ -32,8 +32,11 @@ from longtake.experiments.returns.ask import (
     FIRST,
     LAST,
     OWN,
+    TRUTH,
     ReturnProbe,
+    ReturnResult,
     encode_as_whole,
+    over_clips,
     probe_clip,
 )
 from longtake.experiments.returns.clips import (
@@ -50,6 +53,7 @@ from longtake.experiments.returns.clips import (
     likeness,
     script,
 )
+from longtake.experiments.returns.page import ProbeDescription, page
 from longtake.plugins.compressors.specs import Window
 
 from .small import RATE, small
@@ -138,6 +142,25 @@ def test_the_ends_of_a_pan_share_no_pixel(photo: str) -> None:
     part = 1 / near.zoom  # of the picture at zoom 1, which the photograph may be larger than
     moved = [(1 - part) * abs(a - b) for a, b in ((near.across, far.across), (near.down, far.down))]
     assert max(moved) >= part
+
+
+def test_means_and_page_of_made_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def result(name: str, memory: float) -> ReturnResult:
+        psnr = {**dict.fromkeys((*ANSWERS[1:], LAST, FIRST, CEILING), 20.0), ANSWERS[0]: memory}
+        return ReturnResult(name=name, seen=15, asked=(18, 19), psnr=psnr, shown=shown)
+
+    shown = {TRUTH: torch.zeros(3, 64, 96, dtype=torch.uint8)}
+    clips = [result("pan-astronaut", 21.0), result("cut-astronaut", 23.0)]
+    over = over_clips(clips)
+    assert over["all"]["psnr"]["memory"]["mean"] == 22.0 and over["pan"]["clips"] == 1
+    assert over["all"]["memory_over"]["none"]["mean"] == 2.0
+    description = ProbeDescription(
+        run="runs/x", window=None, experiment="x", fps=8.0, stride=4, left_out={"a.mp4": "short"}
+    )
+    text = page(description, clips, over)
+    assert "asked of runs/x" in text and "a.mp4: short" in text and "+2.00 [" in text
+    assert returns.main([str(tmp_path / "nonesuch"), "--out", str(tmp_path / "out")]) == 2
+    assert "no such run" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

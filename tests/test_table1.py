@@ -28,6 +28,7 @@ from longtake.experiments.table1.page import (
     seed_deviation,
     state_of,
 )
+from longtake.experiments.table1.plots import by_age, by_length
 from longtake.experiments.table1.rows import (
     BUDGETS,
     FULL,
@@ -203,6 +204,14 @@ def test_the_page_shows_the_papers_figures_beside_ours() -> None:
     assert "| 2.0 (1.00×) |" in text
     assert "17.41 / 0.596 / 0.171" in text
     assert "not measured" in text  # LPIPS
+
+
+def test_the_pictures_are_drawn(tmp_path: Path) -> None:
+    two = [line(name, made(0, {"x": 10.0, "y": 12.0}, ages=(1.0, 2.0))) for name in ("a", "b")]
+    by_length(tmp_path / "length.png", two, {"mean-frame": interval([9.0])})
+    by_age(tmp_path / "age.png", two)
+    assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_compressor_of_ones_own_is_a_row_by_name() -> None:

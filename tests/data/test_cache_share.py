@@ -7,8 +7,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -224,6 +229,28 @@ def test_workers_are_counted_from_one(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--workers 0"):
         run(videos, tmp_path / "s", workers=0)
     assert not (tmp_path / "s").exists()
+
+
+class Worker(threading.Thread):
+    """A worker as a thread, which need not import anything anew."""
+
+    exitcode = property(lambda self: None if self.is_alive() else 0)
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> None:
+        *first, pipe = args  # whose end here the parent closes when a process has its own
+        own = Connection(os.dup(pipe.fileno()))
+        super().__init__(target=target, args=(*first, own), daemon=daemon)
+
+    def terminate(self) -> None:
+        pass
+
+
+def test_workers_take_turns(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=Worker)
+    monkeypatch.setattr(pool, "get_context", lambda _: context)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # of this process
+    assert statuses(run(videos, tmp_path / "s", workers=2)) == ["cached"] * 5
+    assert sources(tmp_path / "s") == NAMES
 
 
 @pytest.mark.slow
