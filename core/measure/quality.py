@@ -88,7 +88,7 @@ def clip_quality(
 
     def by_main(memory: Memory) -> Retrieved:
         swapped = attrs.evolve(scene, memory=memory)
-        return setup.retrievers[main](swapped, omega, setup.generator(record, "noise"))
+        return setup.retrievers[main].retrieve(swapped, omega, setup.generator(record, "noise"))
 
     parts = scene.memory.parts
     quality = ClipQuality(parts={part.name: int(part.tokens.shape[1]) for part in parts})
@@ -147,7 +147,7 @@ def _timed(
     generator = setup.generator(record, "noise")
     _wait(setup.device)
     began = time.perf_counter()
-    retrieved = retriever(scene, omega, generator)
+    retrieved = retriever.retrieve(scene, omega, generator)
     _wait(setup.device)
     return retrieved, time.perf_counter() - began
 
@@ -169,7 +169,7 @@ def _masked_quality(
         masked = attrs.evolve(scene, memory=setup.model.encoder(query.history))
         for name, retriever in setup.learned.items():
             generator = setup.generator(record, f"noise {number}")
-            retrieved = retriever(masked, query.omega, generator)
+            retrieved = retriever.retrieve(masked, query.omega, generator)
             what = f"{name}, {record.name}"
             scores[name].append(score_frames(setup, scene, query.omega, retrieved, what))
         tick("masked")

@@ -231,7 +231,7 @@ def _retrieve(
     if (record.id, name) in setup.retrieved:
         latents = setup.retrieved[record.id, name].to(omega.device)
         return LatentFrames(latents=latents[None, :, omega[0]])
-    return setup.retrievers[name](scene, omega, setup.generator(record, "noise"))
+    return setup.retrievers[name].retrieve(scene, omega, setup.generator(record, "noise"))
 
 
 def _slider(setup: MeasureSetup, record: Record, note: str, count: int) -> TimeSlider:
@@ -288,7 +288,8 @@ def _slider_panel(
         for frame, picture in zip(frames_of(latent, stride), pictures, strict=True):
             if frame in originals:
                 frames.append(_small(picture))
-                figures.append(float(metric(originals[frame][None], picture[None])[0]))
+                value, _ = metric.score(originals[frame][None], picture[None])
+                figures.append(float(value[0]))
     return SliderPanel(label=name, kind=kind, frames=torch.stack(frames), figures=tuple(figures))
 
 

@@ -168,7 +168,8 @@ class Whole(Unfinished):
 @impl
 def longtake_metrics():
     whole = Plugin(name="whole", summary="", spec=Good, target=f"{__name__}:Whole")
-    return [whole, Plugin(**{**dict(name="bad", summary="", spec=Own, target=f"{__name__}:Whole"), **CHANGES})]
+    bad = dict(name="bad", summary="", spec=Own, target=f"{__name__}:Whole")
+    return [whole, Plugin(**{**bad, **CHANGES})]
 
 @frozen(kw_only=True)
 class Own(MetricSpec):
