@@ -82,7 +82,7 @@ def build_encoder(experiment: Experiment, fit: Fit, *, seed: int) -> MemoryEncod
         torch.manual_seed(seed + 1)
         built: list[Compressor[CompressorSpec]] = [build(s, fit) for s in experiment.compressors]
     for compressor in built:
-        check_type(compressor, "it", compressor, Compressor)
+        check_type(compressor, "what it builds", compressor, Compressor)
     return MemoryEncoder(built)
 
 

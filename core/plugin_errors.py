@@ -112,4 +112,3 @@ def _last_own_line(
     file = own.f_code.co_filename
     same = [(frame, at) for frame, at in frames if frame.f_code.co_filename == file]
     return same[-1] if same else (own, line)
-

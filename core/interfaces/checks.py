@@ -26,12 +26,12 @@ def check_shape(
     """
     if not isinstance(value, Tensor):
         raise PluginError(
-            f"{plugin_label(plugin)}: {what} is a {type(value).__name__}, but a tensor "
+            f"{plugin_label(plugin)}: {what}: it is a {type(value).__name__}, but a tensor "
             f"[{letters}] {list(expected)} is expected"
         )
     if tuple(value.shape) != tuple(expected):
         raise PluginError(
-            f"{plugin_label(plugin)}: {what} has the shape {list(value.shape)}, but "
+            f"{plugin_label(plugin)}: {what}: the shape is {list(value.shape)}, but "
             f"[{letters}] {list(expected)} is expected"
         )
 
@@ -41,5 +41,6 @@ def check_type(plugin: object, what: str, value: object, *expected: type) -> Non
     if not isinstance(value, expected):
         names = " or ".join(cls.__name__ for cls in expected)
         raise PluginError(
-            f"{plugin_label(plugin)}: {what} is a {type(value).__name__}, but a {names} is expected"
+            f"{plugin_label(plugin)}: {what}: it is a {type(value).__name__}, but a {names} is "
+            "expected"
         )
