@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar, cast
 
 import attrs
 import torch.nn.functional as F
@@ -247,20 +247,21 @@ class MemoryEncoder(nn.Module):
 
 
 def check_memory(
-    compressor: Compressor[CompressorSpec], memory: Memory, batch: int | None = None
+    compressor: Compressor[CompressorSpec], made: object, batch: int | None = None
 ) -> Memory:
     """Return a compressor's memory, after its shapes were held to what the backbone reads.
 
     Args:
         compressor: that made it.
-        memory: as made.
+        made: what it gave for a memory.
         batch: samples that it must have; None: any number.
 
     Raises:
         PluginError: tokens are not of the width of the DiT; positions, extents, `valid` or a
             feature do not belong to the tokens; or features are not those that `features` names.
     """
-    check_type(compressor, "its memory", memory, Memory)
+    check_type(compressor, "its memory", made, Memory)
+    memory = cast(Memory, made)
     widths = compressor.features(compressor.spec)
     for part in memory.parts:
         what, width = f"part {part.name}:", compressor.geometry.width

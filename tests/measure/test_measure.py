@@ -293,7 +293,7 @@ def short(experiment, store):
 WAYS = {
     "raises late": "it failed: metric 'failing' failed (FILE:LINE, in __call__): KeyError: ",
     "is none": "it failed: metric 'failing' (FILE): its figure is not finite for ceiling, a",
-    "is one number": "it failed: metric 'failing' (FILE): its figures: the shape is [], but [F] [1]",
+    "is one number": "it failed: metric 'failing' (FILE): its figures: the shape is [], but",
     "weighs nothing": "it failed: metric 'failing' (FILE): a weight is not above 0",
     "is not built": "it failed: metric 'failing' failed (FILE:LINE, in __init__): OSError: no such",
     "has no title": "it failed: metric 'failing' failed (FILE:LINE, in title): AttributeError",
