@@ -17,6 +17,7 @@ from typing import Any
 import pluggy
 from attrs import frozen
 
+from .errors import PLUGIN_NAMES
 from .interfaces.spec import PluginSpec
 from .values.grid import Geometry
 
@@ -53,7 +54,10 @@ class Plugin:
     def load(self) -> Any:
         """Import and return the class."""
         module, _, name = self.target.partition(":")
-        return getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
+        if isinstance(cls, type):
+            PLUGIN_NAMES[cls] = f"{self.kind} {self.name!r}"
+        return cls
 
 
 @spec

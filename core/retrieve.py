@@ -165,7 +165,7 @@ def frames_from_memory(
     for prompt, latents in captions.latents.items():
         omega = torch.tensor([latents])
         text = captions.texts[prompt]
-        result = retriever(attrs.evolve(scene, text=text), omega, generator)
+        result = retriever.retrieve(attrs.evolve(scene, text=text), omega, generator)
         pixels = frames_by_latent(codec, scene.history.latents, omega, result)
         by_latent |= zip(latents, pixels, strict=True)
     return [_frame(by_latent[frame_to_latent(f, stride)], f, stride) for f in frames], scene

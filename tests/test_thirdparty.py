@@ -166,10 +166,16 @@ def test_a_broken_neighbour_is_reported_and_skipped(run: Longtake, tmp_path: Pat
     assert line.startswith("broken_neighbour: broken_neighbour failed to import: ModuleNotFound")
 
 
-def test_two_of_one_name_are_refused_in_one_line(run: Longtake, tmp_path: Path) -> None:
+def test_of_two_of_one_name_neither_loads_and_nothing_else_suffers(
+    run: Longtake, tmp_path: Path
+) -> None:
     twin = add(tmp_path, "twin", "from longtake_pool import longtake_compressors")
-    done = run("list", more=(twin,))
+    done = run("list", "--json", more=(twin,))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "mean-pool" not in [row["name"] for row in found["plugins"]]
+    (line,) = found["broken"]
+    assert line.startswith("longtake-pool (longtake_pool.compressor:") and "and twin (" in line
+    done = run("show", "mean-pool-tiny", more=(twin,))
     assert done.returncode == 2 and done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("longtake: two plugins name a compressor 'mean-pool': longtake-pool ")
-    assert "and twin (" in line and "LONGTAKE_PLUGINS" in line
+    assert "is not loaded: longtake-pool (" in done.stderr and "and twin (" in done.stderr

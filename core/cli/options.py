@@ -38,13 +38,14 @@ def find_run(text: str) -> Path:
     """Return the folder that RUN names: a run, a checkpoint, or shipped weights by name.
 
     Raises:
-        UserError: there is no such folder and no weights of that name ship.
+        UserError: there is no such folder, and no weights of that name ship or load.
     """
     if Path(text).is_dir():
         return Path(text)
     shipped = registry().weights
     if text in shipped:
         return shipped[text]
+    registry().check_loaded("weights", text)
     known = ", ".join(nearest(text, shipped)) or "none"
     raise UserError(f"{text}: no such run; weights that ship: {known}")
 

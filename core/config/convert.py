@@ -255,6 +255,9 @@ def choose(data: Mapping[Any, Any], cls: type[PluginSpec]) -> type[PluginSpec]:
         raise ValueError(f"missing; known: {listed}")
     if isinstance(name, str) and any(p.name == name for p in registry().of(cls.kind)):
         raise ValueError(f"must be {listed} here, not {in_json(name)}")
+    reason = registry().why_not_loaded(cls.kind, str(name))
+    if reason:
+        raise ValueError(reason)
     broken = "".join(f"; not loaded: {line}" for line in registry().broken)
     raise ValueError(f"unknown {cls.kind} {in_json(name)}; known: {listed}{broken}")
 

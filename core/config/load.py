@@ -39,6 +39,7 @@ def load_experiment(text: str) -> tuple[str, Experiment]:
         return text, _from_target(shipped[text])[1]
     if text.endswith(".py") or ".py:" in text or re.fullmatch(r"[\w.]+:\w+", text):
         return _from_target(text)
+    registry().check_loaded("experiments", text)
     known = ", ".join(nearest(text, shipped)) or "none"
     raise UserError(
         f"unknown experiment {text!r}; known: {known}; your own is written module:name or "

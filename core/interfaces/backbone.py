@@ -20,6 +20,7 @@ from ..values.grid import Geometry
 from ..values.memory import Memory, Part, grid_points
 from ..values.shapes import Coordinates, Frames, Targets, Valid
 from ..values.text import Text
+from .checks import check_shape, check_type
 from .compressor import Fit
 from .spec import BackboneSpec, LoRA
 
@@ -274,11 +275,15 @@ class Backbone(nn.Module, ABC):
             ValueError: the spec's attention is `full`, or it cannot append and `cache` is given.
             UserError: `isolated-causal`, and a token covers latents of two blocks.
         """
-        return cast(Cache, self(RememberCall(memory=memory, cache=cache)))
+        held = self(RememberCall(memory=memory, cache=cache))
+        check_type(self, "the answer to a RememberCall", held, Cache)
+        return cast(Cache, held)
 
     def context(self, text: Text, memory: Memory | Cache | None = None) -> Context:
         """Return what `velocity` reads for these prompts and this memory (None: no memory)."""
-        return cast(Context, self(ContextCall(text=text, memory=memory or Memory())))
+        context = self(ContextCall(text=text, memory=memory or Memory()))
+        check_type(self, "the answer to a ContextCall", context, Context)
+        return cast(Context, context)
 
     def velocity(self, noisy: Targets, t: Tensor, frames: Frames, context: Context) -> Tensor:
         """Return the predicted velocity `[B, C, K, H, W]` (Eq. 2).
@@ -288,9 +293,14 @@ class Backbone(nn.Module, ABC):
             t: time in (0, 1], `[B]`, or `[B, K]` where the backbone knows time per frame.
             frames: absolute latent frames of the K targets, int64 `[B, K]`; gaps are legal.
             context: of `context(...)`.
+
+        Raises:
+            PluginError: what the model gives has another shape than the targets.
         """
         call = VelocityCall(noisy=noisy, t=t, frames=frames, context=context)
-        return cast(Tensor, self(call))
+        velocity = self(call)
+        check_shape(self, "the velocity", velocity, noisy.shape, "B C K H W")
+        return cast(Tensor, velocity)
 
 
 def target_positions(frames: Frames, rows: int, columns: int) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Generic, TypeAlias, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeAlias, TypeVar, cast
 
 import attrs
 import torch.nn.functional as F
@@ -17,10 +17,12 @@ from attrs import frozen
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..errors import PluginError, plugin_label
 from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.history import History
-from ..values.memory import Memory, merge
+from ..values.memory import Memory, Part, merge
 from ..values.shapes import Latents
+from .checks import check_shape, check_type
 from .spec import CompressorSpec
 
 
@@ -217,19 +219,80 @@ class MemoryEncoder(nn.Module):
         return features_side_by_side([c.features(c.spec) for c in self.members])
 
     def forward(self, history: History) -> Memory:
-        """Return the parts of every compressor on the same history."""
-        return side_by_side([compressor(history) for compressor in self.members])
+        """Return the parts of every compressor on the same history.
+
+        Raises:
+            PluginError: a compressor's memory is not what it should be (`check_memory`).
+        """
+        batch = history.batch
+        return side_by_side([check_memory(c, c(history), batch) for c in self.members])
 
     def step(self, state: list[State] | None, chunk: History) -> tuple[list[State], Memory]:
         """Take the next chunk; return each compressor's state, and all that has settled."""
         before: Sequence[State | None] = state or [None] * len(self.members)
         results = [c.step(s, chunk) for c, s in zip(self.members, before, strict=True)]
-        return [s for s, _ in results], side_by_side([memory for _, memory in results])
+        pairs = zip(self.members, results, strict=True)
+        settled = [check_memory(c, memory, chunk.batch) for c, (_, memory) in pairs]
+        return [s for s, _ in results], side_by_side(settled)
 
     def pending(self, state: list[State]) -> Memory:
         """Return all that may still change."""
         pairs = zip(self.members, state, strict=True)
-        return side_by_side([compressor.pending(s) for compressor, s in pairs])
+        return side_by_side([check_memory(c, c.pending(s)) for c, s in pairs])
+
+    def maker(self, part: str) -> Compressor[CompressorSpec]:
+        """Return the compressor that makes the part of that name in the memory of all."""
+        place = part.partition(".")[0]
+        return self.members[int(place) if len(self.members) > 1 else 0]
+
+
+def check_memory(
+    compressor: Compressor[CompressorSpec], made: object, batch: int | None = None
+) -> Memory:
+    """Return a compressor's memory, after its shapes were held to what the backbone reads.
+
+    Args:
+        compressor: that made it.
+        made: what it gave for a memory.
+        batch: samples that it must have; None: any number.
+
+    Raises:
+        PluginError: tokens are not of the width of the DiT; positions, extents, `valid` or a
+            feature do not belong to the tokens; or features are not those that `features` names.
+    """
+    check_type(compressor, "its memory", made, Memory)
+    memory = cast(Memory, made)
+    widths = compressor.features(compressor.spec)
+    for part in memory.parts:
+        what, width = f"part {part.name}:", compressor.geometry.width
+        check_type(compressor, f"{what} tokens", part.tokens, Tensor)
+        shape = (*part.tokens.shape, 0, 0)
+        samples, count = shape[0] if batch is None else batch, shape[1]
+        check_shape(compressor, f"{what} tokens", part.tokens, (samples, count, width), "B N D")
+        for name, places in (("positions", part.positions), ("extents", part.extents)):
+            check_shape(compressor, f"{what} {name}", places, (samples, count, 3), "B N 3")
+        check_shape(compressor, f"{what} valid", part.valid, (samples, count), "B N")
+        _check_features(compressor, part, widths)
+    return memory
+
+
+def _check_features(
+    compressor: Compressor[CompressorSpec], part: Part, widths: Mapping[str, int]
+) -> None:
+    """Raise PluginError if a part's features are not those that its compressor names for it."""
+    prefix = f"{part.name}."
+    declared = {n.removeprefix(prefix): w for n, w in widths.items() if n.startswith(prefix)}
+    absent = sorted(declared.keys() - part.features.keys()) if part.tokens.shape[1] else []
+    others = sorted(part.features.keys() - declared.keys())
+    if absent or others:
+        fault = f"lacks feature {absent[0]}" if absent else f"has feature {others[0]}"
+        raise PluginError(
+            f"{plugin_label(compressor)}: part {part.name} {fault}, but "
+            f"features(spec) names {sorted(widths) or 'none'}"
+        )
+    for name, values in part.features.items():
+        expected = (*part.valid.shape, declared[name])
+        check_shape(compressor, f"part {part.name}: feature {name}", values, expected, "B N F")
 
 
 def side_by_side(memories: Sequence[Memory]) -> Memory:

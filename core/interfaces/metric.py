@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .checks import check_shape
 from .spec import MetricSpec
 
 S = TypeVar("S", bound=MetricSpec)
@@ -63,6 +64,19 @@ class Metric(ABC, Generic[S]):
     def weight(self, reference: Float[Tensor, "F 3 P Q"]) -> Float[Tensor, " F"]:
         """Return how much each frame counts, finite and above 0; all alike unless overridden."""
         return torch.ones(len(reference), device=reference.device)
+
+    def score(
+        self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the figures and weights of frames, each `[F]`: the plugin's, shapes checked.
+
+        Raises:
+            PluginError: there is not one figure and one weight a frame.
+        """
+        values, weights = self(reference, result), self.weight(reference)
+        check_shape(self, "its figures", values, (len(reference),), "F")
+        check_shape(self, "its weights", weights, (len(reference),), "F")
+        return values, weights
 
     @abstractmethod
     def __call__(

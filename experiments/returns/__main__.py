@@ -26,9 +26,10 @@ import attrs
 from ...core.cache.cache import cache
 from ...core.cli.options import find_run
 from ...core.data.store import Store
-from ...core.errors import LongtakeError, UserError
+from ...core.errors import UserError
 from ...core.experiment import Experiment
 from ...core.model import Model, compressor_needs
+from ...core.plugin_errors import exit_code
 from ...core.tools.device import pick_device
 from ...core.tools.files import whole_file, write_json
 from ...core.tools.progress import progress_bar
@@ -56,9 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         measure_returns(args.run, args.videos, args.out, window=args.window_run)
-    except LongtakeError as error:
-        print(f"returns: {error}", file=sys.stderr)
-        return error.exit_code
+    except Exception as error:  # a plugin may raise anything
+        return exit_code(error, "returns")
     print(args.out / "returns.md")
     return 0
 

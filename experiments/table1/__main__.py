@@ -19,7 +19,8 @@ from pathlib import Path
 
 import attrs
 
-from ...core.errors import LongtakeError, UserError
+from ...core.errors import UserError
+from ...core.plugin_errors import exit_code
 from ...core.tools.files import whole_file, write_json
 from ..common import commit, interrupt_after, machine_facts, tiny_clips
 from .page import as_data, claims, floors, make_line, markdown
@@ -37,12 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = _table_folder(args)
         return _run(folder, _chosen(args, folder.budget), args.minutes, args.no_cache)
-    except UserError as error:
-        print(f"table1: {error}", file=sys.stderr)
-        return 2
-    except LongtakeError as error:
-        print(f"table1: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:  # a plugin may raise anything
+        return exit_code(error, "table1")
 
 
 def _parser() -> argparse.ArgumentParser:
