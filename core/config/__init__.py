@@ -14,10 +14,10 @@ from .convert import candidates, dumps, from_json, loads, parse, to_json
 from .faults import SpecError, message
 from .load import load_experiment
 from .recipe import Swap, from_recipe, on_backbone, origins
-from .sets import apply_sets, change, differences
+from .sets import Changed, apply_sets, change, differences
 
 __all__ = [
-    "SpecError", "Swap", "apply_sets", "candidates", "change", "differences", "dumps",
+    "Changed", "SpecError", "Swap", "apply_sets", "candidates", "change", "differences", "dumps",
     "from_json", "from_recipe", "load_experiment", "loads", "message", "on_backbone", "origins",
     "parse", "to_json",
 ]  # fmt: skip

@@ -256,13 +256,31 @@ def _renamed(experiment: Experiment, backbone: type[BackboneSpec]) -> str:
     return new + name.removeprefix(old) if follows else name
 
 
-def from_recipe(experiment: Experiment) -> Experiment:
+def from_recipe(experiment: Experiment, data: Any = None) -> Experiment:
     """Return the experiment with the recipe of its backbone in every field that nobody set.
 
-    A field that holds the default of its class counts as not set. Lists stay as they are.
+    Args:
+        experiment: as it is. Its lists stay.
+        data: the JSON that it was read from: what that leaves out was not set. None: a field that
+            holds the default of its class counts as not set.
     """
-    recipe = recipe_of(experiment.backbone)
-    return evolved(experiment, changes(experiment, {}, recipe))
+    found = changes(experiment, {}, recipe_of(experiment.backbone))
+    if data is not None:
+        named = {leaf.path for leaf in leaves(experiment) if in_data(data, leaf.path)}
+        together = {leaf.key for leaf in leaves(experiment) if leaf.path in named}
+        groups = [group for group in GROUPS if set(group) & together]
+        kept = {leaf.path for leaf in leaves(experiment) if any(leaf.key in g for g in groups)}
+        found = {path: value for path, value in found.items() if path not in named | kept}
+    return evolved(experiment, found)
+
+
+def in_data(data: Any, path: Path) -> bool:
+    """Return whether JSON as a user wrote it has something at a path."""
+    for part in path:
+        if isinstance(part, str) and not (isinstance(data, dict) and part in data):
+            return False
+        data = data[part]
+    return True
 
 
 def on_backbone(experiment: Experiment, backbone: BackboneSpec | str) -> Experiment:

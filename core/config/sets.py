@@ -21,6 +21,7 @@ from .recipe import (
     Recipe,
     Swap,
     backbone_fields,
+    in_data,
     leaves,
     moved,
     path_text,
@@ -113,9 +114,10 @@ def _swap(root: _Place, experiment: Experiment, backbone: type[BackboneSpec]) ->
     return swap_of(experiment, backbone, found)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value of a spec as JSON has it: tuples as lists, specs as objects."""
     if isinstance(value, tuple):
-        return [_plain(member) for member in value]
+        return [plain(member) for member in value]
     return to_json(value) if attrs.has(type(value)) else value
 
 
@@ -262,7 +264,7 @@ def _whole(value: Any, place: _Place, recipe: Recipe) -> Any:
         return named
     data = to_json(spec)
     found = [leaf for leaf in leaves(spec, place.at) if leaf.key in recipe]
-    given = [leaf.key for leaf in found if _names(value, leaf.path[len(place.at) :])]
+    given = [leaf.key for leaf in found if in_data(value, leaf.path[len(place.at) :])]
     together = [key for group in GROUPS if set(group) & set(given) for key in group]
     for leaf in found:
         if place.at != ("backbone",) and leaf.key not in (*given, *together, TARGETS):
@@ -271,22 +273,13 @@ def _whole(value: Any, place: _Place, recipe: Recipe) -> Any:
 
 
 def _json_fields(backbone: type[BackboneSpec]) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in backbone_fields(backbone).items()}
-
-
-def _names(value: Any, path: Path) -> bool:
-    """Return whether JSON as a user wrote it has something at a path."""
-    for part in path:
-        if isinstance(part, str) and not (isinstance(value, dict) and part in value):
-            return False
-        value = value[part]
-    return True
+    return {name: plain(value) for name, value in backbone_fields(backbone).items()}
 
 
 def _put(data: Any, path: Path, value: Any) -> None:
     for part in path[:-1]:
         data = data[part]
-    data[path[-1]] = _plain(value)
+    data[path[-1]] = plain(value)
 
 
 def _is_plugin(hint: Any) -> bool:
