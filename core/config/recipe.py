@@ -16,7 +16,7 @@ import attrs
 from attrs import Attribute, frozen
 
 from ..errors import UserError
-from ..experiment import Experiment, Target
+from ..experiment import Experiment, Target, as_tuples, evolved
 from ..interfaces.spec import BackboneSpec, PluginSpec, RetrieverSpec
 from ..registry import registry
 from ..values.grid import Rate
@@ -143,7 +143,7 @@ def recipe_of(backbone: BackboneSpec | type[BackboneSpec]) -> dict[str, Any]:
         first, _, rest = key.partition(".")
         if first in ("backbone", "cache", "train", "measure"):
             _check_path(f"the recipe of {cls.__name__}: {key}", roots[first], rest)
-    return {key: _tuples(value) for key, value in cls.recipe.items()}
+    return {key: as_tuples(value) for key, value in cls.recipe.items()}
 
 
 def _check_path(where: str, owner: Any, rest: str) -> None:
@@ -154,10 +154,6 @@ def _check_path(where: str, owner: Any, rest: str) -> None:
         raise UserError(f"{where}: {unknown_field(name, known)}")
     if below:
         _check_path(where, known[name], below)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(x) for x in value) if isinstance(value, list | tuple) else value
 
 
 def changes(experiment: Experiment, old: Recipe, new: Recipe) -> dict[Path, Any]:
@@ -178,7 +174,6 @@ def changes(experiment: Experiment, old: Recipe, new: Recipe) -> dict[Path, Any]
 
 def _differs(leaf: Leaf, wanted: Mapping[Path, Any]) -> bool:
     return leaf.path in wanted and bool(wanted[leaf.path] != leaf.value)
-    return result
 
 
 def _follows(leaf: Leaf) -> bool:
@@ -271,7 +266,8 @@ def from_recipe(experiment: Experiment, data: Any = None) -> Experiment:
         groups = [group for group in GROUPS if set(group) & together]
         kept = {leaf.path for leaf in leaves(experiment) if any(leaf.key in g for g in groups)}
         found = {path: value for path, value in found.items() if path not in named | kept}
-    return evolved(experiment, found)
+    made: Experiment = evolved(experiment, found)
+    return made
 
 
 def in_data(data: Any, path: Path) -> bool:
@@ -301,9 +297,10 @@ def on_backbone(experiment: Experiment, backbone: BackboneSpec | str) -> Experim
     if type(spec) is not type(experiment.backbone):
         changed |= moved(experiment, type(spec))
     try:
-        return evolved(experiment, changed)
+        made: Experiment = evolved(experiment, changed)
     except (TypeError, ValueError) as error:
         raise SpecError([f"experiment: {message(error)}"]) from error
+    return made
 
 
 def recommended(backbone: type[B]) -> B:
@@ -316,26 +313,6 @@ def backbone_fields(backbone: type[BackboneSpec]) -> dict[str, Any]:
     recipe = recipe_of(backbone)
     start = "backbone."
     return {key.removeprefix(start): v for key, v in recipe.items() if key.startswith(start)}
-
-
-def evolved(spec: Any, changed: Mapping[Path, Any]) -> Any:
-    """Return a spec, or a tuple of specs, with other values at some paths.
-
-    Raises:
-        ValueError, TypeError: a spec refuses its values.
-    """
-    if not changed:
-        return spec
-    if () in changed:
-        return changed[()]
-    below: dict[str | int, dict[Path, Any]] = {}
-    for path, value in changed.items():
-        below.setdefault(path[0], {})[path[1:]] = value
-    if isinstance(spec, tuple):
-        return tuple(evolved(member, below.get(i, {})) for i, member in enumerate(spec))
-    return attrs.evolve(
-        spec, **{str(n): evolved(getattr(spec, str(n)), c) for n, c in below.items()}
-    )
 
 
 def swap_of(

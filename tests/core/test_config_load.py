@@ -131,7 +131,7 @@ def test_what_a_json_file_leaves_out_follows_the_backbone(folder: Path) -> None:
 def test_json_of_a_resolved_spec(folder: Path) -> None:
     path = write(folder, "spec.json", dumps(EXPERIMENT))
     assert load_experiment(str(path)) == ("spec", EXPERIMENT)
-    write(folder, "spec.json", dumps(EXPERIMENT).replace('"steps": 2000', '"stepz": 2000'))
+    write(folder, "spec.json", dumps(EXPERIMENT).replace('"steps": 1000', '"stepz": 1000'))
     with pytest.raises(SpecError, match=r"^train\.stepz: unknown field; did you mean steps\?$"):
         load_experiment(str(path))
     write(folder, "spec.json", "{")

@@ -88,7 +88,7 @@ def test_changes_are_made_in_order_and_judged_together() -> None:
         ("compressors[4].rate=1x1x1", "compressors[4]: no such member; members are 0 to 0"),
         ("compressors.rate=1x1x1", "compressors[rate]: no such member; members are 0 to 0"),
         ("cache.rates.0=2x2x2", "cache.rates[0]: no such member; the list is empty"),
-        ("train.steps.x=3", "train.steps: is 2000, which has no field or member 'x'; set it whole"),
+        ("train.steps.x=3", "train.steps: is 1000, which has no field or member 'x'; set it whole"),
         ("train.steps=ten", "train.steps: must be a whole number, not 'ten'"),
         ("train.checkpointing=True", "train.checkpointing: must be true or false, not 'True'"),
         ("backbone.memory_time=shared", "backbone.memory_time: must be a number or null, not"),

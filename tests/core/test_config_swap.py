@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import permutations
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from longtake.core.config import (
     loads,
     on_backbone,
     origins,
+    to_json,
 )
 from longtake.core.config.recipe import leaves, recipe_of, recommended
 from longtake.core.errors import UserError
@@ -52,6 +54,7 @@ FAMILIES = {rate: PAPER for rate in ("2x2x1", "2x2x4")} | {
     rate: ("tiny-wan", *PAPER) for rate in ("2x2x2", "4x4x2")
 }
 PAIRS = [(r, a, b) for r, family in FAMILIES.items() for a, b in permutations(family, 2)]
+TRAIN = load_experiment("hunyuan-2x2x2")[1].train
 VARIANTS = ("-crops", "-only-lr", "-without-lr")
 
 
@@ -87,6 +90,23 @@ def test_it_all_follows_also_what_nobody_set() -> None:
     assert isinstance(made.masker, Noise) and made.masker.clean == 0.0
     assert (made.train.batch, made.train.warmup, made.train.checkpointing) == (32, 500, True)
     assert made.retrievers == EXPERIMENT.retrievers and made.metrics == EXPERIMENT.metrics
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_experiment_that_names_no_store_or_training_has_its_backbone_s(name: str) -> None:
+    spec = recommended(candidates(BackboneSpec)[name])
+    made = Experiment(
+        name="test", backbone=spec, compressors=(Conv(),), masker=Noise(),
+        retrievers=(Flow(),), metrics=(Psnr(),),
+    )  # fmt: skip
+    like = shipped("tiny-wan-2x2x2" if name.startswith("tiny") else "wan22-5b-2x2x2")
+    assert (made.cache, made.train) == (like.cache, like.train)
+    assert made.measure == attrs.evolve(like.measure, targets=())
+    data = to_json(made)
+    left_out = {key: value for key, value in data.items() if key not in ("cache", "train")}
+    assert loads(json.dumps(left_out), Experiment) == made
+    there = on_backbone(made, "hunyuan")
+    assert (there.cache, there.train) == (shipped("hunyuan-2x2x2").cache, TRAIN)
 
 
 def test_what_the_experiment_sets_stays_and_what_is_set_comes_after() -> None:
