@@ -18,6 +18,7 @@ from longtake.core.config import (
     candidates,
     change,
     dumps,
+    from_recipe,
     load_experiment,
     loads,
     on_backbone,
@@ -107,6 +108,15 @@ def test_an_experiment_that_names_no_store_or_training_has_its_backbone_s(name: 
     assert loads(json.dumps(left_out), Experiment) == made
     there = on_backbone(made, "hunyuan")
     assert (there.cache, there.train) == (shipped("hunyuan-2x2x2").cache, TRAIN)
+
+
+def test_a_recipe_fills_in_what_is_not_set() -> None:
+    own = attrs.evolve(EXPERIMENT, cache=CacheSpec(area=999), masker=Drop(fill="mean"))
+    made = from_recipe(own)
+    assert made.cache == attrs.evolve(CacheSpec(), area=999)
+    assert made.masker == Drop(fill="mean", counts=(4,), clean=0.75)
+    assert made.compressors == (Conv(channels=(32, 64, 96, 128), heads=4, head_width=32),)
+    assert made.backbone == own.backbone and from_recipe(made) == made
 
 
 def test_what_the_experiment_sets_stays_and_what_is_set_comes_after() -> None:
