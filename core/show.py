@@ -14,7 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .config import to_json
+from .config import Swap, origins, to_json
+from .config.sets import plain
 from .experiment import Experiment
 from .hooks import KINDS
 from .registry import registry
@@ -73,8 +74,19 @@ def print_plugins(data: Mapping[str, Any]) -> None:
         console.print(f"not loaded: {line}", soft_wrap=True)
 
 
-def show(name: str, experiment: Experiment) -> dict[str, Any]:
+def show(
+    name: str, experiment: Experiment, *, sets: Sequence[str] = (), swap: Swap | None = None
+) -> dict[str, Any]:
     """Return an experiment resolved, its fields, and its context lengths.
+
+    Every field that holds a value says where that is `from`: `--set`, `recipe` (of the backbone),
+    `default` or `experiment`.
+
+    Args:
+        name: as the user gave it.
+        experiment: what to show.
+        sets: the paths that `--set` changed.
+        swap: what became of it where it was put on another backbone.
 
     `rates` is the table of method.md §2 for every known backbone at 480×832 and for the
     experiment's own, at the frame rate of each.
@@ -87,14 +99,26 @@ def show(name: str, experiment: Experiment) -> dict[str, Any]:
         "experiment": to_json(experiment),
         "context": context_lengths(experiment),
         "rates": [rate_table(*table) for table in (own, *known)],
-        "fields": list(_fields(experiment, "")),
+        "fields": list(_fields(experiment, "", origins(experiment, sets))),
+    } | ({} if swap is None else {"swap": _swap(swap)})
+
+
+def _swap(swap: Swap) -> dict[str, Any]:
+    rows = ("follow", ("path", "was", "is")), ("kept", ("path", "is", "recipe"))
+    lists = {
+        name: [dict(zip(keys, map(plain, row), strict=True)) for row in getattr(swap, name)]
+        for name, keys in (*rows, ("dropped", ("path", "was")))
     }
+    return {"backbone": swap.backbone, "line": swap.line, **lists}
 
 
 def print_show(data: Mapping[str, Any], *, fields: bool = False) -> None:
     """Print what `show` returned: JSON, context lengths, with `fields` what each field means."""
     console = _console()
     print(json.dumps(data["experiment"], indent=2, ensure_ascii=False), flush=True)
+    if "swap" in data:
+        console.print(data["swap"]["line"], soft_wrap=True)
+        console.print(_swap_table(data["swap"]))
     if fields:
         console.print(_field_table(data["fields"]))
     for title, table in [_context_table(data["context"]), *map(_printed_rates, data["rates"])]:
@@ -170,8 +194,8 @@ def _rate_row(text: str, geometry: Geometry, size: Size3) -> dict[str, Any]:
     return rows
 
 
-def _fields(spec: Any, path: str) -> Iterator[dict[str, Any]]:
-    """Yield path, value and meaning of every field of a spec and of those in it."""
+def _fields(spec: Any, path: str, sources: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield path, value, where it is from and meaning of every field of a spec and those in it."""
     data = to_json(spec)
     for field in attrs.fields(type(spec)):
         field_path = f"{path}.{field.name}" if path else field.name
@@ -179,10 +203,11 @@ def _fields(spec: Any, path: str) -> Iterator[dict[str, Any]]:
         members = value if isinstance(value, tuple) else (value,)
         nested = [x for x in members if attrs.has(type(x)) and not isinstance(x, Rate)]
         entry: dict[str, Any] = {"path": field_path, "doc": field.metadata.get("doc", "")}
-        yield entry if nested else entry | {"value": data[field.name]}
+        value_of = {"value": data[field.name], "from": sources.get(field_path, "experiment")}
+        yield entry if nested else entry | value_of
         for index, member in enumerate(nested):
             is_list = isinstance(value, tuple)
-            yield from _fields(member, f"{field_path}[{index}]" if is_list else field_path)
+            yield from _fields(member, f"{field_path}[{index}]" if is_list else field_path, sources)
 
 
 def _console() -> Console:
@@ -202,11 +227,31 @@ def _table(columns: Sequence[str], *, numbers: int = 0) -> Table:
 
 
 def _field_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(["field", "value", "meaning"])
+    table = _table(["field", "value", "from", "meaning"])
     for row in rows:
         value = json.dumps(row["value"], ensure_ascii=False) if "value" in row else ""
-        table.add_row(row["path"], value, row["doc"])
+        table.add_row(row["path"], value, row.get("from", ""), row["doc"])
     return table
+
+
+def _swap_table(swap: Mapping[str, Any]) -> Table:
+    """Return what a new backbone changed, what it left, and what of the old one is gone."""
+    table = _table(["field", "was", "is", ""])
+    for row in swap["follow"]:
+        table.add_row(row["path"], _short(row["was"]), _short(row["is"]), "follows the recipe")
+    for row in swap["kept"]:
+        why = f"stays: the recipe has {_short(row['recipe'])}"
+        table.add_row(row["path"], _short(row["is"]), _short(row["is"]), why)
+    for row in swap["dropped"]:
+        table.add_row(row["path"], _short(row["was"]), "", "no longer set")
+    return table
+
+
+def _short(value: Any) -> str:
+    """Return a value as JSON; of a list of specs what its members are called."""
+    if isinstance(value, list) and value and all(isinstance(member, dict) for member in value):
+        return ", ".join(str(member.get("type") or member.get("metric")) for member in value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _context_table(data: Mapping[str, Any]) -> tuple[str, Table]:

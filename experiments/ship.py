@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..core.config import differences, load_experiment, to_json
+from ..core.config import differences, load_experiment, on_backbone, to_json
 from ..core.data.store import Store
 from ..core.experiment import Experiment
 from ..core.registry import registry
@@ -90,8 +90,12 @@ def command(experiment: Experiment, run: Path, data: Path, start: Path | None) -
     words = ["longtake", "pretrain", name if shipped else f"{name}.json"]
     words += ["--data", str(data), "--out", str(run)]
     words += ["--start", str(start)] if start else []
-    old = to_json(load_experiment(name)[1]) if shipped else to_json(experiment)
-    for path, _, value in differences(old, to_json(experiment)):
+    old = load_experiment(name)[1] if shipped else experiment
+    spec = experiment.backbone
+    if type(spec) is not type(old.backbone):  # it brings its recipe: what differs then comes after
+        old = on_backbone(old, spec)
+        words += ["--set", f"backbone={as_word(to_json(spec))}"]
+    for path, _, value in differences(to_json(old), to_json(experiment)):
         words += ["--set", f"{path}={as_word(value)}"]
     return shlex.join(words)
 

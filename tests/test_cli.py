@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -55,6 +56,36 @@ def test_list_names_every_kind() -> None:
 def test_show_gives_the_resolved_spec_with_changes() -> None:
     code, out, _ = run("show", "tiny-wan-2x2x2", "--set", "compressor.rate=4x4x2", "--json")
     assert code == 0 and '"4x4x2"' in out
+
+
+def test_show_lists_what_followed_another_backbone_and_where_values_are_from() -> None:
+    words = ("show", "tiny-wan-2x2x2", "--set", "backbone=wan22-5b", "--set", "train.steps=9")
+    code, out, said = run(*words, "--fields")
+    assert code == 0 and said == ""
+    assert "backbone wan22-5b: 28 values follow its recipe" in out
+    assert re.search(r"train\.optimizer +\"muon\" +\"adamw\" +follows the recipe", out)
+    assert re.search(r"train\.steps +9 +--set +optimizer steps", out)
+    assert re.search(r"train\.batch +32 +recipe ", out)
+    told = json.loads(run(*words, "--json")[1])
+    assert {"path": "train.rate", "was": 0.002, "is": 0.0001} in told["swap"]["follow"]
+    sources = {row["path"]: row["from"] for row in told["fields"] if "value" in row}
+    assert sources["train.clip"] == "default" and sources["compressors[0].rate"] == "experiment"
+    assert "from" not in json.dumps(told["experiment"]), "the spec holds values only"
+    assert "swap" not in json.loads(run("show", "tiny-wan-2x2x2", "--json")[1])
+
+
+def test_what_followed_another_backbone_is_said_on_stderr(tmp_path: Path) -> None:
+    code, out, said = run(
+        "cache", "wan22-5b-2x2x2", "--set", "backbone=tiny-wan", "--videos", tmp_path / "none",
+        "--out", tmp_path / "store",
+    )  # fmt: skip
+    assert code == 2 and said.startswith("backbone tiny-wan: 28 values follow its recipe (`longt")
+
+
+def test_a_run_is_measured_on_its_own_backbone(place: Path) -> None:
+    words = ("measure", place / "run", "--data", place / "store", "--set", "backbone=wan22-5b")
+    code, _, said = run(*words)
+    assert code == 2 and "a run is measured on the backbone that it was trained on" in said
 
 
 def test_the_store_is_resumed_and_takes_only_what_is_new(place: Path) -> None:

@@ -40,14 +40,12 @@ def cache(
     """
     from ..cache.cache import cache as cache_videos
     from ..cache.job import find_shard
-    from ..config import apply_sets, load_experiment
     from ..errors import LongtakeError
     from ..model import all_needs, compressor_needs
     from ..tools.progress import progress_bar
 
     shard = find_shard(rank, world, os.environ)
-    _, specs = load_experiment(experiment)
-    specs = apply_sets(specs, sets or [])
+    specs = o.read_experiment(experiment, sets)[1].spec
     with progress_bar("cache" if shard.world == 1 else f"cache, {shard}") as report:
         result = cache_videos(
             specs,

@@ -13,6 +13,7 @@ from . import options as o
 
 if TYPE_CHECKING:
     from ..data.store import Store
+    from ..experiment import Experiment
 
 
 PICTURE_FRAMES = 5  # columns of the picture
@@ -38,7 +39,6 @@ def measure(
 
     Example: longtake measure runs/first --data stores/val --beside runs/other
     """
-    from .. import config
     from ..data.store import Store
     from ..measure.compare import compare_rates, read_measure
     from ..measure.measure import measure as measure_model
@@ -58,7 +58,7 @@ def measure(
     others = [read_measure(other) for other in beside or []]
     _check_picture(store, picture, names)
     model = load_run(place).to(pick_device())
-    model = attrs.evolve(model, experiment=config.apply_sets(model.experiment, sets or []))
+    model = attrs.evolve(model, experiment=_changed(model.experiment, sets or []))
     setup = MeasureSetup.build(model, store)
     with progress_bar("measure") as report:
         result = measure_model(setup, run=run, step=_step(place), progress=report)
@@ -76,6 +76,20 @@ def measure(
         strips = make_strips(setup, result, clips=2, frames=PICTURE_FRAMES, names=names)
         lines.append(f"picture: {save_picture(strips, picture, credit=credit)}")
     o.print_result(summary, lines, as_json=as_json)
+
+
+def _changed(experiment: Experiment, sets: Sequence[str]) -> Experiment:
+    """Return a run's experiment with changes; UserError for another backbone than it trained on."""
+    from ..config import change
+    from ..errors import UserError
+
+    changed = change(experiment, sets)
+    if changed.swap is not None:
+        raise UserError(
+            f"--set backbone={changed.swap.backbone}: a run is measured on the backbone that it "
+            "was trained on"
+        )
+    return changed.spec
 
 
 def _check_picture(store: Store, picture: Path | None, names: Sequence[str]) -> None:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from ..errors import UserError
 from ..registry import nearest, registry
+
+if TYPE_CHECKING:
+    from ..config import Changed
+    from ..experiment import Experiment
 
 ExperimentArg = Annotated[
     str, typer.Argument(help="a shipped name, module:name, or file.py:name", metavar="EXPERIMENT")
@@ -32,6 +36,25 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 def out_option(help_text: str) -> Any:
     """Return the option `--out`, also spelt `--output_dir`."""
     return typer.Option("--out", "--output_dir", help=help_text)
+
+
+def read_experiment(
+    text: str, sets: list[str] | None, *, says: bool = True
+) -> tuple[str, Changed[Experiment]]:
+    """Return the name of an EXPERIMENT, and what `--set` made of it.
+
+    Where it was put on another backbone a line on stderr says what followed, if `says`.
+
+    Raises:
+        UserError, SpecError: as `load_experiment` and `apply_sets`.
+    """
+    from ..config import change, load_experiment
+
+    name, experiment = load_experiment(text)
+    changed = change(experiment, sets or [])
+    if changed.swap is not None and says:
+        print(f"{changed.swap.line} (`longtake show` lists them)", file=sys.stderr)
+    return name, changed
 
 
 def find_run(text: str) -> Path:

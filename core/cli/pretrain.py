@@ -33,7 +33,6 @@ def pretrain(
 
     Example: longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/first
     """
-    from ..config import apply_sets, load_experiment
     from ..tools.device import is_main_process
     from ..train import pretrain as training
     from ..train.checkpoint import read_run
@@ -42,11 +41,10 @@ def pretrain(
         raise UserError(f"--resume {resume}: only `latest` can be resumed")
     if resume is not None and start is not None:
         raise UserError("--resume goes on from the run's own weights: leave out --start")
-    _, specs = load_experiment(experiment)
-    changes = [*(sets or []), *([] if seed is None else [f"train.seed={seed}"])]
-    specs = apply_sets(specs, changes)
-    checkpoint = None if start is None else read_run(o.find_run(str(start)))[1]
     prints = is_main_process()
+    changes = [*(sets or []), *([] if seed is None else [f"train.seed={seed}"])]
+    specs = o.read_experiment(experiment, changes, says=prints)[1].spec
+    checkpoint = None if start is None else read_run(o.find_run(str(start)))[1]
     with progress_bar("pretrain") if prints else nullcontext(None) as report:
         result = training.pretrain(
             specs, data, out, resume=resume is not None, start=checkpoint, progress=report

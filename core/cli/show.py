@@ -13,7 +13,9 @@ from . import options as o
 def show(
     experiment: o.ExperimentArg,
     sets: o.Sets = None,
-    fields: Annotated[bool, typer.Option(help="print what every field means")] = False,
+    fields: Annotated[
+        bool, typer.Option(help="print what every field means, and where its value is from")
+    ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="also draw what its masker does to a clip: .png, .jpg, .svg")
     ] = None,
@@ -26,20 +28,19 @@ def show(
 
     Example: longtake show tiny-wan-2x2x2 --set compressor.rate=4x4x2
     """
-    from .. import config
     from .. import show as describe
     from ..errors import UserError
 
     if video is not None and picture is None:
         raise UserError("--video is the clip of a picture: name one with --picture FILE")
-    name, specs = config.load_experiment(experiment)
-    specs = config.apply_sets(specs, sets or [])
+    name, changed = o.read_experiment(experiment, sets, says=False)
+    specs = changed.spec
     drawn = None
     if picture is not None:
         from ..pages.masker import save_masker_picture
 
         drawn = str(save_masker_picture(specs, picture, video=video))
-    data = describe.show(name, specs)
+    data = describe.show(name, specs, sets=changed.sets, swap=changed.swap)
     if as_json:
         more = {} if drawn is None else {"picture": drawn}
         o.print_json(data | more)

@@ -26,6 +26,7 @@ from ..values.grid import Rate
 from .faults import SpecError, faults, in_json, located, not_among, type_in_words, unknown_field
 
 T = TypeVar("T")
+P = TypeVar("P", bound=PluginSpec)
 TAG = "type"
 
 
@@ -233,12 +234,12 @@ class _Reader:
             raise ValueError(str(error).replace(", not ", " or null, not ", 1)) from error
 
 
-def candidates(cls: type[PluginSpec]) -> dict[str, type[PluginSpec]]:
+def candidates(cls: type[P]) -> dict[str, type[P]]:
     """Return the spec classes that a field annotated with `cls` takes, by plugin name."""
     return {p.name: p.spec for p in registry().of(cls.kind) if issubclass(p.spec, cls)}
 
 
-def choose(data: Mapping[Any, Any], cls: type[PluginSpec]) -> type[PluginSpec]:
+def choose(data: Mapping[Any, Any], cls: type[P]) -> type[P]:
     """Return the spec class that `type` names among those that a field annotated with `cls` takes.
 
     Raises:

@@ -10,7 +10,7 @@ A spec is plain data: it can be compared, hashed, evolved with `attrs.evolve` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from attrs import Attribute, field, frozen
@@ -27,9 +27,15 @@ __all__ = [
 Validator = Callable[[Any, "Attribute[Any]", Any], Any]
 
 
-def doc(text: str) -> dict[str, str]:
-    """Return the `metadata` of a field: its meaning, unit and range, shown by `longtake show`."""
-    return {"doc": text}
+def doc(text: str, *, recipe: str = "") -> dict[str, str]:
+    """Return the `metadata` of a field: its meaning, unit and range, shown by `longtake show`.
+
+    Args:
+        text: what is shown.
+        recipe: the key of a backbone's recipe that the field follows, such as `encoder.heads`;
+            empty: the field is the same on every backbone.
+    """
+    return {"doc": text, "recipe": recipe} if recipe else {"doc": text}
 
 
 def between(low: float, high: float) -> Validator:
@@ -122,9 +128,20 @@ class MetricSpec(PluginSpec):
 
 @frozen(kw_only=True)
 class BackboneSpec(PluginSpec):
-    """Base of the specs of backbones; each says its codec, text encoder, geometry and shift."""
+    """Base of the specs of backbones; each says its codec, text encoder, geometry and shift.
+
+    Attributes:
+        recipe: what experiments on this backbone take where they set nothing else, plain values by
+            key: `backbone.…`, `cache.…`, `train.…` and `measure.…` are paths of an experiment;
+            `encoder.widths`, `encoder.heads`, `encoder.head_width`, `encoder.ffn`,
+            `masker.counts`, `masker.clean` and `metric.scales` are read by whatever plugin has
+            such a field (`doc(..., recipe="encoder.heads")`); `retrievers` lists plugins with
+            their fields, a `rate` that is left out being the memory's; `measure.targets` are more
+            of them. A key that is missing stands for the default of the field.
+    """
 
     kind: ClassVar[str] = "backbone"
+    recipe: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def geometry(self) -> Geometry:

@@ -7,7 +7,7 @@ RUN/checkpoint-<step>/memory.safetensors
     optimizer.pt          state of the optimizer, read with `weights_only`
     raw.safetensors       under `train.ema`: the weights as they train
     average.safetensors   under `train.ema`: their average in fp32
-    state.json            the step, and what logs go on from
+    state.json            the step, the precision, and what logs go on from
 
 Under `train.ema` the weights outside training_state/ are the averaged ones.
 """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from .. import config
@@ -14,7 +16,7 @@ from ..data.windows import WindowBatches, WindowSampler
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
 from ..model import Model, build_model, compressor_needs
-from ..tools.device import pick_device, versions
+from ..tools.device import pick_device, uses_bf16, versions
 from ..tools.files import only_parts, read_object, remove_parts, write_json
 from ..tools.progress import Report
 from . import distributed
@@ -85,11 +87,12 @@ def _prepare(
     distributed.check_launch(train)
     accelerator = _accelerator()
     check_shares(train, accelerator.num_processes)
-    worker = _worker(experiment, store, out, accelerator, newest, start)
-    if worker.writes:
-        claim_run(experiment, out)
-    accelerator.wait_for_everyone()
     step, state = (step_of(newest), read_state(newest)) if newest else (0, {"live": bool(start)})
+    settled = settle_precision(experiment, state, accelerator.device)
+    worker = _worker(settled, store, out, accelerator, newest, start)
+    if worker.writes:
+        claim_run(experiment, out, worker.spec.precision)
+    accelerator.wait_for_everyone()
     watched = experiment.remembers and not state["live"]
     writer = LogWriter(out, step=step) if worker.writes else None
     world = (accelerator.process_index, accelerator.num_processes)
@@ -101,6 +104,20 @@ def _prepare(
         step=step,
         saved_step=step if newest else -1,
     )
+
+
+def settle_precision(
+    experiment: Experiment, state: Mapping[str, Any], device: torch.device
+) -> Experiment:
+    """Return the experiment with `train.precision` as this run has it: fp32 or bf16.
+
+    `auto` is what the run began with, whatever machine goes on with it; a fresh one asks `device`.
+    """
+    precision = experiment.train.precision
+    if precision == "auto":
+        fresh = "bf16" if uses_bf16(precision, device) else "fp32"
+        precision = state.get("precision", fresh)
+    return attrs.evolve(experiment, train=attrs.evolve(experiment.train, precision=precision))
 
 
 def _worker(
@@ -210,9 +227,12 @@ def _check_same(experiment: Experiment, data: Any, run: Path) -> None:
     raise UserError(f"{run} is a run of another spec: {'; '.join(changes[:3])}")
 
 
-def claim_run(experiment: Experiment, run: Path) -> None:
-    """Write the resolved spec into the run's folder, and clear what a kill left half-written."""
-    write_json(run / "spec.json", resolved_spec(experiment))
+def claim_run(experiment: Experiment, run: Path, precision: str) -> None:
+    """Write the resolved spec into the run's folder, and clear what a kill left half-written.
+
+    `precision`, fp32 or bf16, is what `train.precision` means for this run.
+    """
+    write_json(run / "spec.json", resolved_spec(experiment) | {"precision": precision})
     remove_parts(run)
 
 

@@ -156,6 +156,7 @@ class Trainer:
         average = worker.average.full() if worker.average else None
         passed = self.liveness is None or self.liveness.passed
         state = {"step": self.step, **self.logger.state_dict(), "live": passed}
+        state["precision"] = worker.spec.precision  # kept on resume, on any machine
         with self._checkpoint_folder() as folder:
             with worker.averaged(), full_weights(worker.stage, here=worker.writes):
                 if folder:
