@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ from .core.cli.pretrain import pretrain
 from .core.cli.probe import probe
 from .core.cli.retrieve import retrieve
 from .core.cli.show import show
-from .core.errors import LongtakeError
+from .core.errors import LongtakeError, printable
 
 app = typer.Typer(
     name="longtake",
@@ -42,6 +43,10 @@ def main() -> NoReturn:
     except LongtakeError as error:
         print(f"longtake: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        place = printable(os.fsdecode(error.filename)) if error.filename else "a file"
+        print(f"longtake: {place}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         exit_stopped()
     except BrokenPipeError:
