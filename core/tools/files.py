@@ -201,11 +201,13 @@ def _is_running(pid: int) -> bool:
 def remove_parts(folder: Path) -> None:
     """Remove the parts that killed processes left in a folder; living ones keep theirs.
 
+    Claims stay: whoever takes one over says so (`claimed_folder`).
+
     Raises:
         UserError: the disk refuses.
     """
     for path in folder.glob(".*.part"):
-        if is_live(path):
+        if is_live(path) or path.name.startswith(f".{CLAIM}."):
             continue
         with disk_errors(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -81,8 +81,8 @@ def find_checkpoint(run: Path, text: str) -> Path:
                 return run / place.resolve().name
     steps = ", ".join(str(step_of(one)) for one in checkpoints(run)) or "none"
     raise UserError(
-        f"{text}: no checkpoint of {run}, which has those of steps: {steps}; to begin with the "
-        "weights of another run, use --start"
+        f"--resume {text}: no checkpoint of {run}; latest, or one of the steps that it has "
+        f"({steps}); to begin with the weights of another run: --start"
     )
 
 

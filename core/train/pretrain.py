@@ -123,7 +123,7 @@ def _prepare(
         )
         worker = _worker(experiment, store, out, accelerator, newest, start)
     check_out_folder(out, room=_least_of_a_checkpoint(worker))
-    if worker.writes:
+    if worker.writes and step < train.steps:  # a run that is over stays as it was trained
         for text in resumption.lines() if resumption else _begun_before(experiment, out):
             _say(f"{out}: {text}")
         begin_run(experiment, store, out, resumption)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +20,7 @@ from longtake.core.data.windows import WindowBatches, WindowSampler
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.model import build_model, compressor_needs
 from longtake.core.registry import build
-from longtake.core.tools.files import read_json_lines
+from longtake.core.tools.files import claimed_folder, part_path, read_json_lines
 from longtake.core.train.checkpoint import checkpoints, load_model, load_run, save_encoder
 from longtake.core.train.liveness import DeadMemory, Liveness, memory_parameters
 from longtake.core.train.loss import StageOne
@@ -132,7 +135,7 @@ def test_bad_input_is_one_line(store: Path, tmp_path: Path) -> None:
     pretrain(experiment, store, run)
     cases = [
         (lambda: pretrain(experiment, store, run), "--resume latest"),
-        (lambda: pretrain(small(steps=2, rate=5e-4), store, run, resume=True), "train.rate"),
+        (lambda: pretrain(small(steps=2, seed=1), store, run, resume=True), "train.seed was 0"),
         (lambda: pretrain(experiment, tmp_path / "none", tmp_path / "r"), "latent store"),
         (lambda: pretrain(_other_rate(experiment), store, tmp_path / "r"), "4x4x2"),
         (lambda: load_run(tmp_path / "none"), "no such run"),
@@ -143,6 +146,61 @@ def test_bad_input_is_one_line(store: Path, tmp_path: Path) -> None:
             act()
         assert "\n" not in str(error.value)
     assert not (tmp_path / "r").exists(), "a refused run must leave nothing behind"
+
+
+def claim_of(pid: int, folder: Path) -> Path:
+    """The claim of a process of this machine on a folder."""
+    path = folder / part_path(folder / "claim").name.replace(f"-{os.getpid()}.", f"-{pid}.")
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    claim = {"host": platform.node(), "pid": pid, "started": started, "since": "now"}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(claim))
+    return path
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux when processes began")
+def test_a_folder_has_one_run_at_a_time(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment, run = small(steps=2), tmp_path / "run"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        claim = claim_of(process.pid, run)
+        for other in (experiment, small(steps=2, seed=1)):
+            with pytest.raises(UserError, match=f"at work in .*process {process.pid} on .*--out"):
+                pretrain(other, store, run)
+        assert [*run.iterdir()] == [claim], "a refused run leaves nothing"
+        process.kill()
+    held = []
+    pretrain(experiment, store, run, progress=lambda *_: held.extend(run.glob(".claim.*")))
+    assert f"ended without a word (process {process.pid} on" in caplog.text
+    assert {*held} == {part_path(run / "claim")} and not list(run.glob(".*"))
+    with claimed_folder(tmp_path / "new" / "run"):
+        pass
+    assert not (tmp_path / "new").exists(), "what an empty claim made is gone"
+
+
+def test_claims_tell_the_living_from_the_dead(tmp_path: Path) -> None:
+    mine = part_path(tmp_path / "claim")
+    reused = tmp_path / mine.name.replace(f"-{os.getpid()}.", f"-{os.getppid()}.")
+    reused.write_text(json.dumps({"host": "here", "pid": os.getppid(), "started": "12"}))
+    far = tmp_path / ".claim.00000000-7.part"
+    far.write_text(json.dumps({"host": "node7", "pid": 7, "started": "1"}))
+    with pytest.raises(UserError, match=r"process 7 on node7.*delete .*00000000-7\.part"):
+        with claimed_folder(tmp_path):
+            pass
+    os.utime(far, (time.time() - 2000, time.time() - 2000))
+    with claimed_folder(tmp_path) as dead:
+        assert len(dead) == 2 and [*tmp_path.iterdir()] == [mine]
+
+
+def test_a_run_that_was_never_saved_begins_anew_and_says_so(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(LongtakeError, match="clip-"):
+        pretrain(small(rate=1e30, clip=1e30, warmup=0, steps=40, save_every=50), store, tmp_path)
+    pretrain(small(steps=2), store, tmp_path)
+    assert "never saved (train.steps was 40, is 2)" in caplog.text
+    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 2, 2]
 
 
 def test_dropped_batches_do_not_count_as_dead(store: Path, tmp_path: Path) -> None:
