@@ -13,7 +13,7 @@ from attrs import field, frozen
 from torch import nn
 
 from .. import config
-from ..data.store import IDENTITY, Store, check_fits
+from ..data.store import IDENTITY, MOST_NAMED, Store, check_fits
 from ..data.windows import WindowBatches, WindowSampler
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
@@ -91,12 +91,27 @@ def pretrain(
     store = Store.open(data)
     check_out_folder(out)
     with claimed_folder(out) if is_main_process() else nullcontext([]) as dead:
+        for text in _gone_lines(store):
+            _say(text)
         for claim in dead:
             _say(f"{out}: the run that was at work here ended without a word ({claim})")
         trainer = _prepare(experiment, store, out, resume=resume, start=start)
         if trainer.step >= experiment.train.steps:
             return trainer.end()
         return trainer.train(progress)
+
+
+def _gone_lines(store: Store) -> list[str]:
+    """Return what to say of clips whose videos were deleted or renamed: they train, too."""
+    gone = store.gone()
+    if not gone:
+        return []
+    named = [f"{old} (now {new})" if new else old for old, new in gone.items()]
+    more = f", ... ({len(named)} in all)" if len(named) > MOST_NAMED else ""
+    return [
+        f"{store.root} trains on clips of videos that the last `longtake cache` did not find: "
+        f"{', '.join(named[:MOST_NAMED])}{more}; to leave them out, cache again with --prune"
+    ]
 
 
 def _say(text: str) -> None:

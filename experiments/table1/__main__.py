@@ -20,7 +20,7 @@ from pathlib import Path
 import attrs
 
 from ...core.errors import LongtakeError, UserError
-from ...core.tools.files import whole_file, write_json
+from ...core.tools.files import check_out_folder, whole_file, write_json
 from ..common import commit, interrupt_after, machine_facts, tiny_clips
 from .page import as_data, claims, floors, make_line, markdown
 from .plots import by_age, by_length, strips
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _table_folder(args: argparse.Namespace) -> TableFolder:
+    check_out_folder(args.out)
     budget = BUDGETS[args.budget]
     if args.seeds:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from contextlib import nullcontext
@@ -15,13 +16,19 @@ import torch
 from attrs import evolve
 from safetensors.torch import load_file
 
-from longtake.core.data.store import Store
+from longtake.core.data.store import Store, note_gone
 from longtake.core.data.windows import WindowBatches, WindowSampler
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.model import build_model, compressor_needs
 from longtake.core.registry import build
 from longtake.core.tools.files import claimed_folder, part_path, read_json_lines
-from longtake.core.train.checkpoint import checkpoints, load_model, load_run, save_encoder
+from longtake.core.train.checkpoint import (
+    beside_spec,
+    checkpoints,
+    load_model,
+    load_run,
+    save_encoder,
+)
 from longtake.core.train.liveness import DeadMemory, Liveness, memory_parameters
 from longtake.core.train.loss import StageOne
 from longtake.core.train.optim import learning_rate
@@ -228,6 +235,63 @@ def test_lora_trains_on_a_base_that_was_trained_whole(store: Path, tmp_path: Pat
     loaded = load_run(tmp_path / "lora").backbone
     assert loaded.adapters()
     assert torch.equal(loaded.proj_out.weight, base["proj_out.weight"])
+
+
+def test_clips_of_videos_that_are_gone_are_said(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    note_gone(copy, ["clip-1.mp4", "clip-2.mp4", "pruned.mp4"])
+    pretrain(small(steps=1), copy, tmp_path / "run")
+    assert "did not find: clip-1.mp4, clip-2.mp4; to leave them out" in caplog.text
+
+
+def test_a_project_that_moved_finds_its_weights(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    project, moved = tmp_path / "project", tmp_path / "moved"
+    base = build_model(small(), adapters=True).backbone
+    base.save_weights(project / "base" / "transformer")
+    monkeypatch.chdir(project)
+    experiment = small(trains="lora", steps=1)
+    backbone = evolve(experiment.backbone, weights="base/transformer")
+    pretrain(evolve(experiment, backbone=backbone), store, Path("runs/a"))
+    assert load_run(Path("runs/a")).experiment.backbone.weights == "base/transformer"
+    monkeypatch.chdir(tmp_path)
+    project.rename(moved)
+    assert not caplog.text
+    loaded = load_run(Path("moved/runs/a")).backbone.state_dict()
+    assert all(torch.equal(x, loaded[n]) for n, x in base.state_dict().items() if n in loaded)
+    assert (
+        f"weights base/transformer are not here: {moved}/base/transformer are used" in caplog.text
+    )
+
+
+def test_relative_paths_in_a_spec_are_found_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here.gguf", "run/low.gguf", "run/a b.safetensors", "vae/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    run = tmp_path / "run"
+    cases = {
+        "low.gguf": f"{run}/low.gguf",
+        "vae": f"{tmp_path}/vae",
+        "none.gguf,low.gguf": f"none.gguf,{run}/low.gguf",
+        "high:a b.safetensors@0.5": f"high:{run}/a b.safetensors@0.5",
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "/nowhere/low.gguf": "/nowhere/low.gguf",
+        "~/low.gguf": "~/low.gguf",
+    }
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    spec = {"backbone": {"weights": None, "loras": [*cases], "codec": {"weights": "vae"}}}
+    found = beside_spec(spec, run)["backbone"]
+    assert found["loras"] == [*cases.values()]
+    assert (found["weights"], found["codec"]["weights"]) == (None, f"{tmp_path}/vae")
+    (tmp_path / "cwd" / "low.gguf").write_text("")
+    assert beside_spec({"weights": "low.gguf"}, run) == {"weights": "low.gguf"}
 
 
 def test_two_runs_of_other_precision_in_one_process(store: Path, tmp_path: Path) -> None:
