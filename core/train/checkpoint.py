@@ -74,8 +74,7 @@ def find_checkpoint(run: Path, text: str) -> Path:
     Raises:
         UserError: the run has no such checkpoint.
     """
-    names = (text, run / text, run / f"checkpoint-{text}")
-    for place in map(Path, names):
+    for place in (Path(text), run / text, run / f"checkpoint-{text}"):
         if place.is_dir() and place.resolve().parent == run.resolve():
             if place.resolve() in (one.resolve() for one in checkpoints(run)):
                 return run / place.resolve().name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def pretrain(
     """
     store = Store.open(data)
     check_out_folder(out)
-    with claimed_folder(out) if is_main_process() else nullcontext([]) as dead:
+    with ExitStack() as held:
+        dead = held.enter_context(claimed_folder(out)) if is_main_process() else []
         for text in _gone_lines(store):
             _say(text)
         for claim in dead:

@@ -75,8 +75,8 @@ def measure_returns(
         window: a run that was trained with a sliding window as its memory; None: none.
 
     Raises:
-        UserError: no such run or folder, an `out` that cannot be written, a run without memory, or a `window` that is none or is
-            not on the same codec and shapes.
+        UserError: no such run or folder, an `out` that cannot be written, a run without memory, or
+            a `window` that is none or is not on the same codec and shapes.
     """
     if videos is not None and not videos.is_dir():
         raise UserError(f"--videos {videos}: no such folder")
