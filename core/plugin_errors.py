@@ -11,7 +11,7 @@ import sys
 import traceback
 from types import FrameType
 
-from .errors import PLUGIN_NAMES, LongtakeError, PluginError
+from .errors import PLUGIN_NAMES, LongtakeError, PluginError, UserError, printable
 from .registry import registry
 
 DEBUG = "LONGTAKE_DEBUG"  # in the environment: also print tracebacks
@@ -50,7 +50,7 @@ def exit_code(error: Exception, program: str) -> int:
     Raises:
         Exception: `error`, where it is neither a message for people nor a plugin's: a fault here.
     """
-    known = error if isinstance(error, LongtakeError) else plugin_error(error)
+    known = _known(error)
     if known is None:
         raise error
     if os.environ.get(DEBUG, "") not in ("", "0"):
@@ -60,6 +60,16 @@ def exit_code(error: Exception, program: str) -> int:
         hint = "" if known is error else f"; {DEBUG}=1 or --debug shows the traceback"
     print(f"{program}: {known}{hint}", file=sys.stderr)
     return known.exit_code
+
+
+def _known(error: Exception) -> LongtakeError | None:
+    """Return what people can read of an error, None where it is a fault here."""
+    if isinstance(error, LongtakeError):
+        return error
+    if isinstance(error, PermissionError):
+        place = printable(os.fsdecode(error.filename)) if error.filename else "a file"
+        return UserError(f"{place}: {error.strerror}")
+    return plugin_error(error)
 
 
 def _plugin_of(frame: FrameType) -> str:

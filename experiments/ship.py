@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,17 @@ from safetensors.torch import save_file
 
 from ..core.config import differences, load_experiment, on_backbone, to_json
 from ..core.data.store import Store
+from ..core.errors import LongtakeError
 from ..core.experiment import Experiment
 from ..core.registry import registry
-from ..core.tools.files import open_tensors, read_json, read_json_lines, whole_folder, write_json
+from ..core.tools.files import (
+    check_out_folder,
+    open_tensors,
+    read_json,
+    read_json_lines,
+    whole_folder,
+    write_json,
+)
 from ..core.train.checkpoint import read_run, step_of
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -39,6 +48,7 @@ def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ())
     """
     experiment, checkpoint = read_run(run)
     target = out / experiment.name
+    check_out_folder(target)
     with whole_folder(target) as part:
         for name in ("memory.safetensors", "lora.safetensors"):
             if (checkpoint / name).exists():
@@ -143,7 +153,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--after", type=Path, nargs="*", default=(), help="runs it went on from")
     args = parser.parse_args()
-    print(ship(args.run, args.data, args.out, args.after))
+    try:
+        print(ship(args.run, args.data, args.out, args.after))
+    except LongtakeError as error:
+        print(f"ship: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

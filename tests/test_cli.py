@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -200,6 +201,30 @@ CASES = [
         "leave out --start",
     ),
     (("bench", "--out", "{root}"), "is a folder"),
+    (("bench", "--out", "{root}/run/spec.json"), "belongs to a run"),
+    (("probe", "{root}/run", "--data", "{root}/store", "--out", "{root}/mine.py"), "no probe"),
+    (
+        (
+            "retrieve",
+            "{root}/run",
+            "{root}/videos/clip-1.mp4",
+            "--at",
+            "1",
+            "--out",
+            "{root}/mine.py",
+        ),
+        "mine.py is a file; a folder is wanted",
+    ),
+    (("demo", "--out", "{root}/mine.py/demo"), "mine.py is a file"),
+    (("show", "{root}/mine.py", "--picture", "{root}/mine.py/x.png"), "mine.py is a file"),
+    (
+        ("cache", "{root}/mine.py", "--videos", "{root}/videos", "--out", "{root}/mine.py/s"),
+        "mine.py",
+    ),
+    (
+        ("pretrain", "{root}/mine.py", "--data", "{root}/store", "--out", "{root}/mine.py/r"),
+        "mine.py is a file",
+    ),
     (("bench", "tiny-wan-2x2x3"), "tiny-wan-2x2x2"),
     (("retrieve", "{root}/none", "{root}/videos/clip-1.mp4", "--at", "1"), "no such run"),
     (("retrieve", "{root}/run", "{root}/videos/clip-1.mp4", "--at", "soon"), "seconds"),
@@ -217,6 +242,15 @@ def test_bad_input_is_one_clear_line(place: Path, words: tuple[str, ...], said: 
     assert code == 2 and said in err, (code, err)
     assert len(lines) == 1 and "Traceback" not in err + out
     assert not (place / "r2").exists() and not (place / "s2").exists()
+
+
+def test_what_may_not_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shut(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", shut)
+    code, out, err = run("measure", "runs/theirs", "--data", "store")
+    assert (code, out, err) == (2, "", "longtake: runs/theirs: Permission denied\n")
 
 
 def test_all_faults_of_a_spec_come_at_once(place: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from attrs import evolve
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from longtake.backbones.wan.experts import Wan22MoeBackbone
 from longtake.backbones.wan.specs import Wan22Moe14B
@@ -20,7 +20,7 @@ from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
 from longtake.core.export import without_local_paths
 from longtake.core.model import Model, build_model
-from longtake.core.tools.files import write_json
+from longtake.core.tools.files import part_path, write_json
 from longtake.core.train.checkpoint import load_encoder, save_model
 from longtake.core.train.pretrain import resolved_spec
 
@@ -221,6 +221,27 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert code == 2 and said in err and out == ""
     assert len(err.splitlines()) == 1 and err.startswith("longtake: ")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["lora.safetensors", "memory.safetensors", "base.safetensors"])
+def test_only_an_earlier_export_is_replaced(
+    place: Path, model: Model, tmp_path: Path, name: str
+) -> None:
+    own = place / "lora" / "checkpoint-3" / name
+    if not own.exists():
+        save_file({"x": torch.zeros(2)}, own)
+    before = own.read_bytes()
+    code, out, err = run("export", place / "lora", "--to", "kohya", "--out", own)
+    assert code == 2 and "no earlier export" in err and out == ""
+    assert own.read_bytes() == before
+    beside = tmp_path / "x.safetensors"
+    (tmp_path / "x.memory.safetensors").write_bytes(before)
+    words = ("export", place / "lora", "--to", "kohya", "--out", beside)
+    assert run(*words, "--split")[0] == 2 and not beside.exists()
+    left = tmp_path / f".x.safetensors.{part_path(beside).name.split('.')[-2][:8]}-99999999.part"
+    left.write_bytes(b"half")
+    assert run(*words)[0] == 0 and run(*words)[0] == 0
+    assert not left.exists()
 
 
 def test_a_full_disk_leaves_neither_file(

@@ -13,14 +13,14 @@ import torch
 from attrs import define, field
 
 from ..data.sources import Source, find_sources
-from ..data.store import Record, clip_path, rate_path, read_index
+from ..data.store import Record, clip_path, note_gone, rate_path, read_index
 from ..data.texts import PromptEmbedder
 from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.spec import TextEncoderSpec
 from ..interfaces.text_encoder import TextEncoder
 from ..registry import build
-from ..tools.files import append_json_line
+from ..tools.files import append_json_line, disk_errors
 from ..values.grid import Rate
 from .job import Job, Shard, claim_store, measure_store_margins
 from .tasks import (
@@ -51,6 +51,7 @@ def cache(
     progress: Progress | None = None,
     shard: Shard | None = None,
     workers: int = 1,
+    prune: bool = False,
 ) -> CacheResult:
     """Cache every video of a folder into a store, and return what became of each.
 
@@ -69,6 +70,7 @@ def cache(
             captions depend on cuts, first with how many videos were searched for them.
         shard: the part of the videos that this process takes; default: all.
         workers: processes that this one spreads its part over.
+        prune: remove the clips of videos that are no longer among `videos`.
 
     Raises:
         UserError: no video is usable, the store belongs to another spec, or the disk is full.
@@ -87,7 +89,10 @@ def cache(
         measure_store_margins(job)
         outcomes = run.perform_all(own, tasks, workers)
         gone = run.gone(sources)
-    result = CacheResult(out, outcomes, shard, gone, run.elapsed)
+        if prune:
+            run.remove_clips(gone)
+        note_gone(out, [] if prune else gone)
+    result = CacheResult(out, outcomes, shard, gone, run.elapsed, prune)
     _refuse_none(result, videos, len(sources))
     return result
 
@@ -109,8 +114,9 @@ class CacheResult:
         store: its folder.
         outcomes: one a video of this process's shard.
         shard: which one that was.
-        gone: sources that the store has and that are no longer among the videos; they stay.
+        gone: sources that the store has, or had, and that are no longer among the videos.
         elapsed: seconds that reading and encoding took.
+        pruned: whether the clips of those that are gone were removed; else they stay.
     """
 
     store: Path
@@ -118,6 +124,7 @@ class CacheResult:
     shard: Shard = Shard()
     gone: list[str] = field(factory=list)
     elapsed: float = 0.0
+    pruned: bool = False
 
     def count(self, status: str) -> int:
         """Return how many videos have that status."""
@@ -202,7 +209,28 @@ class CacheRun:
     def gone(self, sources: Sequence[Source]) -> list[str]:
         """Return the videos that the store has clips of and that are not among the sources."""
         present = {i for source in sources for i in clip_ids(source, mirror=True)}
-        return sorted({record.source for i, record in self.records.items() if i not in present})
+        root = self.job.root
+        return sorted(
+            {
+                record.source
+                for i, record in self.records.items()
+                if i not in present and clip_path(root, i).exists()
+            }
+        )
+
+    def remove_clips(self, gone: Sequence[str]) -> None:
+        """Remove the clips of these sources from the store, which then is as if it never had them.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        for record in self.records.values():
+            if record.source in gone:
+                files = [clip_path(self.job.root, record.id)]
+                files += [rate_path(self.job.root, rate, record.id) for rate in record.added]
+                for path in files:
+                    with disk_errors(path):
+                        path.unlink(missing_ok=True)
 
     def _plan(self, source: Source) -> Task | None:
         try:

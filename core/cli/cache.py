@@ -31,6 +31,9 @@ def cache(
         int | None, typer.Option(help="this process's share; default: its launcher's", min=0)
     ] = None,
     world: Annotated[int | None, typer.Option(help="number of shares", min=1)] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="remove clips of videos that are no longer there")
+    ] = False,
     sets: o.Sets = None,
     as_json: o.Json = False,
 ) -> None:
@@ -57,6 +60,7 @@ def cache(
             progress=report,
             shard=shard,
             workers=workers,
+            prune=prune,
         )
     o.print_result(_data(result), _lines(result), as_json=as_json)
     if result.count("lost"):
@@ -86,6 +90,7 @@ def _data(result: CacheResult) -> dict[str, object]:
         **attrs.asdict(result.shard),
         **counts,
         "gone": result.gone,
+        "pruned": result.pruned,
         "video_seconds": result.seconds,
         "wall_seconds": result.elapsed,
         "videos": [attrs.asdict(outcome) for outcome in result.outcomes],
@@ -99,7 +104,8 @@ def _lines(result: CacheResult) -> list[str]:
     updated = [f"  {one.source}: {one.detail} updated" for one in outcomes
                if one.status == "updated"]  # fmt: skip
     upscaled = [f"  {one.source}: {one.detail}" for one in outcomes if "(upscaled)" in one.detail]
-    gone = [f"  no longer among the videos, kept: {name}" for name in result.gone[:LISTED]]
+    fate = "removed" if result.pruned else "kept"
+    gone = [f"  no longer among the videos, {fate}: {name}" for name in result.gone[:LISTED]]
     if len(result.gone) > LISTED:
         gone.append(f"  ... and {len(result.gone) - LISTED} more")
     return [*bad, *lost, *updated, *upscaled, *gone, _summary(result)]
@@ -112,7 +118,7 @@ def _summary(result: CacheResult) -> str:
         if status in ("cached", "kept", "bad") or result.count(status)
     ]
     if result.gone:
-        counts.append(f"{len(result.gone)} in the store only")
+        counts.append(f"{len(result.gone)} {'removed' if result.pruned else 'in the store only'}")
     share = f" ({result.shard})" if result.shard.world > 1 else ""
     return f"{result.store}{share}: {', '.join(counts)}{_pace(result)}"
 

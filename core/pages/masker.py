@@ -27,7 +27,7 @@ from ..interfaces.masker import Masker
 from ..interfaces.spec import MaskerSpec
 from ..model import compressor_needs
 from ..registry import build
-from ..tools.files import whole_file
+from ..tools.files import check_out_file, whole_file
 from ..values.draws import Draws
 from ..values.grid import Geometry, Rate, Size3
 from ..values.history import History, Query
@@ -60,6 +60,7 @@ def save_masker_picture(
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--picture {path}: a picture ends in {', '.join(FORMATS)}")
+    check_out_file(path, "--picture")
     figure = draw_masker(mask_clip(experiment, video=video, seed=seed), title_of(experiment))
     with whole_file(path) as part:
         figure.savefig(part, format=path.suffix.lower().lstrip("."), dpi=120)

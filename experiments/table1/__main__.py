@@ -21,7 +21,7 @@ import attrs
 
 from ...core.errors import UserError
 from ...core.plugin_errors import exit_code
-from ...core.tools.files import whole_file, write_json
+from ...core.tools.files import check_out_folder, whole_file, write_json
 from ..common import commit, interrupt_after, machine_facts, tiny_clips
 from .page import as_data, claims, floors, make_line, markdown
 from .plots import by_age, by_length, strips
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _table_folder(args: argparse.Namespace) -> TableFolder:
+    check_out_folder(args.out)
     budget = BUDGETS[args.budget]
     if args.seeds:
         try:

@@ -68,6 +68,8 @@ def test_many_that_are_gone_are_told_shortly(
         path.unlink()
     lines = told(place, capsys)
     assert sum("no longer among" in line for line in lines) == 5 and "  ... and 2 more" in lines
+    lines = told(place, capsys, prune=True)
+    assert "  no longer among the videos, removed: x0.mp4" in lines and "7 removed" in lines[-1]
 
 
 def test_videos_that_were_lost_are_told_and_exit_1(
