@@ -9,6 +9,7 @@ import typer
 
 from .core.cli.bench import bench
 from .core.cli.cache import cache
+from .core.cli.check import check
 from .core.cli.demo import demo
 from .core.cli.export import export
 from .core.cli.list import list_
@@ -31,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_)
-for verb in (show, cache, pretrain, retrieve, measure, bench, demo, export, probe):
+for verb in (show, cache, pretrain, retrieve, measure, bench, demo, export, probe, check):
     app.command()(verb)
 
 
