@@ -12,6 +12,7 @@ import typer
 
 from .core.cli.bench import bench
 from .core.cli.cache import cache
+from .core.cli.check import check
 from .core.cli.demo import demo
 from .core.cli.export import export
 from .core.cli.list import list_
@@ -45,7 +46,7 @@ def _options(
 
 
 app.command("list")(list_)
-for verb in (show, cache, pretrain, retrieve, measure, bench, demo, export, probe):
+for verb in (show, cache, pretrain, retrieve, measure, bench, demo, export, probe, check):
     app.command()(verb)
 
 

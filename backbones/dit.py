@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -19,6 +21,7 @@ from ..core.interfaces.backbone import (
     ContextCall,
     Feature,
     LoraFile,
+    Reference,
     RememberCall,
     VelocityCall,
 )
@@ -41,6 +44,7 @@ from .blocks.memory import block_groups, build_context, remember
 from .blocks.rotary import RotaryAxes, RotaryTable, rotary_table
 from .lora import adapters as lora
 from .lora import export as lora_export
+from .reference import diffusers_inputs, diffusers_velocity
 from .specs import DiTSpec
 from .weights.find import Release
 from .weights.load import load_model, save
@@ -153,6 +157,28 @@ class DiT(DiffusersBackbone):
     def set_checkpointing(self, on: bool) -> None:
         """Turn gradient checkpointing on or off."""
         self.enable_gradient_checkpointing() if on else self.disable_gradient_checkpointing()
+
+    def joint(self, memory_time: float | None = None) -> Self | None:
+        """Return a copy that reads memory as the earlier frames of one longer video."""
+        model = copy.deepcopy(self)
+        model.setup = attrs.evolve(
+            self.setup, attention="full", memory_time=memory_time, rotary="centre"
+        )
+        return model
+
+    def reference(self) -> Reference | None:
+        """Return the velocity by diffusers' own class with these weights; None: it has others."""
+        return diffusers_velocity(self, self.reference_inputs)
+
+    def reference_inputs(self, noisy: Tensor, t: Tensor, text: Text) -> dict[str, Any]:
+        """Return what diffusers' pipeline would call the model with; here by its usual names.
+
+        Args:
+            noisy: `[B, C, K, H, W]`, sizes multiples of the patch.
+            t: `[B]`, 0 to 1.
+            text: the prompts.
+        """
+        return diffusers_inputs(self, noisy, t, text)
 
     def forward(self, call: Call) -> Cache | Context | Tensor:
         """Answer one of the three calls.

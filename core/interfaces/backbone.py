@@ -6,7 +6,7 @@ Its three calls, what they ask and what they answer with (`Cache`, `Context`) co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, cast
 
@@ -111,6 +111,10 @@ class VelocityCall:
 
 
 Call: TypeAlias = RememberCall | ContextCall | VelocityCall
+
+# Velocity of noisy latents [B, C, K, H, W], frames 0 to K − 1 of a video, at times [B] in (0, 1],
+# given prompts and no memory.
+Reference: TypeAlias = Callable[[Tensor, Tensor, Text], Tensor]
 
 
 LAYOUTS = ("diffusers", "comfyui", "kohya")
@@ -260,6 +264,23 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def set_checkpointing(self, on: bool) -> None:
         """Turn gradient checkpointing on or off; gradients stay the same to the bit on CPU."""
+
+    def joint(self, memory_time: float | None = None) -> Self | None:
+        """Return a copy that reads memory as the earlier frames of one longer video; None: cannot.
+
+        Its attention is `full`, each token stands at its centre, and memory has the time
+        `memory_time`, or the targets' where that is None. `core.contract.check_backbone` holds it
+        to the longer-video law: frames B beside frames A have the velocity that they have with the
+        memory `fit().tokens(A)` at A's places.
+        """
+        return None
+
+    def reference(self) -> Reference | None:
+        """Return the velocity of these weights without memory by other code; None: there is none.
+
+        `core.contract.check_backbone` takes sign and scale of time from it.
+        """
+        return None
 
     @abstractmethod
     def forward(self, call: Call) -> Cache | Context | Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar, overload
 
@@ -22,7 +23,8 @@ class Metric(ABC, Generic[S]):
     A plugin answers `__call__` and sets what of the following is not the default.
 
     `unit` is printed behind the figure ("dB" or ""). `goal` says what is good: "higher", "lower",
-    or a number, which frames equal to the original have: the nearer to it the better.
+    or a number, which frames equal to the original have: the nearer to it the better. `bounds` are
+    the least and the greatest figure that there can be.
 
     The figure of several frames is the mean of theirs, each counted by its `weight`. A ratio gives
     as weight what it divides by: its mean is then the ratio of the sums, and frames in which there
@@ -34,6 +36,7 @@ class Metric(ABC, Generic[S]):
 
     unit: ClassVar[str] = ""
     goal: ClassVar[Goal] = "higher"
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     verb: ClassVar[str] = "gives"
 
     def __init__(self, spec: S) -> None:
