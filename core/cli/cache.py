@@ -88,6 +88,12 @@ def _data(result: CacheResult) -> dict[str, object]:
         **attrs.asdict(result.shard),
         **counts,
         "gone": result.gone,
+        "captions": {
+            "given": result.captions.given,
+            "videos": result.captions.videos,
+            "from": list(result.captions.origins),
+        },
+        "notes": result.notes,
         "video_seconds": result.seconds,
         "wall_seconds": result.elapsed,
         "videos": [attrs.asdict(outcome) for outcome in result.outcomes],
@@ -104,7 +110,10 @@ def _lines(result: CacheResult) -> list[str]:
     gone = [f"  no longer among the videos, kept: {name}" for name in result.gone[:LISTED]]
     if len(result.gone) > LISTED:
         gone.append(f"  ... and {len(result.gone) - LISTED} more")
-    return [*bad, *lost, *updated, *upscaled, *gone, _summary(result)]
+    odd = [f"  {one.source}: {one.note}" for one in outcomes if one.note]
+    notes = [f"  {note}" for note in result.notes]
+    said = [*bad, *lost, *updated, *upscaled, *odd, *gone, *notes]
+    return [*said, str(result.captions), _summary(result)]
 
 
 def _summary(result: CacheResult) -> str:
