@@ -114,7 +114,7 @@ def read_pair(videos: Path, prompts: Path) -> list[Row]:
             f"{both} have {len(texts)} and {len(names)} lines; line n belongs to line n"
         )
     rows = [
-        Row(name.strip(), untimed_captions(text), f"{printable(videos.name)}, line {number}")
+        Row(name.strip(), untimed_captions(text), f"{both}, line {number}")
         for number, (name, text) in enumerate(zip(names, texts, strict=True), start=1)
         if name.strip()
     ]

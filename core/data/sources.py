@@ -100,7 +100,7 @@ def find_sources(videos: Path) -> list[Source]:
         raise UserError(f"--videos {videos}: a TOML is not read{_toml_hint(videos)}")
     pair = _pair(videos.parent)
     if videos.suffix.lower() in LISTS or videos in pair:
-        return _listed(_rows(pair if videos in pair else (videos,)), videos.parent)
+        return _listed(pair if videos in pair else (videos,), videos.parent)
     return [_source(videos, videos.parent)]
 
 
@@ -111,11 +111,11 @@ def _folder(root: Path) -> list[Source]:
         names = " and ".join(_list_name(paths) for paths in lists)
         raise UserError(f"--videos {root}: {names} are both in it; name the one to use")
     if lists:
-        return _listed(_rows(lists[0]), root)
+        return _listed(lists[0], root)
     paths = sorted(path for path in _walk(root) if path.suffix.lower() in SUFFIXES)
     others, _ = _other_lists(root, paths)
     if len(others) == 1:
-        return _listed(_rows(others), root)
+        return _listed(others, root)
     if not paths:
         some = ", ".join(sorted(SUFFIXES)[:6])
         raise UserError(f"--videos {root}: no video in it (looked for {some} ...){_hint(root)}")
@@ -177,7 +177,9 @@ def _toml_hint(path: Path) -> str:
     for table in tables:
         for key in ("video_directory", "video_jsonl_file", "path"):
             if isinstance(table.get(key), str):
-                return f"; give its {key}: --videos {printable(table[key])}"
+                beside = path.parent / table[key]  # else relative to where its program is run
+                place = str(beside) if beside.exists() else table[key]
+                return f"; give its {key}: --videos {printable(place)}"
     return "; give the folder of its videos"
 
 
@@ -275,11 +277,11 @@ def _walk(root: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _listed(rows: Iterable[Row], root: Path) -> list[Source]:
+def _listed(lists: Sequence[Path], root: Path) -> list[Source]:
     sources: dict[str, tuple[Row, Source]] = {}
-    for row in rows:
+    for row in _rows(lists):
         path = _located(row.video, root)
-        source = _source(path, root, row)
+        source = _source(path, root, row, _list_name(lists))
         earlier, first = sources.setdefault(os.path.realpath(path), (row, source))
         if earlier.captions == row.captions:
             continue
@@ -314,9 +316,8 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _source(path: Path, root: Path, row: Row | None = None) -> Source:
+def _source(path: Path, root: Path, row: Row | None = None, origin: str = "") -> Source:
     captions, notes, fault = row.captions if row else (), row.notes if row else (), ""
-    origin = row.where.partition(",")[0] if row and captions else ""
     if not captions:
         try:
             beside = read_beside(path)

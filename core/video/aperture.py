@@ -18,7 +18,7 @@ from av.filter import Graph
 ENTRY = 78  # bytes of a video sample entry before the boxes inside it (ISO 14496-12)
 HEADERS = 64  # boxes of one level that are looked at; fragmented files have thousands behind them
 SEGMENT, TRACKS, TRACK, VIDEO, CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x1F43B675
-NUMBER = 0xD7
+KIND, IS_VIDEO = 0x83, 1  # of a track
 SIDES = {0x54CC: "left", 0x54DD: "right", 0x54BB: "top", 0x54AA: "bottom"}
 
 Span = tuple[int, int]  # of bytes in a file
@@ -40,17 +40,22 @@ class Aperture:
         return shown and min(sides) >= 0 and max(sides) > 0
 
 
-def read_aperture(path: Path, track: int) -> Aperture:
-    """Return what the container crops off the video track of that id; nothing where it says none.
+def read_aperture(path: Path, track: int, order: int = 0) -> Aperture:
+    """Return what the container crops off a video track; nothing where it says none.
 
     Headers that are damaged, and containers that know no crop, say none.
+
+    Args:
+        path: the video file.
+        track: id of the track in an MP4.
+        order: which of the video tracks it is, from 0, in a Matroska file.
     """
     try:
         with path.open("rb") as file:
             magic = file.read(8)
             end = file.seek(0, 2)
             if magic[:4] == b"\x1a\x45\xdf\xa3":
-                return _matroska(file, track, end)
+                return _matroska(file, order, end)
             if magic[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
                 return _mp4(file, track, end)
     except (OSError, struct.error, ZeroDivisionError, OverflowError):
@@ -116,16 +121,18 @@ def _sides(full: int, shown: Fraction, offset: Fraction) -> Span:
     return int(first + Fraction(1, 2)), int(last + Fraction(1, 2))
 
 
-def _matroska(file: BinaryIO, track: int, end: int) -> Aperture:
+def _matroska(file: BinaryIO, order: int, end: int) -> Aperture:
     for segment in _elements(file, (0, end), SEGMENT):
-        for entry in _elements(file, segment, TRACKS, TRACK):
-            if any(_uint(file, at) == track for at in _elements(file, entry, NUMBER)):
-                found = {
-                    name: _uint(file, at)
-                    for kind, name in SIDES.items()
-                    for at in _elements(file, entry, VIDEO, kind)
-                }
-                return Aperture(**found)
+        entries = list(_elements(file, segment, TRACKS, TRACK))
+        kinds = [[_uint(file, at) for at in _elements(file, entry, KIND)] for entry in entries]
+        videos = [entry for entry, kind in zip(entries, kinds, strict=True) if kind == [IS_VIDEO]]
+        if order < len(videos):
+            found = {
+                name: _uint(file, at)
+                for kind, name in SIDES.items()
+                for at in _elements(file, videos[order], VIDEO, kind)
+            }
+            return Aperture(**found)
     return Aperture()
 
 

@@ -71,6 +71,20 @@ def out_of_memory(path: Path) -> VideoError:
     return VideoError(path, "memory ran short while it was read; run again with more of it free")
 
 
+def check_memory(path: Path, pixels: int) -> None:
+    """Raise where memory is short for frames of so many pixels.
+
+    FFmpeg then calls a sound packet invalid, or cannot convert what it can.
+
+    Raises:
+        VideoError: memory is short.
+    """
+    try:
+        np.empty(HEADROOM + 64 * pixels, np.uint8)
+    except MemoryError as error:
+        raise out_of_memory(path) from error
+
+
 def check_file(path: Path) -> None:
     """Raise unless `path` is a readable file with something in it.
 
@@ -119,7 +133,9 @@ def open_video(path: Path) -> Iterator[VideoStream]:
         if streams[0].codec_context is None:
             raise VideoError(path, "is in a codec that this FFmpeg cannot decode")
         streams[0].thread_type = "AUTO"
-        yield VideoStream(container, streams[0], path, read_aperture(path, streams[0].id))
+        order = container.streams.video.index(streams[0])
+        aperture = read_aperture(path, streams[0].id, order)
+        yield VideoStream(container, streams[0], path, aperture)
 
 
 def _is_cover(stream: Any) -> bool:
@@ -142,11 +158,15 @@ class VideoStream:
     ended: bool = False
 
     @property
+    def _times_are_of_decoding(self) -> bool:
+        return bool(self.container.format.name == "avi")
+
+    @property
     def step(self) -> float:
         """Seconds between frames where the file does not say it frame by frame."""
         # An AVI counts empty frames, too, so that its average may be that of its clock.
         rates = (self.stream.average_rate, self.stream.guessed_rate)
-        rate = next(filter(None, rates[::-1] if self.container.format.name == "avi" else rates), 0)
+        rate = next(filter(None, rates[::-1] if self._times_are_of_decoding else rates), 0)
         return float(1 / rate) if rate else 0.04
 
     @property
@@ -166,7 +186,7 @@ class VideoStream:
         first = next(decoded, None)
         if first is None:
             return
-        clock = Clock(self.step)
+        clock = Clock(self.step, made_up_ticks=self._times_are_of_decoding)
         if start > SEEK_BEYOND and first.pts is not None:
             clock.read(first)
             clock.last = None
@@ -214,16 +234,7 @@ class VideoStream:
             yield from frames
 
     def _check_memory(self) -> None:
-        """Raise where memory is short: decoders then call a sound packet invalid.
-
-        Raises:
-            VideoError: it is.
-        """
-        picture = 4 * self.stream.width * self.stream.height
-        try:
-            np.empty(HEADROOM + 16 * picture, np.uint8)
-        except MemoryError as error:
-            raise out_of_memory(self.path) from error
+        check_memory(self.path, self.stream.width * self.stream.height)
 
 
 @define
@@ -274,6 +285,7 @@ class Clock:
     """
 
     step: float  # seconds that a frame lasts where it does not say
+    made_up_ticks: bool = False  # whether a length of one tick says nothing (AVI)
     origin: float | None = None
     last: TimedFrame | None = None
 
@@ -288,14 +300,15 @@ class Clock:
     def _length(self, frame: Any, time: float) -> float:
         """Return how long a frame is shown.
 
-        A single tick is what FFmpeg makes up where the clock is finer than the frames; the pause
-        before the frame is the better guess then.
+        A single tick is what FFmpeg makes up for an AVI whose clock is finer than its frames; the
+        pause before the frame is the better guess then.
         """
         if not frame.duration:
             return self.step
         length = float(frame.duration * frame.time_base)
         pause = time - self.last.time if self.last else 0.0
-        return pause if frame.duration == 1 and pause > 1.5 * length else length
+        made_up = self.made_up_ticks and frame.duration == 1 and pause > 1.5 * length
+        return pause if made_up else length
 
     def _steady(self, stamp: float, follows: float) -> float:
         if self.origin is None:

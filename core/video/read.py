@@ -18,6 +18,7 @@ from .decode import (
     VideoError,
     VideoInfo,
     VideoStream,
+    check_memory,
     open_video,
     out_of_memory,
     probe,
@@ -104,7 +105,10 @@ class FrameChunks:
         return self
 
     def __next__(self) -> Pixels:
-        return next(self._chunks)
+        try:
+            return next(self._chunks)
+        except MemoryError as error:
+            raise out_of_memory(self.path) from error
 
     def _read(self) -> Iterator[Pixels]:
         pictures = self._pictures()
@@ -130,6 +134,7 @@ class FrameChunks:
         except MemoryError as error:
             raise out_of_memory(self.path) from error
         except (av.error.FFmpegError, ValueError) as error:
+            check_memory(self.path, frame.width * frame.height)
             reason = f"its pixels ({frame.format.name}) cannot be made RGB"
             raise VideoError(self.path, reason) from error
 
