@@ -203,7 +203,7 @@ def notes_on(videos: Path, sources: Sequence[Source]) -> list[str]:
         files = list(_walk(videos))
         notes += _left_out(files, sources)
         if not all(source.captions for source in sources):
-            lists, reasons = _other_lists(videos, files)
+            lists, reasons = _other_lists(videos, (source.path for source in sources))
             if len(lists) > 1:
                 names = _short_list(printable(path.name) for path in lists)
                 reasons = [f"lists that are not used: {names}; name the one to use", *reasons]
