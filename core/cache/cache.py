@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 
-from ..data.sources import Source, find_sources
+from ..data.sources import Source, find_sources, notes_on
 from ..data.store import Record, clip_path, note_gone, rate_path, read_index
 from ..data.texts import PromptEmbedder
 from ..errors import UserError
@@ -32,6 +33,7 @@ from .tasks import (
     needs_cuts,
     perform,
     plan,
+    reason,
     with_cuts,
 )
 from .workers import TaskStarts, run_workers
@@ -81,6 +83,7 @@ def cache(
     shard = shard or Shard()
     sources = find_sources(videos)
     own = shard.of(sources)
+    notes = notes_on(videos, sources)
     job = Job.of(experiment, out, rates, pixels, device)
     text: TextEncoder[TextEncoderSpec] = build(experiment.backbone.text_encoder).to(device)
     with claim_store(job, text, shard) as index:
@@ -92,8 +95,9 @@ def cache(
         if prune:
             run.remove_clips(gone)
         note_gone(out, [] if prune else gone)
-    result = CacheResult(out, outcomes, shard, gone, run.elapsed, prune)
-    _refuse_none(result, videos, len(sources))
+        captions = CaptionCount.of(own)
+        result = CacheResult(out, outcomes, shard, gone, run.elapsed, captions, notes, prune)
+        _refuse_none(result, videos, len(sources))
     return result
 
 
@@ -103,6 +107,33 @@ def _refuse_none(result: CacheResult, videos: Path, total: int) -> None:
         raise UserError(
             f"none of the {total} videos in {videos} could be used; the first: "
             f"{result.outcomes[0].detail}"
+        )
+
+
+@frozen
+class CaptionCount:
+    """How many of a run's videos have captions of their own, and where these stand.
+
+    `origins` are names of lists, and suffixes of files beside the videos; of most videos first.
+    """
+
+    given: int = 0
+    videos: int = 0
+    origins: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, sources: Sequence[Source]) -> CaptionCount:
+        """Count the captions of these videos."""
+        origins = Counter(source.origin for source in sources if source.captions)
+        ordered = tuple(origin for origin, _ in origins.most_common())
+        return cls(origins.total(), len(sources), ordered)
+
+    def __str__(self) -> str:
+        places = [f"{origin} files" if origin[:1] == "." else origin for origin in self.origins]
+        rest = "; the others go by their names" if 0 < self.given < self.videos else ""
+        return (
+            f"captions: {self.given} of {self.videos}, from "
+            f"{', '.join(places) or 'nowhere: videos go by their names'}{rest}"
         )
 
 
@@ -116,6 +147,8 @@ class CacheResult:
         shard: which one that was.
         gone: sources that the store has, or had, and that are no longer among the videos.
         elapsed: seconds that reading and encoding took.
+        captions: how many of its shard's videos have some.
+        notes: what is among the videos and their captions and was not used, a line each.
         pruned: whether the clips of those that are gone were removed; else they stay.
     """
 
@@ -124,6 +157,8 @@ class CacheResult:
     shard: Shard = Shard()
     gone: list[str] = field(factory=list)
     elapsed: float = 0.0
+    captions: CaptionCount = CaptionCount()
+    notes: list[str] = field(factory=list)
     pruned: bool = False
 
     def count(self, status: str) -> int:
@@ -236,8 +271,8 @@ class CacheRun:
         try:
             task = plan(self.job, source, self.records)
             status, detail = "kept", ""
-        except UserError as error:
-            task, status, detail = None, "bad", str(error)
+        except Exception as error:  # whatever a single file does, the rest goes on
+            task, status, detail = None, "bad", reason(source, error)
         if task is None:
             self.outcomes[source.id] = Outcome(source=source.name, status=status, detail=detail)
         return task

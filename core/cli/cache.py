@@ -91,6 +91,12 @@ def _data(result: CacheResult) -> dict[str, object]:
         **counts,
         "gone": result.gone,
         "pruned": result.pruned,
+        "captions": {
+            "given": result.captions.given,
+            "videos": result.captions.videos,
+            "from": list(result.captions.origins),
+        },
+        "notes": result.notes,
         "video_seconds": result.seconds,
         "wall_seconds": result.elapsed,
         "videos": [attrs.asdict(outcome) for outcome in result.outcomes],
@@ -108,7 +114,10 @@ def _lines(result: CacheResult) -> list[str]:
     gone = [f"  no longer among the videos, {fate}: {name}" for name in result.gone[:LISTED]]
     if len(result.gone) > LISTED:
         gone.append(f"  ... and {len(result.gone) - LISTED} more")
-    return [*bad, *lost, *updated, *upscaled, *gone, _summary(result)]
+    odd = [f"  {one.source}: {one.note}" for one in outcomes if one.note]
+    notes = [f"  {note}" for note in result.notes]
+    said = [*bad, *lost, *updated, *upscaled, *odd, *gone, *notes]
+    return [*said, str(result.captions), _summary(result)]
 
 
 def _summary(result: CacheResult) -> str:
