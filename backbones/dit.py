@@ -150,8 +150,10 @@ class DiT(DiffusersBackbone):
         return {"": lora_export.export(cls, spec, path, layout)}
 
     def save_weights(self, folder: Path) -> None:
-        """Write a diffusers checkpoint of `diffusers_class`, without enhancers."""
-        with enhancers.removed(self):
+        """Write a diffusers checkpoint of `diffusers_class`, without enhancers and frozen LoRAs."""
+        if lora.adapters(self):
+            raise ValueError("a model with adapters has no plain weights: save before adding them")
+        with enhancers.removed(self), lora.removed(self):
             save(self, folder)
 
     def set_checkpointing(self, on: bool) -> None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -89,6 +90,8 @@ def export(
     with older_offered(checkpoint):
         loras = _loras(experiment, checkpoint, layout)
         encoder, header = _encoder(experiment, checkpoint)
+    if dtype is None:
+        loras = {expert: _as_trained(lora) for expert, lora in loras.items()}
     header |= _run_header(experiment, checkpoint)
     besides = [lora.besides for lora in loras.values()]
     memory = LoraFile(tensors=encoder | {name: x for part in besides for name, x in part.items()})
@@ -123,6 +126,12 @@ def _loras(experiment: Experiment, checkpoint: Path, layout: str) -> dict[str, L
     backbone = registry().load(experiment.backbone)
     loras: dict[str, LoraFile] = backbone.export_adapters(experiment.backbone, path, layout)
     return loras
+
+
+def _as_trained(lora: LoraFile) -> LoraFile:
+    """Return a LoRA in the number type that it was trained in."""
+    tensors = {n: x.to(lora.dtype) if _is_weight(x) else x for n, x in lora.tensors.items()}
+    return attrs.evolve(lora, tensors=tensors) if lora.dtype else lora
 
 
 def _encoder(experiment: Experiment, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -203,6 +212,9 @@ def _save(path: Path, file: LoraFile, header: Mapping[str, Any], dtype: str | No
         name: (x.to(chosen) if chosen and _is_weight(x) else x).contiguous()
         for name, x in file.tensors.items()
     }
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()) and bool(file.tensors[name].isfinite().all()):
+            raise UserError(f"--dtype {dtype} cannot hold {name}: take float32 or bfloat16")
     facts = {**header, "hash": digest(tensors)} | ({"lora": file.facts} if file.facts else {})
     text = json.dumps(facts, ensure_ascii=False)
     save_file(tensors, path, metadata={"format": "pt", **file.metadata, "longtake": text})

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from attrs import frozen
+from torch import Tensor
 
 from ...core.interfaces.backbone import Backbone
 from ...core.values.grid import Geometry
@@ -55,6 +56,18 @@ class Setup:
         return self.attention == "full"
 
 
+class Changed(NamedTuple):
+    """A parameter that frozen LoRAs changed (`.diff` in their files).
+
+    Attributes:
+        original: as it was, on the CPU.
+        wide: with all that was added, in float32 on the CPU.
+    """
+
+    original: Tensor
+    wide: Tensor
+
+
 class DiffusersBackbone(Backbone):
     """A diffusers model as a backbone: its names, its blocks, and where adapters go.
 
@@ -68,6 +81,7 @@ class DiffusersBackbone(Backbone):
         setup: shapes, and how memory enters; whoever builds the model sets it before the first
             call.
         feature_widths: widths of the memory features that the blocks read, by name.
+        changed: parameters that frozen LoRAs changed, by name.
     """
 
     diffusers_class: ClassVar[str]
@@ -75,6 +89,7 @@ class DiffusersBackbone(Backbone):
     block_lists: ClassVar[tuple[str, ...]] = ()
     setup: Setup
     feature_widths: Mapping[str, int] = MappingProxyType({})
+    changed: Mapping[str, Changed] = MappingProxyType({})
 
     if TYPE_CHECKING:  # what diffusers' models have is not typed
 

@@ -130,12 +130,15 @@ class LoraFile:
         metadata: texts for the header of the safetensors file.
         facts: plain data for our own header, by which the file is read back: `layout`, `rank`,
             `alpha`, and what else the backbone needs; empty where there is no LoRA.
+        dtype: number type that the LoRA was trained in, where `tensors` are wider because a scale
+            went into them; None: they are as they were.
     """
 
     tensors: Mapping[str, Tensor] = field(factory=dict)
     besides: Mapping[str, Tensor] = field(factory=dict)
     metadata: Mapping[str, str] = field(factory=dict)
     facts: Mapping[str, Any] = field(factory=dict)
+    dtype: torch.dtype | None = None
 
 
 class Backbone(nn.Module, ABC):

@@ -32,6 +32,13 @@ from torch import Tensor
 
 from ..errors import UserError
 
+# safetensors' names of number types, and torch's
+_TORCH_TYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "BOOL": "bool",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "C64": "complex64",
+}  # fmt: skip
 DAY = 24 * 3600.0  # seconds
 GIGABYTE = 1e9
 CLAIM = "claim"
@@ -471,10 +478,60 @@ def open_tensors(path: Path) -> Iterator[Any]:
         file = safe_open(path, framework="pt")
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except RuntimeError as error:  # torch maps the whole file as if it were to be written to
+        raise UserError(f"{path} is larger than this machine's memory: {error}") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file that can be read: {error}") from None
     with file as opened:
         yield opened
+
+
+class TensorFile:
+    """A safetensors file that is read tensor by tensor, however much larger than memory it is.
+
+    Raises:
+        OSError: it cannot be read.
+        SafetensorError: it is cut short or no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="numpy"):  # maps the file, and checks all of its header
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        self.path, self.start = path, 8 + length
+        self.entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return tuple(self.entries[name]["shape"])
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor, in memory of its own.
+
+        Raises:
+            UserError: torch has no such number type.
+        """
+        import torch
+
+        entry = self.entries[name]
+        dtype = getattr(torch, _TORCH_TYPES.get(entry["dtype"], ""), None)
+        if dtype is None:
+            raise UserError(f"{self.path}: {name} is {entry['dtype']}, which torch does not have")
+        first, end = entry["data_offsets"]
+        data = torch.empty(end - first, dtype=torch.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start + first)
+            view = memoryview(data.numpy())
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise UserError(f"{self.path} was cut short while it was read")
+                view = view[count:]
+        return data.view(dtype).reshape(entry["shape"])
 
 
 def is_tensors(path: Path) -> bool:

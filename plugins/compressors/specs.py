@@ -230,8 +230,9 @@ class Patchifier(CompressorSpec):
         default=None,
         validator=named("weights"),
         metadata=doc(
-            "a FramePack transformer (safetensors file or diffusers folder) to take the "
-            "projections of rates 1, 2 and 4 from; null: the DiT's own, spread over the kernels"
+            "a FramePack transformer (safetensors file, diffusers folder or hub id, as "
+            "backbone.weights) to take the projections of rates 1, 2 and 4 from; null: the DiT's "
+            "own, spread over the kernels"
         ),
     )
 
