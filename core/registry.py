@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from . import hooks
 from .errors import UserError
 from .hooks import GROUP, KINDS, Plugin
 from .interfaces.spec import PluginSpec
-from .records import record_fault, target_fault
+from .records import record_fault, target_fault, unfinished
 from .values.grid import Geometry
 
 VARIABLE = "LONGTAKE_PLUGINS"
@@ -344,10 +343,7 @@ def _class_fault(cls: Any) -> str:
     """Return why a plugin's class cannot be built, "" where it can."""
     if not isinstance(cls, type):
         return f"it is no class but {cls!r}"
-    if inspect.isabstract(cls):
-        missing = ", ".join(sorted(cls.__abstractmethods__))
-        return f"the class is unfinished: it does not define {missing}"
-    return ""
+    return unfinished(cls)
 
 
 def _line(error: BaseException) -> str:
