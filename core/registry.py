@@ -216,6 +216,8 @@ def _import(module: str) -> ModuleType:
 def _collect(to: Registry, module: Any, origin: str) -> None:
     """Add what a module offers to a registry, and a line for all that it cannot take of it."""
     offers = _offers(module)
+    if offers.faults and origin == "longtake":
+        raise RuntimeError(f"{module.__name__}: {'; '.join(offers.faults)}")
     to.broken.extend(f"{origin}: {fault}" for fault in offers.faults)
     for record in offers.records:
         _add(to, record, origin)
