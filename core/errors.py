@@ -25,6 +25,10 @@ class PluginError(LongtakeError):
     """A plugin that breaks its contract or fails: the message names it, its file and the fault."""
 
 
+class ContractError(PluginError, AssertionError):
+    """A plugin returned what its interface does not allow; `core.contract` asserts the same."""
+
+
 PLUGIN_NAMES: dict[type, str] = {}  # what a class is registered as; `core.hooks.Plugin.load` adds
 
 

@@ -65,7 +65,7 @@ def fit_of(backbone: Backbone) -> Fit:
     """Return what compressors may know of a backbone, after its shapes were checked.
 
     Raises:
-        PluginError: the projection does not have the shapes that the geometry says.
+        ContractError: the projection does not have the shapes that the geometry says.
     """
     fit, geometry = backbone.fit(), backbone.geometry
     check_type(backbone, "fit()", fit, Fit)

@@ -82,10 +82,17 @@ def _loaded_fault(module: ModuleType, cls: str) -> str:
     value = getattr(module, cls, None)
     if value is None:
         return f"{module.__name__}:{cls}: {module.__name__} has no {cls}"
-    if inspect.isabstract(value):
-        missing = ", ".join(sorted(value.__abstractmethods__))
-        return f"{module.__name__}:{cls}: the class is unfinished: it does not define {missing}"
-    return ""
+    fault = unfinished(value)
+    return fault and f"{module.__name__}:{cls}: {fault}"
+
+
+def unfinished(cls: Any) -> str:
+    """Return which methods a class leaves abstract, in words; "": none."""
+    if not inspect.isabstract(cls):
+        return ""
+    return (
+        f"the class is unfinished: it does not define {', '.join(sorted(cls.__abstractmethods__))}"
+    )
 
 
 def _find(name: str) -> ModuleSpec | None:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from . import hooks
 from .errors import UserError
 from .hooks import GROUP, KINDS, Plugin
 from .interfaces.spec import PluginSpec
-from .records import record_fault, target_fault
+from .records import record_fault, target_fault, unfinished
 from .values.grid import Geometry
 
 VARIABLE = "LONGTAKE_PLUGINS"
@@ -217,6 +216,8 @@ def _import(module: str) -> ModuleType:
 def _collect(to: Registry, module: Any, origin: str) -> None:
     """Add what a module offers to a registry, and a line for all that it cannot take of it."""
     offers = _offers(module)
+    if offers.faults and origin == "longtake":
+        raise RuntimeError(f"{module.__name__}: {'; '.join(offers.faults)}")
     to.broken.extend(f"{origin}: {fault}" for fault in offers.faults)
     for record in offers.records:
         _add(to, record, origin)
@@ -344,10 +345,7 @@ def _class_fault(cls: Any) -> str:
     """Return why a plugin's class cannot be built, "" where it can."""
     if not isinstance(cls, type):
         return f"it is no class but {cls!r}"
-    if inspect.isabstract(cls):
-        missing = ", ".join(sorted(cls.__abstractmethods__))
-        return f"the class is unfinished: it does not define {missing}"
-    return ""
+    return unfinished(cls)
 
 
 def _line(error: BaseException) -> str:

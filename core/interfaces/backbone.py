@@ -319,7 +319,7 @@ class Backbone(nn.Module, ABC):
             context: of `context(...)`.
 
         Raises:
-            PluginError: what the model gives has another shape than the targets.
+            ContractError: what the model gives has another shape than the targets.
         """
         call = VelocityCall(noisy=noisy, t=t, frames=frames, context=context)
         velocity = self(call)

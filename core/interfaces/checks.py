@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..errors import PluginError, plugin_label
+from ..errors import ContractError, plugin_label
 
 
 def check_shape(
     plugin: object, what: str, value: object, expected: Sequence[int], letters: str
 ) -> None:
-    """Raise PluginError if what a plugin returned is no tensor of a shape.
+    """Raise ContractError if what a plugin returned is no tensor of a shape.
 
     Args:
         plugin: that returned it.
@@ -25,22 +25,22 @@ def check_shape(
         letters: what each number is, as in "B C K H W".
     """
     if not isinstance(value, Tensor):
-        raise PluginError(
+        raise ContractError(
             f"{plugin_label(plugin)}: {what}: it is a {type(value).__name__}, but a tensor "
             f"[{letters}] {list(expected)} is expected"
         )
     if tuple(value.shape) != tuple(expected):
-        raise PluginError(
+        raise ContractError(
             f"{plugin_label(plugin)}: {what}: the shape is {list(value.shape)}, but "
             f"[{letters}] {list(expected)} is expected"
         )
 
 
 def check_type(plugin: object, what: str, value: object, *expected: type) -> None:
-    """Raise PluginError if what a plugin returned is of none of the classes `expected`."""
+    """Raise ContractError if what a plugin returned is of none of the classes `expected`."""
     if not isinstance(value, expected):
         names = " or ".join(cls.__name__ for cls in expected)
-        raise PluginError(
+        raise ContractError(
             f"{plugin_label(plugin)}: {what}: it is a {type(value).__name__}, but a {names} is "
             "expected"
         )

@@ -17,7 +17,7 @@ from attrs import frozen
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..errors import PluginError, plugin_label
+from ..errors import ContractError, plugin_label
 from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.history import History
 from ..values.memory import Memory, Part, merge
@@ -222,7 +222,7 @@ class MemoryEncoder(nn.Module):
         """Return the parts of every compressor on the same history.
 
         Raises:
-            PluginError: a compressor's memory is not what it should be (`check_memory`).
+            ContractError: a compressor's memory is not what it should be (`check_memory`).
         """
         batch = history.batch
         return side_by_side([check_memory(c, c(history), batch) for c in self.members])
@@ -257,7 +257,7 @@ def check_memory(
         batch: samples that it must have; None: any number.
 
     Raises:
-        PluginError: tokens are not of the width of the DiT; positions, extents, `valid` or a
+        ContractError: tokens are not of the width of the DiT; positions, extents, `valid` or a
             feature do not belong to the tokens; or features are not those that `features` names.
     """
     check_type(compressor, "its memory", made, Memory)
@@ -279,14 +279,14 @@ def check_memory(
 def _check_features(
     compressor: Compressor[CompressorSpec], part: Part, widths: Mapping[str, int]
 ) -> None:
-    """Raise PluginError if a part's features are not those that its compressor names for it."""
+    """Raise ContractError if a part's features are not those that its compressor names for it."""
     prefix = f"{part.name}."
     declared = {n.removeprefix(prefix): w for n, w in widths.items() if n.startswith(prefix)}
     absent = sorted(declared.keys() - part.features.keys()) if part.tokens.shape[1] else []
     others = sorted(part.features.keys() - declared.keys())
     if absent or others:
         fault = f"lacks feature {absent[0]}" if absent else f"has feature {others[0]}"
-        raise PluginError(
+        raise ContractError(
             f"{plugin_label(compressor)}: part {part.name} {fault}, but "
             f"features(spec) names {sorted(widths) or 'none'}"
         )

@@ -74,7 +74,7 @@ class Metric(ABC, Generic[S]):
         """Return the figures and weights of frames, each `[F]`: the plugin's, shapes checked.
 
         Raises:
-            PluginError: there is not one figure and one weight a frame.
+            ContractError: there is not one figure and one weight a frame.
         """
         values, weights = self(reference, result), self.weight(reference)
         check_shape(self, "its figures", values, (len(reference),), "F")

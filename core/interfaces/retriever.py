@@ -102,7 +102,7 @@ class Retriever(ABC, Generic[S]):
         """Return the frames Ω `[B, K]`: what the plugin gives, its shape checked.
 
         Raises:
-            PluginError: it is neither latents nor pixels, or not as many or as large as asked for.
+            ContractError: it is neither latents nor pixels, or not as many or as large as asked.
         """
         retrieved = self(scene, omega, generator)
         check_type(self, "what it retrieved", retrieved, LatentFrames, PixelFrames)

@@ -164,6 +164,7 @@ def test_a_wrong_shape_names_plugin_file_and_what_was_expected(
     with pytest.raises(PluginError) as error:
         ask(model_of(compressor, backbone))
     assert str(error.value).startswith(said.replace("FILE", str(file)))
+    assert isinstance(error.value, AssertionError), "as the checks of `core.contract` raise"
 
 
 @pytest.mark.parametrize(
