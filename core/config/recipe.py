@@ -62,12 +62,14 @@ class Swap:
 
     Attributes:
         backbone: the new one, by its plugin's name.
+        recipe: whether it brings one; else what depends on a backbone is the default of its field.
         follow: path, old and new value of every field that took the new recipe's.
         kept: path, value and the recipe's value of every field that the experiment holds itself.
         dropped: path and value of what was set on the old backbone, which the new one has not got.
     """
 
     backbone: str
+    recipe: bool
     follow: tuple[tuple[str, Any, Any], ...]
     kept: tuple[tuple[str, Any, Any], ...]
     dropped: tuple[tuple[str, Any], ...]
@@ -76,6 +78,8 @@ class Swap:
     def line(self) -> str:
         """What it came to, in one line."""
         parts = [f"{_count(len(self.follow))} its recipe"]
+        if not self.recipe:
+            parts = [f"it brings no recipe; {len(self.follow)} values changed, to defaults"]
         if self.kept:
             count = len(self.kept)
             words = ("value", "stays") if count == 1 else ("values", "stay")
@@ -335,7 +339,13 @@ def swap_of(
             kept.append((leaf.text, leaf.value, wanted))
     dropped = tuple(_own(experiment.backbone))
     name = registry().find(backbone).name
-    return Swap(backbone=name, follow=tuple(follow), kept=tuple(kept), dropped=dropped)
+    return Swap(
+        backbone=name,
+        recipe=bool(new),
+        follow=tuple(follow),
+        kept=tuple(kept),
+        dropped=dropped,
+    )
 
 
 def _own(backbone: BackboneSpec) -> Iterator[tuple[str, Any]]:

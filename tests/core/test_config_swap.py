@@ -28,6 +28,7 @@ from longtake.core.config import (
 from longtake.core.config.recipe import leaves, recipe_of, recommended
 from longtake.core.errors import UserError
 from longtake.core.experiment import CacheSpec, Experiment, TrainSpec
+from longtake.core.hooks import Plugin
 from longtake.core.interfaces.spec import BackboneSpec
 from longtake.core.registry import registry
 from longtake.core.values.grid import Rate
@@ -240,6 +241,21 @@ def test_a_recipe_with_a_wrong_key_is_said() -> None:
 
     with pytest.raises(UserError, match="recipe of Odd: train.ratee: unknown field; did you mean"):
         recipe_of(Odd)
+
+
+def test_a_stranger_without_a_recipe_has_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    @attrs.frozen(kw_only=True)
+    class Strange(TinyWan):
+        recipe: ClassVar[Mapping[str, Any]] = {}
+
+    own = Plugin(name="strange", summary="a test's", spec=Strange, target="a:b")
+    monkeypatch.setitem(registry().plugins, ("backbone", "strange"), own)
+    before = shipped("tiny-wan-2x2x2")
+    changed = change(before, ["backbone=strange"])
+    assert changed.swap is not None
+    assert changed.swap.line.startswith("backbone strange: it brings no recipe; 20 values changed")
+    assert (changed.spec.train, changed.spec.masker) == (TrainSpec(), Noise())
+    assert on_backbone(changed.spec, before.backbone) == before
 
 
 @pytest.mark.parametrize("name", names())
