@@ -238,7 +238,7 @@ def _swap_table(swap: Mapping[str, Any]) -> Table:
     """Return what a new backbone changed, what it left, and what of the old one is gone."""
     table = _table(["field", "was", "is", ""])
     for row in swap["follow"]:
-        table.add_row(row["path"], _short(row["was"]), _short(row["is"]), "follows the recipe")
+        table.add_row(row["path"], _short(row["was"]), _short(row["is"]), "follows")
     for row in swap["kept"]:
         why = f"stays: the recipe has {_short(row['recipe'])}"
         table.add_row(row["path"], _short(row["is"]), _short(row["is"]), why)

@@ -62,12 +62,14 @@ class Swap:
 
     Attributes:
         backbone: the new one, by its plugin's name.
+        recipe: whether it brings one; else what depends on a backbone is the default of its field.
         follow: path, old and new value of every field that took the new recipe's.
         kept: path, value and the recipe's value of every field that the experiment holds itself.
         dropped: path and value of what was set on the old backbone, which the new one has not got.
     """
 
     backbone: str
+    recipe: bool
     follow: tuple[tuple[str, Any, Any], ...]
     kept: tuple[tuple[str, Any, Any], ...]
     dropped: tuple[tuple[str, Any], ...]
@@ -76,6 +78,8 @@ class Swap:
     def line(self) -> str:
         """What it came to, in one line."""
         parts = [f"{_count(len(self.follow))} its recipe"]
+        if not self.recipe:
+            parts = [f"it brings no recipe; {len(self.follow)} values changed, to defaults"]
         if self.kept:
             count = len(self.kept)
             words = ("value", "stays") if count == 1 else ("values", "stay")
@@ -325,24 +329,33 @@ def swap_of(
         backbone: the class of the other one's spec.
         changed: what `moved` returned.
     """
-    new = recipe_of(backbone)
+    old, new = recipe_of(experiment.backbone), recipe_of(backbone)
     follow = [(path_text(p), _at(experiment, p), value) for p, value in changed.items()]
-    kept = [
-        (leaf.text, leaf.value, new.get(leaf.key, leaf.default))
-        for leaf in leaves(experiment)
-        if _follows(leaf) and leaf.path not in changed and not _within(leaf.path, changed)
-        and leaf.key in {*new, *recipe_of(experiment.backbone)}
-        and leaf.value != new.get(leaf.key, leaf.default)
-    ]  # fmt: skip
-    usual = backbone_fields(type(experiment.backbone))
-    dropped = [
-        (leaf.text, leaf.value)
-        for leaf in leaves(experiment.backbone, ("backbone",))
-        if len(leaf.path) == 2
-        and leaf.value not in (leaf.default, usual.get(str(leaf.path[1]), leaf.default))
-    ]
+    kept = []
+    for leaf in leaves(experiment):
+        wanted = new.get(leaf.key, leaf.default)
+        depends = _follows(leaf) and (leaf.key in new or leaf.key in old)
+        if depends and leaf.value != wanted and not _within(leaf.path, changed):
+            kept.append((leaf.text, leaf.value, wanted))
+    dropped = tuple(_own(experiment.backbone))
     name = registry().find(backbone).name
-    return Swap(backbone=name, follow=tuple(follow), kept=tuple(kept), dropped=tuple(dropped))
+    return Swap(
+        backbone=name,
+        recipe=bool(new),
+        follow=tuple(follow),
+        kept=tuple(kept),
+        dropped=dropped,
+    )
+
+
+def _own(backbone: BackboneSpec) -> Iterator[tuple[str, Any]]:
+    """Yield path and value of what is neither a backbone's default nor its recipe's."""
+    usual = backbone_fields(type(backbone))
+    for attribute in attrs.fields(type(backbone)):
+        value, default = getattr(backbone, attribute.name), _default(attribute)
+        if value not in (default, usual.get(attribute.name, default)):
+            named = registry().find(value).name if isinstance(value, PluginSpec) else value
+            yield f"backbone.{attribute.name}", named
 
 
 def _within(path: Path, changed: Iterable[Path]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import permutations
+from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
@@ -28,6 +28,7 @@ from longtake.core.config import (
 from longtake.core.config.recipe import leaves, recipe_of, recommended
 from longtake.core.errors import UserError
 from longtake.core.experiment import CacheSpec, Experiment, TrainSpec
+from longtake.core.hooks import Plugin
 from longtake.core.interfaces.spec import BackboneSpec
 from longtake.core.registry import registry
 from longtake.core.values.grid import Rate
@@ -54,7 +55,6 @@ PAPER = ("wan21-1.3b", "wan21-14b", "wan22-5b", "wan22-14b", "hunyuan")
 FAMILIES = {rate: PAPER for rate in ("2x2x1", "2x2x4")} | {
     rate: ("tiny-wan", *PAPER) for rate in ("2x2x2", "4x4x2")
 }
-PAIRS = [(r, a, b) for r, family in FAMILIES.items() for a, b in permutations(family, 2)]
 TRAIN = load_experiment("hunyuan-2x2x2")[1].train
 VARIANTS = ("-crops", "-only-lr", "-without-lr")
 
@@ -63,15 +63,21 @@ def shipped(name: str) -> Experiment:
     return load_experiment(name)[1]
 
 
+@pytest.mark.parametrize(("rate", "old"), [(r, name) for r in FAMILIES for name in FAMILIES[r]])
+def test_one_value_makes_the_experiment_that_ships_for_the_other(rate: str, old: str) -> None:
+    before = shipped(f"{old}-{rate}")
+    for new in FAMILIES[rate]:
+        made = apply_sets(before, [f"backbone={new}"])
+        assert made == shipped(f"{new}-{rate}") == on_backbone(before, new), new
+        assert on_backbone(made, before.backbone) == before, new
+
+
 @pytest.mark.parametrize("path", ["backbone", "backbone.type"])
-@pytest.mark.parametrize(("rate", "old", "new"), PAIRS)
-def test_one_value_makes_the_experiment_that_ships_for_the_other(
-    rate: str, old: str, new: str, path: str
-) -> None:
-    made = apply_sets(shipped(f"{old}-{rate}"), [f"{path}={new}"])
-    assert made == shipped(f"{new}-{rate}")
+def test_it_is_its_golden_file(path: str) -> None:
+    made = apply_sets(shipped("tiny-wan-2x2x2"), [f"{path}=wan22-5b"])
+    golden = Path(__file__).parents[1] / "golden" / "wan22-5b-2x2x2.json"
+    assert dumps(made) == golden.read_text(encoding="utf-8")
     assert loads(dumps(made), Experiment) == made
-    assert on_backbone(shipped(f"{old}-{rate}"), new) == made
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -203,7 +209,7 @@ def test_it_is_said_what_followed() -> None:
     swap = change(EXPERIMENT, ["backbone=wan22-5b", "train.steps=3"]).swap
     assert swap is not None and [path for path, *_ in swap.kept] == []
     dropped = "no longer set: backbone.attention isolated, backbone.memory_time 0.5"
-    assert dropped in swap.line and "backbone.heads 2" in swap.line
+    assert dropped in swap.line and "backbone.heads 2, backbone.codec dct" in swap.line
     own = attrs.evolve(EXPERIMENT, cache=CacheSpec(area=999))
     swap = change(own, ["backbone=wan22-5b"]).swap
     assert swap is not None and swap.kept == (("cache.area", 999, 480 * 832),)
@@ -235,6 +241,21 @@ def test_a_recipe_with_a_wrong_key_is_said() -> None:
 
     with pytest.raises(UserError, match="recipe of Odd: train.ratee: unknown field; did you mean"):
         recipe_of(Odd)
+
+
+def test_a_stranger_without_a_recipe_has_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    @attrs.frozen(kw_only=True)
+    class Strange(TinyWan):
+        recipe: ClassVar[Mapping[str, Any]] = {}
+
+    own = Plugin(name="strange", summary="a test's", spec=Strange, target="a:b")
+    monkeypatch.setitem(registry().plugins, ("backbone", "strange"), own)
+    before = shipped("tiny-wan-2x2x2")
+    changed = change(before, ["backbone=strange"])
+    assert changed.swap is not None
+    assert changed.swap.line.startswith("backbone strange: it brings no recipe; 20 values changed")
+    assert (changed.spec.train, changed.spec.masker) == (TrainSpec(), Noise())
+    assert on_backbone(changed.spec, before.backbone) == before
 
 
 @pytest.mark.parametrize("name", names())
