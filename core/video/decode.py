@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -51,7 +51,7 @@ def _unnamed(kind: type[SideDataType], value: object) -> SideDataType:
     PyAV refuses all side data of a frame that has one such kind (EXIF in MJPEG, the views of
     spatial video), and with it the display matrix.
     """
-    member = object.__new__(kind)
+    member = cast(SideDataType, object.__new__(kind))
     member._name_, member._value_ = f"UNNAMED_{value}", value
     return member
 
