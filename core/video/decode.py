@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
@@ -45,13 +45,13 @@ SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 UNSPECIFIED = 2  # FFmpeg's number of the colour space of a video that names none
 
 
-def _unnamed(kind: type[SideDataType], value: object) -> SideDataType:
+def _unnamed(kind: type[SideDataType], value: Any) -> SideDataType:
     """Return a member for a kind of side data that PyAV has no name for.
 
     PyAV refuses all side data of a frame that has one such kind (EXIF in MJPEG, the views of
     spatial video), and with it the display matrix.
     """
-    member = cast(SideDataType, object.__new__(kind))
+    member = object.__new__(kind)
     member._name_, member._value_ = f"UNNAMED_{value}", value
     return member
 
