@@ -105,7 +105,9 @@ def find_sources(videos: Path) -> list[Source]:
 
 
 def _folder(root: Path) -> list[Source]:
-    lists = [(path,) for name in LISTS_INSIDE if (path := root / name).is_file()]
+    lists: list[Sequence[Path]] = [
+        (path,) for name in LISTS_INSIDE if (path := root / name).is_file()
+    ]
     lists += [pair] if (pair := _pair(root)) else []
     if len(lists) > 1:
         names = " and ".join(_list_name(paths) for paths in lists)

@@ -45,7 +45,7 @@ SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 UNSPECIFIED = 2  # FFmpeg's number of the colour space of a video that names none
 
 
-def _unnamed(kind: type[SideDataType], value: object) -> SideDataType:
+def _unnamed(kind: type[SideDataType], value: Any) -> SideDataType:
     """Return a member for a kind of side data that PyAV has no name for.
 
     PyAV refuses all side data of a frame that has one such kind (EXIF in MJPEG, the views of
