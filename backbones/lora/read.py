@@ -36,6 +36,7 @@ from .layouts import (
     Pair,
     SizeOf,
     linear_kind,
+    scaled,
 )
 
 BESIDES = "memory."  # what else a file of ours may hold: the encoder, enhancers
@@ -386,13 +387,8 @@ def _before_export(lora: Lora, facts: Mapping[str, Any], family: Family | None) 
     if not pairs or rank < 1:
         raise ValueError(f"no linear of {sorted(kinds)} at rank {rank}")
     if scale != 1.0:
-        pairs = {linear: Pair(p.down, divided(p.up, scale)) for linear, p in pairs.items()}
+        pairs = {linear: Pair(p.down, scaled(p.up, 1.0 / scale)) for linear, p in pairs.items()}
     return Lora(pairs=pairs, alphas=dict.fromkeys(pairs, alpha), biases={})
-
-
-def divided(up: Tensor, scale: float) -> Tensor:
-    """Return B without a scale that went into it, in float32."""
-    return up.float() / scale
 
 
 def _own_rows(linear: str, pair: Pair, family: Family | None, kinds: set[str], rank: int) -> Pair:
