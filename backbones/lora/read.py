@@ -205,9 +205,9 @@ class _Names:
 
     def __init__(self, model: DiffusersBackbone, family: Family | None) -> None:
         self.model, self.family = model, family
-        self.modules = {name for name, _ in model.named_modules() if name}
+        self.modules: set[str] = {name for name, _ in model.named_modules() if name}
         self.parameters = set(parameters(model))
-        self.flat = {name.replace(".", "_"): name for name in self.modules}
+        self.flat: dict[str, str] = {name.replace(".", "_"): name for name in self.modules}
         self.convert: Convert = original_converter(model)
 
     def own(self, raw: str) -> str | None:
