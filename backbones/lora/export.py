@@ -19,6 +19,7 @@ from .layouts import (
     kohya,
     linear_kind,
     original_pairs,
+    scaled,
     with_required,
 )
 from .read import BESIDES, linear_sizes, read_lora
@@ -66,7 +67,7 @@ def export(cls: type[DiffusersBackbone], spec: BackboneSpec, path: Path, layout:
         tensors = {
             f"{DIFFUSERS}{linear}.lora_{end}.weight": tensor
             for linear, (down, up) in lora.pairs.items()
-            for end, tensor in (("A", down), ("B", up.float() * (alpha / rank)))
+            for end, tensor in (("A", down), ("B", scaled(up, alpha / rank)))
         }
         texts = diffusers_metadata(rank, float(rank), lora.pairs)
         return LoraFile(tensors=tensors, besides=besides, metadata=texts, facts=facts, dtype=dtype)

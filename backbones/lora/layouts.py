@@ -299,6 +299,11 @@ def with_required(
     return every
 
 
+def scaled(up: Tensor, scale: float) -> Tensor:
+    """Return B times a scale in float32, rounded once; divided by it again, it is off by an ulp."""
+    return (up.double() * scale).float()
+
+
 def comfyui(pairs: Pairs, scale: float, *, with_alpha: bool) -> dict[str, Tensor]:
     """Return ComfyUI's tensors of original pairs.
 
@@ -311,7 +316,7 @@ def comfyui(pairs: Pairs, scale: float, *, with_alpha: bool) -> dict[str, Tensor
     for linear, pair in pairs.items():
         tensors[f"{COMFYUI}{linear}.lora_A.weight"] = pair.down
         tensors[f"{COMFYUI}{linear}.lora_B.weight"] = (
-            pair.up if with_alpha else pair.up.float() * scale
+            pair.up if with_alpha else scaled(pair.up, scale)
         )
         if with_alpha:
             tensors[f"{COMFYUI}{linear}.alpha"] = torch.tensor(scale * pair.rank)

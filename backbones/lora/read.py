@@ -36,6 +36,7 @@ from .layouts import (
     Pair,
     SizeOf,
     linear_kind,
+    scaled,
 )
 
 BESIDES = "memory."  # what else a file of ours may hold: the encoder, enhancers
@@ -204,9 +205,9 @@ class _Names:
 
     def __init__(self, model: DiffusersBackbone, family: Family | None) -> None:
         self.model, self.family = model, family
-        self.modules = {name for name, _ in model.named_modules() if name}
+        self.modules: set[str] = {name for name, _ in model.named_modules() if name}
         self.parameters = set(parameters(model))
-        self.flat = {name.replace(".", "_"): name for name in self.modules}
+        self.flat: dict[str, str] = {name.replace(".", "_"): name for name in self.modules}
         self.convert: Convert = original_converter(model)
 
     def own(self, raw: str) -> str | None:
@@ -386,13 +387,8 @@ def _before_export(lora: Lora, facts: Mapping[str, Any], family: Family | None) 
     if not pairs or rank < 1:
         raise ValueError(f"no linear of {sorted(kinds)} at rank {rank}")
     if scale != 1.0:
-        pairs = {linear: Pair(p.down, divided(p.up, scale)) for linear, p in pairs.items()}
+        pairs = {linear: Pair(p.down, scaled(p.up, 1.0 / scale)) for linear, p in pairs.items()}
     return Lora(pairs=pairs, alphas=dict.fromkeys(pairs, alpha), biases={})
-
-
-def divided(up: Tensor, scale: float) -> Tensor:
-    """Return B without a scale that went into it, in float32."""
-    return up.float() / scale
 
 
 def _own_rows(linear: str, pair: Pair, family: Family | None, kinds: set[str], rank: int) -> Pair:

@@ -525,7 +525,7 @@ class TensorFile:
         data = torch.empty(end - first, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start + first)
-            view = memoryview(data.numpy())
+            view = memoryview(data.numpy().data)
             while view:
                 count = file.readinto(view)
                 if not count:
