@@ -29,14 +29,19 @@ def diffusers_velocity(model: DiffusersBackbone, inputs: Inputs) -> Reference | 
         inputs: gives the arguments of diffusers' `forward` for noisy latents, times and prompts.
 
     Returns:
-        None where the weights are not all in the places that diffusers' class has, as beside LoRA
-        or quantised.
+        None where diffusers has no such class, or where not all of its weights are in the model by
+        their names, as under LoRA or quantised; what the model has besides is left out.
     """
-    cls = getattr(diffusers, model.diffusers_class)
-    twin = cls.from_config(dict(model.config))
+    cls = getattr(diffusers, model.diffusers_class, None)
+    if cls is None:
+        return None
+    twin, state = cls.from_config(dict(model.config)), model.state_dict()
+    names = twin.state_dict().keys()
+    if not names <= state.keys():
+        return None
     try:
-        twin.load_state_dict(model.state_dict(), strict=True, assign=True)
-    except RuntimeError:
+        twin.load_state_dict({name: state[name] for name in names}, strict=True, assign=True)
+    except RuntimeError:  # other shapes
         return None
     twin.eval()
 

@@ -31,7 +31,7 @@ from .data.store import Store
 from .errors import LongtakeError, UserError
 from .experiment import Experiment
 from .hooks import KINDS, Plugin
-from .interfaces.spec import BackboneSpec, PluginSpec
+from .interfaces.spec import BackboneSpec, MetricSpec, PluginSpec
 from .measure.measure import measure
 from .measure.prepare import MeasureSetup
 from .measure.quality import clip_scene
@@ -64,7 +64,7 @@ PLACES = {  # where a plugin of a kind stands in the experiment, `%s` its name
     "text_encoder": "backbone.text_encoder=%s",
     "masker": "masker=%s",
     "retriever": 'retrievers=["flow","%s"]',
-    "metric": 'metrics=["psnr","%s"]',
+    "metric": 'metrics=["%s"]',
 }
 MOST_PARAMETERS = 200_000_000  # of a backbone that is tried here
 STAGES = ("contract", "cache", "training", "measuring")
@@ -94,8 +94,8 @@ class PluginCheck:
         title = f"{self.kind} {self.name}"
         if self.faults:
             return [f"{title}: {fault}" for fault in self.faults]
-        unchecked = f"; {'; '.join(self.unchecked)}" if self.unchecked else ""
-        return [f"{title}: no fault in {', '.join(self.checked)}{unchecked}"]
+        passed = f"no fault in {', '.join(self.checked)}" if self.checked else "nothing was checked"
+        return [f"{title}: {'; '.join([passed, *self.unchecked])}"]
 
 
 def check_named(name: str, sets: Sequence[str], progress: Report) -> list[PluginCheck]:
@@ -157,7 +157,9 @@ def _experiment(plugin: Plugin, sets: Sequence[str]) -> Experiment:
         UserError: a change cannot be made, or the backbone is too large.
     """
     _, base = config.load_experiment(BASE)
-    changes = [*SMALL, PLACES[plugin.kind] % plugin.name]
+    changes = [*SMALL]
+    if plugin.name != "flow":  # which the experiment has
+        changes.append(PLACES[plugin.kind] % plugin.name)
     if plugin.kind != "backbone":
         changes = [*SMALL_BACKBONE, *changes]
     if plugin.kind != "compressor":
@@ -185,6 +187,10 @@ def _check_size(name: str, spec: BackboneSpec) -> None:
             f"backbone {name} has {count / 1e9:.1f} B parameters here: check a small one, as "
             "--set backbone.layers=1 --set backbone.heads=2"
         )
+
+
+class _NotHere(Exception):
+    """What a stage needs is not on this machine; the message says what."""
 
 
 @frozen(kw_only=True)
@@ -232,6 +238,9 @@ class _Trial:
         self.report(stage)
         try:
             call()
+        except _NotHere as error:
+            self.unchecked.append(f"{stage} not tried: {error}")
+            return False
         except (Exception, SystemExit) as error:  # a stranger's plugin may raise anything
             text = (str(error).strip() or "no message").splitlines()[0]
             told = isinstance(error, LongtakeError | AssertionError)
@@ -257,28 +266,29 @@ class _Trial:
         elif kind in ("codec", "text_encoder"):
             made = build(spec)
             if not made.available_offline:
-                self.unchecked.append("its contract not checked: its weights are not here")
-                return
+                raise _NotHere("its weights are not here")
             check_codec(made) if kind == "codec" else check_text_encoder(made)
         elif kind == "masker":
             check_masker(build(spec))
         else:
             metric = build(spec)
             if metric.missing():
-                self.unchecked.append(f"its contract not checked: it needs {metric.missing()}")
-                return
+                raise _NotHere(f"it needs {metric.missing()}")
             check_metric(metric)
 
     def _not_here(self) -> str:
         """Return what the experiment needs that is not on this machine; "" where nothing is."""
         backbone = self.experiment.backbone
-        for spec in (backbone.codec, backbone.text_encoder):
+        for spec in (backbone.codec, backbone.text_encoder, *self.experiment.metrics):
             try:
-                if not build(spec).available_offline:
+                if isinstance(spec, MetricSpec):
+                    if build(spec).missing():
+                        return f"metric {_name(spec)} needs {build(spec).missing()}"
+                elif not build(spec).available_offline:
                     return (
                         f"the weights of {spec.kind.replace('_', ' ')} {_name(spec)} are not here"
                     )
-            except Exception:  # of a stranger's plugin; caching says what it is
+            except Exception:  # of a stranger's plugin; the next stages say what it is
                 return ""
         return ""
 
@@ -295,10 +305,6 @@ class _Trial:
 
     def _measure(self, run: Path, store: Path) -> None:
         setup = self._setup(run, store)
-        self.unchecked.extend(
-            f"metric {name} not measured: it needs {metric.missing()}"
-            for name, metric in setup.missing.items()
-        )
         measure(setup, run=str(run))
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_verb_has_help_with_an_example() -> None:
     shown = ("demo", "list", "show", "cache", "pretrain", "retrieve", "measure", "probe", "bench")
-    for verb in (*shown, "export"):
+    for verb in (*shown, "export", "check"):
         code, out, _ = run(verb, "--help")
         assert code == 0 and f"longtake {verb}" in out, verb
 

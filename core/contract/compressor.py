@@ -193,16 +193,16 @@ def check_needs(test: CompressorTest, compressor: AnyCompressor) -> None:
 
 def _streamed(compressor: AnyCompressor, history: History) -> Memory:
     """Return the memory of a window of 9 latents by way of `step` and `pending`."""
-    state, settled = None, []
-    for chunk in history.chunks([4, 5]):
-        state, memory = compressor.step(state, chunk)
-        settled.append(memory)
-    return merge([*settled, compressor.pending(state)])
+    first, second = history.chunks([4, 5])
+    state, settled = compressor.step(None, first)
+    state, more = compressor.step(state, second)
+    return merge([settled, more, compressor.pending(state)])
 
 
 def check_features(test: CompressorTest, compressor: AnyCompressor) -> None:
     """Check that memories bring the features that `features` declares, at their widths."""
-    declared, seen = test.compressor_cls.features(test.spec), set()
+    declared = test.compressor_cls.features(test.spec)
+    seen: set[str] = set()
     history = test.history(Size3(time=9, height=16, width=18))
     for memory in (compressor(history), _streamed(compressor, history)):
         for part in real_parts(memory).values():
