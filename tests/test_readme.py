@@ -105,5 +105,6 @@ def test_the_install_line_names_real_files_and_extras() -> None:
     found = subprocess.run(
         [sys.executable, "-m", "longtake", "--help"], capture_output=True, text=True, check=True
     )
-    for verb in re.findall(r"^longtake (\w+)", README, flags=re.M):
+    commands = "".join(code for language, code in BLOCKS if language == "bash")
+    for verb in re.findall(r"\blongtake (\w+)", commands):
         assert verb in found.stdout, verb
