@@ -7,7 +7,7 @@ it reads are said by its class, before anything is built: `Length` and `Needs`.
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeAlias, TypeVar
 
@@ -21,6 +21,7 @@ from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.history import History
 from ..values.memory import Memory, merge
 from ..values.shapes import Latents
+from .base import Interface
 from .spec import CompressorSpec
 
 
@@ -119,7 +120,7 @@ S = TypeVar("S", bound=CompressorSpec)
 State: TypeAlias = dict[str, Tensor]
 
 
-class Compressor(nn.Module, ABC, Generic[S]):
+class Compressor(Interface, Generic[S]):
     """φ: turns the latents of a video's past into memory tokens of the DiT's width.
 
     A plugin is this class with five methods, built as `cls(spec, fit)`; every parameter it makes
