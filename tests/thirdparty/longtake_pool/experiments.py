@@ -8,5 +8,3 @@ from . import MeanPool
 
 TINY_WAN = load_experiment("tiny-wan-2x2x2")[1]
 TINY = evolve(TINY_WAN, name="mean-pool-tiny", compressors=(MeanPool(),))
-    load_experiment("tiny-wan-2x2x2")[1], name="mean-pool-tiny", compressors=(MeanPool(),)
-)
