@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         weights_field,
     )
     from .backbones.texts.specs import Bytes, LlamaClip, Umt5
+    from .backbones.two_stream import TwoStreamBlock, TwoStreamDiT, join_heads, project_heads
     from .backbones.weights.find import Release
     from .core.config import load_experiment
     from .core.contract import (
@@ -187,6 +188,7 @@ _HOMES = {  # by module; those of specs and hooks import no torch
         "target_positions"
     ),
     ".backbones.dit": "DiT",
+    ".backbones.two_stream": "TwoStreamBlock TwoStreamDiT join_heads project_heads",
     ".backbones.blocks.base": "Setup",
     ".backbones.blocks.attention": (
         "BlockContext KeyValue Projections Stream Visibility attend attend_to_memory concat"
@@ -214,15 +216,16 @@ __all__ = [
     "Metric", "MetricSpec", "Needs", "OmegaSpec", "Part", "PixelFrames", "Pixels", "Plugin",
     "PluginSpec", "Projections", "Query", "Rate", "Release", "RememberCall", "Retrieved",
     "Retriever", "RetrieverSpec", "RotaryAxes", "RotaryTable", "Scene", "Setup", "Size3", "State",
-    "Stream", "Streamed", "Targets", "Text", "TextEncoder", "TextEncoderSpec", "Tokens", "Umt5",
-    "UserError", "Valid", "VelocityCall", "Visibility", "WanVae", "advance", "appended", "attend",
-    "attend_to_memory", "between", "ceil_div", "check_backbone", "check_codec",
-    "check_compressor", "check_masker", "check_metric", "check_retriever", "check_text_encoder",
-    "concat", "count_field", "doc", "draw_omega", "dtype_field", "each", "enhanced", "frames_at",
-    "from_bytes", "ge", "grid_part", "grid_points", "gt", "impl", "in_", "incomplete_block",
-    "instance_of", "interpolate", "le", "levels", "load_experiment", "lt", "memory_time_field",
-    "merge", "named", "number_field", "own_copy", "pad_to", "per_frame", "project",
-    "rotary_table", "rotate", "sample_fit", "sample_history", "seen_size", "stack", "take_blocks",
+    "Stream", "Streamed", "Targets", "Text", "TextEncoder", "TextEncoderSpec", "Tokens",
+    "TwoStreamBlock", "TwoStreamDiT", "Umt5", "UserError", "Valid", "VelocityCall", "Visibility",
+    "WanVae", "advance", "appended", "attend", "attend_to_memory", "between", "ceil_div",
+    "check_backbone", "check_codec", "check_compressor", "check_masker", "check_metric",
+    "check_retriever", "check_text_encoder", "concat", "count_field", "doc", "draw_omega",
+    "dtype_field", "each", "enhanced", "frames_at", "from_bytes", "ge", "grid_part",
+    "grid_points", "gt", "impl", "in_", "incomplete_block", "instance_of", "interpolate",
+    "join_heads", "le", "levels", "load_experiment", "lt", "memory_time_field", "merge", "named",
+    "number_field", "own_copy", "pad_to", "per_frame", "project", "project_heads", "rotary_table",
+    "rotate", "sample_fit", "sample_history", "seen_size", "stack", "take_blocks",
     "target_positions", "to_bytes", "to_unit", "token_places", "unit", "weights_field",
 ]  # fmt: skip
 

@@ -29,7 +29,6 @@ from ..blocks.base import DiffusersBackbone
 from .layouts import (
     COMFYUI,
     DIFFUSERS,
-    FAMILIES,
     HUNYUAN,
     KOHYA,
     WAN,
@@ -79,7 +78,7 @@ def read_lora(model: DiffusersBackbone, path: Path) -> Lora:
         names = [name for name in file.keys() if not name.startswith(BESIDES)]
         tensors = {name: file.get_tensor(name) for name in names}
         metadata = file.metadata() or {}
-    family, size_of = FAMILIES.get(model.diffusers_class), linear_sizes(model, path)
+    family, size_of = model.known_family, linear_sizes(model, path)
     config = _json_object(metadata.get(LORA_ADAPTER_METADATA_KEY), path)
     lora = _by_layout(path, tensors, config, family, size_of)
     facts = _json_object(metadata.get("longtake"), path).get("lora")
@@ -247,9 +246,27 @@ def _convert(tensors: Tensors, family: Family) -> Tensors:
         (WAN, diffusers._convert_non_diffusers_wan_lora_to_diffusers),
         (HUNYUAN, diffusers._convert_hunyuan_video_lora_to_diffusers),
     ]
-    convert: Converter = next(converter for known, converter in converters if known is family)
+    convert: Converter | None = next((c for known, c in converters if known is family), None)
+    if convert is None:
+        return _renamed(tensors, family)
     out = convert({f"{COMFYUI}{name}": x for name, x in tensors.items()})
     return {name.removeprefix(DIFFUSERS): x for name, x in out.items()}
+
+
+def _renamed(tensors: Tensors, family: Family) -> Tensors:
+    """Return tensors by diffusers' names, of a family that diffusers has no converter for.
+
+    Raises:
+        KeyError: a linear is not known to the family, or is several of diffusers' and not split.
+    """
+    out = {}
+    for name, x in tensors.items():
+        linear, dot, rest = name.partition(".lora_")
+        members = (linear,) if family.original(linear) else family.members(linear)
+        if len(members) != 1:
+            raise KeyError(linear)
+        out[f"{members[0]}{dot}{rest}"] = x
+    return out
 
 
 def _warn_of_dropped(path: Path, before: Tensors, after: Tensors) -> None:
