@@ -110,6 +110,7 @@ if TYPE_CHECKING:
     )
     from .core.interfaces.streaming import (
         CellCompressor,
+        Encoded,
         GridCompressor,
         LatentSpan,
         Streamed,
@@ -137,7 +138,14 @@ if TYPE_CHECKING:
         Valid,
     )
     from .core.values.text import Text
-    from .plugins.maskers.hiding import GradedMasker, HidingMasker, draw_omega, frames_at, per_frame
+    from .plugins.maskers.hiding import (
+        Branch,
+        GradedMasker,
+        HidingMasker,
+        draw_omega,
+        frames_at,
+        per_frame,
+    )
     from .plugins.maskers.specs import GradedSpec, HidingSpec, OmegaSpec
 
 _HOMES = {  # by module; those of specs and hooks import no torch
@@ -170,12 +178,12 @@ _HOMES = {  # by module; those of specs and hooks import no torch
         "Compressor Fit Length MemoryEncoder Needs State pad_to project"
     ),
     ".core.interfaces.streaming": (
-        "CellCompressor GridCompressor LatentSpan Streamed advance appended incomplete_block "
-        "own_copy seen_size take_blocks"
+        "CellCompressor Encoded GridCompressor LatentSpan Streamed advance appended "
+        "incomplete_block own_copy seen_size take_blocks"
     ),
     # maskers
     ".core.interfaces.masker": "Masker",
-    ".plugins.maskers.hiding": "GradedMasker HidingMasker draw_omega frames_at per_frame",
+    ".plugins.maskers.hiding": ("Branch GradedMasker HidingMasker draw_omega frames_at per_frame"),
     # retrievers and metrics
     ".core.interfaces.retriever": "LatentFrames PixelFrames Retrieved Retriever Scene",
     ".core.interfaces.metric": "Goal Metric",
@@ -206,10 +214,10 @@ _HOMES = {  # by module; those of specs and hooks import no torch
 }
 
 __all__ = [
-    "Backbone", "BackboneSpec", "BlockContext", "BlockList", "Bytes", "Cache", "Call",
+    "Backbone", "BackboneSpec", "BlockContext", "BlockList", "Branch", "Bytes", "Cache", "Call",
     "CellCompressor", "Codec", "CodecSpec", "Compressor", "CompressorSpec", "Context",
     "ContextCall", "Continuation", "Coordinates", "Counts", "Dct", "DiT", "DiTSpec", "Draws",
-    "Enhancer", "Experiment", "Family", "Feature", "Fit", "Frames", "Geometry", "Goal",
+    "Encoded", "Enhancer", "Experiment", "Family", "Feature", "Fit", "Frames", "Geometry", "Goal",
     "GradedMasker", "GradedSpec", "GridCompressor", "HidingMasker", "HidingSpec", "History",
     "HunyuanVae", "KeyValue", "LatentFrames", "LatentSpan", "Latents", "Length", "LlamaClip",
     "LoRA", "LongtakeError", "LoraFile", "Masker", "MaskerSpec", "Memory", "MemoryEncoder",

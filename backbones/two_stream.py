@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from einops import rearrange, repeat
@@ -52,6 +52,10 @@ class TwoStreamBlock(Interface):
 
     attention: ClassVar[str] = "attn1"
     enhancer: Enhancer | None
+
+    if TYPE_CHECKING:  # what diffusers' blocks have is not typed
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -206,6 +210,7 @@ class TwoStreamDiT(DiT):
     block_class: ClassVar[type[TwoStreamBlock] | None] = None
     out_order: ClassVar[str] = "c pt ph pw"
     steps: ClassVar[float] = 1000.0
+    _repeated_blocks: list[str] | None = None
     # diffusers' plan names arguments of its own forward: refuse instead of splitting wrongly.
     _cp_plan = None
 
@@ -280,7 +285,8 @@ class TwoStreamDiT(DiT):
         """Return the tokens of noisy latents of whole patches, `[B, N, D]`."""
         first, patch = self.first_projection, self.geometry.patch
         if not isinstance(first, nn.Linear):
-            return rearrange(first(noisy), "b d k h w -> b (k h w) d").contiguous()
+            convolved: Tensor = rearrange(first(noisy), "b d k h w -> b (k h w) d").contiguous()
+            return convolved
         cells = rearrange(
             noisy, "b c (k pt) (h ph) (w pw) -> b (k h w) (c pt ph pw)",
             pt=patch.time, ph=patch.height, pw=patch.width,

@@ -174,7 +174,7 @@ def _plugin_fields(spec: type[Any], path: str, value: Any) -> Iterator[dict[str,
     """
     for field in attrs.fields(attrs.resolve_types(spec)):
         default = field.default if value is None else getattr(value, field.name)
-        if isinstance(default, attrs.Factory):
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             default = None if default.takes_self else default.factory()
         nested = attrs.has(type(default)) and not isinstance(default, Rate)
         entry: dict[str, Any] = {
@@ -223,7 +223,7 @@ def interface(kind: str) -> str:
     kind = checked_kind(kind)
     module = importlib.import_module(f".interfaces.{kind}", __package__)
     cls = getattr(module, "".join(word.capitalize() for word in kind.split("_")))
-    return pydoc.render_doc(cls, title="longtake: %s", renderer=pydoc.plaintext)
+    return pydoc.plain(pydoc.render_doc(cls, title="longtake: %s"))
 
 
 def show(name: str, experiment: Experiment) -> dict[str, Any]:

@@ -30,4 +30,5 @@ class Interface(nn.Module, ABC, metaclass=InterfaceMeta):
 
     def __dir__(self) -> list[str]:
         names = (name for base in type(self).__mro__ for name in vars(base))
-        return sorted({*super().__dir__(), *names})
+        inherited: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
+        return sorted({*inherited, *names})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from longtake.core.config import SpecError, from_json
 from longtake.core.errors import UserError
 from longtake.core.hooks import KINDS, Plugin
 from longtake.core.interfaces.spec import CompressorSpec, MetricSpec
-from longtake.core.registry import build, nearest, registry
+from longtake.core.registry import build, nearest, origins, plug_in, registry
 from longtake.plugins.compressors.specs import Conv
 from longtake.plugins.retrievers.specs import MeanFrame
 
@@ -103,6 +104,19 @@ def test_a_third_party_is_found(install: Install) -> None:
     install("Somebody-Elses.Metrics")
     assert registry().origins["metric", "mine"] == "Somebody-Elses.Metrics"
     assert from_json({"type": "mine"}, MetricSpec) == registry().get("metric", "mine").spec()
+
+
+def test_what_a_spec_is_made_of_names_its_distributions(install: Install, tmp_path: Path) -> None:
+    install("Somebody-Elses.Metrics")
+    own = registry().get("metric", "mine").spec()
+    assert origins((Conv(), (own, MeanFrame()))) == {"Somebody-Elses.Metrics": "1.0"}
+    assert origins(Conv()) == {}
+    path = tmp_path / "alone.py"
+    path.write_text(HOOKS.format(name="alone", package="alone"))
+    plug_in(path)
+    alone = registry().get("metric", "alone").spec()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    assert origins(alone) == {str(path): f"sha256:{digest}"}
 
 
 def test_two_plugins_of_one_name_are_an_error_that_names_both(install: Install) -> None:
