@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import attrs
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -105,7 +106,14 @@ class DiT(DiffusersBackbone):
 
     def fit(self) -> Fit:
         """Return what compressors may know: shapes and a detached copy of the first projection."""
-        weight, bias = (x.detach().clone() for x in self.fitted())
+        weight, *biases = (x.detach().clone() for x in self.fitted())
+        if weight.ndim == 2:  # a linear over the numbers of a patch, channels first
+            patch = self.geometry.patch
+            weight = rearrange(
+                weight, "d (c pt ph pw) -> d c pt ph pw",
+                pt=patch.time, ph=patch.height, pw=patch.width,
+            )  # fmt: skip
+        bias = biases[0] if biases else weight.new_zeros(weight.shape[0])
         return Fit(geometry=self.geometry, patch_weight=weight, patch_bias=bias)
 
     def add_lora(self, lora_spec: LoRA) -> None:

@@ -8,13 +8,14 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import attrs
 import pluggy
 from attrs import define, field
 
@@ -134,6 +135,39 @@ def build(spec: PluginSpec, *args: Any) -> Any:
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Return the known names, those most like `name` first."""
     return sorted(known, key=lambda k: -SequenceMatcher(None, name.lower(), k.lower()).ratio())
+
+
+def origins(spec: Any) -> dict[str, str]:
+    """Return where the third parties' plugins of a spec come from: distribution and version.
+
+    A Python file stands by its path, with the hash of its text instead of a version.
+
+    Args:
+        spec: any attrs value, such as an experiment.
+    """
+    names = {registry().origins[p.kind, p.name] for p in map(registry().find, _plugin_specs(spec))}
+    return {name: _version_of(name) for name in sorted(names - {"longtake"})}
+
+
+def _plugin_specs(value: Any) -> Iterator[PluginSpec]:
+    """Yield the plugins' specs in a value, however deep."""
+    if isinstance(value, tuple):
+        for member in value:
+            yield from _plugin_specs(member)
+    elif attrs.has(type(value)):
+        if isinstance(value, PluginSpec):
+            yield value
+        for part in attrs.fields(type(value)):
+            yield from _plugin_specs(getattr(value, part.name))
+
+
+def _version_of(origin: str) -> str:
+    if Path(origin).is_file():
+        return f"sha256:{hashlib.sha256(Path(origin).read_bytes()).hexdigest()[:16]}"
+    try:
+        return version(origin)
+    except (PackageNotFoundError, ValueError):
+        return "unknown"
 
 
 @functools.cache

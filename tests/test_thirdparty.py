@@ -64,7 +64,9 @@ def run(place: Path) -> Longtake:
 
 def test_pip_installs_it_with_its_entry_point(place: Path) -> None:
     points = next(place.glob("longtake_pool-*.dist-info")) / "entry_points.txt"
-    assert points.read_text().split() == ["[longtake]", "pool", "=", "longtake_pool"]
+    assert points.read_text().split() == [
+        "[longtake]", "ltx", "=", "longtake_pool.ltx", "pool", "=", "longtake_pool",
+    ]  # fmt: skip
 
 
 def test_it_is_listed_with_its_distribution(run: Longtake) -> None:
@@ -74,6 +76,7 @@ def test_it_is_listed_with_its_distribution(run: Longtake) -> None:
     (row,) = [row for row in found["plugins"] if row["name"] == "mean-pool"]
     assert (row["kind"], row["distribution"]) == ("compressor", "longtake-pool")
     assert "mean-pool-tiny" in [row["name"] for row in found["experiments"]]
+    assert "tiny-ltx" in [row["name"] for row in found["plugins"] if row["kind"] == "backbone"]
     assert found["broken"] == []
 
 

@@ -14,7 +14,6 @@ from ..weights.check import skeleton
 from .adapters import diffusers_metadata, one_scale
 from .layouts import (
     DIFFUSERS,
-    FAMILIES,
     comfyui,
     kohya,
     linear_kind,
@@ -52,7 +51,7 @@ def export(cls: type[DiffusersBackbone], spec: BackboneSpec, path: Path, layout:
         return LoraFile(besides=besides)
     lora = read_lora(model, path)
     rank, alpha = one_scale(lora, path)
-    family = FAMILIES.get(model.diffusers_class)
+    family = model.known_family
     facts = {
         "layout": layout,
         "rank": rank,

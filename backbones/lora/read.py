@@ -29,7 +29,6 @@ from ..weights.original import Convert, original_converter
 from .layouts import (
     COMFYUI,
     DIFFUSERS,
-    FAMILIES,
     KOHYA,
     Family,
     LinearSize,
@@ -100,7 +99,7 @@ def read_lora(model: DiffusersBackbone, path: Path) -> Lora:
         names = [name for name in file.keys() if not name.startswith(BESIDES)]
         tensors = {name: file.get_tensor(name) for name in names}
         metadata = file.metadata() or {}
-    family, size_of = FAMILIES.get(model.diffusers_class), linear_sizes(model, path)
+    family, size_of = model.known_family, linear_sizes(model, path)
     config = _json_object(metadata.get(LORA_ADAPTER_METADATA_KEY), path)
     if any(name.startswith(PEFT) for name in names):
         config = config or _config_beside(path)

@@ -5,14 +5,14 @@ Its three calls, what they ask and what they answer with (`Cache`, `Context`) co
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, cast
 
 import torch
 from attrs import field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from ..errors import UserError
@@ -20,6 +20,7 @@ from ..values.grid import Geometry
 from ..values.memory import Memory, Part, grid_points
 from ..values.shapes import Coordinates, Frames, Targets, Valid
 from ..values.text import Text
+from .base import Interface
 from .checks import check_shape, check_type
 from .compressor import Fit
 from .spec import BackboneSpec, LoRA
@@ -141,7 +142,7 @@ class LoraFile:
     dtype: torch.dtype | None = None
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(Interface):
     """G: predicts the velocity ε − X₀ of noisy latents at given frames, given text and memory.
 
     A plugin subclasses diffusers' own model and this class, and answers `forward(call)` for the

@@ -7,11 +7,12 @@ it reads are said by its class, before anything is built: `Length` and `Needs`.
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeAlias, TypeVar, cast
 
 import attrs
+import torch
 import torch.nn.functional as F
 from attrs import frozen
 from einops import rearrange
@@ -22,6 +23,7 @@ from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.history import History
 from ..values.memory import Memory, Part, merge
 from ..values.shapes import Latents
+from .base import Interface
 from .checks import check_shape, check_type
 from .spec import CompressorSpec
 
@@ -90,6 +92,22 @@ class Fit:
         """
         return project(latents, self.patch_weight, self.patch_bias)
 
+    def latents(self, tokens: Tensor, height: int, width: int) -> Latents:
+        """Return the latents `[B, C, T, height, width]` whose tokens are nearest to some tokens.
+
+        The least-squares inverse of `tokens`: exact where the projection loses nothing. At odd
+        sizes the repeated last row and column count as the one row and column that they are.
+
+        Args:
+            tokens: `[B, T', H', W', D]`.
+            height: of the latents; H' is theirs over the patch, rounded up.
+            width: of the latents; as W'.
+
+        Raises:
+            ValueError: the tokens are not those of latents of that size.
+        """
+        return unproject(tokens, self.patch_weight, self.patch_bias, height, width)
+
     @property
     def digest(self) -> str:
         """Hash of the projection (bf16 values), kept in encoder files: another one is refused."""
@@ -108,6 +126,52 @@ def project(latents: Latents, weight: Tensor, bias: Tensor) -> Tensor:
     return rearrange(tokens, "b d t h w -> b t h w d")
 
 
+def unproject(tokens: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Latents:
+    """Return the latents `[B, C, T, height, width]` of tokens, by least squares (`Fit.latents`)."""
+    rows, columns = int(weight.shape[3]), int(weight.shape[4])
+    grid = (ceil_div(height, rows), ceil_div(width, columns))
+    if tuple(tokens.shape[2:4]) != grid:
+        raise ValueError(
+            f"tokens are {tuple(tokens.shape[2:4])}, of {height}×{width} they are {grid}"
+        )
+    down, right = grid[0] * rows - height, grid[1] * columns - width
+    strips = []
+    for row, repeated in _edges(grid[0], down):
+        pieces = []
+        for column, more in _edges(grid[1], right):
+            folded = _fold(_fold(weight, 3, repeated), 4, more)
+            pieces.append(_solve(tokens[:, :, row, column], folded, bias))
+        strips.append(torch.cat(pieces, dim=4))
+    return torch.cat(strips, dim=3)
+
+
+def _edges(count: int, repeated: int) -> list[tuple[slice, int]]:
+    """Return the runs of cells along an axis, and how many of a cell's places repeat its last."""
+    if not repeated:
+        return [(slice(0, count), 0)]
+    return [(slice(0, count - 1), 0), (slice(count - 1, count), repeated)]
+
+
+def _fold(weight: Tensor, axis: int, repeated: int) -> Tensor:
+    """Return the weight over a cell whose last places along an axis repeat the one before them."""
+    if not repeated:
+        return weight
+    own, again = weight.split([weight.shape[axis] - repeated, repeated], dim=axis)
+    first, last = own.split([own.shape[axis] - 1, 1], dim=axis)
+    return torch.cat([first, last + again.sum(dim=axis, keepdim=True)], dim=axis)
+
+
+def _solve(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the latents of whole cells, in float64 within."""
+    inverse = torch.linalg.pinv(weight.double().flatten(1))  # [numbers of a cell, D]
+    cells = (tokens.double() - bias.double()) @ inverse.T
+    latents: Tensor = rearrange(
+        cells, "b t h w (c pt ph pw) -> b c (t pt) (h ph) (w pw)",
+        pt=weight.shape[2], ph=weight.shape[3], pw=weight.shape[4],
+    )  # fmt: skip
+    return latents.to(tokens.dtype)
+
+
 def pad_to(latents: Latents, height: int, width: int) -> Tensor:
     """Return latents of a multiple of `height` rows and `width` columns: the last ones repeated."""
     down = ceil_div(latents.shape[-2], height) * height - latents.shape[-2]
@@ -121,7 +185,7 @@ S = TypeVar("S", bound=CompressorSpec)
 State: TypeAlias = dict[str, Tensor]
 
 
-class Compressor(nn.Module, ABC, Generic[S]):
+class Compressor(Interface, Generic[S]):
     """φ: turns the latents of a video's past into memory tokens of the DiT's width.
 
     A plugin is this class with five methods, built as `cls(spec, fit)`; every parameter it makes

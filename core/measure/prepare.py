@@ -94,7 +94,7 @@ class MeasureSetup:
             model=model,
             store=store,
             codec=codec,
-            masker=build(experiment.masker),
+            masker=build(experiment.masker).fit_to(model.backbone.geometry),
             retrievers={name: build_retriever(spec) for name, spec in retrievers.items()},
             metrics=metrics,
             infos=infos,

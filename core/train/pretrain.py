@@ -21,6 +21,7 @@ from ..data.windows import WindowBatches, WindowSampler
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
 from ..model import Model, build_model, compressor_needs
+from ..registry import origins
 from ..tools.device import is_main_process, pick_device, uses_bf16, versions
 from ..tools.files import (
     check_out_folder,
@@ -216,10 +217,22 @@ def _worker(
 
 def _model(experiment: Experiment, origin: Path | None, accelerator: Any) -> Model:
     """Return the model that trains: of a checkpoint, or as the experiment begins."""
+    if origin is None:
+        _warn_of_random_base(experiment)
     model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
     if accelerator.device.type == "cpu":
         _realign(model.backbone)
     return model
+
+
+def _warn_of_random_base(experiment: Experiment) -> None:
+    """Log that LoRA is trained over random weights, where it is."""
+    backbone = config.to_json(experiment.backbone)
+    if experiment.train.trains == "lora" and backbone.get("weights", "") is None:
+        logging.getLogger(__name__).warning(
+            "backbone.weights is null and train.trains is lora: LoRA trains over random weights, "
+            "which stay random; name weights, or set train.trains=all"
+        )
 
 
 def _realign(module: nn.Module) -> None:
@@ -422,5 +435,12 @@ def begin_run(
 
 
 def resolved_spec(experiment: Experiment) -> dict[str, Any]:
-    """Return what spec.json holds: the experiment, resolved, and the versions it ran with."""
-    return {"experiment": config.to_json(experiment), "versions": versions()}
+    """Return what spec.json holds: the experiment, resolved, and what it ran with.
+
+    `versions` are of packages, `plugins` of the third parties whose plugins it names.
+    """
+    return {
+        "experiment": config.to_json(experiment),
+        "versions": versions(),
+        "plugins": origins(experiment),
+    }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import attrs
 import pytest
 import torch
+from attrs import field, frozen
 from torch import nn
 
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
 from longtake.core.interfaces.compressor import Compressor, Fit, Length, Needs, State
+from longtake.core.interfaces.spec import CompressorSpec, doc
+from longtake.core.interfaces.streaming import CellCompressor, Encoded
 from longtake.core.values.grid import Geometry, Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory
@@ -297,3 +300,55 @@ def test_shortened_spoils_only_what_lies_behind_and_alone_leaves_it_out() -> Non
     assert torch.equal(one.latents, history.latents[1:, :, :3])
     assert torch.equal(one.lr[rate], history.lr[rate][1:, :, :2])
     assert not one.ragged
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1), (3, 4)])
+def test_latents_come_back_from_their_tokens(size: tuple[int, int]) -> None:
+    patch = Size3(time=1, height=2, width=2)
+    wide = sample_fit(attrs.evolve(SMALL, width=16, patch=patch))
+    latents = torch.randn(2, 3, 3, *size, dtype=torch.float64)
+    back = wide.latents(wide.tokens(latents), *size)
+    assert back.shape == latents.shape and (back - latents).abs().max() < 1e-10
+    narrow = sample_fit(SMALL)  # 8 numbers of 12: the nearest, whose tokens are nearest, too
+    tokens = torch.randn_like(narrow.tokens(latents))
+    near = narrow.latents(tokens, *size)
+    moved = near + 1e-3 * torch.randn_like(near)
+    gap = (narrow.tokens(near) - tokens).square().sum()
+    assert gap <= (narrow.tokens(moved) - tokens).square().sum() + 1e-9
+    with pytest.raises(ValueError, match="of 9×9 they are"):
+        wide.latents(wide.tokens(latents), 9, 9)
+
+
+@frozen(kw_only=True)
+class CellsSpec(CompressorSpec):
+    rate: Rate = field(default=Rate(height=2, width=2, time=2), metadata=doc("of the cells"))
+
+
+class Cells(CellCompressor[CellsSpec]):
+    """Means of cells, with their spread as a feature."""
+
+    part = "cells"
+
+    def __init__(self, spec: CellsSpec, fit: Fit) -> None:
+        super().__init__(spec, fit)
+        self.out = torch.nn.Linear(fit.geometry.channels, fit.geometry.width)
+
+    @classmethod
+    def feature_widths(cls, spec: CellsSpec) -> dict[str, int]:
+        return {"spread": 3}
+
+    def encode(self, cells: torch.Tensor) -> Encoded:
+        spread = cells.var(dim=(2, 3, 4), correction=0)
+        return self.out(cells.mean(dim=(2, 3, 4))), {"spread": spread}
+
+
+def test_a_compressor_of_cells_may_bring_features() -> None:
+    spec = CellsSpec()
+    assert Cells.features(spec) == {"cells-2x2x2.spread": 3}
+    check_compressor(Cells, spec)
+    (part,) = (
+        Cells(spec, sample_fit())
+        .double()(sample_history(Size3(time=6, height=5, width=8), Cells.needs(spec)))
+        .parts
+    )
+    assert part.features["spread"].shape == (*part.tokens.shape[:2], 3)

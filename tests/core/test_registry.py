@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from longtake.core.config.load import load_experiment
 from longtake.core.errors import UserError
 from longtake.core.hooks import KINDS, Plugin
 from longtake.core.interfaces.spec import CompressorSpec, MetricSpec
-from longtake.core.registry import build, nearest, registry
+from longtake.core.registry import build, nearest, origins, plug_in, registry
 from longtake.plugins.compressors.specs import Conv
 from longtake.plugins.retrievers.specs import MeanFrame
 
@@ -123,6 +124,19 @@ def test_of_two_strangers_of_one_name_neither_loads_and_using_it_names_both(
     said = registry().refused["metric", "mine"]
     assert all(f"{name} ({name}:Own)" in said for name in ("one", "two", "zero"))
     assert "mine" not in names("metric") and len(registry().broken) == 2
+
+
+def test_what_a_spec_is_made_of_names_its_distributions(install: Install, tmp_path: Path) -> None:
+    install("Somebody-Elses.Metrics")
+    own = registry().get("metric", "mine").spec()
+    assert origins((Conv(), (own, MeanFrame()))) == {"Somebody-Elses.Metrics": "1.0"}
+    assert origins(Conv()) == {}
+    path = tmp_path / "alone.py"
+    path.write_text(HOOKS.format(name="alone", package="alone"))
+    plug_in(path)
+    alone = registry().get("metric", "alone").spec()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    assert origins(alone) == {str(path): f"sha256:{digest}"}
 
 
 def test_a_built_in_cannot_be_taken_over(install: Install) -> None:

@@ -321,3 +321,17 @@ def test_it_learns(store: Path, tmp_path: Path) -> None:
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3]), losses
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())
     assert spec["versions"]["torch"] == torch.__version__
+
+
+def test_lora_over_random_weights_is_said_once_and_nothing_else_is(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = small(steps=1, gain_every=200, trains="lora")
+    pretrain(short, store, tmp_path / "lora")
+    said = [line for line in caplog.messages if "LoRA trains over random weights" in line]
+    assert len(said) == 1
+    caplog.clear()
+    pretrain(small(steps=1, gain_every=200), store, tmp_path / "all")
+    assert not [line for line in caplog.messages if "random weights" in line]
+    spec = json.loads((tmp_path / "lora" / "spec.json").read_text())
+    assert spec["plugins"] == {}
