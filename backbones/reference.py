@@ -62,8 +62,9 @@ def diffusers_inputs(
     Arguments that the model does not name are left out.
     """
     names = inspect.signature(getattr(diffusers, model.diffusers_class).forward).parameters
-    patch = model.geometry.patch
+    patch, stride = model.geometry.patch, model.geometry.vae_stride
     known: dict[str, Any] = {
+        "rope_interpolation_scale": (stride.time / model.geometry.fps, stride.height, stride.width),
         "hidden_states": noisy,
         "timestep": t * STEPS,
         "encoder_hidden_states": text.embeddings,

@@ -56,8 +56,10 @@ def exit_code(error: Exception, program: str) -> int:
     if os.environ.get(DEBUG, "") not in ("", "0"):
         traceback.print_exception(error)
         hint = ""
+    elif isinstance(error, LongtakeError | PermissionError):
+        hint = ""
     else:
-        hint = "" if known is error else f"; {DEBUG}=1 or --debug shows the traceback"
+        hint = f"; {DEBUG}=1 or --debug shows the traceback"
     print(f"{program}: {known}{hint}", file=sys.stderr)
     return known.exit_code
 

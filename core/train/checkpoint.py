@@ -33,6 +33,7 @@ from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.compressor import MemoryEncoder
 from ..model import Model, build_model
+from ..registry import registry
 from ..tools.files import (
     disk_errors,
     is_tensors,
@@ -172,8 +173,8 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
 def beside_spec(data: Any, folder: Path) -> Any:
     """Return a spec as JSON whose relative paths of weights are found from its folder, too.
 
-    A path that is there from the working directory stays as it is, and so does one that is
-    nowhere, such as a name on the hub. What is found elsewhere is said.
+    A path that is there from the working directory stays as it is, and so do names of weights that
+    ship, and what is nowhere, such as a name on the hub. What is found elsewhere is said.
 
     Args:
         data: the spec, or a part of it.
@@ -207,6 +208,8 @@ def _paths_beside(text: str, folder: Path) -> str:
 
 def _path_beside(text: str, folder: Path) -> str:
     path = Path(text)
+    if text in registry().weights:  # whose folder may stand beside the run's
+        return text
     try:
         if not text or text.startswith("~") or path.is_absolute() or path.exists():
             return text
