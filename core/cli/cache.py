@@ -48,7 +48,8 @@ def cache(
     from ..tools.progress import progress_bar
 
     shard = find_shard(rank, world, os.environ)
-    specs = o.read_experiment(experiment, sets)[1].spec
+    changed = o.read_experiment(experiment, sets)[1]
+    specs, notice = changed.spec, o.SwapNotice.of(changed)
     with progress_bar("cache" if shard.world == 1 else f"cache, {shard}") as report:
         result = cache_videos(
             specs,
@@ -57,11 +58,12 @@ def cache(
             rates=all_needs(specs).rates,
             pixels=compressor_needs(specs).pixels,
             device=_device(shard),
-            progress=report,
+            progress=notice.before(report),
             shard=shard,
             workers=workers,
             prune=prune,
         )
+    notice.say()
     o.print_result(_data(result), _lines(result), as_json=as_json)
     if result.count("lost"):
         raise LongtakeError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from attrs import define
 from typer.core import TyperGroup
 
 from ..errors import UserError
@@ -20,6 +21,7 @@ from ..registry import nearest, registry
 if TYPE_CHECKING:
     from ..config import Changed
     from ..experiment import Experiment
+    from ..tools.progress import Report
 
 ExperimentArg = Annotated[
     str, typer.Argument(help="a shipped name, module:name, or file.py:name", metavar="EXPERIMENT")
@@ -38,12 +40,8 @@ def out_option(help_text: str) -> Any:
     return typer.Option("--out", "--output_dir", help=help_text)
 
 
-def read_experiment(
-    text: str, sets: list[str] | None, *, says: bool = True
-) -> tuple[str, Changed[Experiment]]:
+def read_experiment(text: str, sets: list[str] | None) -> tuple[str, Changed[Experiment]]:
     """Return the name of an EXPERIMENT, and what `--set` made of it.
-
-    Where it was put on another backbone a line on stderr says what followed, if `says`.
 
     Raises:
         UserError, SpecError: as `load_experiment` and `apply_sets`.
@@ -51,10 +49,41 @@ def read_experiment(
     from ..config import change, load_experiment
 
     name, experiment = load_experiment(text)
-    changed = change(experiment, sets or [])
-    if changed.swap is not None and says:
-        print(f"{changed.swap.line} (`longtake show` lists them)", file=sys.stderr)
-    return name, changed
+    return name, change(experiment, sets or [])
+
+
+@define
+class SwapNotice:
+    """What a change of backbone brought along, in one line on stderr once work begins.
+
+    Bad input is found before that, and has a line of its own alone.
+
+    Attributes:
+        line: what to say; "": nothing.
+    """
+
+    line: str
+
+    @classmethod
+    def of(cls, changed: Changed[Experiment]) -> SwapNotice:
+        """Return the notice of what `--set` made of an experiment."""
+        swap = changed.swap
+        return cls("" if swap is None else f"{swap.line} (`longtake show` lists them)")
+
+    def say(self) -> None:
+        """Print the line, unless it was."""
+        if self.line:
+            print(self.line, file=sys.stderr)
+        self.line = ""
+
+    def before(self, report: Report) -> Report:
+        """Return a report of progress that says the line at its first call."""
+
+        def reporting(done: int, total: int, note: str) -> None:
+            self.say()
+            report(done, total, note)
+
+        return reporting
 
 
 def find_run(text: str) -> Path:

@@ -47,13 +47,20 @@ def pretrain(
         going_on = find_checkpoint(out, resume)
     prints = is_main_process()
     changes = [*(sets or []), *([] if seed is None else [f"train.seed={seed}"])]
-    specs = o.read_experiment(experiment, changes, says=prints)[1].spec
+    changed = o.read_experiment(experiment, changes)[1]
+    notice = o.SwapNotice.of(changed)
     checkpoint = None if start is None else read_run(o.find_run(str(start)))[1]
     with progress_bar("pretrain") if prints else nullcontext(None) as report:
         result = training.pretrain(
-            specs, data, out, resume=going_on, start=checkpoint, progress=report
+            changed.spec,
+            data,
+            out,
+            resume=going_on,
+            start=checkpoint,
+            progress=notice.before(report) if report else None,
         )
     if prints:
+        notice.say()
         summary = {
             "run": str(result.run),
             "step": result.step,

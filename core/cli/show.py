@@ -51,7 +51,7 @@ def show(
         return
     if video is not None and picture is None:
         raise UserError("--video is the clip of a picture: name one with --picture FILE")
-    short, changed = o.read_experiment(experiment, sets, says=False)
+    short, changed = o.read_experiment(experiment, sets)
     specs = changed.spec
     drawn = None
     if picture is not None:
