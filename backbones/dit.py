@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import attrs
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -19,6 +22,7 @@ from ..core.interfaces.backbone import (
     ContextCall,
     Feature,
     LoraFile,
+    Reference,
     RememberCall,
     VelocityCall,
 )
@@ -41,6 +45,7 @@ from .blocks.memory import block_groups, build_context, remember
 from .blocks.rotary import RotaryAxes, RotaryTable, rotary_table
 from .lora import adapters as lora
 from .lora import export as lora_export
+from .reference import diffusers_inputs, diffusers_velocity
 from .specs import DiTSpec
 from .weights.find import Release
 from .weights.load import load_model, save
@@ -101,7 +106,14 @@ class DiT(DiffusersBackbone):
 
     def fit(self) -> Fit:
         """Return what compressors may know: shapes and a detached copy of the first projection."""
-        weight, bias = (x.detach().clone() for x in self.fitted())
+        weight, *biases = (x.detach().clone() for x in self.fitted())
+        if weight.ndim == 2:  # a linear over the numbers of a patch, channels first
+            patch = self.geometry.patch
+            weight = rearrange(
+                weight, "d (c pt ph pw) -> d c pt ph pw",
+                pt=patch.time, ph=patch.height, pw=patch.width,
+            )  # fmt: skip
+        bias = biases[0] if biases else weight.new_zeros(weight.shape[0])
         return Fit(geometry=self.geometry, patch_weight=weight, patch_bias=bias)
 
     def add_lora(self, lora_spec: LoRA) -> None:
@@ -146,13 +158,37 @@ class DiT(DiffusersBackbone):
         return {"": lora_export.export(cls, spec, path, layout)}
 
     def save_weights(self, folder: Path) -> None:
-        """Write a diffusers checkpoint of `diffusers_class`, without enhancers."""
-        with enhancers.removed(self):
+        """Write a diffusers checkpoint of `diffusers_class`, without enhancers and frozen LoRAs."""
+        if lora.adapters(self):
+            raise ValueError("a model with adapters has no plain weights: save before adding them")
+        with enhancers.removed(self), lora.removed(self):
             save(self, folder)
 
     def set_checkpointing(self, on: bool) -> None:
         """Turn gradient checkpointing on or off."""
         self.enable_gradient_checkpointing() if on else self.disable_gradient_checkpointing()
+
+    def joint(self, memory_time: float | None = None) -> Self | None:
+        """Return a copy that reads memory as the earlier frames of one longer video."""
+        model = copy.deepcopy(self)
+        model.setup = attrs.evolve(
+            self.setup, attention="full", memory_time=memory_time, rotary="centre"
+        )
+        return model
+
+    def reference(self) -> Reference | None:
+        """Return the velocity by diffusers' own class with these weights; None: it has others."""
+        return diffusers_velocity(self, self.reference_inputs)
+
+    def reference_inputs(self, noisy: Tensor, t: Tensor, text: Text) -> dict[str, Any]:
+        """Return what diffusers' pipeline would call the model with; here by its usual names.
+
+        Args:
+            noisy: `[B, C, K, H, W]`, sizes multiples of the patch.
+            t: `[B]`, 0 to 1.
+            text: the prompts.
+        """
+        return diffusers_inputs(self, noisy, t, text)
 
     def forward(self, call: Call) -> Cache | Context | Tensor:
         """Answer one of the three calls.

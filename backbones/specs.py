@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from attrs import Attribute, field, frozen
@@ -11,6 +11,86 @@ from ..core.interfaces.spec import BackboneSpec, doc, each, ge, gt, in_, instanc
 from ..core.values.grid import Rate
 
 DTYPES = ("float32", "float16", "bfloat16")
+
+# Stage I on a published backbone. From the paper (method.md §3): LoRA of rank 128, frames of
+# 480×832, 20 s of history, no history left clean. Its batch is ours to choose: 32 over all
+# processes is what the paper has on eight GPUs with 4 or 5 latent frames as targets (Ω is up to
+# four here). Not in the paper: AdamW at 1e-4, which LoRAs of video DiTs are trained with, after
+# 500 steps of warm-up; alpha = rank; 20,000 steps. Stores for training hold no frames (20 s of
+# them weigh 0.5 GB).
+PAPER: Mapping[str, Any] = {
+    "cache.area": 480 * 832,
+    "cache.min_seconds": 20.0,
+    "cache.pixels": False,
+    "encoder.widths": (64, 128, 256, 512),
+    "encoder.heads": 8,
+    "encoder.head_width": 64,
+    "encoder.ffn": 2048,
+    "masker.counts": (1, 2, 4),
+    "masker.clean": 0.0,
+    "metric.scales": 3,
+    "retrievers": (
+        {"type": "flow", "steps": 20},
+        {"type": "flow", "steps": 1},
+        {"type": "upsample"},
+    ),
+    "train.steps": 20_000,
+    "train.batch": 32,
+    "train.seconds": (20.0, 20.0),
+    "train.adapter.alpha": 128.0,
+    "train.optimizer": "adamw",
+    "train.rate": 1e-4,
+    "train.warmup": 500,
+    "train.decay": 0.0,
+    "train.betas": (0.9, 0.99),
+    "train.memory_dropout": 0.0,
+    "train.pure": 0.0,
+    "train.weigh": 0.0,
+    "train.checkpointing": True,
+    "train.save_every": 500,
+    "train.gain_every": 500,
+    "measure.seconds": 20.0,
+    "measure.long_seconds": 0.0,
+}
+
+# Stage I on a DiT of 7 M parameters, for two CPU cores.
+TINY: Mapping[str, Any] = {
+    "cache.area": 128 * 224,
+    "cache.min_seconds": 4.0,
+    "cache.pixels": True,
+    "encoder.widths": (32, 64, 96, 128),
+    "encoder.heads": 4,
+    "encoder.head_width": 32,
+    "encoder.ffn": 512,
+    "masker.counts": (4,),
+    "masker.clean": 0.75,
+    "metric.scales": 4,
+    "retrievers": (
+        {"type": "flow", "steps": 1},
+        {"type": "flow", "steps": 20},
+        {"type": "upsample"},
+        {"type": "thumbnail"},
+        {"type": "mean-frame"},
+    ),
+    "train.steps": 1000,
+    "train.batch": 4,
+    "train.seconds": (4.0, 20.0),
+    "train.adapter.alpha": 384.0,
+    "train.optimizer": "muon",
+    "train.rate": 2e-3,
+    "train.warmup": 30,
+    "train.decay": 1.0,
+    "train.betas": (0.9, 0.99),
+    "train.memory_dropout": 0.05,
+    "train.pure": 0.5,
+    "train.weigh": 1.0,
+    "train.checkpointing": False,
+    "train.save_every": 100,
+    "train.gain_every": 200,
+    "measure.seconds": 10.0,
+    "measure.long_seconds": 20.0,
+    "measure.targets": ({"metric": "psnr", "low": 1.0, "over": "mean-frame"},),
+}
 
 
 def _time_or_null(instance: Any, attribute: Attribute[Any], value: float | None) -> None:
@@ -63,6 +143,7 @@ class DiTSpec(BackboneSpec):
     is `published` where its defaults are those of weights that people can have.
     """
 
+    recipe: ClassVar[Mapping[str, Any]] = PAPER
     published: ClassVar[bool] = False
 
     attention: str = field(

@@ -30,7 +30,7 @@ from .pages.charts import CssColours, svg_chart
 from .pages.report import Page, write_report
 from .registry import registry
 from .tools.device import pick_device
-from .tools.files import disk_errors, read_json_lines
+from .tools.files import check_out_folder, disk_errors, read_json_lines
 from .tools.progress import Report
 from .train.checkpoint import load_run, read_run
 from .train.log import METRICS
@@ -101,6 +101,7 @@ def run_demo(
     Raises:
         UserError: the video cannot be used, or the folder not be written.
     """
+    check_out_folder(out)
     experiment = demo_experiment(read_run(weights)[0])
     clip = video or _write_clip(out, say)
     store = _cache_clip(experiment, clip, out / "store")

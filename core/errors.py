@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 
 # Controls, halves of characters (bytes that are no UTF-8), ends of lines and of paragraphs.
@@ -18,6 +19,25 @@ class UserError(LongtakeError):
     """Input that cannot be used: the message says what, where and what would be right (exit 2)."""
 
     exit_code = 2
+
+
+class PluginError(LongtakeError):
+    """A plugin that breaks its contract or fails: the message names it, its file and the fault."""
+
+
+class ContractError(PluginError, AssertionError):
+    """A plugin returned what its interface does not allow; `core.contract` asserts the same."""
+
+
+PLUGIN_NAMES: dict[type, str] = {}  # what a class is registered as; `core.hooks.Plugin.load` adds
+
+
+def plugin_label(plugin: object) -> str:
+    """Return what messages call a plugin (or its class): kind, name and file."""
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    own = next((base for base in cls.__mro__ if base in PLUGIN_NAMES), cls)
+    file = getattr(sys.modules.get(own.__module__), "__file__", None) or own.__module__
+    return f"{PLUGIN_NAMES.get(own, own.__qualname__)} ({file})"
 
 
 def printable(name: str) -> str:

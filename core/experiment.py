@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import attrs
 from attrs import field, frozen
@@ -26,6 +26,8 @@ from .interfaces.spec import (
     unit,
 )
 from .values.grid import Rate
+
+S = TypeVar("S")
 
 
 @frozen(kw_only=True)
@@ -289,9 +291,52 @@ class MeasureSpec:
     )
 
 
+def evolved(spec: Any, changed: Mapping[tuple[str | int, ...], Any]) -> Any:
+    """Return a spec, or a tuple of specs, with other values at some paths.
+
+    Raises:
+        ValueError, TypeError: a spec refuses its values.
+    """
+    if not changed:
+        return spec
+    if () in changed:
+        return changed[()]
+    below: dict[str | int, dict[tuple[str | int, ...], Any]] = {}
+    for path, value in changed.items():
+        below.setdefault(path[0], {})[path[1:]] = value
+    if isinstance(spec, tuple):
+        return tuple(evolved(member, below.get(i, {})) for i, member in enumerate(spec))
+    new = {str(name): evolved(getattr(spec, str(name)), rest) for name, rest in below.items()}
+    return attrs.evolve(spec, **new)
+
+
+def as_tuples(value: Any) -> Any:
+    """Return a plain value with tuples for lists, as specs hold it."""
+    return tuple(as_tuples(x) for x in value) if isinstance(value, list | tuple) else value
+
+
+def _by_recipe(name: str, cls: type[S]) -> S:
+    """Return the default of a part of an experiment: what its backbone's recipe says of it."""
+
+    def make(experiment: Any) -> S:
+        backbone = getattr(experiment, "backbone", None)  # None: of JSON whose backbone is faulty
+        recipe = backbone.recipe if isinstance(backbone, BackboneSpec) else {}
+        found = {tuple(key.split(".")): as_tuples(value) for key, value in recipe.items()}
+        lists = ("measure", "targets")  # they are an experiment's own, beside the recipe's
+        part: S = evolved(
+            cls(), {p[1:]: v for p, v in found.items() if p[0] == name and p != lists}
+        )
+        return part
+
+    return attrs.Factory(make, takes_self=True)
+
+
 @frozen(kw_only=True)
 class Experiment:
-    """A backbone, its memory, and how they are cached, trained and measured."""
+    """A backbone, its memory, and how they are cached, trained and measured.
+
+    `cache`, `train` and `measure` are by default as the recipe of the backbone has them.
+    """
 
     name: str = field(
         validator=instance_of(str), metadata=doc("what runs and reports call the experiment")
@@ -317,15 +362,19 @@ class Experiment:
         validator=each(instance_of(MetricSpec), at_least=1), metadata=doc("figures of a frame")
     )
     cache: CacheSpec = field(
-        default=CacheSpec(), validator=instance_of(CacheSpec), metadata=doc("the latent store")
+        default=_by_recipe("cache", CacheSpec),
+        validator=instance_of(CacheSpec),
+        metadata=doc("the latent store"),
     )
     train: TrainSpec = field(
-        default=TrainSpec(),
+        default=_by_recipe("train", TrainSpec),
         validator=instance_of(TrainSpec),
         metadata=doc("Stage I, or Stage 0 where no compressor is named"),
     )
     measure: MeasureSpec = field(
-        default=MeasureSpec(), validator=instance_of(MeasureSpec), metadata=doc("measuring")
+        default=_by_recipe("measure", MeasureSpec),
+        validator=instance_of(MeasureSpec),
+        metadata=doc("measuring"),
     )
 
     @property

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -25,8 +26,8 @@ from .experiment import Experiment
 from .interfaces.backbone import LoraFile
 from .model import compressor_needs
 from .registry import registry
-from .tools.files import disk_errors, whole_file
-from .train.checkpoint import read_encoder, read_run, step_of
+from .tools.files import check_out_file, open_tensors, whole_file
+from .train.checkpoint import older_offered, read_encoder, read_run, step_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -68,6 +69,8 @@ def export(
 ) -> Export:
     """Write the LoRA and the encoder of a run's newest checkpoint, all of it or nothing.
 
+    A file that is there is replaced only where it is an earlier export.
+
     Args:
         run: a run, a checkpoint, or a folder of weights that ship.
         layout: of `core.interfaces.backbone.LAYOUTS`.
@@ -77,14 +80,18 @@ def export(
 
     Raises:
         UserError: there is no run, it holds neither encoder nor LoRA, or one that this layout has
-            no names for; `out` is no name of a safetensors file.
+            no names for; `out` is no name of a safetensors file, cannot be written, or is there
+            and no export.
     """
-    with disk_errors(out):
-        if out.suffix != ".safetensors" or out.is_dir():
-            raise UserError(f"--out {out}: name a file that ends in .safetensors")
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out}: name a file that ends in .safetensors")
+    check_out_file(out)
     experiment, checkpoint = read_run(run)
-    loras = _loras(experiment, checkpoint, layout)
-    encoder, header = _encoder(experiment, checkpoint)
+    with older_offered(checkpoint):
+        loras = _loras(experiment, checkpoint, layout)
+        encoder, header = _encoder(experiment, checkpoint)
+    if dtype is None:
+        loras = {expert: _as_trained(lora) for expert, lora in loras.items()}
     header |= _run_header(experiment, checkpoint)
     besides = [lora.besides for lora in loras.values()]
     memory = LoraFile(tensors=encoder | {name: x for part in besides for name, x in part.items()})
@@ -96,6 +103,9 @@ def export(
         ExportedFile(name=name, path=_place(out, name, contents), facts=content.facts)
         for name, content in contents.items()
     ]
+    for file in files:
+        check_out_file(file.path, room=_bytes(contents[file.name], dtype))
+        _check_replaceable(file.path)
     with ExitStack() as opened:  # all files come to be, or none
         for file in files:
             path = opened.enter_context(whole_file(file.path))
@@ -116,6 +126,12 @@ def _loras(experiment: Experiment, checkpoint: Path, layout: str) -> dict[str, L
     backbone = registry().load(experiment.backbone)
     loras: dict[str, LoraFile] = backbone.export_adapters(experiment.backbone, path, layout)
     return loras
+
+
+def _as_trained(lora: LoraFile) -> LoraFile:
+    """Return a LoRA in the number type that it was trained in."""
+    tensors = {n: x.to(lora.dtype) if _is_weight(x) else x for n, x in lora.tensors.items()}
+    return attrs.evolve(lora, tensors=tensors) if lora.dtype else lora
 
 
 def _encoder(experiment: Experiment, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -169,6 +185,25 @@ def _place(out: Path, name: str, contents: Mapping[str, LoraFile]) -> Path:
     return out if alone else out.with_suffix(f".{name}.safetensors")
 
 
+def _check_replaceable(path: Path) -> None:
+    """Refuse to replace a file that is no export, such as one of a run: UserError."""
+    if not path.exists():
+        return
+    try:
+        with open_tensors(path) as file:
+            header = json.loads((file.metadata() or {}).get("longtake", "null"))
+    except (UserError, ValueError):
+        header = None
+    if not (isinstance(header, dict) and "hash" in header):
+        raise UserError(f"--out {path} is there and no earlier export: name another file")
+
+
+def _bytes(file: LoraFile, dtype: str | None) -> int:
+    chosen = None if dtype is None else getattr(torch, dtype)
+    sizes = (chosen.itemsize if chosen else x.element_size() for x in file.tensors.values())
+    return sum(n * x.numel() for n, x in zip(sizes, file.tensors.values(), strict=True))
+
+
 def _save(path: Path, file: LoraFile, header: Mapping[str, Any], dtype: str | None) -> None:
     from safetensors.torch import save_file
 
@@ -177,6 +212,9 @@ def _save(path: Path, file: LoraFile, header: Mapping[str, Any], dtype: str | No
         name: (x.to(chosen) if chosen and _is_weight(x) else x).contiguous()
         for name, x in file.tensors.items()
     }
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()) and bool(file.tensors[name].isfinite().all()):
+            raise UserError(f"--dtype {dtype} cannot hold {name}: take float32 or bfloat16")
     facts = {**header, "hash": digest(tensors)} | ({"lora": file.facts} if file.facts else {})
     text = json.dumps(facts, ensure_ascii=False)
     save_file(tensors, path, metadata={"format": "pt", **file.metadata, "longtake": text})

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pluggy
-from attrs import frozen
+from attrs import field, frozen
 
+from .errors import PLUGIN_NAMES
 from .interfaces.spec import PluginSpec
 from .values.grid import Geometry
 
@@ -38,12 +39,16 @@ class Plugin:
         summary: one line.
         spec: the attrs class of its spec; the kind follows from its base.
         target: where the class is, as `package.module:Class`, imported when first used.
+        requires: modules that it needs beside its distribution's own dependencies, and what pip
+            installs them by, such as `{"torchvision": "longtake[lpips]"}`: `longtake list` says
+            what is missing.
     """
 
     name: str
     summary: str
     spec: type[PluginSpec]
     target: str
+    requires: Mapping[str, str] = field(factory=dict)
 
     @property
     def kind(self) -> str:
@@ -53,7 +58,10 @@ class Plugin:
     def load(self) -> Any:
         """Import and return the class."""
         module, _, name = self.target.partition(":")
-        return getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
+        if isinstance(cls, type):
+            PLUGIN_NAMES[cls] = f"{self.kind} {self.name!r}"
+        return cls
 
 
 @spec

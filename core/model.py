@@ -14,6 +14,7 @@ from .data.windows import Batch
 from .errors import UserError
 from .experiment import Experiment
 from .interfaces.backbone import Backbone
+from .interfaces.checks import check_shape, check_type
 from .interfaces.codec import Codec, decode_among, frames_of, to_bytes
 from .interfaces.compressor import Compressor, Fit, MemoryEncoder, Needs
 from .interfaces.retriever import LatentFrames, Retrieved, Retriever, Scene
@@ -53,11 +54,26 @@ def build_model(experiment: Experiment, *, adapters: bool = False) -> Model:
     """
     seed = experiment.train.seed
     backbone = registry().load(experiment.backbone).load(experiment.backbone, seed=seed)
-    encoder = build_encoder(experiment, backbone.fit(), seed=seed)
+    encoder = build_encoder(experiment, fit_of(backbone), seed=seed)
     backbone.add_enhancer(encoder.features, seed=seed)
     if adapters and experiment.train.trains == "lora":
         backbone.add_lora(experiment.train.adapter)
     return Model(experiment, backbone, encoder)
+
+
+def fit_of(backbone: Backbone) -> Fit:
+    """Return what compressors may know of a backbone, after its shapes were checked.
+
+    Raises:
+        ContractError: the projection does not have the shapes that the geometry says.
+    """
+    fit, geometry = backbone.fit(), backbone.geometry
+    check_type(backbone, "fit()", fit, Fit)
+    patch = (geometry.patch.time, geometry.patch.height, geometry.patch.width)
+    weight = (geometry.width, geometry.channels, *patch)
+    check_shape(backbone, "fit().patch_weight", fit.patch_weight, weight, "D C p_t p_h p_w")
+    check_shape(backbone, "fit().patch_bias", fit.patch_bias, (geometry.width,), "D")
+    return fit
 
 
 def build_encoder(experiment: Experiment, fit: Fit, *, seed: int) -> MemoryEncoder:
@@ -65,6 +81,8 @@ def build_encoder(experiment: Experiment, fit: Fit, *, seed: int) -> MemoryEncod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         built: list[Compressor[CompressorSpec]] = [build(s, fit) for s in experiment.compressors]
+    for compressor in built:
+        check_type(compressor, "what it builds", compressor, Compressor)
     return MemoryEncoder(built)
 
 

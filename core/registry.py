@@ -8,13 +8,14 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import attrs
 import pluggy
 from attrs import define, field
 
@@ -22,11 +23,13 @@ from . import hooks
 from .errors import UserError
 from .hooks import GROUP, KINDS, Plugin
 from .interfaces.spec import PluginSpec
+from .records import record_fault, target_fault, unfinished
 from .values.grid import Geometry
 
 VARIABLE = "LONGTAKE_PLUGINS"
 _SHIPPED: list[str] = []
 _NAMED = {"experiments": str, "weights": Path, "geometries": Geometry}  # name: such a value
+_SINGULAR = {"experiments": "experiment", "geometries": "geometry"}
 
 
 def ship(*modules: str) -> None:
@@ -45,7 +48,9 @@ class Registry:
         experiments: `module:attribute` by shipped name.
         weights: folders of shipped weights by experiment name.
         geometries: of published backbones by name.
-        broken: one line for each distribution whose plugin failed to import.
+        broken: one line for each thing that did not load, such as a record, and why.
+        refused: why a name did not load, by kind and name; using the name says so.
+        unloaded: why no plugin has a spec class that a record names.
     """
 
     plugins: dict[tuple[str, str], Plugin] = field(factory=dict)
@@ -54,6 +59,8 @@ class Registry:
     weights: dict[str, Path] = field(factory=dict)
     geometries: dict[str, Geometry] = field(factory=dict)
     broken: list[str] = field(factory=list)
+    refused: dict[tuple[str, str], str] = field(factory=dict)
+    unloaded: dict[type[PluginSpec], str] = field(factory=dict)
 
     def of(self, kind: str) -> list[Plugin]:
         """Return the plugins of a kind by name."""
@@ -63,10 +70,12 @@ class Registry:
         """Return the plugin of that name.
 
         Raises:
-            UserError: there is none; the message lists the known ones, nearest first.
+            UserError: there is none; the message lists the known ones, nearest first, or says why
+                it did not load.
         """
         plugin = self.plugins.get((kind, name))
         if plugin is None:
+            self.check_loaded(kind, name)
             known = [each.name for each in self.of(kind)]
             raise UserError(f"unknown {kind} {name!r}; known: {', '.join(nearest(name, known))}")
         return plugin
@@ -81,11 +90,41 @@ class Registry:
         for plugin in self.of(cls.kind):
             if plugin.spec is cls:
                 return plugin
+        if cls in self.unloaded:
+            raise UserError(
+                f"the {cls.kind} of {cls.__qualname__} is not loaded: {self.unloaded[cls]}"
+            )
         raise UserError(f"no {cls.kind} plugin has the spec class {cls.__qualname__}")
 
+    def why_not_loaded(self, kind: str, name: str) -> str:
+        """Return why a name that is there did not load, in one line; "" where it is not there."""
+        reason = self.refused.get((kind, name), "")
+        return reason and f"{_SINGULAR.get(kind, kind)} {name!r} is not loaded: {reason}"
+
+    def check_loaded(self, kind: str, name: str) -> None:
+        """Raise UserError if a plugin (experiment, ...) of that name is there but did not load."""
+        reason = self.why_not_loaded(kind, name)
+        if reason:
+            raise UserError(reason)
+
     def load(self, spec: PluginSpec) -> Any:
-        """Import and return the class that a spec belongs to."""
-        return self.find(spec).load()
+        """Import and return the class that a spec belongs to.
+
+        Raises:
+            UserError: its module cannot be imported, has no such class, or the class is unfinished.
+        """
+        plugin = self.find(spec)
+        try:
+            cls = plugin.load()
+            fault = _class_fault(cls)
+        except (Exception, SystemExit) as error:  # a stranger's import may raise anything
+            fault = _line(error)
+        if not fault:
+            return cls
+        origin = self.origins[plugin.kind, plugin.name]
+        raise UserError(
+            f"{plugin.kind} {plugin.name!r} of {origin} cannot be used: {plugin.target}: {fault}"
+        )
 
 
 def build(spec: PluginSpec, *args: Any) -> Any:
@@ -98,15 +137,47 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return sorted(known, key=lambda k: -SequenceMatcher(None, name.lower(), k.lower()).ratio())
 
 
+def origins(spec: Any) -> dict[str, str]:
+    """Return where the third parties' plugins of a spec come from: distribution and version.
+
+    A Python file stands by its path, with the hash of its text instead of a version.
+
+    Args:
+        spec: any attrs value, such as an experiment.
+    """
+    names = {registry().origins[p.kind, p.name] for p in map(registry().find, _plugin_specs(spec))}
+    return {name: _version_of(name) for name in sorted(names - {"longtake"})}
+
+
+def _plugin_specs(value: Any) -> Iterator[PluginSpec]:
+    """Yield the plugins' specs in a value, however deep."""
+    if isinstance(value, tuple):
+        for member in value:
+            yield from _plugin_specs(member)
+    elif attrs.has(type(value)):
+        if isinstance(value, PluginSpec):
+            yield value
+        for part in attrs.fields(type(value)):
+            yield from _plugin_specs(getattr(value, part.name))
+
+
+def _version_of(origin: str) -> str:
+    if Path(origin).is_file():
+        return f"sha256:{hashlib.sha256(Path(origin).read_bytes()).hexdigest()[:16]}"
+    try:
+        return version(origin)
+    except (PackageNotFoundError, ValueError):
+        return "unknown"
+
+
 @functools.cache
 def registry() -> Registry:
     """Return the registry, built at the first call: what ships, then third parties.
 
     `LONGTAKE_PLUGINS` (distribution names and Python files, separated by commas) names the only
-    third parties to load; empty: none. One that fails is reported in `broken` and skipped.
-
-    Raises:
-        UserError: two plugins have one name; the message names both distributions.
+    third parties to load; empty: none. Nothing of theirs ends a command: what does not load, be it
+    a distribution, a hook or a single record, is one line in `broken`. Of two plugins with one
+    name the built-in one counts; of two strangers' neither does.
     """
     result = Registry()
     for module in _SHIPPED:
@@ -118,6 +189,7 @@ def registry() -> Registry:
             result.broken.append(f"{origin}: {module} failed to import: {_line(error)}")
             continue
         _collect(result, loaded, origin)
+    result.broken.extend(_unknown_names())
     return result
 
 
@@ -126,18 +198,44 @@ def third_parties() -> list[tuple[str, str]]:
 
     Python files that LONGTAKE_PLUGINS names come last, under their own path.
     """
-    variable = os.environ.get(VARIABLE)
-    listed = None if variable is None else [name.strip() for name in variable.split(",")]
+    listed = _listed()
     files = [name for name in listed or () if name.endswith(".py")]
-    names = None if listed is None else {_normalized(name) for name in listed if name}
+    names = None if listed is None else {_normalized(name) for name in listed}
+    modules = {key: pairs for key, pairs in _installed().items() if names is None or key in names}
+    installed = [pair for _, pairs in sorted(modules.items()) for pair in pairs]
+    return installed + [(name, name) for name in files]
+
+
+def _listed() -> list[str] | None:
+    """Return the names in LONGTAKE_PLUGINS, each once; None where it is not set."""
+    variable = os.environ.get(VARIABLE)
+    if variable is None:
+        return None
+    return list(dict.fromkeys(name.strip() for name in variable.split(",") if name.strip()))
+
+
+def _installed() -> dict[str, list[tuple[str, str]]]:
+    """Return name and hook modules of each distribution that has some, by its normalized name."""
     modules: dict[str, list[tuple[str, str]]] = {}
     for dist in distributions():
         points = [p.value for p in dist.entry_points if p.group == GROUP]
         name = str(dist.metadata["Name"]) if points else ""
-        if points and (names is None or _normalized(name) in names):
+        if points:
             modules.setdefault(_normalized(name), [(name, value) for value in points])
-    installed = [pair for _, pairs in sorted(modules.items()) for pair in pairs]
-    return installed + [(name, name) for name in files]
+    return modules
+
+
+def _unknown_names() -> list[str]:
+    """Return a line for each name in LONGTAKE_PLUGINS that no installed distribution has."""
+    names = [name for name in _listed() or () if not name.endswith(".py")]
+    known = _installed() if names else {}
+    listed = ", ".join(sorted(pairs[0][0] for pairs in known.values() if pairs)) or "none"
+    return [
+        f"{name}: {VARIABLE} names it, but no installed distribution of that name has plugins; "
+        f"known: {listed}; a file of plugins ends in .py"
+        for name in names
+        if _normalized(name) not in known
+    ]
 
 
 def _normalized(name: str) -> str:
@@ -150,62 +248,138 @@ def _import(module: str) -> ModuleType:
 
 
 def _collect(to: Registry, module: Any, origin: str) -> None:
-    try:
-        records, named = _offers(module)
-    except (Exception, SystemExit) as error:  # a stranger's hooks may raise anything
-        if origin == "longtake":
-            raise
-        to.broken.append(f"{origin}: its hooks failed: {_line(error)}")
-        return
-    for record in records:
+    """Add what a module offers to a registry, and a line for all that it cannot take of it."""
+    offers = _offers(module)
+    if offers.faults and origin == "longtake":
+        raise RuntimeError(f"{module.__name__}: {'; '.join(offers.faults)}")
+    to.broken.extend(f"{origin}: {fault}" for fault in offers.faults)
+    for record in offers.records:
         _add(to, record, origin)
-    for kind, name, value in named:
+    for kind, name, value in offers.named:
         _add_name(to, kind, name, value, origin)
 
 
-def _offers(module: Any) -> tuple[list[Plugin], list[tuple[str, str, Any]]]:
-    """Return the records and the named values of a module; a misspelt hook is an error."""
+@define
+class _Offers:
+    """What a module of hooks returns: records, named values by kind and name, and its faults."""
+
+    records: list[Plugin] = field(factory=list)
+    named: list[tuple[str, str, Any]] = field(factory=list)
+    faults: list[str] = field(factory=list)
+
+
+def _offers(module: Any) -> _Offers:
+    """Return all that the hooks of a module return; what cannot be used is in `faults`."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hooks)
-    manager.register(module)
-    manager.check_pending()
-    hook = functools.partial(getattr, manager.hook)
-    records = [(k, record) for k in KINDS for ps in hook(f"{GROUP}_{k}s")() for record in ps]
-    for kind, record in records:
-        _check_type(record, Plugin, f"{GROUP}_{kind}s gives Plugin records")
-    mappings = [(kind, dict(values)) for kind in _NAMED for values in hook(f"{GROUP}_{kind}")()]
-    named = [(kind, name, value) for kind, values in mappings for name, value in values.items()]
-    for kind, name, value in named:
-        _check_type(name, str, f"{GROUP}_{kind} gives names")
-        _check_type(value, _NAMED[kind], f"{GROUP}_{kind} gives a {_NAMED[kind].__name__} by name")
-    return [record for _, record in records], named
-
-
-def _check_type(value: Any, expected: type[Any], promise: str) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(f"{promise}, not {value!r}")
-
-
-def _add_name(to: Registry, kind: str, name: str, value: Any, origin: str) -> None:
-    if (kind, name) in to.origins:
-        raise UserError(
-            f"two plugins name {kind} {name!r}: {to.origins[kind, name]} and {origin}; "
-            "uninstall one, or leave it out with LONGTAKE_PLUGINS"
+    offers = _Offers()
+    try:
+        manager.register(module)
+        manager.check_pending()
+    except Exception as error:  # a misspelt hook, or one with arguments: the others may be right
+        offers.faults.append(f"its hooks failed: {_line(error)}")
+    if not manager.get_hookcallers(module):
+        offers.faults.append(
+            "it has no hook, such as longtake_compressors under @longtake.core.hooks.impl"
         )
-    getattr(to, kind)[name] = value
-    to.origins[kind, name] = origin
+    for kind in KINDS:
+        for record in _called(manager, f"{GROUP}_{kind}s", offers):
+            fault = record_fault(record, kind)
+            offers.faults.append(fault) if fault else offers.records.append(record)
+    for kind in _NAMED:
+        for name, value in _called(manager, f"{GROUP}_{kind}", offers, mapping=True):
+            fault = _named_fault(kind, name, value)
+            offers.faults.append(fault) if fault else offers.named.append((kind, name, value))
+    return offers
+
+
+def _called(
+    manager: pluggy.PluginManager, hook: str, offers: _Offers, *, mapping: bool = False
+) -> list[Any]:
+    """Return what the implementations of a hook return, all in one list; pairs of a mapping."""
+    try:
+        returned = getattr(manager.hook, hook)()
+        return [x for many in returned for x in (dict(many).items() if mapping else list(many))]
+    except (Exception, SystemExit) as error:  # a stranger's hooks may raise anything
+        offers.faults.append(f"its hooks failed: {_line(error)} ({hook})")
+        return []
+
+
+def _named_fault(kind: str, name: Any, value: Any) -> str:
+    if not isinstance(name, str):
+        return f"its hooks failed: TypeError: {GROUP}_{kind} gives names, not {name!r}"
+    if not isinstance(value, _NAMED[kind]):
+        expected = _NAMED[kind].__name__
+        return (
+            f"its hooks failed: TypeError: {GROUP}_{kind} gives a {expected} by name, not {value!r}"
+        )
+    return ""
 
 
 def _add(to: Registry, plugin: Plugin, origin: str) -> None:
+    """Add a record, or say why not; what ships is not looked at here, tests load all of it."""
     key = (plugin.kind, plugin.name)
-    if key in to.plugins:
-        raise UserError(
-            f"two plugins name a {plugin.kind} {plugin.name!r}: {to.origins[key]} "
-            f"({to.plugins[key].target}) and {origin} ({plugin.target}); "
-            "uninstall one, or leave it out with LONGTAKE_PLUGINS"
+    other = to.plugins.get(key)
+    if _taken(to, key, origin, plugin.target):
+        for each in (plugin, *([other] if other and key not in to.plugins else [])):
+            to.unloaded[each.spec] = to.refused.get(key, to.broken[-1])
+        return
+    if origin != "longtake":
+        same = next((p for p in to.of(plugin.kind) if p.spec is plugin.spec), None)
+        fault = (
+            f"its spec {plugin.spec.__qualname__} is that of {same.name!r}: each plugin has its own"
+            if same
+            else target_fault(plugin.target)
         )
+        if fault:
+            to.refused[key] = f"{origin}: {fault}"
+            to.unloaded.setdefault(plugin.spec, to.refused[key])
+            to.broken.append(f"{origin}: {plugin.kind} {plugin.name!r}: {fault}")
+            return
     to.plugins[key] = plugin
     to.origins[key] = origin
+
+
+def _add_name(to: Registry, kind: str, name: str, value: Any, origin: str) -> None:
+    if not _taken(to, (kind, name), origin, str(value)):
+        getattr(to, kind)[name] = value
+        to.origins[kind, name] = origin
+
+
+def _taken(to: Registry, key: tuple[str, str], origin: str, where: str) -> bool:
+    """Return whether a name is not free: of two strangers' neither loads, and the lines say so."""
+    kind, name = _SINGULAR.get(key[0], key[0]), key[1]
+    here = f"{origin} ({where})"
+    if to.origins.get(key) == "longtake":
+        to.broken.append(
+            f"{here}: {kind} {name!r} is the name of one that longtake ships: give it another name"
+        )
+        return True
+    advice = "uninstall one, or leave it out with LONGTAKE_PLUGINS"
+    if key in to.origins:
+        other = to.plugins.pop(key, None)
+        if other is None:
+            there = f"{to.origins[key]} ({getattr(to, key[0]).pop(name)})"
+        else:
+            there = f"{to.origins[key]} ({other.target})"
+        del to.origins[key]
+        to.refused[key] = f"{there} and {here} both name it; {advice}"
+        to.broken.append(
+            f"{there} and {here}: both name a {kind} {name!r}, neither loads; {advice}"
+        )
+        return True
+    if key in to.refused:
+        to.refused[key] = f"{here} and {to.refused[key]}"
+        to.broken.append(f"{here}: {kind} {name!r} is named by others, too; {advice}")
+        return True
+    return False
+
+
+def _class_fault(cls: Any) -> str:
+    """Return why a plugin's class cannot be built, "" where it can."""
+    if not isinstance(cls, type):
+        return f"it is no class but {cls!r}"
+    return unfinished(cls)
 
 
 def _line(error: BaseException) -> str:
@@ -219,18 +393,29 @@ def plug_in(path: Path) -> None:
     `LONGTAKE_PLUGINS=path.py` does the same for every command.
 
     Raises:
-        UserError: there is no such file, it fails, it has no hook, or a name is taken.
+        UserError: there is no such file, it fails, it has no hook, a name is taken, or a record of
+            it cannot be used.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of plugins")
     try:
         module = _import(str(path))
-        records, named = _offers(module)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise UserError(f"{path} failed: {_line(error)}") from error
-    if not records and not named:
-        raise UserError(f"{path} has no hook, such as longtake_compressors under @impl")
-    _collect(registry(), module, str(path))
+    known = registry()
+    trial = Registry(
+        plugins=dict(known.plugins),
+        origins=dict(known.origins),
+        experiments=dict(known.experiments),
+        weights=dict(known.weights),
+        geometries=dict(known.geometries),
+        refused=dict(known.refused),
+    )
+    _collect(trial, module, str(path))
+    if trial.broken:
+        raise UserError("; ".join(trial.broken))
+    for name in ("plugins", "origins", "experiments", "weights", "geometries"):
+        getattr(known, name).update(getattr(trial, name))
 
 
 def import_file(path: Path) -> ModuleType:

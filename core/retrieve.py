@@ -30,8 +30,9 @@ from .model import (
 )
 from .registry import build
 from .tools.device import pick_device
+from .tools.files import check_out_folder
 from .tools.pictures import save_png, side_by_side
-from .train.checkpoint import load_model, read_run
+from .train.checkpoint import load_model, older_offered, read_run
 from .values.text import Text
 
 
@@ -66,8 +67,10 @@ def retrieve(
         seed: of the noise.
 
     Raises:
-        UserError: a time is behind the end, or the run's retriever takes no such `steps`.
+        UserError: a time is behind the end, the run's retriever takes no such `steps`, or `out`
+            cannot be written.
     """
+    check_out_folder(out)
     experiment, folder = read_run(run)
     retriever = _with_steps(learned_retriever(experiment), steps)
     geometry, device = experiment.backbone.geometry, pick_device()
@@ -80,7 +83,8 @@ def retrieve(
     late = [time for time in times if time >= seconds]
     if late:
         raise UserError(f"--at {late[0]:g}: {video.name} has {seconds:.2f} s (0 ≤ time < that)")
-    model = load_model(folder, experiment).eval().to(device)
+    with older_offered(folder):
+        model = load_model(folder, experiment).eval().to(device)
     retrieved, scene = frames_from_memory(
         model, codec, encoded, frames, captions, retriever, seed=seed
     )
@@ -165,7 +169,7 @@ def frames_from_memory(
     for prompt, latents in captions.latents.items():
         omega = torch.tensor([latents])
         text = captions.texts[prompt]
-        result = retriever(attrs.evolve(scene, text=text), omega, generator)
+        result = retriever.retrieve(attrs.evolve(scene, text=text), omega, generator)
         pixels = frames_by_latent(codec, scene.history.latents, omega, result)
         by_latent |= zip(latents, pixels, strict=True)
     return [_frame(by_latent[frame_to_latent(f, stride)], f, stride) for f in frames], scene

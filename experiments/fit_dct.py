@@ -25,7 +25,7 @@ from ..backbones.codecs.dct import BLOCK, DctCodec, full_basis, to_blocks
 from ..backbones.codecs.specs import Dct
 from ..core.errors import UserError
 from ..core.interfaces.codec import from_bytes, to_unit
-from ..core.tools.files import whole_file
+from ..core.tools.files import check_out_folder, whole_file
 from ..core.video.read import read_frames
 
 COUNTS = (16, 48)
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", type=Path, help="folder of clips to measure on")
     args = parser.parse_args(arguments)
     if args.videos is not None:
+        check_out_folder(args.out)
         for channels, fitted in fit(args.videos).items():
             _write(args.out / f"dct{channels}.json", fitted)
     for line in check(args.check) if args.check else ():

@@ -1,32 +1,29 @@
-"""The paper's Stage I on the published backbones, at each of its rates: `wan22-5b-2x2x2` and so on.
+"""The paper's Stage I on each backbone at each of its rates: `wan22-5b-2x2x2` and so on.
 
-From the paper (method.md §3): LoRA of rank 128 and the encoder train together; all frames but Ω,
-which is random, are masked by noise of a level L(0.2, 1); captions are fed; gradients are not
-accumulated; frames of 480×832; 20 s of history.
+All that depends on the backbone is in its recipe (`backbones/specs.py`): `--set backbone=wan22-5b`
+turns any of these into the one that ships for it. What is alike on all of them stands here: LoRA of
+rank 128 and the encoder train together; all frames but Ω, which is random, are masked by noise of a
+level L(0.2, 1); captions are fed (method.md §3).
 
-Not in the paper, and so a choice: the learning rate 1e-4 of AdamW, which LoRAs of video DiTs are
-trained with, after 500 steps of warm-up; alpha = rank; 20,000 steps; a batch of 32 over all
-processes, which is what the paper has on eight GPUs with 4 or 5 latent frames as targets (Ω is up
-to four here). On fewer GPUs, `--set train.accumulate=8` takes the same steps in less memory.
-
-Stores for training hold no frames (20 s of them weigh 0.5 GB); what is to be measured is cached
-with `--set cache.pixels=true`.
+On fewer GPUs than eight, `--set train.accumulate=8` takes the same steps in less memory; what is to
+be measured is cached with `--set cache.pixels=true`.
 """
 
 from __future__ import annotations
 
 from ..backbones.hunyuan.specs import Hunyuan
 from ..backbones.wan.specs import Wan21Large, Wan21Small, Wan22Dense5B, Wan22Moe14B
-from ..core.experiment import CacheSpec, Experiment, MeasureSpec, Target, TrainSpec
+from ..core.config.recipe import from_recipe, recipe_of, retrievers_of, targets_of
+from ..core.experiment import Experiment, MeasureSpec, Target, TrainSpec
 from ..core.interfaces.spec import BackboneSpec, LoRA
 from ..core.values.grid import Rate
 from ..plugins.compressors.specs import Conv
+from ..plugins.hooks import longtake_retrievers
 from ..plugins.maskers.specs import Noise
 from ..plugins.metrics.specs import HighBand, Lpips, MsSsim, Psnr, Ssim
-from ..plugins.retrievers.specs import Flow, Upsample
 
 RATES = ("2x2x1", "2x2x2", "2x2x4", "4x4x2")
-SECONDS = 20.0
+RETRIEVERS = {plugin.name: plugin.spec for plugin in longtake_retrievers()}
 # PSNR of retrieval in dB by rate, arXiv 2512.23851, Table 1.
 PSNR = {"2x2x1": 20.19, "2x2x2": 19.12, "2x2x4": 18.63, "4x4x2": 17.41}
 DETAIL = Target(metric="high-band", low=0.8, high=1.2)  # within a fifth of the original's energy
@@ -43,28 +40,18 @@ TARGETS = (*(_published(rate, psnr) for rate, psnr in PSNR.items()), DETAIL)
 
 def paper(name: str, backbone: BackboneSpec, rate: Rate) -> Experiment:
     """Return Stage I on a backbone at a rate; all else is alike, so that rates can be compared."""
-    return Experiment(
-        name=name,
-        backbone=backbone,
-        compressors=(Conv(rate=rate),),
-        masker=Noise(counts=(1, 2, 4), low=0.2, clean=0.0),
-        retrievers=(Flow(steps=20), Flow(steps=1), Upsample(rate=rate)),
-        metrics=(Psnr(), Ssim(), MsSsim(), HighBand(factor=8), Lpips()),
-        cache=CacheSpec(area=480 * 832, min_seconds=SECONDS, pixels=False),
-        train=TrainSpec(
-            steps=20_000,
-            batch=32,
-            seconds=(SECONDS, SECONDS),
-            trains="lora",
-            adapter=LoRA(rank=128, alpha=128.0),
-            optimizer="adamw",
-            rate=1e-4,
-            warmup=500,
-            memory_dropout=0.0,
-            checkpointing=True,
-            gain_every=500,
-        ),
-        measure=MeasureSpec(seconds=SECONDS, long_seconds=0.0, targets=TARGETS),
+    recipe = recipe_of(backbone)
+    return from_recipe(
+        Experiment(
+            name=name,
+            backbone=backbone,
+            compressors=(Conv(rate=rate),),
+            masker=Noise(low=0.2),
+            retrievers=retrievers_of(recipe, rate, RETRIEVERS.__getitem__),
+            metrics=(Psnr(), Ssim(), MsSsim(), HighBand(factor=8), Lpips()),
+            train=TrainSpec(trains="lora", adapter=LoRA(rank=128)),
+            measure=MeasureSpec(targets=(*TARGETS, *targets_of(recipe))),
+        )
     )
 
 

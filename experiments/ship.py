@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..core.config import differences, load_experiment, to_json
+from ..core.config import differences, load_experiment, on_backbone, to_json
 from ..core.data.store import Store
+from ..core.errors import LongtakeError
 from ..core.experiment import Experiment
 from ..core.registry import registry
-from ..core.tools.files import open_tensors, read_json, read_json_lines, whole_folder, write_json
+from ..core.tools.files import (
+    check_out_folder,
+    open_tensors,
+    read_json,
+    read_json_lines,
+    whole_folder,
+    write_json,
+)
 from ..core.train.checkpoint import read_run, step_of
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -39,6 +48,7 @@ def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ())
     """
     experiment, checkpoint = read_run(run)
     target = out / experiment.name
+    check_out_folder(target)
     with whole_folder(target) as part:
         for name in ("memory.safetensors", "lora.safetensors"):
             if (checkpoint / name).exists():
@@ -90,8 +100,12 @@ def command(experiment: Experiment, run: Path, data: Path, start: Path | None) -
     words = ["longtake", "pretrain", name if shipped else f"{name}.json"]
     words += ["--data", str(data), "--out", str(run)]
     words += ["--start", str(start)] if start else []
-    old = to_json(load_experiment(name)[1]) if shipped else to_json(experiment)
-    for path, _, value in differences(old, to_json(experiment)):
+    old = load_experiment(name)[1] if shipped else experiment
+    spec = experiment.backbone
+    if type(spec) is not type(old.backbone):  # it brings its recipe: what differs then comes after
+        old = on_backbone(old, spec)
+        words += ["--set", f"backbone={as_word(to_json(spec))}"]
+    for path, _, value in differences(to_json(old), to_json(experiment)):
         words += ["--set", f"{path}={as_word(value)}"]
     return shlex.join(words)
 
@@ -139,7 +153,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--after", type=Path, nargs="*", default=(), help="runs it went on from")
     args = parser.parse_args()
-    print(ship(args.run, args.data, args.out, args.after))
+    try:
+        print(ship(args.run, args.data, args.out, args.after))
+    except LongtakeError as error:
+        print(f"ship: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

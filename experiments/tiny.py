@@ -21,62 +21,29 @@ Without `--set` Stage I begins with the base that ships.
 
 from __future__ import annotations
 
+from typing import cast
+
 from attrs import evolve
 
+from ..backbones.specs import TINY
 from ..backbones.wan.specs import TinyWan
-from ..core.experiment import CacheSpec, Experiment, MeasureSpec, Target, TrainSpec
-from ..core.interfaces.spec import LoRA
+from ..core.config.recipe import recommended
+from ..core.experiment import CacheSpec, Experiment, TrainSpec
 from ..core.values.grid import Rate
 from ..plugins.compressors.specs import Conv
 from ..plugins.maskers.specs import Noise
-from ..plugins.metrics.specs import HighBand, Lpips, MsSsim, Psnr, Ssim
-from ..plugins.retrievers.specs import Flow, MeanFrame, Thumbnail, Upsample
-from .paper import TARGETS
+from ..plugins.metrics.specs import Psnr
+from ..plugins.retrievers.specs import MeanFrame
+from .paper import paper
 
-FULL = 128 * 224  # pixels of a frame
+FULL: int = TINY["cache.area"]  # pixels of a frame
 R222 = Rate(height=2, width=2, time=2)
 R442 = Rate(height=4, width=4, time=2)
-ABOVE_MEAN_FRAME = Target(metric="psnr", low=1.0, over="mean-frame")
-
-
-def encoder(rate: Rate) -> Conv:
-    """Return the encoder at widths that suit a DiT of 7 M parameters."""
-    return Conv(rate=rate, channels=(32, 64, 96, 128), heads=4, head_width=32)
 
 
 def tiny(rate: Rate) -> Experiment:
     """Return the tiny experiment on whole frames at a compression rate."""
-    return Experiment(
-        name=f"tiny-wan-{rate}",
-        backbone=TinyWan(heads=8, head_width=32, weights="tiny-base"),
-        compressors=(encoder(rate),),
-        masker=Noise(counts=(4,), clean=0.75),
-        retrievers=(
-            Flow(steps=1),
-            Flow(steps=20),
-            Upsample(rate=rate),
-            Thumbnail(rate=rate),
-            MeanFrame(),
-        ),
-        metrics=(Psnr(), Ssim(), MsSsim(scales=4), HighBand(factor=8), Lpips()),
-        cache=CacheSpec(area=FULL),
-        train=TrainSpec(
-            steps=1000,
-            batch=4,
-            seconds=(4.0, 20.0),
-            trains="lora",
-            adapter=LoRA(rank=128, alpha=384.0),
-            optimizer="muon",
-            rate=2e-3,
-            warmup=30,
-            decay=1.0,
-            memory_dropout=0.05,
-            pure=0.5,
-            weigh=1.0,
-            save_every=100,
-        ),
-        measure=MeasureSpec(seconds=10.0, targets=(*TARGETS, ABOVE_MEAN_FRAME)),
-    )
+    return paper(f"tiny-wan-{rate}", recommended(TinyWan), rate)
 
 
 def crops(whole: Experiment) -> Experiment:
@@ -93,20 +60,21 @@ TINY_WAN_2X2X2 = tiny(R222)
 TINY_WAN_4X4X2 = tiny(R442)
 TINY_WAN_2X2X2_CROPS = crops(TINY_WAN_2X2X2)
 TINY_WAN_4X4X2_CROPS = crops(TINY_WAN_4X4X2)
+ENCODER = cast("Conv", TINY_WAN_2X2X2.compressors[0])
 TINY_WAN_ONLY_LR = evolve(
     TINY_WAN_2X2X2,
     name="tiny-wan-2x2x2-only-lr",
-    compressors=(evolve(encoder(R222), hr=False),),
+    compressors=(evolve(ENCODER, hr=False),),
 )
 TINY_WAN_WITHOUT_LR = evolve(
     TINY_WAN_2X2X2,
     name="tiny-wan-2x2x2-without-lr",
-    compressors=(evolve(encoder(R222), lr=False),),
+    compressors=(evolve(ENCODER, lr=False),),
 )
 
 TINY_BASE = Experiment(
     name="tiny-base",
-    backbone=TinyWan(heads=8, head_width=32),
+    backbone=evolve(recommended(TinyWan), weights=None),
     compressors=(),
     masker=Noise(counts=(4,), contiguous=1.0),
     retrievers=(MeanFrame(),),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..core.hooks import Plugin, impl
 from ..core.interfaces.spec import PluginSpec
 from . import specs
@@ -181,9 +183,17 @@ def longtake_metrics() -> list[Plugin]:
             "learned perceptual distance, lower is better; needs torchvision and its weights",
             specs.Lpips,
             "metrics.lpips:LpipsMetric",
+            {"torchvision": "longtake[lpips]"},
         ),
     ]
 
 
-def _record(name: str, summary: str, spec: type[PluginSpec], target: str) -> Plugin:
-    return Plugin(name=name, summary=summary, spec=spec, target=f"{__package__}.{target}")
+def _record(
+    name: str,
+    summary: str,
+    spec: type[PluginSpec],
+    target: str,
+    requires: Mapping[str, str] | None = None,
+) -> Plugin:
+    place = f"{__package__}.{target}"
+    return Plugin(name=name, summary=summary, spec=spec, target=place, requires=requires or {})

@@ -188,7 +188,7 @@ LORAS: dict[str, tuple[Tensors, dict[str, str] | None, str]] = {
         "what its metadata says",
     ),
     "three alphas": (_comfyui(torch.ones(3)), None, "is (3,), not one number"),
-    "no alpha": (_comfyui(torch.tensor(torch.nan)), None, "alpha of blocks.0.attn1.to_q is nan"),
+    "no alpha": (_comfyui(torch.tensor(torch.nan)), None, "self_attn.q.alpha is nan"),
 }  # fmt: skip
 
 

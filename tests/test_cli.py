@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_verb_has_help_with_an_example() -> None:
     shown = ("demo", "list", "show", "cache", "pretrain", "retrieve", "measure", "probe", "bench")
-    for verb in (*shown, "export"):
+    for verb in (*shown, "export", "check"):
         code, out, _ = run(verb, "--help")
         assert code == 0 and f"longtake {verb}" in out, verb
 
@@ -55,6 +57,36 @@ def test_list_names_every_kind() -> None:
 def test_show_gives_the_resolved_spec_with_changes() -> None:
     code, out, _ = run("show", "tiny-wan-2x2x2", "--set", "compressor.rate=4x4x2", "--json")
     assert code == 0 and '"4x4x2"' in out
+
+
+def test_show_lists_what_followed_another_backbone_and_where_values_are_from() -> None:
+    words = ("show", "tiny-wan-2x2x2", "--set", "backbone=wan22-5b", "--set", "train.steps=9")
+    code, out, said = run(*words, "--fields")
+    assert code == 0 and said == ""
+    assert "backbone wan22-5b: 28 values follow its recipe" in out
+    assert re.search(r"train\.optimizer +\"muon\" +\"adamw\" +follows", out)
+    assert re.search(r"train\.steps +9 +--set +optimizer steps", out)
+    assert re.search(r"train\.batch +32 +recipe ", out)
+    told = json.loads(run(*words, "--json")[1])
+    assert {"path": "train.rate", "was": 0.002, "is": 0.0001} in told["swap"]["follow"]
+    sources = {row["path"]: row["from"] for row in told["fields"] if "value" in row}
+    assert sources["train.clip"] == "default" and sources["compressors[0].rate"] == "experiment"
+    assert "from" not in json.dumps(told["experiment"]), "the spec holds values only"
+    assert "swap" not in json.loads(run("show", "tiny-wan-2x2x2", "--json")[1])
+
+
+def test_what_followed_another_backbone_is_said_on_stderr(tmp_path: Path) -> None:
+    code, out, said = run(
+        "cache", "wan22-5b-2x2x2", "--set", "backbone=tiny-wan", "--videos", tmp_path / "none",
+        "--out", tmp_path / "store",
+    )  # fmt: skip
+    assert code == 2 and said.startswith("backbone tiny-wan: 28 values follow its recipe (`longt")
+
+
+def test_a_run_is_measured_on_its_own_backbone(place: Path) -> None:
+    words = ("measure", place / "run", "--data", place / "store", "--set", "backbone=wan22-5b")
+    code, _, said = run(*words)
+    assert code == 2 and "a run is measured on the backbone that it was trained on" in said
 
 
 def test_the_store_is_resumed_and_takes_only_what_is_new(place: Path) -> None:
@@ -169,6 +201,30 @@ CASES = [
         "leave out --start",
     ),
     (("bench", "--out", "{root}"), "is a folder"),
+    (("bench", "--out", "{root}/run/spec.json"), "belongs to a run"),
+    (("probe", "{root}/run", "--data", "{root}/store", "--out", "{root}/mine.py"), "no probe"),
+    (
+        (
+            "retrieve",
+            "{root}/run",
+            "{root}/videos/clip-1.mp4",
+            "--at",
+            "1",
+            "--out",
+            "{root}/mine.py",
+        ),
+        "mine.py is a file; a folder is wanted",
+    ),
+    (("demo", "--out", "{root}/mine.py/demo"), "mine.py is a file"),
+    (("show", "{root}/mine.py", "--picture", "{root}/mine.py/x.png"), "mine.py is a file"),
+    (
+        ("cache", "{root}/mine.py", "--videos", "{root}/videos", "--out", "{root}/mine.py/s"),
+        "mine.py",
+    ),
+    (
+        ("pretrain", "{root}/mine.py", "--data", "{root}/store", "--out", "{root}/mine.py/r"),
+        "mine.py is a file",
+    ),
     (("bench", "tiny-wan-2x2x3"), "tiny-wan-2x2x2"),
     (("retrieve", "{root}/none", "{root}/videos/clip-1.mp4", "--at", "1"), "no such run"),
     (("retrieve", "{root}/run", "{root}/videos/clip-1.mp4", "--at", "soon"), "seconds"),
@@ -186,6 +242,15 @@ def test_bad_input_is_one_clear_line(place: Path, words: tuple[str, ...], said: 
     assert code == 2 and said in err, (code, err)
     assert len(lines) == 1 and "Traceback" not in err + out
     assert not (place / "r2").exists() and not (place / "s2").exists()
+
+
+def test_what_may_not_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shut(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", shut)
+    code, out, err = run("measure", "runs/theirs", "--data", "store")
+    assert (code, out, err) == (2, "", "longtake: runs/theirs: Permission denied\n")
 
 
 def test_all_faults_of_a_spec_come_at_once(place: Path) -> None:

@@ -11,16 +11,16 @@ import pytest
 import torch
 from attrs import evolve
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from longtake.backbones.wan.experts import Wan22MoeBackbone
 from longtake.backbones.wan.specs import Wan22Moe14B
 from longtake.core.config import to_json
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
-from longtake.core.export import without_local_paths
+from longtake.core.export import export, without_local_paths
 from longtake.core.model import Model, build_model
-from longtake.core.tools.files import write_json
+from longtake.core.tools.files import part_path, write_json
 from longtake.core.train.checkpoint import load_encoder, save_model
 from longtake.core.train.pretrain import resolved_spec
 
@@ -130,6 +130,35 @@ def test_numbers_may_be_narrower(place: Path, model: Model, tmp_path: Path) -> N
         assert torch.equal(fresh.adapters()[name], weight.bfloat16().float())
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("trained_in", ["float32", "bfloat16"])
+def test_alpha_goes_into_b_before_it_is_narrowed(
+    tmp_path: Path, dtype: str | None, trained_in: str
+) -> None:
+    lora = small(trains="lora")
+    adapter = evolve(lora.train.adapter, rank=3, alpha=7.0, dtype=trained_in)
+    experiment = evolve(lora, train=evolve(lora.train, adapter=adapter))
+    adapters = make_run(tmp_path / "run", experiment).backbone.adapters()
+    export(tmp_path / "run", "diffusers", tmp_path / "x.safetensors", dtype=dtype)
+    found = load_file(tmp_path / "x.safetensors")
+    assert len(found) == len(adapters)
+    for name, x in adapters.items():
+        wanted = (x.detach().double() * (7 / 3 if "lora_B" in name else 1.0)).float()
+        wanted = wanted.to(getattr(torch, dtype or trained_in))
+        assert torch.equal(found[f"transformer.{name}"], wanted), name
+    assert header(tmp_path / "x.safetensors")["lora"]["alpha"] == 7.0
+
+
+def test_a_type_that_cannot_hold_a_weight_is_refused(tmp_path: Path) -> None:
+    model = make_run(tmp_path / "run", small(trains="lora"))
+    with torch.no_grad():
+        next(iter(model.backbone.adapters().values())).fill_(1e6)
+    save_model(tmp_path / "run" / "checkpoint-3", model)
+    with pytest.raises(UserError, match="--dtype float16 cannot hold .*: take float32 or bfloat16"):
+        export(tmp_path / "run", "diffusers", tmp_path / "x.safetensors", dtype="float16")
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_a_dit_that_was_trained_whole_is_named(place: Path, tmp_path: Path) -> None:
     made = make_run(place / "all", small(trains="all"))
     out = tmp_path / "x.safetensors"
@@ -221,6 +250,27 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert code == 2 and said in err and out == ""
     assert len(err.splitlines()) == 1 and err.startswith("longtake: ")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["lora.safetensors", "memory.safetensors", "base.safetensors"])
+def test_only_an_earlier_export_is_replaced(
+    place: Path, model: Model, tmp_path: Path, name: str
+) -> None:
+    own = place / "lora" / "checkpoint-3" / name
+    if not own.exists():
+        save_file({"x": torch.zeros(2)}, own)
+    before = own.read_bytes()
+    code, out, err = run("export", place / "lora", "--to", "kohya", "--out", own)
+    assert code == 2 and "no earlier export" in err and out == ""
+    assert own.read_bytes() == before
+    beside = tmp_path / "x.safetensors"
+    (tmp_path / "x.memory.safetensors").write_bytes(before)
+    words = ("export", place / "lora", "--to", "kohya", "--out", beside)
+    assert run(*words, "--split")[0] == 2 and not beside.exists()
+    left = tmp_path / f".x.safetensors.{part_path(beside).name.split('.')[-2][:8]}-99999999.part"
+    left.write_bytes(b"half")
+    assert run(*words)[0] == 0 and run(*words)[0] == 0
+    assert not left.exists()
 
 
 def test_a_full_disk_leaves_neither_file(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -21,6 +22,8 @@ from longtake.experiments.gpu_day.checks import check_outcomes, files_with_gpu_t
 from longtake.experiments.gpu_day.day import DONE, FAILED, OPEN, Session, StepResult, TimeIsUp
 from longtake.experiments.gpu_day.shapes import encoder_setups
 from longtake.experiments.gpu_day.training import measured_runs, planned_runs, store_of
+from longtake.experiments.returns import __main__ as returns
+from longtake.experiments.table1 import __main__ as table1
 
 from .test_gpu_backbones import NAMES
 
@@ -210,6 +213,18 @@ def test_real_sizes_are_the_published_ones() -> None:
     size = case.size(20.0)
     assert (size.height, size.width) == (60, 104) and (size.time - 1) % 2 == 0
     assert attrs.asdict(case.spec.rate) == {"height": 4, "width": 4, "time": 2}
+
+
+@pytest.mark.parametrize("command", [gpu_day.main, returns.main, table1.main])
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(
+    command: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {gpu_day.main: ["bench", "--tiny"], returns.main: ["tiny-wan-2x2x2"]}.get(command)
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "out"
+    assert command([*(first or ["--budget", "tiny"]), "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert f"--out {out}: {tmp_path}/file is a file" in said.err and len(said.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("limit", "best"), [(0, 0), (1, 1), (5, 4), (100, 8)])

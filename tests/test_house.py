@@ -34,11 +34,12 @@ BELOW = {
     "backbones": {"core", "kernels"},
     "experiments": {"core", "plugins", "backbones"},
     "__init__": {"core", "plugins", "backbones"},
+    "authors": {"core", "plugins", "backbones"},
     "__main__": {"core", "plugins", "backbones", "kernels", "experiments", "__init__"},
 }
 HEAVY = ("torch", "diffusers", "transformers", "torchmetrics", "triton")
 FILES = [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
-DOORS = [ROOT / "__init__.py", ROOT / "__main__.py"]
+DOORS = [ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "authors.py"]
 SOURCES = [p for p in (*DOORS, *FILES) if p.exists()]
 HOOKS = [name for name in vars(hooks) if name.startswith("longtake_")]
 
@@ -183,7 +184,7 @@ def test_links_and_wheel_hold_the_same() -> None:
     wheel = config["tool"]["hatch"]["build"]["targets"]["wheel"]
     links = {p.name for p in (ROOT / "src" / "longtake").iterdir()} - {"__pycache__"}
     assert set(wheel["only-include"]) == links
-    assert {*ROOMS, "__init__.py", "__main__.py", "py.typed"} <= links
+    assert {*ROOMS, "__init__.py", "__main__.py", "authors.py", "py.typed"} <= links
 
 
 @pytest.mark.parametrize("name", HOOKS)

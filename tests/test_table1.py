@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from longtake.core.bench import random_history
+from longtake.core.config import SpecError
 from longtake.core.measure.result import interval
 from longtake.core.model import build_model
 from longtake.experiments.table1 import __main__ as table1
@@ -34,6 +35,7 @@ from longtake.experiments.table1.rows import (
     FULL,
     SMALL,
     TableRow,
+    backbone,
     paper_rows,
     rows,
     user_row,
@@ -184,6 +186,19 @@ def test_the_shared_dit_reads_every_latent_uncompressed(budget: Any) -> None:
     assert found.cache == budget.cache and found.train.seed == 0
 
 
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=lambda found: found.name)
+def test_another_backbone_carries_all_rows_and_the_shared_dit(budget: Any) -> None:
+    dit = backbone('{"type": "tiny-hunyuan", "fps": 4.0}')
+    other = attrs.evolve(budget, dit=dit)
+    made = other.experiment(row("proposed-4x4x2"), 0)
+    assert made.backbone == reader(other).backbone == other.backbone == dit
+    assert attrs.evolve(made, backbone=budget.backbone) == budget.experiment(
+        row("proposed-4x4x2"), 0
+    )
+    with pytest.raises(SpecError, match="unknown backbone 'tiny-hunyan'.*tiny-hunyuan"):
+        backbone("tiny-hunyan")
+
+
 @pytest.mark.parametrize("budget", [FULL, SMALL], ids=lambda found: found.name)
 def test_peers_are_matched_to_the_context_of_the_paper_row(budget: Any) -> None:
     shapes, size = budget.backbone.geometry, budget.history
@@ -224,6 +239,8 @@ def test_a_compressor_of_ones_own_is_a_row_by_name() -> None:
     ("arguments", "says"),
     [
         (["--rows", "nonesuch"], "unknown row 'nonesuch'; known: patchifier-4x4x2, "),
+        (["--backbone", "nonesuch"], "unknown backbone 'nonesuch'"),
+        (["--backbone", "{"], "--backbone {: no JSON"),
         (["--add", "nonesuch"], "nonesuch"),
         (["--add", "{"], "no JSON"),
         (["--add", '{"rate": "4x4x2"}'], '"type"'),

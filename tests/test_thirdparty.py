@@ -64,7 +64,9 @@ def run(place: Path) -> Longtake:
 
 def test_pip_installs_it_with_its_entry_point(place: Path) -> None:
     points = next(place.glob("longtake_pool-*.dist-info")) / "entry_points.txt"
-    assert points.read_text().split() == ["[longtake]", "pool", "=", "longtake_pool"]
+    assert points.read_text().split() == [
+        "[longtake]", "ltx", "=", "longtake_pool.ltx", "pool", "=", "longtake_pool",
+    ]  # fmt: skip
 
 
 def test_it_is_listed_with_its_distribution(run: Longtake) -> None:
@@ -74,6 +76,7 @@ def test_it_is_listed_with_its_distribution(run: Longtake) -> None:
     (row,) = [row for row in found["plugins"] if row["name"] == "mean-pool"]
     assert (row["kind"], row["distribution"]) == ("compressor", "longtake-pool")
     assert "mean-pool-tiny" in [row["name"] for row in found["experiments"]]
+    assert "tiny-ltx" in [row["name"] for row in found["plugins"] if row["kind"] == "backbone"]
     assert found["broken"] == []
 
 
@@ -166,10 +169,16 @@ def test_a_broken_neighbour_is_reported_and_skipped(run: Longtake, tmp_path: Pat
     assert line.startswith("broken_neighbour: broken_neighbour failed to import: ModuleNotFound")
 
 
-def test_two_of_one_name_are_refused_in_one_line(run: Longtake, tmp_path: Path) -> None:
+def test_of_two_of_one_name_neither_loads_and_nothing_else_suffers(
+    run: Longtake, tmp_path: Path
+) -> None:
     twin = add(tmp_path, "twin", "from longtake_pool import longtake_compressors")
-    done = run("list", more=(twin,))
+    done = run("list", "--json", more=(twin,))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "mean-pool" not in [row["name"] for row in found["plugins"]]
+    (line,) = found["broken"]
+    assert line.startswith("longtake-pool (longtake_pool.compressor:") and "and twin (" in line
+    done = run("show", "mean-pool-tiny", more=(twin,))
     assert done.returncode == 2 and done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("longtake: two plugins name a compressor 'mean-pool': longtake-pool ")
-    assert "and twin (" in line and "LONGTAKE_PLUGINS" in line
+    assert "is not loaded: longtake-pool (" in done.stderr and "and twin (" in done.stderr

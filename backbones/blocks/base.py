@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from attrs import frozen
+from torch import Tensor
 
 from ...core.interfaces.backbone import Backbone
 from ...core.values.grid import Geometry
+from ..lora.layouts import FAMILIES, Family
 from ..specs import DiTSpec
 
 
@@ -55,6 +57,18 @@ class Setup:
         return self.attention == "full"
 
 
+class Changed(NamedTuple):
+    """A parameter that frozen LoRAs changed (`.diff` in their files).
+
+    Attributes:
+        original: as it was, on the CPU.
+        wide: with all that was added, in float32 on the CPU.
+    """
+
+    original: Tensor
+    wide: Tensor
+
+
 class DiffusersBackbone(Backbone):
     """A diffusers model as a backbone: its names, its blocks, and where adapters go.
 
@@ -65,16 +79,21 @@ class DiffusersBackbone(Backbone):
         block_lists: names of the module lists that hold the blocks, in the order they run. Each
             block registers a module `enhancer`, None at first, and ends its cross-attention with
             `blocks.enhancer.enhanced`. Empty: the model reads no features of a memory.
+        lora_family: what other programs call the model's linears, so that its LoRA can be exported
+            to them and read from them; None: as `lora.layouts.FAMILIES` knows `diffusers_class`.
         setup: shapes, and how memory enters; whoever builds the model sets it before the first
             call.
         feature_widths: widths of the memory features that the blocks read, by name.
+        changed: parameters that frozen LoRAs changed, by name.
     """
 
     diffusers_class: ClassVar[str]
     linears: ClassVar[Mapping[str, tuple[str, ...]]]
     block_lists: ClassVar[tuple[str, ...]] = ()
+    lora_family: ClassVar[Family | None] = None
     setup: Setup
     feature_widths: Mapping[str, int] = MappingProxyType({})
+    changed: Mapping[str, Changed] = MappingProxyType({})
 
     if TYPE_CHECKING:  # what diffusers' models have is not typed
 
@@ -84,6 +103,11 @@ class DiffusersBackbone(Backbone):
     def geometry(self) -> Geometry:
         """The model's shapes, as it was built."""
         return self.setup.geometry
+
+    @property
+    def known_family(self) -> Family | None:
+        """What other programs call the linears of the model; None where that is not known."""
+        return self.lora_family or FAMILIES.get(self.diffusers_class)
 
     @property
     def memory_blocks(self) -> list[Any]:

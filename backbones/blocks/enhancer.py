@@ -186,7 +186,8 @@ def removed(model: DiffusersBackbone) -> Iterator[None]:
 def read_features(model: DiffusersBackbone, memory: Memory) -> dict[str, Feature]:
     """Return the features that the model reads of a memory, on its device and in its dtype.
 
-    A part without tokens, or one that is not there yet, has none.
+    Parts add what they have: one without tokens, one that is not there (the memory of a single
+    compressor, a memory that is not complete yet) and one of no features add nothing.
 
     Raises:
         ValueError: a feature is missing though its part has tokens, or has another width.
@@ -196,10 +197,9 @@ def read_features(model: DiffusersBackbone, memory: Memory) -> dict[str, Feature
     prefixes = tuple(f"{part.name}." for part in parts)
     missing = [name for name in widths if name not in present and name.startswith(prefixes)]
     read = {name: present[name] for name in sorted(present.keys() & widths.keys())}
-    if missing or (widths and parts and not read):
-        name = min(missing or widths)
+    if missing:
         raise ValueError(
-            f"the memory lacks {name}, which this backbone reads: it has {sorted(present)}"
+            f"the memory lacks {missing[0]}, which this backbone reads: it has {sorted(present)}"
         )
     for name, (_, values) in read.items():
         if values.shape[-1] != widths[name]:

@@ -96,7 +96,7 @@ class WanVae(VaeSpec):
     weights: str = field(
         default=WAN21_HUB,
         validator=_names_weights,
-        metadata=doc(f"{WEIGHTS}, or (2.1 only) one .safetensors file"),
+        metadata=doc(f"{WEIGHTS}, or one .safetensors file, by diffusers' or original names"),
     )
     version: str = field(
         default="2.1",

@@ -17,6 +17,7 @@ from ...core.tools.hub import first_line
 from ...core.values.grid import Size3
 from ..weights.find import VaeRelease, VaeWeights, find_vae, vae_available_offline
 from .specs import VaeSpec
+from .wan22_release import to_diffusers
 
 V = TypeVar("V", bound=VaeSpec)
 
@@ -159,7 +160,8 @@ def _read_file(weights: VaeWeights, cls: type[Any], dtype: torch.dtype) -> tuple
         model = cls(**weights.config)
     names, tensors = model.state_dict().keys(), load_file(weights.path)
     if not names <= tensors.keys():
-        tensors = convert_wan_vae_to_diffusers(tensors)
+        residual = weights.config.get("is_residual")
+        tensors = to_diffusers(tensors) if residual else convert_wan_vae_to_diffusers(tensors)
     missing = [name for name in names if name not in tensors]
     if not missing:
         state = {name: tensors[name].to(dtype) for name in names}

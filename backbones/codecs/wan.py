@@ -20,6 +20,7 @@ from ..weights.find import VaeRelease
 from .specs import WAN21, WAN21_HUB, WAN22_HUB, WanVae
 from .tiles import Grid, Tiles, check_frames, check_latents, check_sides
 from .vae import VaeCodec
+from .wan22_release import MEAN, STD
 
 Caches = list[Any]  # a tensor, FIRST_LATENT, or None where nothing came by yet
 Step = Callable[[Tensor, Caches], Tensor]
@@ -53,8 +54,10 @@ class WanVaeCodec(VaeCodec[WanVae]):
             config=config(spec),
             defaults=config(WAN21),
             hub=WAN21_HUB if old else WAN22_HUB,
-            # diffusers' converter knows two blocks, its class the 16 means and deviations
-            single_file=old and (spec.channels, spec.blocks) == (16, 2),
+            # the converters know two blocks; means and deviations are of 16 channels in diffusers'
+            # class, and of 48 in the original release of 2.2
+            single_file=(spec.channels, spec.blocks) == (16 if old else 48, 2),
+            constants={} if old else {"latents_mean": list(MEAN), "latents_std": list(STD)},
         )
 
     @property

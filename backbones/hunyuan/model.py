@@ -83,6 +83,13 @@ class HunyuanVideoDiT(DiT):
         super().set_up(spec)
         self.guidance = spec.guidance if isinstance(spec, specs.HunyuanSpec) else None
 
+    def reference_inputs(self, noisy: Tensor, t: Tensor, text: Text) -> dict[str, Any]:
+        """Return what diffusers' pipeline would call the model with, its guidance scale, too."""
+        inputs = super().reference_inputs(noisy, t, text)
+        if self.guidance is not None:
+            inputs["guidance"] = torch.full_like(t, self.guidance) * STEPS
+        return inputs
+
     def fitted(self) -> list[Parameter]:
         """Return the parameters that `fit` copies."""
         return list(self.x_embedder.proj.parameters())
@@ -334,6 +341,10 @@ class FramePackBackbone(HunyuanVideoDiT, HunyuanVideoFramepackTransformer3DModel
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._use_memory_blocks()
+
+    def reference(self) -> None:
+        """Return None: diffusers' class does not run without a past."""
+        return None
 
     def _refined_text(self, text: Text, t: Tensor) -> tuple[Tensor, Tensor]:
         tokens, mask = super()._refined_text(text, t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from attrs import Attribute, field, frozen
@@ -9,7 +10,7 @@ from attrs import Attribute, field, frozen
 from ...core.interfaces.spec import doc, in_, instance_of
 from ...core.values.grid import Geometry, Size3
 from ..codecs.specs import Dct, HunyuanVae
-from ..specs import DiTSpec, count_field, dtype_field, number_field, weights_field
+from ..specs import TINY, DiTSpec, count_field, dtype_field, number_field, weights_field
 from ..texts.specs import Bytes, LlamaClip
 
 HUB = "hunyuanvideo-community/HunyuanVideo"
@@ -161,6 +162,8 @@ def _check_pooled(instance: object, attribute: object, value: Bytes) -> None:
 @frozen(kw_only=True)
 class TinyHunyuan(HunyuanSpec):
     """The real HunyuanVideo transformer with small numbers, for CPUs, with the DCT codec."""
+
+    recipe: ClassVar[Mapping[str, Any]] = TINY
 
     heads: int = count_field(4, "attention heads")
     head_width: int = count_field(64, "width of a head, the sum of `rope`; D = heads × this")

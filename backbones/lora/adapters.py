@@ -12,7 +12,8 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,15 +22,15 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import Parameter, init
+from torch.nn import Module, Parameter, init
 
 from ...core.errors import UserError
 from ...core.interfaces.spec import LoRA
 from ...core.tools.files import whole_file
 from ...core.tools.hub import expand_path
-from ..blocks.base import DiffusersBackbone
+from ..blocks.base import Changed, DiffusersBackbone
 from .layouts import DIFFUSERS
-from .read import Lora, read_lora
+from .read import Lora, parameters, read_lora
 
 NAME = "default"  # of ours in peft; those beside it have other names
 _BLOCK = re.compile(r"\w*blocks\.\d+\.")
@@ -149,13 +150,15 @@ def one_scale(lora: Lora, path: Path) -> tuple[int, float]:
     """Return the rank and alpha that all linears of a LoRA share, which one that trains must.
 
     Raises:
-        UserError: they do not, or it changes biases.
+        UserError: they do not, or it changes biases or other parameters.
     """
     ranks, alphas = {pair.rank for pair in lora.pairs.values()}, set(lora.alphas.values())
     what = f"ranks {_first(ranks)}" if len(ranks) > 1 else f"alphas {_first(alphas)}"
     if lora.biases:
         what = f"biases, such as of {min(lora.biases)}"
-    if lora.biases or len(ranks) > 1 or len(alphas) > 1:
+    if lora.diffs:
+        what = f"changes of other parameters, such as of {min(lora.diffs)}"
+    if lora.biases or lora.diffs or len(ranks) > 1 or len(alphas) > 1:
         raise UserError(
             f"LoRA {path} has {what}: it cannot train on; to keep it frozen beside, name it in "
             "backbone.loras"
@@ -185,7 +188,8 @@ def _check_alike(model: DiffusersBackbone, lora: Lora, path: Path) -> None:
 def add_frozen(model: DiffusersBackbone, loras: Sequence[str]) -> None:
     """Add LoRA files to a model, frozen, in any layout that `read_lora` knows.
 
-    Ranks, alphas and biases may differ by linear.
+    Ranks, alphas and biases may differ by linear. What a file adds to other parameters (`.diff`)
+    is added to them, times the scale, as ComfyUI does; `removed` takes it off again.
 
     Args:
         model: with or without adapters of ours.
@@ -197,7 +201,10 @@ def add_frozen(model: DiffusersBackbone, loras: Sequence[str]) -> None:
     """
     for text in loras:
         path, scale = parse_scaled(text)
-        _add_scaled(model, read_lora(model, path), scale)
+        lora = read_lora(model, path)
+        if lora.pairs:
+            _add_scaled(model, lora, scale)
+        _add_diffs(model, lora.diffs, scale, path)
 
 
 def parse_scaled(text: str) -> tuple[Path, float]:
@@ -232,6 +239,61 @@ def _add_scaled(model: DiffusersBackbone, lora: Lora, scale: float) -> None:
         if layer.lora_B[name].bias is not None:
             layer.lora_B[name].bias.copy_(lora.biases.get(linear, torch.zeros(())))
         layer.set_scale(name, scale)
+
+
+@torch.no_grad()
+def _add_diffs(
+    model: DiffusersBackbone, diffs: Mapping[str, Tensor], scale: float, path: Path
+) -> None:
+    """Add changes times a scale to parameters, summed in float32 over all LoRAs.
+
+    Raises:
+        UserError: a parameter is quantised.
+    """
+    own, changed = parameters(model), dict(model.changed)
+    for name, diff in diffs.items():
+        weight = own[name]
+        if not weight.is_floating_point():
+            raise UserError(
+                f"LoRA {path} changes {name}, which is quantised: set backbone.quantize to none"
+            )
+        original = weight.detach().cpu().clone()
+        before = changed.get(name, Changed(original, original.float()))
+        wide = before.wide + scale * diff.float()
+        changed[name] = before._replace(wide=wide)
+        weight.copy_(wide)
+    model.changed = changed
+
+
+@contextmanager
+def removed(model: DiffusersBackbone) -> Iterator[None]:
+    """Remove frozen LoRAs within the `with` block: files of the model's own weights hold none.
+
+    A parameter that was changed and trained since keeps what it learned.
+    """
+    layers = [(n, x) for n, x in model.named_modules() if isinstance(x, LoraLayer)]
+    own = parameters(model)
+    changed = {name: own[name].detach().clone() for name in model.changed}
+    try:
+        with torch.no_grad():
+            for name, now in changed.items():
+                original, wide = model.changed[name]
+                same = torch.equal(now.cpu(), wide.to(now.dtype))
+                own[name].copy_(original if same else now.cpu().float() - wide + original.float())
+        for name, layer in layers:
+            _set_module(model, name, layer.get_base_layer())
+        yield
+    finally:
+        for name, layer in layers:
+            _set_module(model, name, layer)
+        with torch.no_grad():
+            for name, now in changed.items():
+                own[name].copy_(now)
+
+
+def _set_module(model: DiffusersBackbone, name: str, module: Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def _config_by_linear(lora: Lora) -> LoraConfig:

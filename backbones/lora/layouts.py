@@ -44,11 +44,13 @@ class BlockList:
         diffusers: diffusers' name of the list.
         original: the original name.
         linears: the original linears of a block, and diffusers' linears that each is made of.
+        spellings: ComfyUI's names of some of them.
     """
 
     diffusers: str
     original: str
     linears: Mapping[str, tuple[str, ...]]
+    spellings: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -60,14 +62,14 @@ class Family:
         network: what kohya's files call the module that trains such a LoRA.
         required: original linears that diffusers' reader of kohya files wants in every block.
         reads_alpha: whether diffusers' reader knows `.alpha`; else the weights hold the scale.
-        split: original linears that diffusers' reader can split at its own model's width only.
+        others: original modules outside of blocks.
     """
 
     lists: Sequence[BlockList]
     network: str
     required: tuple[str, ...] = ()
     reads_alpha: bool = True
-    split: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def original(self, name: str) -> OriginalLinear | None:
         """Return the original linear that one of diffusers' is in, None where it is unknown."""
@@ -95,18 +97,16 @@ class Family:
         return ()
 
     def dotted(self, flat: str) -> str | None:
-        """Return the original linear whose dots kohya's files write as `_`, None if unknown."""
+        """Return the original module whose dots kohya's files write as `_`, None if unknown."""
+        for other in self.others:
+            if flat == other.replace(".", "_"):
+                return other
         for blocks in self.lists:
-            for original in blocks.linears:
+            for original in (*blocks.linears, *blocks.spellings):
                 end = re.escape(original.replace(".", "_"))
                 if match := re.fullmatch(rf"{blocks.original}_(\d+)_{end}", flat):
                     return f"{blocks.original}.{match[1]}.{original}"
         return None
-
-    @property
-    def foreign(self) -> tuple[str, ...]:
-        """Original names of lists of blocks that diffusers calls otherwise."""
-        return tuple(b.original for b in self.lists if b.original != b.diffusers)
 
 
 def _attention(diffusers: str, original: str) -> dict[str, tuple[str, ...]]:
@@ -134,6 +134,17 @@ WAN = Family(
         ),
     ),
     required=tuple(_WAN),
+    others=(
+        "patch_embedding",
+        "text_embedding.0",
+        "text_embedding.2",
+        "time_embedding.0",
+        "time_embedding.2",
+        "time_projection.1",
+        "head.head",
+        "img_emb.proj.1",
+        "img_emb.proj.3",
+    ),  # fmt: skip
 )
 HUNYUAN = Family(
     network="networks.lora",
@@ -153,6 +164,14 @@ HUNYUAN = Family(
                 "txt_mlp.fc1": ("ff_context.net.0.proj",),
                 "txt_mlp.fc2": ("ff_context.net.2",),
             },
+            spellings=(
+                "img_mod.lin",
+                "txt_mod.lin",
+                "img_mlp.0",
+                "img_mlp.2",
+                "txt_mlp.0",
+                "txt_mlp.2",
+            ),  # fmt: skip
         ),
         BlockList(
             diffusers="single_transformer_blocks",
@@ -162,10 +181,11 @@ HUNYUAN = Family(
                 "linear2": ("proj_out",),
                 "modulation.linear": ("norm.linear",),
             },
+            spellings=("modulation.lin",),
         ),
     ),
     reads_alpha=False,
-    split=("linear1",),
+    others=("img_in.proj", "vector_in.in_layer", "vector_in.out_layer", "final_layer.linear"),
 )
 FAMILIES = {
     "WanTransformer3DModel": WAN,
@@ -279,18 +299,25 @@ def with_required(
     return every
 
 
+def scaled(up: Tensor, scale: float) -> Tensor:
+    """Return B times a scale in float32, rounded once; divided by it again, it is off by an ulp."""
+    return (up.double() * scale).float()
+
+
 def comfyui(pairs: Pairs, scale: float, *, with_alpha: bool) -> dict[str, Tensor]:
     """Return ComfyUI's tensors of original pairs.
 
     Args:
         pairs: by original names.
         scale: alpha / rank.
-        with_alpha: write `.alpha`; else the scale goes into B.
+        with_alpha: write `.alpha`; else the scale goes into B, which is float32 then.
     """
     tensors = {}
     for linear, pair in pairs.items():
         tensors[f"{COMFYUI}{linear}.lora_A.weight"] = pair.down
-        tensors[f"{COMFYUI}{linear}.lora_B.weight"] = pair.up if with_alpha else pair.up * scale
+        tensors[f"{COMFYUI}{linear}.lora_B.weight"] = (
+            pair.up if with_alpha else scaled(pair.up, scale)
+        )
         if with_alpha:
             tensors[f"{COMFYUI}{linear}.alpha"] = torch.tensor(scale * pair.rank)
     return tensors

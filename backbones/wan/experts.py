@@ -33,6 +33,7 @@ from ...core.interfaces.backbone import (
     Context,
     ContextCall,
     LoraFile,
+    Reference,
     RememberCall,
     VelocityCall,
 )
@@ -228,6 +229,29 @@ class Experts(Backbone):
         """Turn gradient checkpointing on or off in both."""
         for expert in self.experts.values():
             expert.set_checkpointing(on)
+
+    def joint(self, memory_time: float | None = None) -> Self | None:
+        """Return a copy of both as their `joint`, whose law holds where t ≥ `boundary`.
+
+        Below it the memory is of the other expert's first projection. None at a time of the
+        memory's own: an expert is chosen by the time of the first frame, which it then would be.
+        """
+        high, low = self.transformer.joint(), self.transformer_2.joint()
+        if memory_time is not None or high is None or low is None:
+            return None
+        return type(self)(high, low, self.boundary)
+
+    def reference(self) -> Reference | None:
+        """Return the velocity by diffusers' own class, of the expert that each time asks for."""
+        high, low = self.transformer.reference(), self.transformer_2.reference()
+        if high is None or low is None:
+            return None
+
+        def velocity(noisy: Tensor, t: Tensor, text: Text) -> Tensor:
+            is_high = (t >= self.boundary)[:, None, None, None, None]
+            return torch.where(is_high, high(noisy, t, text), low(noisy, t, text))
+
+        return velocity
 
     def forward(self, call: Call) -> Cache | Context | Tensor:
         """Answer one of the three calls."""

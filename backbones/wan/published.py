@@ -53,7 +53,32 @@ def config_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return config | {"image_dim": image[0] if image else None}
 
 
-RELEASE = Release(original="WanModel", experts=False, facts=config_from_tensors)
+ORIGINAL_FIELDS = {  # of the original release's config.json, and diffusers' names of them
+    "num_heads": "num_attention_heads", "ffn_dim": "ffn_dim", "num_layers": "num_layers",
+    "in_dim": "in_channels", "out_dim": "out_channels", "text_dim": "text_dim",
+    "freq_dim": "freq_dim", "eps": "eps", "patch_size": "patch_size",
+    "cross_attn_norm": "cross_attn_norm",
+}  # fmt: skip
+
+
+def config_from_original(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers of diffusers' config from the config.json of the original release.
+
+    Args:
+        written: what is missing there is left out.
+    """
+    config = {ours: written[name] for name, ours in ORIGINAL_FIELDS.items() if name in written}
+    width, heads = written.get("dim"), written.get("num_heads")
+    if isinstance(width, int) and isinstance(heads, int) and heads > 0:
+        config["attention_head_dim"] = width // heads
+    if "qk_norm" in written:
+        config["qk_norm"] = "rms_norm_across_heads" if written["qk_norm"] else None
+    return config
+
+
+RELEASE = Release(
+    original="WanModel", experts=False, numbers=config_from_original, facts=config_from_tensors
+)
 HIGH_NOISE, LOW_NOISE = (  # of 2.2's 14B
     attrs.evolve(RELEASE, parts=parts, experts=True)
     for parts in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model"))

@@ -5,6 +5,7 @@ Light: no torch, no diffusers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from attrs import Attribute, field, frozen
@@ -13,6 +14,7 @@ from ...core.interfaces.spec import doc, each, in_, instance_of, unit
 from ...core.values.grid import Geometry, Size3
 from ..codecs.specs import WAN21, WAN22, Dct, WanVae
 from ..specs import (
+    TINY,
     DiTSpec,
     count_field,
     dtype_field,
@@ -117,7 +119,17 @@ class WanSpec(DiTSpec):
 
 @frozen(kw_only=True)
 class TinyWan(WanSpec):
-    """The real Wan 2.2 transformer with small numbers, for CPUs, with the DCT codec."""
+    """The real Wan 2.2 transformer with small numbers, for CPUs, with the DCT codec.
+
+    The recipe's is the one whose weights ship.
+    """
+
+    recipe: ClassVar[Mapping[str, Any]] = {
+        **TINY,
+        "backbone.heads": 8,
+        "backbone.head_width": 32,
+        "backbone.weights": "tiny-base",
+    }
 
     heads: int = heads_field(4)
     head_width: int = head_width_field(64)

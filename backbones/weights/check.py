@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.registry import registry
+from ...core.tools.files import TensorFile
 from ...core.tools.hub import first_line
 from ..blocks.base import DiffusersBackbone
 from ..specs import DiTSpec
@@ -42,13 +43,11 @@ def read_headers(name: str, files: Sequence[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in files:
         try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118
-                    shape = file.get_slice(key).get_shape()
-                    tensors[key] = torch.empty(shape, device="meta")
+            file = TensorFile(path)
         except (OSError, SafetensorError) as error:
             reason = f"{path.name} is cut short or no safetensors file ({first_line(error)})"
             raise UserError(f"weights {name} cannot be read: {reason}") from error
+        tensors |= {key: torch.empty(file.shape(key), device="meta") for key in file.entries}
     return tensors
 
 

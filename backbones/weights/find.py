@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from ...core.errors import UserError
@@ -47,6 +47,7 @@ class Release:
         parts: names of the folder that holds it inside a pipeline; the first that is there.
         original: what `_class_name` is in folders of the original release; empty: there are none.
         experts: whether its pipelines hold two transformers; None: they may.
+        numbers: returns numbers of diffusers' config from the config.json of the original release.
         facts: returns numbers of diffusers' config from tensors in its names, so that a single file
             of another model can be told by these; None where nobody wrote it.
     """
@@ -54,6 +55,7 @@ class Release:
     parts: tuple[str, ...] = ("transformer",)
     original: str = ""
     experts: bool | None = None
+    numbers: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     facts: Facts | None = None
 
 
@@ -160,6 +162,7 @@ class VaeRelease:
         defaults: values of these keys where a config leaves them out: those of the class.
         hub: where the published weights are, for messages.
         single_file: whether one file without a config says enough.
+        constants: what the config of the published weights says besides; single files take it.
     """
 
     cls: str
@@ -167,6 +170,7 @@ class VaeRelease:
     defaults: Mapping[str, Any]
     hub: str
     single_file: bool
+    constants: Mapping[str, Any] = field(factory=dict)
 
 
 @frozen(kw_only=True)
@@ -283,7 +287,8 @@ def _vae_of_file(file: Path, release: VaeRelease) -> VaeWeights:
         raise UserError(
             f"weights {file} make latents of {channels} channels, not {release.config['z_dim']}"
         )
-    return VaeWeights(path=file, config=release.config, files=(file,))
+    config = {**release.config, **release.constants}
+    return VaeWeights(path=file, config=config, files=(file,))
 
 
 def as_json(value: Any) -> Any:

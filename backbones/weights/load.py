@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ...core.errors import UserError
-from ...core.tools.files import read_json, whole_folder, write_json
-from ...core.tools.hub import first_line
+from ...core.tools.device import free_memory
+from ...core.tools.files import TensorFile, read_json, whole_folder, write_json
+from ...core.tools.hub import GIGABYTE, first_line
 from ..blocks.base import DiffusersBackbone
 from ..specs import DiTSpec
 from .check import check_numbers, check_tensors, read_headers, skeleton
 from .find import CHECKPOINT, DiTWeights, Facts, Release, check_experts, find_dit, weight_files
+from .original import Convert, original_converter, original_spelling
 
 D = TypeVar("D", bound=DiffusersBackbone)
-Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _SCALED = ("scaled_fp8", "scale_weight", "weight_scale", "scale_input")
 
@@ -119,6 +119,7 @@ def _is_by_diffusers(
     name = written.get("_class_name") if isinstance(written, dict) else None
     files = weight_files(weights)
     if release.original and name == release.original:
+        check_numbers(weights.name, release.numbers(written), config)
         return False
     if name != cls.diffusers_class:
         raise UserError(f"weights {weights.name} are of {name}, not of {cls.diffusers_class}")
@@ -165,6 +166,7 @@ def _load_tensors(
         weights.name, model, read_headers(weights.name, files), config, facts
     )
     cast(model, dtype)
+    _check_memory(weights.name, model)
     types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     # one by one, so that memory holds little more than the model
     parts = (convert({key: tensor}) for path in files for key, tensor in _read(path))
@@ -173,10 +175,25 @@ def _load_tensors(
     return model.eval()
 
 
+def _check_memory(name: str, model: DiffusersBackbone) -> None:
+    """Refuse a model that is larger than the memory that is free.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    needed = sum(tensor.nbytes for tensor in model.state_dict().values())
+    free = free_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"weights {name} take {needed / GIGABYTE:.1f} GB of memory, and {free / GIGABYTE:.1f} "
+            "GB are free here: take a GGUF that is quantised, or a machine with more"
+        )
+
+
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            yield key, file.get_tensor(key)
+    file = TensorFile(path)
+    for key in file.entries:
+        yield key, file.read(key)
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -204,7 +221,11 @@ def _checked_converter(
             "the bf16 or fp16 file, or a GGUF"
         )
     convert = _converter(model, shapes)
-    converted = convert(shapes)
+    try:
+        converted = convert(shapes)
+    except (RuntimeError, ValueError, LookupError, AttributeError, TypeError):
+        converted = {}  # converters trust the names that they know
+    _refuse_foreign(name, model, shapes, converted)
     if facts is not None:
         check_numbers(name, facts(converted), config)
     check_tensors(name, converted, model)
@@ -216,11 +237,29 @@ def _converter(model: DiffusersBackbone, tensors: Mapping[str, Tensor]) -> Conve
     names, bare = set(model.state_dict()), {_bare(name) for name in tensors}
     if len(names & bare) > len(names) // 2:
         return lambda tensors: {_bare(name): x for name, x in tensors.items()}
-    convert = SINGLE_FILE_LOADABLE_CLASSES[model.diffusers_class]["checkpoint_mapping_fn"]
-    config = dict(model.config)
-    return lambda tensors: dict(
-        convert(checkpoint={_bare(name): x for name, x in tensors.items()}, config=config)
-    )
+    convert = original_converter(model)
+    return lambda tensors: convert({_bare(name): x for name, x in tensors.items()})
+
+
+def _refuse_foreign(
+    name: str,
+    model: DiffusersBackbone,
+    tensors: Mapping[str, Tensor],
+    converted: Mapping[str, Tensor],
+) -> None:
+    """Refuse tensors of which none is of a block of the model.
+
+    Raises:
+        UserError: with one that is there.
+    """
+    own = set(model.state_dict()) & set(converted)
+    blocks = tuple(f"{blocks}." for blocks in model.block_lists) or ("",)
+    if any(key.startswith(blocks) for key in own):
+        return
+    what = f"they hold {min(tensors)}" if tensors else "they hold no tensors"
+    if any("lora" in key for key in tensors):
+        what += "; a LoRA goes into backbone.loras"
+    raise UserError(f"weights {name} are of no {model.diffusers_class}: {what}")
 
 
 def _bare(name: str) -> str:
@@ -251,8 +290,9 @@ def _load_gguf(
     # Both ends of the model and norms, which diffusers never casts, are dequantised as they are
     # read: the encoder copies the first projection, and few types of layers compute with blocks.
     quantization.modules_to_not_convert = list(loader._skip_layerwise_casting_patterns or ())
-    tensors, shapes = _read_gguf(weights)
-    _checked_converter(weights.name, skeleton(cls, config), shapes, config, facts)
+    empty = skeleton(cls, config)
+    tensors, shapes = _read_gguf(weights, empty)
+    _checked_converter(weights.name, empty, shapes, config, facts)
     try:
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
             text = json.dumps({"_class_name": cls.diffusers_class, **config})
@@ -270,7 +310,9 @@ def _load_gguf(
     return model
 
 
-def _read_gguf(weights: DiTWeights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _read_gguf(
+    weights: DiTWeights, model: DiffusersBackbone
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors of a GGUF file, quantised, and the shapes that they stand for."""
     from diffusers.models.model_loading_utils import load_gguf_checkpoint
     from diffusers.quantizers.gguf.utils import GGUFParameter
@@ -279,7 +321,7 @@ def _read_gguf(weights: DiTWeights) -> tuple[dict[str, Tensor], dict[str, Tensor
         checkpoint: dict[str, Any] = load_gguf_checkpoint(str(weights.path))
     except Exception as error:  # its reader trusts the file, and fails as it may
         raise UserError(f"weights {weights.name} cannot be read: {first_line(error)}") from error
-    tensors = {_bare(name): x for name, x in checkpoint.items()}
+    tensors = {original_spelling(model, _bare(name)): x for name, x in checkpoint.items()}
     shapes = {
         name: x.quant_shape if isinstance(x, GGUFParameter) else x.shape
         for name, x in tensors.items()

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 
-from ..data.sources import Source, find_sources
-from ..data.store import Record, clip_path, rate_path, read_index
+from ..data.sources import Source, find_sources, notes_on
+from ..data.store import Record, clip_path, note_gone, rate_path, read_index
 from ..data.texts import PromptEmbedder
 from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.spec import TextEncoderSpec
 from ..interfaces.text_encoder import TextEncoder
 from ..registry import build
-from ..tools.files import append_json_line
+from ..tools.files import append_json_line, disk_errors
 from ..values.grid import Rate
 from .job import Job, Shard, claim_store, measure_store_margins
 from .tasks import (
@@ -32,6 +33,7 @@ from .tasks import (
     needs_cuts,
     perform,
     plan,
+    reason,
     with_cuts,
 )
 from .workers import TaskStarts, run_workers
@@ -51,6 +53,7 @@ def cache(
     progress: Progress | None = None,
     shard: Shard | None = None,
     workers: int = 1,
+    prune: bool = False,
 ) -> CacheResult:
     """Cache every video of a folder into a store, and return what became of each.
 
@@ -69,6 +72,7 @@ def cache(
             captions depend on cuts, first with how many videos were searched for them.
         shard: the part of the videos that this process takes; default: all.
         workers: processes that this one spreads its part over.
+        prune: remove the clips of videos that are no longer among `videos`.
 
     Raises:
         UserError: no video is usable, the store belongs to another spec, or the disk is full.
@@ -79,6 +83,7 @@ def cache(
     shard = shard or Shard()
     sources = find_sources(videos)
     own = shard.of(sources)
+    notes = notes_on(videos, sources)
     job = Job.of(experiment, out, rates, pixels, device)
     text: TextEncoder[TextEncoderSpec] = build(experiment.backbone.text_encoder).to(device)
     with claim_store(job, text, shard) as index:
@@ -87,8 +92,12 @@ def cache(
         measure_store_margins(job)
         outcomes = run.perform_all(own, tasks, workers)
         gone = run.gone(sources)
-    result = CacheResult(out, outcomes, shard, gone, run.elapsed)
-    _refuse_none(result, videos, len(sources))
+        if prune:
+            run.remove_clips(gone)
+        note_gone(out, [] if prune else gone)
+        captions = CaptionCount.of(own)
+        result = CacheResult(out, outcomes, shard, gone, run.elapsed, captions, notes, prune)
+        _refuse_none(result, videos, len(sources))
     return result
 
 
@@ -101,6 +110,33 @@ def _refuse_none(result: CacheResult, videos: Path, total: int) -> None:
         )
 
 
+@frozen
+class CaptionCount:
+    """How many of a run's videos have captions of their own, and where these stand.
+
+    `origins` are names of lists, and suffixes of files beside the videos; of most videos first.
+    """
+
+    given: int = 0
+    videos: int = 0
+    origins: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, sources: Sequence[Source]) -> CaptionCount:
+        """Count the captions of these videos."""
+        origins = Counter(source.origin for source in sources if source.captions)
+        ordered = tuple(origin for origin, _ in origins.most_common())
+        return cls(origins.total(), len(sources), ordered)
+
+    def __str__(self) -> str:
+        places = [f"{origin} files" if origin[:1] == "." else origin for origin in self.origins]
+        rest = "; the others go by their names" if 0 < self.given < self.videos else ""
+        return (
+            f"captions: {self.given} of {self.videos}, from "
+            f"{', '.join(places) or 'nowhere: videos go by their names'}{rest}"
+        )
+
+
 @define
 class CacheResult:
     """What a run of `cache` did.
@@ -109,8 +145,11 @@ class CacheResult:
         store: its folder.
         outcomes: one a video of this process's shard.
         shard: which one that was.
-        gone: sources that the store has and that are no longer among the videos; they stay.
+        gone: sources that the store has, or had, and that are no longer among the videos.
         elapsed: seconds that reading and encoding took.
+        captions: how many of its shard's videos have some.
+        notes: what is among the videos and their captions and was not used, a line each.
+        pruned: whether the clips of those that are gone were removed; else they stay.
     """
 
     store: Path
@@ -118,6 +157,9 @@ class CacheResult:
     shard: Shard = Shard()
     gone: list[str] = field(factory=list)
     elapsed: float = 0.0
+    captions: CaptionCount = CaptionCount()
+    notes: list[str] = field(factory=list)
+    pruned: bool = False
 
     def count(self, status: str) -> int:
         """Return how many videos have that status."""
@@ -202,14 +244,35 @@ class CacheRun:
     def gone(self, sources: Sequence[Source]) -> list[str]:
         """Return the videos that the store has clips of and that are not among the sources."""
         present = {i for source in sources for i in clip_ids(source, mirror=True)}
-        return sorted({record.source for i, record in self.records.items() if i not in present})
+        root = self.job.root
+        return sorted(
+            {
+                record.source
+                for i, record in self.records.items()
+                if i not in present and clip_path(root, i).exists()
+            }
+        )
+
+    def remove_clips(self, gone: Sequence[str]) -> None:
+        """Remove the clips of these sources from the store, which then is as if it never had them.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        for record in self.records.values():
+            if record.source in gone:
+                files = [clip_path(self.job.root, record.id)]
+                files += [rate_path(self.job.root, rate, record.id) for rate in record.added]
+                for path in files:
+                    with disk_errors(path):
+                        path.unlink(missing_ok=True)
 
     def _plan(self, source: Source) -> Task | None:
         try:
             task = plan(self.job, source, self.records)
             status, detail = "kept", ""
-        except UserError as error:
-            task, status, detail = None, "bad", str(error)
+        except Exception as error:  # whatever a single file does, the rest goes on
+            task, status, detail = None, "bad", reason(source, error)
         if task is None:
             self.outcomes[source.id] = Outcome(source=source.name, status=status, detail=detail)
         return task

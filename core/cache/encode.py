@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import attrs
+import numpy as np
 import torch
 from attrs import define, field, frozen
 from einops import rearrange, reduce
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UserError
@@ -26,7 +29,7 @@ from ..values.history import History
 from ..values.shapes import Latents, Pixels
 from ..video.decode import probe
 from ..video.placement import Placement, place
-from ..video.read import iter_frames
+from ..video.read import FrameChunks, iter_frames
 
 
 @frozen(eq=False, kw_only=True)
@@ -38,6 +41,7 @@ class Encoded:
         pixels: uint8 `[1, 3, F, P, Q]`, or None where they are not kept.
         frames: F = 1 + stride·(T − 1); `fps` of them a second.
         placement: how frames were fitted into their bucket.
+        note: what was wrong with the file, "" where nothing was.
     """
 
     latents: Tensor
@@ -46,6 +50,7 @@ class Encoded:
     frames: int
     fps: float
     placement: Placement
+    note: str = ""
 
     def history(self) -> History:
         """Return it as a history that starts at latent 0."""
@@ -86,14 +91,16 @@ def encode_file(
     """
     count = None if seconds is None else geometry.frames(seconds, fps)
     least = geometry.frames(spec.min_seconds, fps)
-    placement, pixels = file_chunks(path, geometry, spec, fps=fps, count=count)
-    encoded = encode_pixels(codec, pixels, rates, keep_pixels, fps, placement)
+    read = _read_fitted(path, geometry, spec, fps, count)
+    pixels = map(_tensor, read)
+    encoded = encode_pixels(codec, pixels, rates, keep_pixels, fps, read.placement)
     if encoded.frames < least:
         raise UserError(
             f"{path.name}: too short: {encoded.frames} frames at {fps:g} fps, "
             f"{least} ({spec.min_seconds:g} s) are needed (cache.min_seconds)"
+            + (f"; {read.warning}" if read.warning else "")
         )
-    return encoded
+    return attrs.evolve(encoded, note=read.warning)
 
 
 def file_chunks(
@@ -104,11 +111,20 @@ def file_chunks(
     Raises:
         UserError: the file is no video; while iterating, where it cannot be decoded.
     """
+    read = _read_fitted(path, geometry, spec, fps, count)
+    return read.placement, map(_tensor, read)
+
+
+def _read_fitted(
+    path: Path, geometry: Geometry, spec: CacheSpec, fps: float, count: int | None
+) -> FrameChunks:
     info = probe(path)
     placement = place(info.width, info.height, spec.area, geometry.multiple, spec.max_aspect)
-    chunks = iter_frames(path, fps=fps, size=placement, count=count, chunk=spec.chunk)
-    tensors = (rearrange(torch.from_numpy(chunk), "n p q c -> 1 c n p q") for chunk in chunks)
-    return placement, tensors
+    return iter_frames(path, fps=fps, size=placement, count=count, chunk=spec.chunk)
+
+
+def _tensor(chunk: NDArray[np.uint8]) -> Tensor:
+    return rearrange(torch.from_numpy(chunk), "n p q c -> 1 c n p q")
 
 
 def encode_pixels(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -43,6 +44,7 @@ from ..video.builtin_clip import SECONDS, builtin_clip
 
 T = TypeVar("T")
 
+PARTS = ("clips", "index", "rates", "texts")  # folders of a store
 LAYOUT = ("area", "max_aspect", "pixels", "mirror", "dtype")  # fields of CacheSpec in the header
 SIDE = 64  # pixels of the clip that margins are measured on: enough, and fast on a CPU
 
@@ -88,7 +90,8 @@ def claim_store(job: Job, text: TextEncoder[TextEncoderSpec], shard: Shard) -> I
 
     The header of a store without any clip binds nobody but the runs at work on it. A store that
     keeps frames goes on keeping them: `job.spec` then says so. What killed runs left half written
-    is removed.
+    is removed. A run that ends or fails without any clip in the store leaves no folder behind, but
+    where the user stopped it.
 
     Raises:
         UserError: the folder holds other files, or a store that was made with something else.
@@ -98,6 +101,8 @@ def claim_store(job: Job, text: TextEncoder[TextEncoderSpec], shard: Shard) -> I
     _keep_pixels(job)
     header = store_header(job, text)
     claim = part_path(root / f"claim-{_hash(header)}-{shard.name}")
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    stopped = True
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         claim.touch()
@@ -106,10 +111,14 @@ def claim_store(job: Job, text: TextEncoder[TextEncoderSpec], shard: Shard) -> I
         for folder in (root, root / "clips", root / "texts", *root.glob("rates/*")):
             remove_parts(folder)
         yield root / "index" / _index_name(root, shard, claim)
+        stopped = False
+    except Exception:
+        stopped = False
+        raise
     finally:
         claim.unlink(missing_ok=True)
-        if shard.world == 1:  # else others may be about to begin
-            _remove_if_bare(root)
+        if shard.world == 1 and not stopped:  # else others may be about to begin
+            _remove_if_empty(root, made)
 
 
 def _refuse_other_folders(root: Path) -> None:
@@ -175,13 +184,20 @@ def _index_name(root: Path, shard: Shard, own_claim: Path) -> str:
     return f"{shard.name}{suffix}.jsonl"
 
 
-def _remove_if_bare(root: Path) -> None:
-    """Remove a store that is only a header without measurements: what failed leaves nothing."""
-    header = root / "store.json"
-    if list(root.iterdir()) == [header] and "measured" not in read_object(header, STORE_KIND):
-        header.unlink()
+def _remove_if_empty(root: Path, made: Sequence[Path]) -> None:
+    """Remove a store without any clip, and the folders that were made for it.
+
+    Stays: a store that others are at work on, and a folder that has other files in it.
+    """
+    claims = [path for path in root.glob(".claim-*.part") if is_live(path)]
+    if claims or read_index(root) or any((root / "clips").glob("*.safetensors")):
+        return
+    (root / "store.json").unlink(missing_ok=True)
+    for name in PARTS:
+        shutil.rmtree(root / name, ignore_errors=True)
+    for folder in made or [root]:
         with suppress(OSError):  # a folder that must stay, such as a disk's own
-            root.rmdir()
+            folder.rmdir()
 
 
 def measure_store_margins(job: Job) -> None:

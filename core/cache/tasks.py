@@ -16,13 +16,13 @@ from attrs import frozen
 from torch import Tensor
 
 from ..data.captions import Caption, name_in_words, shot_captions
-from ..data.sources import Source
+from ..data.sources import Source, on_video_clock
 from ..data.store import Record, clip_path, rate_path
-from ..errors import UserError
+from ..errors import LongtakeError, UserError, printable
 from ..tools.files import is_tensors, open_tensors, write_tensors
 from ..values.grid import Rate
 from ..video.cuts import detect_cuts
-from ..video.decode import VideoError, fingerprint
+from ..video.decode import VideoError, fingerprint, out_of_memory
 from .encode import Encoded, encode_file, encode_rates, file_chunks
 from .job import Job
 
@@ -39,12 +39,14 @@ class Outcome:
             (already done); `bad` (cannot be used); `lost` (the process at work on it died).
         detail: how it was fitted, what was updated, or the reason.
         seconds: of the video that were cached.
+        note: what was wrong with a video that was cached nevertheless, such as a cut-off end.
     """
 
     source: str
     status: str
     detail: str = ""
     seconds: float = 0.0
+    note: str = ""
 
 
 @frozen(kw_only=True)
@@ -93,6 +95,7 @@ def plan(job: Job, source: Source, indexed: Mapping[str, Record]) -> Task | None
     if source.fault:
         raise UserError(source.fault)
     mark = fingerprint(source.path)
+    source = attrs.evolve(source, captions=on_video_clock(source.path, source.captions))
     ids = clip_ids(source, job.spec.mirror)
     old = tuple(indexed[i] for i in ids if i in indexed)
     task = Task(
@@ -138,7 +141,8 @@ def needs_cuts(task: Task) -> bool:
 def with_cuts(task: Task) -> Task:
     """Return the task with its cuts found, where its prompts depend on them; else as it is.
 
-    The task of a video that cannot be read stays as it is, too: performing it says why.
+    The task of a video that cannot be read, for whatever reason, stays as it is, too: performing it
+    says why.
 
     Raises:
         UserError: what finds cuts is not installed.
@@ -147,34 +151,51 @@ def with_cuts(task: Task) -> Task:
         return task
     try:
         return attrs.evolve(task, cuts=detect_cuts(task.source.path))
-    except VideoError:
+    except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, VideoError):
+            raise
         return task
 
 
 def perform(job: Job, task: Task) -> TaskResult:
     """Do a task; a video that cannot be read has the outcome `bad`, and nothing is written for it.
 
+    That is so whatever goes wrong with it: one file never ends a run.
+
     Raises:
-        UserError: the disk refuses.
+        UserError: the disk refuses, or what finds cuts is not installed.
     """
     try:
         cuts = _cuts(task)
-    except VideoError as error:  # another is not of the video but of the machine: it ends the run
+    except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, VideoError):
+            raise  # this is not of the video but of the machine: it ends the run
         return _bad(task, error)
     try:
         with torch.no_grad():
             encoded = None if task.records else _encode(job, task)
             lr = {r.id: _missing_lr(job, task, r) for r in task.records if task.rates}
-    except UserError as error:
+    except Exception as error:
         return _bad(task, error)
     if encoded is None:
         return _updated(job, task, cuts, lr)
     return _cached(job, task, cuts, encoded)
 
 
-def _bad(task: Task, error: UserError) -> TaskResult:
-    outcome = Outcome(source=task.source.name, status="bad", detail=str(error))
+def _bad(task: Task, error: Exception) -> TaskResult:
+    outcome = Outcome(source=task.source.name, status="bad", detail=reason(task.source, error))
     return TaskResult(id=task.source.id, outcome=outcome)
+
+
+def reason(source: Source, error: Exception) -> str:
+    """Return in one line why a video cannot be used, after an error of any kind."""
+    if isinstance(error, LongtakeError):
+        return str(error)
+    said = " ".join(str(error).split())
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate" in said:
+        return str(out_of_memory(source.path))
+    kind = type(error).__name__
+    return f"{source.name}: cannot be used ({printable(f'{kind}: {said}'.rstrip(': '))[:300]})"
 
 
 def _cuts(task: Task) -> Cuts:
@@ -209,6 +230,7 @@ def _cached(job: Job, task: Task, cuts: Cuts, encoded: Encoded) -> TaskResult:
         status="cached",
         detail=str(encoded.placement),
         seconds=records[0].seconds,
+        note=encoded.note,
     )
     return TaskResult(id=task.source.id, outcome=outcome, records=tuple(records))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -25,24 +24,12 @@ def bench(
     """
     from .. import bench as benches
     from ..config import load_experiment
-    from ..tools.files import write_json
+    from ..tools.files import check_out_file, write_json
 
     if out is not None:
-        _check_writable(out)
+        check_out_file(out)
     _, specs = load_experiment(experiment)
     result = benches.bench(specs, data=data)
     if out is not None:
         write_json(out, result)
     o.print_result(result, benches.lines(result), as_json=as_json)
-
-
-def _check_writable(out: Path) -> None:
-    """Refuse, before minutes of measuring, a path that cannot be written."""
-    from ..errors import UserError
-    from ..tools.files import disk_errors
-
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; the name of a file is wanted")
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close()

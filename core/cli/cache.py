@@ -31,6 +31,9 @@ def cache(
         int | None, typer.Option(help="this process's share; default: its launcher's", min=0)
     ] = None,
     world: Annotated[int | None, typer.Option(help="number of shares", min=1)] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="remove clips of videos that are no longer there")
+    ] = False,
     sets: o.Sets = None,
     as_json: o.Json = False,
 ) -> None:
@@ -40,14 +43,13 @@ def cache(
     """
     from ..cache.cache import cache as cache_videos
     from ..cache.job import find_shard
-    from ..config import apply_sets, load_experiment
     from ..errors import LongtakeError
     from ..model import all_needs, compressor_needs
     from ..tools.progress import progress_bar
 
     shard = find_shard(rank, world, os.environ)
-    _, specs = load_experiment(experiment)
-    specs = apply_sets(specs, sets or [])
+    changed = o.read_experiment(experiment, sets)[1]
+    specs, notice = changed.spec, o.SwapNotice.of(changed)
     with progress_bar("cache" if shard.world == 1 else f"cache, {shard}") as report:
         result = cache_videos(
             specs,
@@ -56,10 +58,12 @@ def cache(
             rates=all_needs(specs).rates,
             pixels=compressor_needs(specs).pixels,
             device=_device(shard),
-            progress=report,
+            progress=notice.before(report),
             shard=shard,
             workers=workers,
+            prune=prune,
         )
+    notice.say()
     o.print_result(_data(result), _lines(result), as_json=as_json)
     if result.count("lost"):
         raise LongtakeError(
@@ -88,6 +92,13 @@ def _data(result: CacheResult) -> dict[str, object]:
         **attrs.asdict(result.shard),
         **counts,
         "gone": result.gone,
+        "pruned": result.pruned,
+        "captions": {
+            "given": result.captions.given,
+            "videos": result.captions.videos,
+            "from": list(result.captions.origins),
+        },
+        "notes": result.notes,
         "video_seconds": result.seconds,
         "wall_seconds": result.elapsed,
         "videos": [attrs.asdict(outcome) for outcome in result.outcomes],
@@ -101,10 +112,14 @@ def _lines(result: CacheResult) -> list[str]:
     updated = [f"  {one.source}: {one.detail} updated" for one in outcomes
                if one.status == "updated"]  # fmt: skip
     upscaled = [f"  {one.source}: {one.detail}" for one in outcomes if "(upscaled)" in one.detail]
-    gone = [f"  no longer among the videos, kept: {name}" for name in result.gone[:LISTED]]
+    fate = "removed" if result.pruned else "kept"
+    gone = [f"  no longer among the videos, {fate}: {name}" for name in result.gone[:LISTED]]
     if len(result.gone) > LISTED:
         gone.append(f"  ... and {len(result.gone) - LISTED} more")
-    return [*bad, *lost, *updated, *upscaled, *gone, _summary(result)]
+    odd = [f"  {one.source}: {one.note}" for one in outcomes if one.note]
+    notes = [f"  {note}" for note in result.notes]
+    said = [*bad, *lost, *updated, *upscaled, *odd, *gone, *notes]
+    return [*said, str(result.captions), _summary(result)]
 
 
 def _summary(result: CacheResult) -> str:
@@ -114,7 +129,7 @@ def _summary(result: CacheResult) -> str:
         if status in ("cached", "kept", "bad") or result.count(status)
     ]
     if result.gone:
-        counts.append(f"{len(result.gone)} in the store only")
+        counts.append(f"{len(result.gone)} {'removed' if result.pruned else 'in the store only'}")
     share = f" ({result.shard})" if result.shard.world > 1 else ""
     return f"{result.store}{share}: {', '.join(counts)}{_pace(result)}"
 

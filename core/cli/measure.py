@@ -13,6 +13,7 @@ from . import options as o
 
 if TYPE_CHECKING:
     from ..data.store import Store
+    from ..experiment import Experiment
 
 
 PICTURE_FRAMES = 5  # columns of the picture
@@ -38,7 +39,6 @@ def measure(
 
     Example: longtake measure runs/first --data stores/val --beside runs/other
     """
-    from .. import config
     from ..data.store import Store
     from ..measure.compare import compare_rates, read_measure
     from ..measure.measure import measure as measure_model
@@ -48,7 +48,7 @@ def measure(
     from ..pages.picture import save_picture
     from ..pages.report import Page, write_report
     from ..tools.device import pick_device
-    from ..tools.files import write_json
+    from ..tools.files import check_out_file, check_out_folder, write_json
     from ..tools.progress import progress_bar
     from ..train.checkpoint import load_run
 
@@ -57,25 +57,47 @@ def measure(
     store = Store.open(data)
     others = [read_measure(other) for other in beside or []]
     _check_picture(store, picture, names)
+    folder = out or _default_folder(run, place)
+    check_out_folder(folder)
+    if picture is not None:
+        check_out_file(picture, "--picture")
     model = load_run(place).to(pick_device())
-    model = attrs.evolve(model, experiment=config.apply_sets(model.experiment, sets or []))
+    model = attrs.evolve(model, experiment=_changed(model.experiment, sets or []))
     setup = MeasureSetup.build(model, store)
     with progress_bar("measure") as report:
         result = measure_model(setup, run=run, step=_step(place), progress=report)
-    folder = out or _default_folder(run, place)
     rates = compare_rates(result, others)
     summary = as_data(result, rates)
-    write_json(folder / "measure.json", summary)
-    page = write_report(
-        result,
-        Page(strips=make_strips(setup, result), sliders=make_sliders(setup, result), rates=rates),
-        folder / "report.html",
-    )
-    lines = [*map(str, verdict(result)), f"report: {page}"]
-    if picture is not None:
-        strips = make_strips(setup, result, clips=2, frames=PICTURE_FRAMES, names=names)
-        lines.append(f"picture: {save_picture(strips, picture, credit=credit)}")
-    o.print_result(summary, lines, as_json=as_json)
+    lines = [*map(str, verdict(result))]
+    try:
+        write_json(folder / "measure.json", summary)
+        page = write_report(
+            result,
+            Page(
+                strips=make_strips(setup, result), sliders=make_sliders(setup, result), rates=rates
+            ),
+            folder / "report.html",
+        )
+        lines.append(f"report: {page}")
+        if picture is not None:
+            strips = make_strips(setup, result, clips=2, frames=PICTURE_FRAMES, names=names)
+            lines.append(f"picture: {save_picture(strips, picture, credit=credit)}")
+    finally:  # whatever happens to the disk meanwhile, what was measured is not lost
+        o.print_result(summary, lines, as_json=as_json)
+
+
+def _changed(experiment: Experiment, sets: Sequence[str]) -> Experiment:
+    """Return a run's experiment with changes; UserError for another backbone than it trained on."""
+    from ..config import change
+    from ..errors import UserError
+
+    changed = change(experiment, sets)
+    if changed.swap is not None:
+        raise UserError(
+            f"--set backbone={changed.swap.backbone}: a run is measured on the backbone that it "
+            "was trained on"
+        )
+    return changed.spec
 
 
 def _check_picture(store: Store, picture: Path | None, names: Sequence[str]) -> None:

@@ -9,13 +9,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from attrs import define
 from typer.core import TyperGroup
 
 from ..errors import UserError
 from ..registry import nearest, registry
+
+if TYPE_CHECKING:
+    from ..config import Changed
+    from ..experiment import Experiment
+    from ..tools.progress import Report
 
 ExperimentArg = Annotated[
     str, typer.Argument(help="a shipped name, module:name, or file.py:name", metavar="EXPERIMENT")
@@ -34,17 +40,64 @@ def out_option(help_text: str) -> Any:
     return typer.Option("--out", "--output_dir", help=help_text)
 
 
+def read_experiment(text: str, sets: list[str] | None) -> tuple[str, Changed[Experiment]]:
+    """Return the name of an EXPERIMENT, and what `--set` made of it.
+
+    Raises:
+        UserError, SpecError: as `load_experiment` and `apply_sets`.
+    """
+    from ..config import change, load_experiment
+
+    name, experiment = load_experiment(text)
+    return name, change(experiment, sets or [])
+
+
+@define
+class SwapNotice:
+    """What a change of backbone brought along, in one line on stderr once work begins.
+
+    Bad input is found before that, and has a line of its own alone.
+
+    Attributes:
+        line: what to say; "": nothing.
+    """
+
+    line: str
+
+    @classmethod
+    def of(cls, changed: Changed[Experiment]) -> SwapNotice:
+        """Return the notice of what `--set` made of an experiment."""
+        swap = changed.swap
+        return cls("" if swap is None else f"{swap.line} (`longtake show` lists them)")
+
+    def say(self) -> None:
+        """Print the line, unless it was."""
+        if self.line:
+            print(self.line, file=sys.stderr)
+        self.line = ""
+
+    def before(self, report: Report) -> Report:
+        """Return a report of progress that says the line at its first call."""
+
+        def reporting(done: int, total: int, note: str) -> None:
+            self.say()
+            report(done, total, note)
+
+        return reporting
+
+
 def find_run(text: str) -> Path:
     """Return the folder that RUN names: a run, a checkpoint, or shipped weights by name.
 
     Raises:
-        UserError: there is no such folder and no weights of that name ship.
+        UserError: there is no such folder, and no weights of that name ship or load.
     """
     if Path(text).is_dir():
         return Path(text)
     shipped = registry().weights
     if text in shipped:
         return shipped[text]
+    registry().check_loaded("weights", text)
     known = ", ".join(nearest(text, shipped)) or "none"
     raise UserError(f"{text}: no such run; weights that ship: {known}")
 

@@ -17,7 +17,10 @@ def pretrain(
     experiment: o.ExperimentArg,
     data: o.Data,
     out: Annotated[Path, o.out_option("the run's folder")],
-    resume: Annotated[str | None, typer.Option(help="latest: go on where the run is")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="latest: go on where the run is; or one of its checkpoints, by its step"),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option(help="begin with the weights of another run or checkpoint")
     ] = None,
@@ -33,25 +36,31 @@ def pretrain(
 
     Example: longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/first
     """
-    from ..config import apply_sets, load_experiment
     from ..tools.device import is_main_process
     from ..train import pretrain as training
-    from ..train.checkpoint import read_run
+    from ..train.checkpoint import find_checkpoint, read_run
 
-    if resume not in (None, "latest"):
-        raise UserError(f"--resume {resume}: only `latest` can be resumed")
     if resume is not None and start is not None:
         raise UserError("--resume goes on from the run's own weights: leave out --start")
-    _, specs = load_experiment(experiment)
-    changes = [*(sets or []), *([] if seed is None else [f"train.seed={seed}"])]
-    specs = apply_sets(specs, changes)
-    checkpoint = None if start is None else read_run(o.find_run(str(start)))[1]
+    going_on: bool | Path = resume == "latest"
+    if resume is not None and not going_on:
+        going_on = find_checkpoint(out, resume)
     prints = is_main_process()
+    changes = [*(sets or []), *([] if seed is None else [f"train.seed={seed}"])]
+    changed = o.read_experiment(experiment, changes)[1]
+    notice = o.SwapNotice.of(changed)
+    checkpoint = None if start is None else read_run(o.find_run(str(start)))[1]
     with progress_bar("pretrain") if prints else nullcontext(None) as report:
         result = training.pretrain(
-            specs, data, out, resume=resume is not None, start=checkpoint, progress=report
+            changed.spec,
+            data,
+            out,
+            resume=going_on,
+            start=checkpoint,
+            progress=notice.before(report) if report else None,
         )
     if prints:
+        notice.say()
         summary = {
             "run": str(result.run),
             "step": result.step,

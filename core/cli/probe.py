@@ -36,15 +36,17 @@ def probe(
     from ..tools.device import pick_device
     from ..tools.progress import progress_bar
     from ..train.checkpoint import load_run
-    from ..train.probe import fit_probe, write_probe
+    from ..train.probe import check_target, fit_probe, write_probe
 
     folder = o.find_run(run)
+    path = out or _default(run, folder)
+    check_target(path)
     store = Store.open(data)
     model = load_run(folder).to(pick_device())
     spec = config.apply_sets(probe_spec(model.experiment), sets or [])
     with progress_bar("probe") as report:
         fitted = fit_probe(model, store, spec, progress=report)
-    target = write_probe(out or _default(run, folder), fitted)
+    target = write_probe(path, fitted)
     change = set_of_probe(model.experiment, spec, target)
     summary = {
         "file": str(target),

@@ -11,9 +11,20 @@ from . import options as o
 
 
 def show(
-    experiment: o.ExperimentArg,
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            help="a shipped name, module:name, or file.py:name; or a kind of plugins",
+            metavar="EXPERIMENT|KIND",
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Argument(help="of one plugin of that kind", metavar="[NAME]")
+    ] = None,
     sets: o.Sets = None,
-    fields: Annotated[bool, typer.Option(help="print what every field means")] = False,
+    fields: Annotated[
+        bool, typer.Option(help="print what every field means, and where its value is from")
+    ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="also draw what its masker does to a clip: .png, .jpg, .svg")
     ] = None,
@@ -22,24 +33,32 @@ def show(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Show an experiment resolved, and the context lengths of its memory.
+    """Show an experiment resolved, and the context lengths of its memory; or one plugin's fields.
+
+    A kind alone (`longtake show compressor`) prints what an author of one answers.
 
     Example: longtake show tiny-wan-2x2x2 --set compressor.rate=4x4x2
+
+    Example: longtake show compressor conv
     """
-    from .. import config
     from .. import show as describe
     from ..errors import UserError
 
+    if name is not None or describe.is_kind(experiment):
+        if sets or fields or picture is not None or video is not None:
+            raise UserError("--set, --fields, --picture and --video are for experiments")
+        _show_plugin(describe.checked_kind(experiment), name, as_json)
+        return
     if video is not None and picture is None:
         raise UserError("--video is the clip of a picture: name one with --picture FILE")
-    name, specs = config.load_experiment(experiment)
-    specs = config.apply_sets(specs, sets or [])
+    short, changed = o.read_experiment(experiment, sets)
+    specs = changed.spec
     drawn = None
     if picture is not None:
         from ..pages.masker import save_masker_picture
 
         drawn = str(save_masker_picture(specs, picture, video=video))
-    data = describe.show(name, specs)
+    data = describe.show(short, specs, sets=changed.sets, swap=changed.swap)
     if as_json:
         more = {} if drawn is None else {"picture": drawn}
         o.print_json(data | more)
@@ -47,3 +66,15 @@ def show(
     describe.print_show(data, fields=fields)
     if drawn is not None:
         print(f"picture: {drawn}")
+
+
+def _show_plugin(kind: str, name: str | None, as_json: bool) -> None:
+    """Print one plugin, or without a name the tutorial of its kind."""
+    from .. import show as describe
+
+    if name is not None:
+        data = describe.show_plugin(kind, name)
+        o.print_json(data) if as_json else describe.print_plugin(data)
+        return
+    text = describe.interface(kind)
+    o.print_json({"kind": kind, "interface": text}) if as_json else print(text)

@@ -26,6 +26,7 @@ from ..values.grid import Rate
 from .faults import SpecError, faults, in_json, located, not_among, type_in_words, unknown_field
 
 T = TypeVar("T")
+P = TypeVar("P", bound=PluginSpec)
 TAG = "type"
 
 
@@ -233,12 +234,12 @@ class _Reader:
             raise ValueError(str(error).replace(", not ", " or null, not ", 1)) from error
 
 
-def candidates(cls: type[PluginSpec]) -> dict[str, type[PluginSpec]]:
+def candidates(cls: type[P]) -> dict[str, type[P]]:
     """Return the spec classes that a field annotated with `cls` takes, by plugin name."""
     return {p.name: p.spec for p in registry().of(cls.kind) if issubclass(p.spec, cls)}
 
 
-def choose(data: Mapping[Any, Any], cls: type[PluginSpec]) -> type[PluginSpec]:
+def choose(data: Mapping[Any, Any], cls: type[P]) -> type[P]:
     """Return the spec class that `type` names among those that a field annotated with `cls` takes.
 
     Raises:
@@ -255,6 +256,9 @@ def choose(data: Mapping[Any, Any], cls: type[PluginSpec]) -> type[PluginSpec]:
         raise ValueError(f"missing; known: {listed}")
     if isinstance(name, str) and any(p.name == name for p in registry().of(cls.kind)):
         raise ValueError(f"must be {listed} here, not {in_json(name)}")
+    reason = registry().why_not_loaded(cls.kind, str(name))
+    if reason:
+        raise ValueError(reason)
     broken = "".join(f"; not loaded: {line}" for line in registry().broken)
     raise ValueError(f"unknown {cls.kind} {in_json(name)}; known: {listed}{broken}")
 

@@ -15,8 +15,9 @@ from typing import Any
 from ..errors import UserError
 from ..experiment import Experiment
 from ..registry import import_file, nearest, registry
-from .convert import loads
+from .convert import from_json, parse
 from .faults import message
+from .recipe import from_recipe
 
 EXPERIMENT = "EXPERIMENT"  # the name of what a module alone, without `:name`, stands for
 
@@ -25,7 +26,8 @@ def load_experiment(text: str) -> tuple[str, Experiment]:
     """Return the short name and the value of an experiment.
 
     `text` is a shipped name, `module:name`, `path/file.py:name` (`file.py` alone where it defines
-    EXPERIMENT, or exactly one) or the path of a resolved spec (`.json`). The name is that of a
+    EXPERIMENT, or exactly one) or the path of a spec (`.json`), whose backbone's recipe fills in
+    what it leaves out. The name is that of a
     module-level Experiment or of a function without arguments that returns one.
 
     Raises:
@@ -39,6 +41,7 @@ def load_experiment(text: str) -> tuple[str, Experiment]:
         return text, _from_target(shipped[text])[1]
     if text.endswith(".py") or ".py:" in text or re.fullmatch(r"[\w.]+:\w+", text):
         return _from_target(text)
+    registry().check_loaded("experiments", text)
     known = ", ".join(nearest(text, shipped)) or "none"
     raise UserError(
         f"unknown experiment {text!r}; known: {known}; your own is written module:name or "
@@ -51,7 +54,8 @@ def _from_json_file(path: Path) -> tuple[str, Experiment]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from error
-    return path.stem, loads(text, Experiment, where=str(path))
+    data = parse(text, where=str(path))
+    return path.stem, from_recipe(from_json(data, Experiment), data)
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

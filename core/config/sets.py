@@ -5,18 +5,49 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import attrs
 from attrs import evolve, frozen
 
-from ..interfaces.spec import PluginSpec
-from .convert import TAG, choose, from_json, hints, optional, refuse_constant, to_json
+from ..experiment import Experiment
+from ..interfaces.spec import BackboneSpec, PluginSpec
+from .convert import TAG, candidates, choose, from_json, hints, optional, refuse_constant, to_json
 from .faults import SpecError, in_json, join, unknown_field
+from .recipe import (
+    GROUPS,
+    TARGETS,
+    Path,
+    Recipe,
+    Swap,
+    backbone_fields,
+    in_data,
+    leaves,
+    moved,
+    path_text,
+    recipe_of,
+    swap_of,
+)
 
 T = TypeVar("T")
+WHOLE = ("backbone", "backbone.type")  # paths of a whole backbone
 _PATH = re.compile(r"[^.\[\]=]+(?:\.[^.\[\]=]+|\[\d+\])*")
 _TOKEN = re.compile(r"[^.\[\]=]+")
+
+
+@frozen(kw_only=True)
+class Changed(Generic[T]):
+    """A spec as `--set` left it.
+
+    Attributes:
+        spec: the spec.
+        sets: the paths that were set, such as `compressors[0].rate`.
+        swap: what became of an experiment that was put on another backbone, or None.
+    """
+
+    spec: T
+    sets: tuple[str, ...]
+    swap: Swap | None
 
 
 def apply_sets(spec: T, sets: Sequence[str]) -> T:
@@ -24,18 +55,34 @@ def apply_sets(spec: T, sets: Sequence[str]) -> T:
 
     Values are JSON where they parse, else text; `[0]` and `.0` both count into a list. A list of
     one member also goes by its singular: `compressor.rate`. A plugin's bare name
-    (`backbone=tiny-wan`) stands for its default spec, and so does another `type`
-    (`backbone.type=wan22-5b`): nothing of the old one is kept that is not named again. Changes are
-    made in the order given.
+    (`masker=drop`) stands for its default spec, as the recipe of the experiment's backbone has it,
+    and so does another `type` (`masker.type=drop`): nothing of the old one is kept that is not
+    named again. Another backbone (`backbone=wan22-5b`) comes first, wherever it stands, and brings
+    its recipe: see `on_backbone`. All other changes are made in the order given.
 
     Raises:
         SpecError: with every fault of the paths and of the spec that they make.
     """
-    root = _Place(value=to_json(spec), hint=type(spec), path="")
+    return change(spec, sets).spec
+
+
+def change(spec: T, sets: Sequence[str]) -> Changed[T]:
+    """Return what `apply_sets` returns, with what was set and what followed a new backbone.
+
+    Raises:
+        SpecError: as `apply_sets`.
+    """
+    root = _Place(value=to_json(spec), hint=type(spec), at=())
     faults: list[str] = []
+    paths: list[str] = []
+    swap = None
+    if isinstance(spec, Experiment):
+        sets, backbone = _backbone_first(sets)
+        if backbone is not None and backbone is not type(spec.backbone):
+            swap = _swap(root, spec, backbone)
     for text in sets:
         try:
-            _set(root, text)
+            paths.append(_set(root, text))
         except ValueError as error:
             faults.append(str(error))
     try:
@@ -44,7 +91,34 @@ def apply_sets(spec: T, sets: Sequence[str]) -> T:
         raise SpecError([*faults, *error.faults]) from error
     if faults:
         raise SpecError(faults)
-    return changed
+    return Changed(spec=changed, sets=tuple(paths), swap=swap)
+
+
+def _backbone_first(sets: Sequence[str]) -> tuple[list[str], type[BackboneSpec] | None]:
+    """Return the changes with the last one of the whole backbone first, and the class it names."""
+    whole = [text for text in sets if text.partition("=")[0] in WHOLE and "=" in text]
+    if not whole:
+        return list(sets), None
+    rest = [text for text in sets if text not in whole]
+    value = _value(whole[-1].partition("=")[2], BackboneSpec)
+    name = value.get(TAG) if isinstance(value, dict) else value
+    known = candidates(BackboneSpec)
+    return [whole[-1], *rest], known.get(name) if isinstance(name, str) else None
+
+
+def _swap(root: _Place, experiment: Experiment, backbone: type[BackboneSpec]) -> Swap:
+    """Put what follows a new backbone into an experiment's JSON, and return what that is."""
+    found = moved(experiment, backbone)
+    for path, value in found.items():
+        _put(root.value, path, value)
+    return swap_of(experiment, backbone, found)
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a spec as JSON has it: tuples as lists, specs as objects."""
+    if isinstance(value, tuple):
+        return [plain(member) for member in value]
+    return to_json(value) if attrs.has(type(value)) else value
 
 
 @frozen(kw_only=True)
@@ -54,19 +128,25 @@ class _Place:
     Attributes:
         value: the JSON there.
         hint: the type of the field or member.
-        path: as messages show it.
+        at: the path.
         holder: the object or list that holds it; None at the root.
         key: its key or index in the holder.
     """
 
     value: Any
     hint: Any
-    path: str
+    at: Path
     holder: Any = None
     key: Any = None
 
+    @property
+    def path(self) -> str:
+        """The path as messages show it."""
+        return path_text(self.at)
 
-def _set(root: _Place, text: str) -> None:
+
+def _set(root: _Place, text: str) -> str:
+    """Make one change, and return the path that it is of."""
     path, equals, value = text.partition("=")
     if not equals or not _PATH.fullmatch(path):
         raise ValueError(f"{text}: write PATH=VALUE, such as train.steps=10")
@@ -76,9 +156,10 @@ def _set(root: _Place, text: str) -> None:
     new = _value(value, place.hint)
     if place.key == TAG and owner.holder is not None and _is_plugin(owner.hint):
         if new == place.value:
-            return
-        place = owner  # another plugin: nothing of the spec of the old one is kept
-    place.holder[place.key] = _whole(new, place.hint)
+            return place.path
+        place, new = owner, {TAG: new}  # another plugin: nothing of the old one's spec is kept
+    place.holder[place.key] = _whole(new, place, _recipe(root))
+    return place.path
 
 
 def _step(place: _Place, token: str) -> _Place:
@@ -100,7 +181,7 @@ def _into_list(place: _Place, token: str) -> _Place:
     return _Place(
         value=place.value[index],
         hint=hints_of[min(index, len(hints_of) - 1)] if hints_of else None,
-        path=join(place.path, index),
+        at=(*place.at, index),
         holder=place.value,
         key=index,
     )
@@ -112,9 +193,8 @@ def _into_object(place: _Place, token: str) -> _Place:
         return _only_member(place, known, token)
     if token not in known:
         raise ValueError(f"{join(place.path, token)}: {_unknown(token, known)}")
-    path = join(place.path, token)
-    value = place.value.get(token)
-    return _Place(value=value, hint=known[token], path=path, holder=place.value, key=token)
+    value, at = place.value.get(token), (*place.at, token)
+    return _Place(value=value, hint=known[token], at=at, holder=place.value, key=token)
 
 
 def _only_member(place: _Place, known: Mapping[str, Any], token: str) -> _Place:
@@ -160,12 +240,46 @@ def _value(text: str, hint: Any) -> Any:
     return value
 
 
-def _whole(value: Any, hint: Any) -> Any:
-    """Return a spec with all its fields, so that later changes find them; faults come later."""
+def _recipe(root: _Place) -> Recipe:
+    """Return the recipe of the backbone that an experiment's JSON names; none of other specs."""
+    backbone = root.value.get("backbone") if root.hint is Experiment else None
     try:
-        return to_json(from_json(value, hint))
+        return recipe_of(choose(backbone, BackboneSpec)) if isinstance(backbone, dict) else {}
+    except ValueError:  # the fault of the backbone comes later
+        return {}
+
+
+def _whole(value: Any, place: _Place, recipe: Recipe) -> Any:
+    """Return what is set with all its fields, so that later changes find them; faults come later.
+
+    Fields that the value does not name are as the recipe has them.
+    """
+    named = {TAG: value} if isinstance(value, str) and _is_plugin(place.hint) else value
+    if place.at == ("backbone",) and isinstance(named, dict) and set(named) == {TAG}:
+        known = candidates(BackboneSpec).get(named[TAG])
+        named = named | ({} if known is None else _json_fields(known))
+    try:
+        spec = from_json(named, place.hint)
     except SpecError:
-        return {TAG: value} if isinstance(value, str) and _is_plugin(hint) else value
+        return named
+    data = to_json(spec)
+    found = [leaf for leaf in leaves(spec, place.at) if leaf.key in recipe]
+    given = [leaf.key for leaf in found if in_data(value, leaf.path[len(place.at) :])]
+    together = [key for group in GROUPS if set(group) & set(given) for key in group]
+    for leaf in found:
+        if place.at != ("backbone",) and leaf.key not in (*given, *together, TARGETS):
+            _put(data, leaf.path[len(place.at) :], recipe[leaf.key])
+    return data
+
+
+def _json_fields(backbone: type[BackboneSpec]) -> dict[str, Any]:
+    return {name: plain(value) for name, value in backbone_fields(backbone).items()}
+
+
+def _put(data: Any, path: Path, value: Any) -> None:
+    for part in path[:-1]:
+        data = data[part]
+    data[path[-1]] = plain(value)
 
 
 def _is_plugin(hint: Any) -> bool:

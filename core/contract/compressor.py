@@ -2,27 +2,33 @@
 
 A memory has the length that `context_length` says, finite tokens and places inside of the history;
 `step` and `pending` give what `forward` gives, however the history is cut; the state is constant in
-size and goes through a file; samples of a ragged batch do not depend on each other; no parameter is
-dead (three released systems shipped a memory that nothing had trained).
+size and goes through a file; samples of a batch, ragged or not, do not depend on each other; it
+reads what `needs` declares and nothing else, and brings the features that it declares; no parameter
+is dead (three released systems shipped a memory that nothing had trained).
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import attrs
 import torch
 from attrs import frozen
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..interfaces.compressor import Compressor, Fit, State
-from ..values.grid import Geometry, Size3, ceil_div
+from ..interfaces.compressor import Compressor, Fit, Needs, State
+from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.history import History
 from ..values.memory import Memory, Part, merge
 from .samples import SMALL, alone, require, sample_fit, sample_history, shortened
 
 AnyCompressor: TypeAlias = Compressor[Any]
 LONG = 65  # latents that must fill any window: 1 + 8·8, eight blocks of the coarsest rate
+BATCHES = ((9, 9, 6, 1, 0), (9, 9, 9))  # real latents of the samples of a batch
+SIDES, TIMES = (1, 2, 4), (1, 2, 4, 8)
 OPTIMIZER_STEPS = 2  # the first opens zero-initialised outputs, the second reaches what feeds them
 
 
@@ -45,11 +51,14 @@ def check_compressor(
     torch.manual_seed(seed)
     fit = sample_fit(geometry, seed=seed, dtype=dtype)
     test = CompressorTest(compressor_cls=compressor_cls, spec=spec, fit=fit, seed=seed, dtype=dtype)
+    check_reads(test)
     check_liveness(test.built(), test.history(Size3(time=11, height=16, width=18)))
     compressor = randomize_zeros(test.built(), seed).eval()
     with torch.no_grad():
         for size in test.sizes():
             check_memory(test, compressor, test.history(size))
+        check_features(test, compressor)
+        check_needs(test, compressor)
         for size in test.sizes()[:3]:
             check_law(test, compressor, test.history(size))
         check_samples(test, compressor)
@@ -105,6 +114,25 @@ class CompressorTest:
             for x, y in zip(tensors(parts_a[name]), tensors(parts_b[name]), strict=True)
         )
 
+    def with_everything(self, history: History) -> History:
+        """Return the history with random LR latents at many rates, and pixels, where it has none.
+
+        What it has stays as it is.
+        """
+        rates = frozenset(
+            Rate(height=h, width=w, time=t) for h, w, t in itertools.product(SIDES, SIDES, TIMES)
+        )
+        other = sample_history(
+            history.size,
+            Needs(rates=rates, pixels=True),
+            history.batch,
+            geometry=self.fit.geometry,
+            seed=self.seed + 1,
+            dtype=self.dtype,
+        )
+        pixels = other.pixels if history.pixels is None else history.pixels
+        return attrs.evolve(history, lr={**other.lr, **history.lr}, pixels=pixels)
+
 
 def real_parts(memory: Memory) -> dict[str, Part]:
     """Return the parts that have tokens, by name."""
@@ -126,6 +154,72 @@ def snapshot(memory: Memory) -> State:
 def equal(a: State, b: State) -> bool:
     """Say whether two dicts hold the same tensors, bit for bit."""
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def check_reads(test: CompressorTest) -> None:
+    """Check that a history with what `needs` declares is enough."""
+    history, compressor = test.history(Size3(time=9, height=16, width=18)), test.built()
+    try:
+        compressor(history)
+    except Exception as error:  # of a stranger's code
+        try:
+            compressor(test.with_everything(history))
+        except Exception:
+            raise error from None
+        line = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+        raise AssertionError(f"needs: it reads what it does not declare ({line})") from error
+
+
+def check_needs(test: CompressorTest, compressor: AnyCompressor) -> None:
+    """Check that what `needs` does not declare changes nothing where it is there."""
+    history = test.history(Size3(time=9, height=16, width=18))
+    expected = [compressor(history), _streamed(compressor, history)]
+    declared, more = test.compressor_cls.needs(test.spec), test.with_everything(history)
+    cases = {
+        "LR latents": attrs.evolve(more, pixels=history.pixels),
+        "pixels": attrs.evolve(more, lr=history.lr),
+    }
+    if not declared.hr:
+        noise = sample_history(
+            history.size, Needs(), geometry=test.fit.geometry, seed=test.seed + 2
+        )
+        cases["values of HR latents"] = attrs.evolve(history, latents=noise.latents.to(test.dtype))
+    for name, other in cases.items():
+        for same, memory in zip(
+            expected, [compressor(other), _streamed(compressor, other)], strict=True
+        ):
+            require(test.same(memory, same), f"needs: it reads {name} that it does not declare")
+
+
+def _streamed(compressor: AnyCompressor, history: History) -> Memory:
+    """Return the memory of a window of 9 latents by way of `step` and `pending`."""
+    first, second = history.chunks([4, 5])
+    state, settled = compressor.step(None, first)
+    state, more = compressor.step(state, second)
+    return merge([settled, more, compressor.pending(state)])
+
+
+def check_features(test: CompressorTest, compressor: AnyCompressor) -> None:
+    """Check that memories bring the features that `features` declares, at their widths."""
+    declared = test.compressor_cls.features(test.spec)
+    seen: set[str] = set()
+    history = test.history(Size3(time=9, height=16, width=18))
+    for memory in (compressor(history), _streamed(compressor, history)):
+        for part in real_parts(memory).values():
+            own = {f"{part.name}.{name}": x for name, x in part.features.items()}
+            others = sorted(own.keys() - declared.keys())
+            require(not others, f"features: {', '.join(others)} of the memory are not declared")
+            lacking = [n for n in declared if n.startswith(f"{part.name}.") and n not in own]
+            require(
+                not lacking, f"features: {', '.join(lacking)} are declared, the part lacks them"
+            )
+            for name, x in own.items():
+                shape = (*part.tokens.shape[:2], declared[name])
+                line = f"features: {name} is {tuple(x.shape)}, must be {shape}"
+                require(tuple(x.shape) == shape, line)
+            seen |= own.keys()
+    never = sorted(declared.keys() - seen)
+    require(not never, f"features: {', '.join(never)} are declared, but no memory brings them")
 
 
 def check_liveness(compressor: Compressor[Any], history: History) -> None:
@@ -290,17 +384,30 @@ def _next(compressor: AnyCompressor, state: State, history: History) -> list[Mem
 
 
 def check_samples(test: CompressorTest, compressor: AnyCompressor) -> None:
-    """Check that samples of a ragged batch are as they are alone, and in any order."""
-    history = test.history(Size3(time=9, height=16, width=18), batch=4)
-    ragged = shortened(history, [9, 6, 1, 0], seed=test.seed)
-    memory = compressor(ragged)
-    for index in range(4):
-        own = compressor(alone(ragged, index, test.fit.geometry))
-        line = f"ragged: a sample of {int(ragged.length[index])} latents is not as it is alone"
-        require(test.same(valid_only(memory.select([index])), valid_only(own)), line)
-    order = [2, 0, 3, 1]
-    swapped = compressor(ragged.select(order))
-    require(test.same(swapped, memory.select(order)), "batch: its order changes the samples")
+    """Check that samples of a batch, ragged or not, are as they are alone, and in any order."""
+    for lengths in BATCHES:
+        history = test.history(Size3(time=9, height=16, width=18), batch=len(lengths))
+        batch = shortened(history, lengths, seed=test.seed)
+        memory = compressor(batch)
+        kind = "ragged" if batch.ragged else "batch"
+        for index, length in enumerate(lengths):
+            one = alone(batch, index, test.fit.geometry)
+            line = f"{kind}: a sample of {length} latents is not as it is alone"
+            own = valid_only(compressor(one))
+            require(test.same(valid_only(memory.select([index])), own), line)
+        if not batch.ragged:
+            streamed = _streamed(compressor, batch)
+            for index in range(len(lengths)):
+                own = _streamed(compressor, alone(batch, index, test.fit.geometry))
+                line = "batch: step and pending of a sample are not as they are alone"
+                require(test.same(streamed.select([index]), own), line)
+        order = _shuffled(len(lengths))
+        swapped = compressor(batch.select(order))
+        require(test.same(swapped, memory.select(order)), "batch: its order changes the samples")
+
+
+def _shuffled(count: int) -> Sequence[int]:
+    return [*range(2, count), 0, 1]
 
 
 def valid_only(memory: Memory) -> Memory:

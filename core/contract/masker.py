@@ -14,7 +14,7 @@ from ..values.draws import Draws
 from ..values.grid import Rate
 from ..values.history import History, Query
 from ..values.text import Text
-from .samples import copied, require, require_close, require_unchanged
+from .samples import copied, require, require_close, require_shape, require_unchanged
 
 RATES = (Rate(height=2, width=2, time=2), Rate(height=4, width=4, time=4))
 SEEDS = range(8)
@@ -28,25 +28,69 @@ def check_masker(masker: Masker[MaskerSpec]) -> None:
 
     Ω is ascending and inside each length; Ω stays clean and gives the targets; levels say what was
     masked, in both branches; one seed gives one query; the input is left as it is; in a batch of
-    equal lengths a sample's query does not depend on its neighbours.
+    equal lengths a sample's query does not depend on its neighbours; `masked` leaves no real frame
+    outside Ω clean, unless it is a control that never masks any.
 
     Raises:
         AssertionError: it does not; one line says what.
     """
     history, text = _batch()
     before = copied(_history_tensors(history))
+    masked = []
     for seed in SEEDS:
         query = masker(history, text, _draws(seed))
         require_unchanged(_history_tensors(history), before, "the history that was given")
-        _check_omega(query, history)
-        _check_hr(query, history)
-        for rate in RATES:
-            _check_lr(query, history, rate)
+        _check_query(query, history)
         again = masker(history, text, _draws(seed))
         require_unchanged(
             _query_tensors(again), _query_tensors(query), f"one seed ({seed}): the query"
         )
         _check_neighbours(masker, attrs.evolve(history, length=torch.full((3,), 9)), text, seed)
+        certain = masker.masked(history, text, _draws(seed))
+        require_unchanged(_history_tensors(history), before, "the history given to `masked`")
+        _check_query(certain, history)
+        masked += [query, certain]
+    _check_masked(masked, history)
+
+
+def _check_query(query: Query, history: History) -> None:
+    _check_tensors(query, history)
+    _check_omega(query, history)
+    _check_hr(query, history)
+    for rate in RATES:
+        _check_lr(query, history, rate)
+
+
+def _check_tensors(query: Query, history: History) -> None:
+    """Check that all that a history holds is in the query, in its shapes, with levels for it."""
+    for name, levels in (("lr_levels", query.lr_levels), ("the LR latents", query.history.lr)):
+        lacking = [str(rate) for rate in RATES if rate not in levels]
+        require(not lacking, f"{name} of the query lack {', '.join(lacking)}")
+        others = [str(rate) for rate in levels if rate not in RATES]
+        require(not others, f"{name} of the query have {', '.join(others)}, the history has not")
+    require(query.history.pixels is not None, "the pixels of the history are gone")
+    before, after = _history_tensors(history), _history_tensors(query.history)
+    for name, x in before.items():
+        require_shape(after[name], tuple(x.shape), f"{name} of the masked history")
+        line = f"{name} of the masked history are {after[name].dtype}, must be {x.dtype}"
+        require(after[name].dtype == x.dtype, line)
+    batch, time = history.batch, history.size.time
+    require_shape(query.levels, (batch, time), "levels")
+    for rate, x in history.lr.items():
+        require_shape(query.lr_levels[rate], (batch, x.shape[2]), f"LR levels at {rate}")
+
+
+def _check_masked(queries: Sequence[Query], history: History) -> None:
+    """Check that `masked`, every second of the queries, masks for certain what is masked at all."""
+    if not any(bool(query.levels.any()) for query in queries):
+        return  # a control
+    frames = torch.arange(history.size.time)
+    for query in queries[1::2]:
+        asked = (query.omega[:, :, None] == frames).any(dim=1)
+        hidden = (frames < history.length[:, None]) & ~asked
+        clean = (hidden & (query.levels <= 0)).any(dim=1).nonzero().flatten().tolist()
+        line = "masked() leaves frames outside omega clean, though others of them are masked"
+        require(not clean, f"{line} (sample {', '.join(map(str, clean))})")
 
 
 def _draws(seed: int, places: Sequence[int] = range(len(LENGTHS))) -> Draws:
@@ -117,10 +161,6 @@ def _check_hr(query: Query, history: History) -> None:
     require_close(query.targets, clean, 0.0, "targets are not the clean latents of omega")
     seen = query.history.latents.gather(2, index)
     require_close(seen, clean, 0.0, "omega is not clean in the masked history")
-    require(
-        tuple(query.levels.shape) == (history.batch, history.size.time),
-        f"levels are {tuple(query.levels.shape)}, must be [B, T]",
-    )
     require(not bool(query.levels.gather(1, query.omega).any()), "omega has a level above 0")
     _check_levels(query.history.latents, history.latents, query.levels, "HR")
     if query.history.pixels is not None and history.pixels is not None and query.levels.any():
@@ -130,7 +170,6 @@ def _check_hr(query: Query, history: History) -> None:
 
 def _check_lr(query: Query, history: History, rate: Rate) -> None:
     levels, count = query.lr_levels[rate], history.lr[rate].shape[2]
-    require(levels.shape[1] == count, f"LR levels at {rate} are {levels.shape[1]}, not {count}")
     _check_levels(query.history.lr[rate], history.lr[rate], levels, f"LR {rate}")
     for j in range(count):
         covered = query.levels[:, max(0, rate.time * (j - 1) + 1) : rate.time * j + 1]

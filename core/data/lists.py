@@ -1,6 +1,8 @@
 """Read lists of videos and captions: CSV and JSON of DiffSynth, JSONL of musubi-tuner, FastVideo's.
 
-The keys that these and their neighbours use mean the same in all three kinds of file.
+The keys that these and their neighbours use mean the same in all three kinds of file. Read are also
+diffusion-pipe's `captions.json`, finetrainers' pair of text files, and the parts of videos that
+Open-Sora Plan's lists name.
 """
 
 from __future__ import annotations
@@ -19,8 +21,24 @@ from ..errors import UserError, printable
 from .captions import Caption, untimed_captions
 from .subtitles import SEGMENTS, parse_json, parse_segments, read_text_file
 
-VIDEO = ("video", "video_path", "path", "file_path", "file_name")
-CAPTION = ("caption", "prompt", "cap", "text", SEGMENTS)
+VIDEO = (
+    "video", "video_path", "path", "file_path", "file_name",
+    "media_path", "video_file", "filename", "filepath", "file",
+)  # fmt: skip
+WORDS = ("caption", "prompt", "cap", "text", "captions", "description")
+CAPTION = (*WORDS, SEGMENTS)
+DATA = (
+    "data",
+    "videos",
+    "samples",
+    "items",
+    "annotations",
+)  # what a list inside an object is called
+SECONDS = (
+    ("start", "end"), ("start_time", "end_time"), ("start_sec", "end_sec"), ("begin", "end"),
+)  # fmt: skip
+FRAMES = ("frame_idx", "frame_index")
+CROPS = ("crop", "crop_box", "bbox")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 EXAMPLE = '{"video": "a.mp4", "prompt": "..."}'
 
@@ -32,13 +50,15 @@ class Row:
     video: str
     captions: tuple[Caption, ...]
     where: str
+    notes: tuple[str, ...] = ()  # what of it is not taken as one may think
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read a list of videos as its suffix (`SUFFIXES`) says.
 
     Further columns and keys are allowed; blank lines are passed over. Of several captions of one
-    video (FastVideo's `cap`), the first counts.
+    video (FastVideo's `cap`), the first counts. Where a row is about a part of its video (`start`
+    and `end` in seconds, `frame_idx` beside `fps`), its caption holds for that part.
 
     Raises:
         UserError: the file is no such list, or a row lacks its video or its caption (which may be
@@ -62,10 +82,49 @@ def _list(text: str, name: str) -> Iterator[Row]:
     data = parse_json(text, name)
     if isinstance(data, dict) and SEGMENTS in data and not any(key in data for key in VIDEO):
         raise UserError(f"{name}: holds timed captions of one video; give the video instead")
+    if isinstance(data, dict):
+        data = next((data[key] for key in DATA if isinstance(data.get(key), list)), data)
+    if _is_by_name(data):
+        data = [{VIDEO[0]: video, CAPTION[0]: caption} for video, caption in data.items()]
     if not isinstance(data, list):
         raise UserError(f"{name}: is no list of videos such as [{EXAMPLE}]")
     for number, entry in enumerate(data, start=1):
         yield _row(entry, f"{name}, entry {number}")
+
+
+def _is_by_name(data: Any) -> bool:
+    """Return whether an object holds captions by the file's name, as diffusion-pipe keeps them."""
+    return (
+        isinstance(data, dict)
+        and bool(data)
+        and all(Path(name).suffix and isinstance(said, (str, list)) for name, said in data.items())
+    )
+
+
+def read_pair(videos: Path, prompts: Path) -> list[Row]:
+    """Read two text files of which line n names a video and says its caption (finetrainers).
+
+    Raises:
+        UserError: a file is no text, the numbers of lines differ, or no line is there.
+    """
+    names, texts = (_text_lines(path) for path in (videos, prompts))
+    both = f"{printable(prompts.name)} and {printable(videos.name)}"
+    if len(names) != len(texts):
+        raise UserError(
+            f"{both} have {len(texts)} and {len(names)} lines; line n belongs to line n"
+        )
+    rows = [
+        Row(name.strip(), untimed_captions(text), f"{both}, line {number}")
+        for number, (name, text) in enumerate(zip(names, texts, strict=True), start=1)
+        if name.strip()
+    ]
+    if not rows:
+        raise UserError(f"{printable(videos.name)}: lists no video")
+    return rows
+
+
+def _text_lines(path: Path) -> list[str]:
+    return read_text_file(path).rstrip("\n").split("\n")
 
 
 def _table(text: str, name: str) -> Iterator[Row]:
@@ -122,12 +181,71 @@ def _row(entry: Any, where: str) -> Row:
         raise UserError(f"{where}: {_short(video)} can be no file's name") from None
     if "\0" in video:
         raise UserError(f"{where}: {_short(video)} can be no file's name")
-    return Row(video.strip(), _captions(entry, where), where)
+    notes: list[str] = []
+    captions = _captions(entry, where, notes)
+    return Row(video.strip(), captions, where, tuple(notes))
 
 
-def _captions(entry: Mapping[str, Any], where: str) -> tuple[Caption, ...]:
+def _captions(entry: Mapping[str, Any], where: str, notes: list[str]) -> tuple[Caption, ...]:
+    list_name = where.partition(",")[0]
+    for key in CROPS:
+        if entry.get(key):
+            notes.append(f"{list_name}: {key} is not applied: whole frames are cached")
     if SEGMENTS in entry:
-        return parse_segments(entry[SEGMENTS], where)
+        return parse_segments(entry[SEGMENTS], where, notes)
+    whole = _whole_captions(entry, where)
+    part, key = _part(entry)
+    if not key:
+        return whole
+    if part is None:
+        notes.append(f"{list_name}: {key} cannot be read as a time: captions hold for whole videos")
+        return whole
+    notes.append(f"{list_name}: {key} says when a caption holds; whole videos are cached")
+    return tuple(Caption(start=part[0], end=part[1], text=caption.text) for caption in whole)
+
+
+def _part(entry: Mapping[str, Any]) -> tuple[tuple[float, float] | None, str]:
+    """Return from when to when an entry is about its video, and the keys that say so.
+
+    "" where none does, None where what they say is no time.
+    """
+    for keys in SECONDS:
+        values = [entry.get(key) for key in keys]
+        if all(value not in (None, "") for value in values):
+            return _span(values, 1.0), " and ".join(keys)
+    for key in FRAMES:
+        if entry.get(key) not in (None, "", []):
+            value = entry[key]
+            ends = value.split(":") if isinstance(value, str) else value
+            span = None
+            if isinstance(ends, list) and len(ends) == 2:
+                span = _span(ends, _number(entry.get("fps")) or 0.0)
+            return span, key if span else f"{key} (without fps)" if not entry.get("fps") else key
+    return None, ""
+
+
+def _span(values: list[Any], rate: float) -> tuple[float, float] | None:
+    """Return two numbers of which `rate` make a second as seconds, None where they are no span."""
+    first, last = map(_number, values)
+    if first is None or last is None or not 0 <= first < last or rate <= 0:
+        return None
+    return first / rate, last / rate
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, also one that is written as text or as a clock; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    total = 0.0
+    try:
+        for part in str(value).strip().split(":"):
+            total = total * 60 + float(part)
+    except ValueError:
+        return None
+    return total if 0 <= total < 1e9 else None
+
+
+def _whole_captions(entry: Mapping[str, Any], where: str) -> tuple[Caption, ...]:
     caption = _value(entry, CAPTION, "caption", where)
     texts = caption if isinstance(caption, list) else [caption or ""]
     if not all(isinstance(text, str) for text in texts):

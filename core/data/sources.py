@@ -1,40 +1,51 @@
 """Find the videos to cache, and the captions that users keep for them.
 
-Captions stand in a list of videos, or in a file beside a video: `x.json`, `x.srt`, `x.vtt` or
-`x.txt` for `x.mp4`.
+Captions stand in a list of videos, or in a file beside a video: for `x.mp4` `x.json`, `x.srt` or
+`x.vtt` (timed), `x.txt` or `x.caption`, all of them also as `x.mp4.txt`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mimetypes
 import os
-from collections.abc import Callable, Iterable, Iterator
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import attrs
 from attrs import frozen
 
 from ..errors import UserError, printable
+from ..video.decode import VideoError, starts_late
 from .captions import Caption, caption_at, name_in_words, untimed_captions
 from .lists import SUFFIXES as LISTS
-from .lists import Row, read_rows
-from .subtitles import read_segments, read_subtitles, read_text_file
+from .lists import WORDS, Row, read_pair, read_rows
+from .subtitles import parse_json, read_segments, read_subtitles, read_text_file
 
 SUFFIXES = frozenset(
-    ".mp4 .mov .mkv .webm .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .gif .mxf".split()
+    ".mp4 .mov .mkv .webm .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .gif .mxf "
+    ".mts .m2t .vob .asf .f4v .3g2 .ogm .divx .m2v .mpe .qt .dv .y4m".split()
 )
-# Lists that are looked for inside a folder, by the names that their makers give them.
+# Lists that are looked for inside a folder, by the names that their makers give them. Where none is
+# there, a single one under any name is taken.
 LISTS_INSIDE = (
     "metadata.csv",
     "metadata.tsv",
     "metadata.jsonl",
     "metadata.json",
     "videos2caption.json",
+    "captions.json",
 )
-TIMED: dict[str, Callable[[Path], tuple[Caption, ...]]] = {
+PAIR = (("videos.txt", "video.txt"), ("prompt.txt", "prompts.txt"))
+TIMED: dict[str, Callable[[Path, list[str]], tuple[Caption, ...]]] = {
     ".json": read_segments,
     ".srt": read_subtitles,
     ".vtt": read_subtitles,
 }
+TEXTS = (".txt", ".caption", ".prompt", ".cap")
+NAMED = 5  # files named in a note that may be long
 
 
 @frozen(kw_only=True)
@@ -45,7 +56,9 @@ class Source:
         path: may name a file that does not exist (a list may): reading it says so.
         id: names its clip; the same whether a folder or a list inside it was given.
         name: its path below the folder, as it can be printed.
-        captions: none where none was given.
+        captions: none where none was given; in seconds of the file's clock.
+        origin: where they stand: a list's name, or the suffix of the file beside the video.
+        notes: what of them was passed over, a line each.
         fault: why its captions cannot be read, in one line; the video must not be used then.
     """
 
@@ -53,6 +66,8 @@ class Source:
     id: str
     name: str
     captions: tuple[Caption, ...] = ()
+    origin: str = ""
+    notes: tuple[str, ...] = ()
     fault: str = ""
 
 
@@ -60,16 +75,18 @@ def find_sources(videos: Path) -> list[Source]:
     """Find the videos of a folder (searched below, too) or of a list, or the one file; by name.
 
     - A folder: every video below it that is not hidden, with the captions beside each
-      (`captions_beside`). A list inside it under a usual name (`LISTS_INSIDE`) goes before: then
-      the videos are those of the list.
-    - A list (CSV, TSV, JSON, JSONL, see `read_rows`): paths are relative to the list's folder,
-      else to `videos` in it, else to the working directory. Where a caption is blank, the files
-      beside the video count. A video that is not there is returned nevertheless.
+      (`captions_beside`). A list inside it goes before: one under a usual name (`LISTS_INSIDE`,
+      `PAIR`), else the only one that names videos which are there. Then the videos are those of the
+      list.
+    - A list (CSV, TSV, JSON, JSONL, see `read_rows`; the two text files of `read_pair`): paths are
+      relative to the list's folder, else to `videos` in it, else to the working directory. Where a
+      caption is blank, the files beside the video count. A video that is not there is returned
+      nevertheless.
     - Anything else is one video.
 
     Raises:
         UserError: nothing is there, no video is in the folder, a folder cannot be read, two lists
-            are in it, a list is faulty, or lists a video twice with other captions.
+            are in it, a list is faulty, or lists a video twice with other captions; a TOML.
     """
     try:
         if videos.is_dir():
@@ -79,29 +96,172 @@ def find_sources(videos: Path) -> list[Source]:
     except OSError as error:
         place = printable(os.fsdecode(error.filename or videos))
         raise UserError(f"--videos {place}: cannot be read ({error.strerror})") from None
-    if videos.suffix.lower() in LISTS:
-        return _listed(read_rows(videos), videos.parent)
+    if videos.suffix.lower() == ".toml":
+        raise UserError(f"--videos {videos}: a TOML is not read{_toml_hint(videos)}")
+    pair = _pair(videos.parent)
+    if videos.suffix.lower() in LISTS or videos in pair:
+        return _listed(pair if videos in pair else (videos,), videos.parent)
     return [_source(videos, videos.parent)]
 
 
 def _folder(root: Path) -> list[Source]:
-    lists = [root / name for name in LISTS_INSIDE if (root / name).is_file()]
+    lists: list[Sequence[Path]] = [
+        (path,) for name in LISTS_INSIDE if (path := root / name).is_file()
+    ]
+    lists += [pair] if (pair := _pair(root)) else []
     if len(lists) > 1:
-        names = " and ".join(path.name for path in lists)
+        names = " and ".join(_list_name(paths) for paths in lists)
         raise UserError(f"--videos {root}: {names} are both in it; name the one to use")
     if lists:
-        return _listed(read_rows(lists[0]), root)
+        return _listed(lists[0], root)
     paths = sorted(path for path in _walk(root) if path.suffix.lower() in SUFFIXES)
+    others, _ = _other_lists(root, paths)
+    if len(others) == 1:
+        return _listed(others, root)
     if not paths:
         some = ", ".join(sorted(SUFFIXES)[:6])
         raise UserError(f"--videos {root}: no video in it (looked for {some} ...){_hint(root)}")
     return [_source(path, root) for path in paths]
 
 
+def _pair(root: Path) -> tuple[Path, ...]:
+    """Return the file of prompts and that of videos in a folder; () where they are not both."""
+    videos, prompts = ([root / name for name in names if _is_file(root / name)] for names in PAIR)
+    return (prompts[0], videos[0]) if videos and prompts else ()
+
+
+def _rows(paths: Sequence[Path]) -> list[Row]:
+    return read_pair(paths[1], paths[0]) if len(paths) == 2 else read_rows(paths[0])
+
+
+def _list_name(paths: Sequence[Path]) -> str:
+    return " and ".join(printable(path.name) for path in paths)
+
+
+def _other_lists(root: Path, videos: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Return the lists of a folder that have no usual name, and why other files are none.
+
+    A list names a video that is there; a file beside a video of its name is about that one.
+    """
+    beside = {video.stem for video in videos if video.parent == root}
+    beside |= {video.name for video in videos if video.parent == root}
+    lists, reasons = [], []
+    for path in sorted(root.iterdir()):
+        if path.suffix.lower() not in LISTS or path.stem in beside or not _is_file(path):
+            continue
+        try:
+            rows = read_rows(path)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        if any(_is_file(_located(row.video, root)) for row in rows):
+            lists.append(path)
+        else:
+            reasons.append(f"{printable(path.name)}: names no video that is there")
+    return lists, reasons
+
+
 def _hint(root: Path) -> str:
     """Return how to use a list in the folder that has another name, "" where there is none."""
     lists = sorted(path.name for path in root.iterdir() if path.suffix.lower() in LISTS)
-    return f"; to use {printable(lists[0])}, name it" if lists else ""
+    if lists:
+        return f"; to use {printable(lists[0])}, name it"
+    tomls = sorted(path for path in root.iterdir() if path.suffix.lower() == ".toml")
+    return f"; {printable(tomls[0].name)} is not read{_toml_hint(tomls[0])}" if tomls else ""
+
+
+def _toml_hint(path: Path) -> str:
+    """Return which videos a dataset's TOML names (musubi-tuner, diffusion-pipe), "" for none."""
+    try:
+        tables = _tables(tomllib.loads(read_text_file(path)))
+    except (UserError, tomllib.TOMLDecodeError, RecursionError):
+        return ""
+    for table in tables:
+        for key in ("video_directory", "video_jsonl_file", "path"):
+            if isinstance(table.get(key), str):
+                beside = path.parent / table[key]  # else relative to where its program is run
+                place = str(beside) if beside.exists() else table[key]
+                return f"; give its {key}: --videos {printable(place)}"
+    return "; give the folder of its videos"
+
+
+def _tables(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield a table of a TOML and all those inside it."""
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, (dict, list)):
+        for inside in value.values() if isinstance(value, dict) else value:
+            yield from _tables(inside)
+
+
+def notes_on(videos: Path, sources: Sequence[Source]) -> list[str]:
+    """Return what is in a folder of videos, or beside one, and not used; a line each, none twice.
+
+    Videos that its list does not name, lists and files beside videos that are no captions as they
+    are read here (where a video has none), files that may be videos; then what each source notes.
+    """
+    notes = [note for source in sources for note in source.notes]
+    if videos.is_dir():
+        files = list(_walk(videos))
+        notes += _left_out(files, sources)
+        if not all(source.captions for source in sources):
+            lists, reasons = _other_lists(videos, (source.path for source in sources))
+            if len(lists) > 1:
+                names = _short_list(printable(path.name) for path in lists)
+                reasons = [f"lists that are not used: {names}; name the one to use", *reasons]
+            if all(source.origin[:1] in ("", ".") for source in sources):  # from no list
+                notes += reasons
+    notes += _unread_beside(sources)
+    return list(dict.fromkeys(notes))
+
+
+def _left_out(files: Iterable[Path], sources: Sequence[Source]) -> Iterator[str]:
+    used = {os.path.realpath(source.path) for source in sources}
+    unused = sorted(path for path in files if os.path.realpath(path) not in used)
+    listed = [path for path in unused if path.suffix.lower() in SUFFIXES]
+    if listed:
+        yield f"not in the list, not used: {_short_list(printable(p.name) for p in listed)}"
+    kinds = [
+        path
+        for path in unused
+        if path.suffix.lower() not in SUFFIXES
+        and (mimetypes.guess_type(path.name)[0] or "").startswith("video/")
+    ]
+    if kinds:
+        names = _short_list(printable(path.name) for path in kinds)
+        yield f"may be videos, not used: {names}; name one to use it"
+
+
+def _unread_beside(sources: Sequence[Source]) -> Iterator[str]:
+    """Yield the suffixes of files beside videos without captions that might hold some."""
+    folders: dict[Path, list[str]] = {}
+    ends: dict[str, int] = {}
+    for source in sources:
+        if source.captions or source.fault:
+            continue
+        folder = source.path.parent
+        if folder not in folders:
+            folders[folder] = sorted(os.listdir(folder)) if folder.is_dir() else []
+        for name in folders[folder]:
+            end = name.removeprefix(source.path.stem)
+            media = (mimetypes.guess_type(name)[0] or "").split("/")[0] in (
+                "video",
+                "image",
+                "audio",
+            )
+            if name.startswith(source.path.stem + ".") and name != source.path.name and not media:
+                if Path(name).suffix.lower() not in SUFFIXES:
+                    ends[end] = ends.get(end, 0) + 1
+    if ends:
+        found = _short_list(f"{printable(end)} ({count})" for end, count in sorted(ends.items()))
+        read = ", ".join((*TEXTS, *TIMED))
+        yield f"no caption was found in files beside videos: {found}; captions stand in {read}"
+
+
+def _short_list(names: Iterable[str]) -> str:
+    all_names = list(names)
+    more = f" ... and {len(all_names) - NAMED} more" if len(all_names) > NAMED else ""
+    return ", ".join(all_names[:NAMED]) + more
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -119,18 +279,28 @@ def _walk(root: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _listed(rows: Iterable[Row], root: Path) -> list[Source]:
+def _listed(lists: Sequence[Path], root: Path) -> list[Source]:
     sources: dict[str, tuple[Row, Source]] = {}
-    for row in rows:
+    for row in _rows(lists):
         path = _located(row.video, root)
-        source = _source(path, root, row)
-        earlier, _ = sources.setdefault(os.path.realpath(path), (row, source))
-        if earlier.captions != row.captions:
+        source = _source(path, root, row, _list_name(lists))
+        earlier, first = sources.setdefault(os.path.realpath(path), (row, source))
+        if earlier.captions == row.captions:
+            continue
+        if _is_part(earlier) and _is_part(row):  # two parts of one video
+            captions = sorted({*first.captions, *source.captions}, key=lambda c: (c.start, c.text))
+            joined = attrs.evolve(first, captions=tuple(captions))
+            sources[os.path.realpath(path)] = (row, joined)
+        else:
             raise UserError(
                 f"{row.where}: {source.name} stands there with another caption than in "
                 f"{earlier.where}; keep one"
             )
     return sorted((source for _, source in sources.values()), key=lambda source: source.name)
+
+
+def _is_part(row: Row) -> bool:
+    return bool(row.captions) and all(caption.end is not None for caption in row.captions)
 
 
 def _located(written: str, root: Path) -> Path:
@@ -148,18 +318,26 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _source(path: Path, root: Path, row: Row | None = None) -> Source:
-    captions, fault = row.captions if row else (), ""
-    try:
-        captions = captions or captions_beside(path)
-    except UserError as error:
-        fault = str(error)
+def _source(path: Path, root: Path, row: Row | None = None, origin: str = "") -> Source:
+    captions, notes, fault = row.captions if row else (), row.notes if row else (), ""
+    if not captions:
+        try:
+            beside = read_beside(path)
+            captions, origin, notes = beside.captions, beside.origin, (*notes, *beside.notes)
+        except UserError as error:
+            fault = str(error)
     name = _name(path, root)
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem)
     short = stem.encode()[:80].decode(errors="ignore")  # bytes: disks count a name's length in them
     return Source(
-        path=path, id=f"{short}-{digest}", name=printable(name), captions=captions, fault=fault
+        path=path,
+        id=f"{short}-{digest}",
+        name=printable(name),
+        captions=captions,
+        origin=origin,
+        notes=notes,
+        fault=fault,
     )
 
 
@@ -169,33 +347,68 @@ def _name(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
+@frozen(kw_only=True)
+class Beside:
+    """The captions beside a video, the suffix of their file, and what of it was passed over."""
+
+    captions: tuple[Caption, ...] = ()
+    origin: str = ""
+    notes: tuple[str, ...] = ()
+
+
 def captions_beside(path: Path) -> tuple[Caption, ...]:
+    """Read the captions beside a video, in seconds of the file's clock; as `read_beside`."""
+    return read_beside(path).captions
+
+
+def read_beside(path: Path) -> Beside:
     """Read the captions beside a video; none where there are none.
 
-    Timed captions (`x.json`, `x.srt`, `x.vtt`) go before those of the whole (`x.txt`); two timed
-    files must say the same. A blank file says nothing.
+    Timed captions (`x.json`, `x.srt`, `x.vtt`) go before those of the whole: the first of `TEXTS`
+    that says something, then the caption or prompt that `x.json` holds. Two timed files must say
+    the same. A blank file says nothing.
 
     Raises:
         UserError: a file cannot be read as what it is, or two timed ones differ.
     """
-    files = [(file, read(file)) for end, read in TIMED.items() if (file := _file(path, end))]
+    notes: list[str] = []
+    files = [(file, read(file, notes)) for end, read in TIMED.items() if (file := _file(path, end))]
     timed = [(file, captions) for file, captions in files if captions]
     for file, captions in timed[1:]:
         if captions != timed[0][1]:
             names = f"{printable(timed[0][0].name)} and {printable(file.name)}"
             raise UserError(f"{names} caption {printable(path.name)} differently: keep one")
     if timed:
-        return timed[0][1]
-    text = _file(path, ".txt")
-    return untimed_captions(read_text_file(text)) if text else ()
+        file, captions = timed[0]
+        return Beside(captions=captions, origin=_end(path, file), notes=tuple(notes))
+    for end in (*TEXTS, ".json"):
+        beside = _file(path, end)
+        if beside:
+            text = read_text_file(beside)
+            captions = _caption_in_json(text, beside) if end == ".json" else untimed_captions(text)
+            if captions:
+                return Beside(captions=captions, origin=_end(path, beside), notes=tuple(notes))
+    return Beside(notes=tuple(notes))
+
+
+def _end(video: Path, beside: Path) -> str:
+    """Return the suffix of a file beside a video: ".txt" or ".mp4.txt"."""
+    return printable(beside.name.removeprefix(video.stem))
+
+
+def _caption_in_json(text: str, path: Path) -> tuple[Caption, ...]:
+    """Return the caption that an object names as one; none where it is of another kind."""
+    data = parse_json(text, printable(path.name)) if text.strip() else {}
+    said = [data[key] for key in WORDS if key in data] if isinstance(data, dict) else []
+    return untimed_captions(said[0]) if said and isinstance(said[0], str) else ()
 
 
 def _file(video: Path, suffix: str) -> Path | None:
     """Return the file beside `video` with that suffix, in small or capital letters."""
     for end in (suffix, suffix.upper()):
-        beside = video.with_suffix(end)
-        if beside != video and _is_file(beside):
-            return beside
+        for beside in (video.with_suffix(end), video.with_name(video.name + end)):
+            if beside != video and _is_file(beside):
+                return beside
     return None
 
 
@@ -214,5 +427,30 @@ def caption_of(path: Path, start: float = 0.0, end: float = float("inf")) -> str
     Raises:
         UserError: the captions beside it cannot be read.
     """
-    captions = captions_beside(path)
+    captions = on_video_clock(path, captions_beside(path))
     return caption_at(captions, start, end) if captions else name_in_words(path)
+
+
+def on_video_clock(path: Path, captions: tuple[Caption, ...]) -> tuple[Caption, ...]:
+    """Return captions in seconds after the video's first frame; those that end before it go.
+
+    Players count from the start of the file, which may begin with sound alone. Captions of the
+    whole, and those of a file that cannot be read (reading it says so), stay as they are.
+    """
+    if all(caption.start == 0 and caption.end is None for caption in captions):
+        return captions
+    try:
+        late = starts_late(path)
+    except VideoError:
+        return captions
+    if not late:
+        return captions
+    return tuple(
+        Caption(
+            start=max(0.0, caption.start - late),
+            end=None if caption.end is None else caption.end - late,
+            text=caption.text,
+        )
+        for caption in captions
+        if caption.end is None or caption.end > late
+    )

@@ -5,6 +5,7 @@ index/<rank>-of-<world>.jsonl     one line a clip, one file a process; the newes
 clips/<id>.safetensors            latents, lr/<rate>, pixels
 rates/<rate>/<id>.safetensors     LR latents of a rate that was added later
 texts/<sha256>.safetensors        embedded prompts, "" among them, shared by clips
+gone.json                         videos that the last `cache` no longer found, where there are any
 
 Training reads latents and embedded prompts, so the machine that trains needs neither the VAE nor
 the text encoder: the header says by which specs the store was made (`check_fits`).
@@ -28,7 +29,7 @@ from ..experiment import Experiment
 from ..interfaces.codec import Codec, frames_of
 from ..interfaces.spec import BackboneSpec, CodecSpec, PluginSpec, TextEncoderSpec
 from ..registry import build
-from ..tools.files import open_tensors, read_json_lines, read_object
+from ..tools.files import disk_errors, open_tensors, read_json_lines, read_object, write_json
 from ..values.grid import Geometry, Rate, shared_period
 from ..values.history import History, lr_between
 from ..values.text import Text
@@ -39,6 +40,7 @@ STORE_KIND = "latent store (make one with `longtake cache`)"  # what messages ca
 FORMAT = 2
 IDENTITY = ("codec", "text", "channels", "fps")
 SPECS = "specs"  # in a store's header: of the codec and of the text encoder
+GONE = "gone.json"
 MOST_NAMED = 5  # clips named in a message
 
 
@@ -119,6 +121,20 @@ def read_index(root: Path) -> list[Record]:
     return [records[key] for key in sorted(records)]
 
 
+def note_gone(root: Path, sources: list[str]) -> None:
+    """Write down the videos that `cache` no longer found, for whoever trains on their clips.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    path = root / GONE
+    if sources:
+        write_json(path, {"sources": sources})
+        return
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
 def _record(line: Mapping[str, Any], path: Path) -> Record:
     try:
         lists = {name: tuple(line[name]) for name in ("rates", "added")}
@@ -190,6 +206,22 @@ class Store:
                 f"{self._clips_without(missing)}: add them, run `longtake cache` on this store "
                 f"and its videos again with --set cache.rates='{every}'"
             )
+
+    def gone(self) -> dict[str, str]:
+        """Return the videos whose clips are here though the last `cache` no longer found them.
+
+        Each with the name that the same video has now, "" where it has none: it was deleted.
+
+        Raises:
+            UserError: the note of them is damaged.
+        """
+        path = self.root / GONE
+        if not path.exists():
+            return {}
+        sources = set(read_object(path, "note of `longtake cache`", "sources")["sources"])
+        now = {r.fingerprint: r.source for r in self.records if r.source not in sources}
+        old = {r.source: r.fingerprint for r in self.records if r.source in sources}
+        return {source: now.get(mark, "") for source, mark in sorted(old.items())}
 
     def apply_margin(self, codec: Codec[CodecSpec]) -> None:
         """Set the codec's decode margin to the one that `cache` measured with it, if it did."""

@@ -34,14 +34,18 @@ TEXTS = ("prompt", "caption", "text")
 EXAMPLE = '{"time_range_s": [0, 4], "prompt": "..."}'
 
 
-def read_subtitles(path: Path) -> tuple[Caption, ...]:
+def read_subtitles(path: Path, passed: list[str] | None = None) -> tuple[Caption, ...]:
     """Read the cues of an .srt or .vtt file, by their start, without tags and blank ones.
+
+    A cue of no length is passed over, and named in a line that is added to `passed`.
 
     Raises:
         UserError: text without a time, a time that is none, or a cue that ends before it starts;
             a .vtt file that does not begin with WEBVTT. With file and line.
     """
-    lines = LineReader(printable(path.name), read_text_file(path).split("\n"))
+    lines = LineReader(
+        printable(path.name), read_text_file(path).split("\n"), [] if passed is None else passed
+    )
     web = path.suffix.lower() == ".vtt"
     if web and any(map(str.strip, lines.all)):
         _skip_header(lines)
@@ -50,10 +54,14 @@ def read_subtitles(path: Path) -> tuple[Caption, ...]:
 
 @define
 class LineReader:
-    """Takes the lines of a file one by one; `at` is the index of the next one."""
+    """Takes the lines of a file one by one; `at` is the index of the next one.
+
+    `passed` names what is passed over.
+    """
 
     name: str
     all: list[str]
+    passed: list[str]
     at: int = 0
 
     @property
@@ -107,10 +115,12 @@ def _cue(lines: LineReader, web: bool) -> Iterator[Caption]:
     if "-->" not in lines.now and "-->" in lines.after:
         lines.at += 1  # the cue's number or name
     start, end = _times(lines)
+    if start == end:
+        lines.passed.append(str(lines.wrong("a cue of no length, passed over")))
     lines.at += 1
     text = TAGS.sub("", " ".join(line.strip() for line in lines.paragraph()))
     text = " ".join((html.unescape(text) if web else text).split())
-    if text:
+    if text and start < end:
         yield Caption(start=start, end=end, text=text)
 
 
@@ -122,7 +132,7 @@ def _times(lines: LineReader) -> tuple[float, float]:
     if not match:
         raise lines.wrong(f"no time that can be read; it should be like {example}")
     start, end = _seconds(*match.groups()[:3]), _seconds(*match.groups()[3:])
-    if end <= start:
+    if end < start:
         raise lines.wrong("the cue ends before it starts")
     return start, end
 
@@ -131,11 +141,11 @@ def _seconds(hours: str | None, minutes: str, seconds: str) -> float:
     return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
 
 
-def read_segments(path: Path) -> tuple[Caption, ...]:
+def read_segments(path: Path, passed: list[str] | None = None) -> tuple[Caption, ...]:
     """Read the timed captions of a JSON file; none where it holds something else.
 
     Settings and other metadata are often kept in a JSON beside a video: an object without
-    `segments` is passed over.
+    `segments` is passed over. `passed` is that of `parse_segments`.
 
     Raises:
         UserError: it is no JSON, `segments` seems misspelt, or a segment is wrong.
@@ -145,22 +155,33 @@ def read_segments(path: Path) -> tuple[Caption, ...]:
     if not isinstance(data, dict):
         return ()
     if SEGMENTS in data:
-        return parse_segments(data[SEGMENTS], name)
+        return parse_segments(data[SEGMENTS], name, passed)
     similar = get_close_matches(SEGMENTS, map(str.lower, data), 1, 0.8)
     if similar:
         raise UserError(f"{name}: {similar[0]} is unknown; timed captions stand in `segments`")
     return ()
 
 
-def parse_segments(segments: Any, where: str) -> tuple[Caption, ...]:
+def parse_segments(
+    segments: Any, where: str, passed: list[str] | None = None
+) -> tuple[Caption, ...]:
     """Return the captions of a list of segments (`EXAMPLE`), by their start.
+
+    A segment of no length is passed over, and named in a line that is added to `passed`.
 
     Raises:
         UserError: a segment has no text, or no [start, end] in seconds; named with its number.
     """
     if not isinstance(segments, list):
         raise UserError(f"{where}: segments is no list of {EXAMPLE}")
-    captions = [_segment(s, f"{where}, segment {n}") for n, s in enumerate(segments, start=1)]
+    captions = []
+    for number, segment in enumerate(segments, start=1):
+        place = f"{where}, segment {number}"
+        caption = _segment(segment, place)
+        if caption.start != caption.end:
+            captions.append(caption)
+        elif passed is not None:
+            passed.append(f"{place}: of no length, passed over")
     return tuple(sorted(captions, key=lambda caption: caption.start))
 
 
@@ -184,7 +205,7 @@ def _range(value: Any, where: str) -> tuple[float, float | None]:
     start, end = value
     if not _is_second(start) or not (end is None or _is_second(end)):
         raise wrong
-    if end is not None and end <= start:
+    if end is not None and end < start:
         raise wrong
     return float(start), None if end is None else float(end)
 

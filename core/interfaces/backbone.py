@@ -5,14 +5,14 @@ Its three calls, what they ask and what they answer with (`Cache`, `Context`) co
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, cast
 
 import torch
 from attrs import field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from ..errors import UserError
@@ -20,6 +20,8 @@ from ..values.grid import Geometry
 from ..values.memory import Memory, Part, grid_points
 from ..values.shapes import Coordinates, Frames, Targets, Valid
 from ..values.text import Text
+from .base import Interface
+from .checks import check_shape, check_type
 from .compressor import Fit
 from .spec import BackboneSpec, LoRA
 
@@ -111,6 +113,10 @@ class VelocityCall:
 
 Call: TypeAlias = RememberCall | ContextCall | VelocityCall
 
+# Velocity of noisy latents [B, C, K, H, W], frames 0 to K − 1 of a video, at times [B] in (0, 1],
+# given prompts and no memory.
+Reference: TypeAlias = Callable[[Tensor, Tensor, Text], Tensor]
+
 
 LAYOUTS = ("diffusers", "comfyui", "kohya")
 
@@ -125,15 +131,18 @@ class LoraFile:
         metadata: texts for the header of the safetensors file.
         facts: plain data for our own header, by which the file is read back: `layout`, `rank`,
             `alpha`, and what else the backbone needs; empty where there is no LoRA.
+        dtype: number type that the LoRA was trained in, where `tensors` are wider because a scale
+            went into them; None: they are as they were.
     """
 
     tensors: Mapping[str, Tensor] = field(factory=dict)
     besides: Mapping[str, Tensor] = field(factory=dict)
     metadata: Mapping[str, str] = field(factory=dict)
     facts: Mapping[str, Any] = field(factory=dict)
+    dtype: torch.dtype | None = None
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(Interface):
     """G: predicts the velocity ε − X₀ of noisy latents at given frames, given text and memory.
 
     A plugin subclasses diffusers' own model and this class, and answers `forward(call)` for the
@@ -260,6 +269,23 @@ class Backbone(nn.Module, ABC):
     def set_checkpointing(self, on: bool) -> None:
         """Turn gradient checkpointing on or off; gradients stay the same to the bit on CPU."""
 
+    def joint(self, memory_time: float | None = None) -> Self | None:
+        """Return a copy that reads memory as the earlier frames of one longer video; None: cannot.
+
+        Its attention is `full`, each token stands at its centre, and memory has the time
+        `memory_time`, or the targets' where that is None. `core.contract.check_backbone` holds it
+        to the longer-video law: frames B beside frames A have the velocity that they have with the
+        memory `fit().tokens(A)` at A's places.
+        """
+        return None
+
+    def reference(self) -> Reference | None:
+        """Return the velocity of these weights without memory by other code; None: there is none.
+
+        `core.contract.check_backbone` takes sign and scale of time from it.
+        """
+        return None
+
     @abstractmethod
     def forward(self, call: Call) -> Cache | Context | Tensor:
         """Answer one of the three calls."""
@@ -274,11 +300,15 @@ class Backbone(nn.Module, ABC):
             ValueError: the spec's attention is `full`, or it cannot append and `cache` is given.
             UserError: `isolated-causal`, and a token covers latents of two blocks.
         """
-        return cast(Cache, self(RememberCall(memory=memory, cache=cache)))
+        held = self(RememberCall(memory=memory, cache=cache))
+        check_type(self, "the answer to a RememberCall", held, Cache)
+        return cast(Cache, held)
 
     def context(self, text: Text, memory: Memory | Cache | None = None) -> Context:
         """Return what `velocity` reads for these prompts and this memory (None: no memory)."""
-        return cast(Context, self(ContextCall(text=text, memory=memory or Memory())))
+        context = self(ContextCall(text=text, memory=memory or Memory()))
+        check_type(self, "the answer to a ContextCall", context, Context)
+        return cast(Context, context)
 
     def velocity(self, noisy: Targets, t: Tensor, frames: Frames, context: Context) -> Tensor:
         """Return the predicted velocity `[B, C, K, H, W]` (Eq. 2).
@@ -288,9 +318,14 @@ class Backbone(nn.Module, ABC):
             t: time in (0, 1], `[B]`, or `[B, K]` where the backbone knows time per frame.
             frames: absolute latent frames of the K targets, int64 `[B, K]`; gaps are legal.
             context: of `context(...)`.
+
+        Raises:
+            ContractError: what the model gives has another shape than the targets.
         """
         call = VelocityCall(noisy=noisy, t=t, frames=frames, context=context)
-        return cast(Tensor, self(call))
+        velocity = self(call)
+        check_shape(self, "the velocity", velocity, noisy.shape, "B C K H W")
+        return cast(Tensor, velocity)
 
 
 def target_positions(frames: Frames, rows: int, columns: int) -> Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Generic, TypeVar
 
 import torch
 from attrs import frozen
 from einops import reduce
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..values.grid import Size3, ceil_div
 from ..values.shapes import Latents, Pixels, Targets
+from .base import Interface
 from .compressor import State
 from .spec import CodecSpec
 
@@ -20,7 +21,7 @@ HALF_A_LEVEL = 1 / 255  # of pixels in [−1, 1]: less than this is no other byt
 HUNDREDTH = 0.01  # of the standard deviation that latents are normalised to
 
 
-class Codec(nn.Module, ABC, Generic[S]):
+class Codec(Interface, Generic[S]):
     """Turns video into latents and back, a chunk at a time; built as `cls(spec)`.
 
     A plugin answers `encode` and `decode`, says its shapes (`channels`, `stride`), what a slice

@@ -7,20 +7,24 @@ it reads are said by its class, before anything is built: `Length` and `Needs`.
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Generic, TypeAlias, TypeVar
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeAlias, TypeVar, cast
 
 import attrs
+import torch
 import torch.nn.functional as F
 from attrs import frozen
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..errors import ContractError, plugin_label
 from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.history import History
-from ..values.memory import Memory, merge
+from ..values.memory import Memory, Part, merge
 from ..values.shapes import Latents
+from .base import Interface
+from .checks import check_shape, check_type
 from .spec import CompressorSpec
 
 
@@ -88,6 +92,22 @@ class Fit:
         """
         return project(latents, self.patch_weight, self.patch_bias)
 
+    def latents(self, tokens: Tensor, height: int, width: int) -> Latents:
+        """Return the latents `[B, C, T, height, width]` whose tokens are nearest to some tokens.
+
+        The least-squares inverse of `tokens`: exact where the projection loses nothing. At odd
+        sizes the repeated last row and column count as the one row and column that they are.
+
+        Args:
+            tokens: `[B, T', H', W', D]`.
+            height: of the latents; H' is theirs over the patch, rounded up.
+            width: of the latents; as W'.
+
+        Raises:
+            ValueError: the tokens are not those of latents of that size.
+        """
+        return unproject(tokens, self.patch_weight, self.patch_bias, height, width)
+
     @property
     def digest(self) -> str:
         """Hash of the projection (bf16 values), kept in encoder files: another one is refused."""
@@ -106,6 +126,52 @@ def project(latents: Latents, weight: Tensor, bias: Tensor) -> Tensor:
     return rearrange(tokens, "b d t h w -> b t h w d")
 
 
+def unproject(tokens: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Latents:
+    """Return the latents `[B, C, T, height, width]` of tokens, by least squares (`Fit.latents`)."""
+    rows, columns = int(weight.shape[3]), int(weight.shape[4])
+    grid = (ceil_div(height, rows), ceil_div(width, columns))
+    if tuple(tokens.shape[2:4]) != grid:
+        raise ValueError(
+            f"tokens are {tuple(tokens.shape[2:4])}, of {height}×{width} they are {grid}"
+        )
+    down, right = grid[0] * rows - height, grid[1] * columns - width
+    strips = []
+    for row, repeated in _edges(grid[0], down):
+        pieces = []
+        for column, more in _edges(grid[1], right):
+            folded = _fold(_fold(weight, 3, repeated), 4, more)
+            pieces.append(_solve(tokens[:, :, row, column], folded, bias))
+        strips.append(torch.cat(pieces, dim=4))
+    return torch.cat(strips, dim=3)
+
+
+def _edges(count: int, repeated: int) -> list[tuple[slice, int]]:
+    """Return the runs of cells along an axis, and how many of a cell's places repeat its last."""
+    if not repeated:
+        return [(slice(0, count), 0)]
+    return [(slice(0, count - 1), 0), (slice(count - 1, count), repeated)]
+
+
+def _fold(weight: Tensor, axis: int, repeated: int) -> Tensor:
+    """Return the weight over a cell whose last places along an axis repeat the one before them."""
+    if not repeated:
+        return weight
+    own, again = weight.split([weight.shape[axis] - repeated, repeated], dim=axis)
+    first, last = own.split([own.shape[axis] - 1, 1], dim=axis)
+    return torch.cat([first, last + again.sum(dim=axis, keepdim=True)], dim=axis)
+
+
+def _solve(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the latents of whole cells, in float64 within."""
+    inverse = torch.linalg.pinv(weight.double().flatten(1))  # [numbers of a cell, D]
+    cells = (tokens.double() - bias.double()) @ inverse.T
+    latents: Tensor = rearrange(
+        cells, "b t h w (c pt ph pw) -> b c (t pt) (h ph) (w pw)",
+        pt=weight.shape[2], ph=weight.shape[3], pw=weight.shape[4],
+    )  # fmt: skip
+    return latents.to(tokens.dtype)
+
+
 def pad_to(latents: Latents, height: int, width: int) -> Tensor:
     """Return latents of a multiple of `height` rows and `width` columns: the last ones repeated."""
     down = ceil_div(latents.shape[-2], height) * height - latents.shape[-2]
@@ -119,7 +185,7 @@ S = TypeVar("S", bound=CompressorSpec)
 State: TypeAlias = dict[str, Tensor]
 
 
-class Compressor(nn.Module, ABC, Generic[S]):
+class Compressor(Interface, Generic[S]):
     """φ: turns the latents of a video's past into memory tokens of the DiT's width.
 
     A plugin is this class with five methods, built as `cls(spec, fit)`; every parameter it makes
@@ -217,19 +283,80 @@ class MemoryEncoder(nn.Module):
         return features_side_by_side([c.features(c.spec) for c in self.members])
 
     def forward(self, history: History) -> Memory:
-        """Return the parts of every compressor on the same history."""
-        return side_by_side([compressor(history) for compressor in self.members])
+        """Return the parts of every compressor on the same history.
+
+        Raises:
+            ContractError: a compressor's memory is not what it should be (`check_memory`).
+        """
+        batch = history.batch
+        return side_by_side([check_memory(c, c(history), batch) for c in self.members])
 
     def step(self, state: list[State] | None, chunk: History) -> tuple[list[State], Memory]:
         """Take the next chunk; return each compressor's state, and all that has settled."""
         before: Sequence[State | None] = state or [None] * len(self.members)
         results = [c.step(s, chunk) for c, s in zip(self.members, before, strict=True)]
-        return [s for s, _ in results], side_by_side([memory for _, memory in results])
+        pairs = zip(self.members, results, strict=True)
+        settled = [check_memory(c, memory, chunk.batch) for c, (_, memory) in pairs]
+        return [s for s, _ in results], side_by_side(settled)
 
     def pending(self, state: list[State]) -> Memory:
         """Return all that may still change."""
         pairs = zip(self.members, state, strict=True)
-        return side_by_side([compressor.pending(s) for compressor, s in pairs])
+        return side_by_side([check_memory(c, c.pending(s)) for c, s in pairs])
+
+    def maker(self, part: str) -> Compressor[CompressorSpec]:
+        """Return the compressor that makes the part of that name in the memory of all."""
+        place = part.partition(".")[0]
+        return self.members[int(place) if len(self.members) > 1 else 0]
+
+
+def check_memory(
+    compressor: Compressor[CompressorSpec], made: object, batch: int | None = None
+) -> Memory:
+    """Return a compressor's memory, after its shapes were held to what the backbone reads.
+
+    Args:
+        compressor: that made it.
+        made: what it gave for a memory.
+        batch: samples that it must have; None: any number.
+
+    Raises:
+        ContractError: tokens are not of the width of the DiT; positions, extents, `valid` or a
+            feature do not belong to the tokens; or features are not those that `features` names.
+    """
+    check_type(compressor, "its memory", made, Memory)
+    memory = cast(Memory, made)
+    widths = compressor.features(compressor.spec)
+    for part in memory.parts:
+        what, width = f"part {part.name}:", compressor.geometry.width
+        check_type(compressor, f"{what} tokens", part.tokens, Tensor)
+        shape = (*part.tokens.shape, 0, 0)
+        samples, count = shape[0] if batch is None else batch, shape[1]
+        check_shape(compressor, f"{what} tokens", part.tokens, (samples, count, width), "B N D")
+        for name, places in (("positions", part.positions), ("extents", part.extents)):
+            check_shape(compressor, f"{what} {name}", places, (samples, count, 3), "B N 3")
+        check_shape(compressor, f"{what} valid", part.valid, (samples, count), "B N")
+        _check_features(compressor, part, widths)
+    return memory
+
+
+def _check_features(
+    compressor: Compressor[CompressorSpec], part: Part, widths: Mapping[str, int]
+) -> None:
+    """Raise ContractError if a part's features are not those that its compressor names for it."""
+    prefix = f"{part.name}."
+    declared = {n.removeprefix(prefix): w for n, w in widths.items() if n.startswith(prefix)}
+    absent = sorted(declared.keys() - part.features.keys()) if part.tokens.shape[1] else []
+    others = sorted(part.features.keys() - declared.keys())
+    if absent or others:
+        fault = f"lacks feature {absent[0]}" if absent else f"has feature {others[0]}"
+        raise ContractError(
+            f"{plugin_label(compressor)}: part {part.name} {fault}, but "
+            f"features(spec) names {sorted(widths) or 'none'}"
+        )
+    for name, values in part.features.items():
+        expected = (*part.valid.shape, declared[name])
+        check_shape(compressor, f"part {part.name}: feature {name}", values, expected, "B N F")
 
 
 def side_by_side(memories: Sequence[Memory]) -> Memory:

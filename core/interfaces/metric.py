@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar, overload
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .checks import check_shape
 from .spec import MetricSpec
 
 S = TypeVar("S", bound=MetricSpec)
@@ -21,7 +23,8 @@ class Metric(ABC, Generic[S]):
     A plugin answers `__call__` and sets what of the following is not the default.
 
     `unit` is printed behind the figure ("dB" or ""). `goal` says what is good: "higher", "lower",
-    or a number, which frames equal to the original have: the nearer to it the better.
+    or a number, which frames equal to the original have: the nearer to it the better. `bounds` are
+    the least and the greatest figure that there can be.
 
     The figure of several frames is the mean of theirs, each counted by its `weight`. A ratio gives
     as weight what it divides by: its mean is then the ratio of the sums, and frames in which there
@@ -33,6 +36,7 @@ class Metric(ABC, Generic[S]):
 
     unit: ClassVar[str] = ""
     goal: ClassVar[Goal] = "higher"
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     verb: ClassVar[str] = "gives"
 
     def __init__(self, spec: S) -> None:
@@ -63,6 +67,19 @@ class Metric(ABC, Generic[S]):
     def weight(self, reference: Float[Tensor, "F 3 P Q"]) -> Float[Tensor, " F"]:
         """Return how much each frame counts, finite and above 0; all alike unless overridden."""
         return torch.ones(len(reference), device=reference.device)
+
+    def score(
+        self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the figures and weights of frames, each `[F]`: the plugin's, shapes checked.
+
+        Raises:
+            ContractError: there is not one figure and one weight a frame.
+        """
+        values, weights = self(reference, result), self.weight(reference)
+        check_shape(self, "its figures", values, (len(reference),), "F")
+        check_shape(self, "its weights", weights, (len(reference),), "F")
+        return values, weights
 
     @abstractmethod
     def __call__(

@@ -14,7 +14,8 @@ from ..values.memory import Memory
 from ..values.shapes import Frames, Pixels, Targets
 from ..values.text import Text
 from .backbone import Backbone
-from .codec import Codec
+from .checks import check_shape, check_type
+from .codec import Codec, frames_of
 from .compressor import Needs
 from .spec import CodecSpec, RetrieverSpec
 
@@ -96,6 +97,26 @@ class Retriever(ABC, Generic[S]):
     def samples(self) -> bool:
         """Whether it gives a sample, of which detail is asked, instead of a mean, which blurs."""
         return False
+
+    def retrieve(self, scene: Scene, omega: Frames, generator: torch.Generator) -> Retrieved:
+        """Return the frames Ω `[B, K]`: what the plugin gives, its shape checked.
+
+        Raises:
+            ContractError: it is neither latents nor pixels, or not as many or as large as asked.
+        """
+        retrieved = self(scene, omega, generator)
+        check_type(self, "what it retrieved", retrieved, LatentFrames, PixelFrames)
+        size, (batch, count) = scene.size, omega.shape
+        if isinstance(retrieved, LatentFrames):
+            channels = scene.history.latents.shape[1]
+            shape = (batch, channels, count, size.height, size.width)
+            check_shape(self, "its latents", retrieved.latents, shape, "B C K H W")
+            return retrieved
+        stride = scene.codec.stride
+        frames = sum(len(frames_of(int(i), stride.time)) for i in omega[0])
+        shape = (batch, 3, frames, size.height * stride.height, size.width * stride.width)
+        check_shape(self, "its pixels", retrieved.pixels, shape, "B 3 F P Q")
+        return retrieved
 
     @abstractmethod
     def __call__(self, scene: Scene, omega: Frames, generator: torch.Generator) -> Retrieved:

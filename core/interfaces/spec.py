@@ -10,7 +10,8 @@ A spec is plain data: it can be compared, hashed, evolved with `attrs.evolve` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from attrs import Attribute, field, frozen
@@ -27,9 +28,48 @@ __all__ = [
 Validator = Callable[[Any, "Attribute[Any]", Any], Any]
 
 
-def doc(text: str) -> dict[str, str]:
-    """Return the `metadata` of a field: its meaning, unit and range, shown by `longtake show`."""
-    return {"doc": text}
+@frozen(kw_only=True)
+class RangeCheck:
+    """A validator of our own, and what it allows in words, as `range_of` gives it.
+
+    Attributes:
+        range: such as `0 to 1`.
+        check: raises ValueError.
+    """
+
+    range: str
+    check: Validator
+
+    def __call__(self, instance: Any, attribute: Attribute[Any], value: Any) -> Any:
+        """Raise ValueError if the value is out of range."""
+        return self.check(instance, attribute, value)
+
+
+_RANGES = re.compile(r"x ([<>]=?) ([^\s>]+)>|options [(\[]([^)\]]*)[)\]]|range='([^']*)'")
+_SIGNS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
+
+
+def range_of(validator: Any) -> str:
+    """Return what a validator allows in words, such as `≥ 1` or `zeros, mean`; "" where unknown.
+
+    Read from how attrs' validators print themselves, alone, under `optional` or several together.
+    """
+    texts = []
+    for sign, bound, options, text in _RANGES.findall(repr(validator)):
+        members = ", ".join(option.strip(" '\"") for option in options.rstrip(",").split(","))
+        texts.append(text or members or f"{_SIGNS[sign]} {bound}")
+    return ", ".join(texts)
+
+
+def doc(text: str, *, recipe: str = "") -> dict[str, str]:
+    """Return the `metadata` of a field: its meaning, unit and range, shown by `longtake show`.
+
+    Args:
+        text: what is shown.
+        recipe: the key of a backbone's recipe that the field follows, such as `encoder.heads`;
+            empty: the field is the same on every backbone.
+    """
+    return {"doc": text, "recipe": recipe} if recipe else {"doc": text}
 
 
 def between(low: float, high: float) -> Validator:
@@ -39,7 +79,7 @@ def between(low: float, high: float) -> Validator:
         if not low <= value <= high:
             raise ValueError(f"must be between {low:g} and {high:g}, not {value:g}")
 
-    return check
+    return RangeCheck(range=f"{low:g} to {high:g}", check=check)
 
 
 unit = between(0.0, 1.0)
@@ -54,7 +94,9 @@ def each(inner: Validator, *, at_least: int = 0) -> Validator:
         for member in value:
             inner(instance, attribute, member)
 
-    return check
+    parts = [f"each {range_of(inner)}"] if range_of(inner) else []
+    parts += [f"at least {at_least}"] if at_least else []
+    return RangeCheck(range=", ".join(parts), check=check) if parts else check
 
 
 def named(what: str) -> Validator:
@@ -122,9 +164,20 @@ class MetricSpec(PluginSpec):
 
 @frozen(kw_only=True)
 class BackboneSpec(PluginSpec):
-    """Base of the specs of backbones; each says its codec, text encoder, geometry and shift."""
+    """Base of the specs of backbones; each says its codec, text encoder, geometry and shift.
+
+    Attributes:
+        recipe: what experiments on this backbone take where they set nothing else, plain values by
+            key: `backbone.…`, `cache.…`, `train.…` and `measure.…` are paths of an experiment;
+            `encoder.widths`, `encoder.heads`, `encoder.head_width`, `encoder.ffn`,
+            `masker.counts`, `masker.clean` and `metric.scales` are read by whatever plugin has
+            such a field (`doc(..., recipe="encoder.heads")`); `retrievers` lists plugins with
+            their fields, a `rate` that is left out being the memory's; `measure.targets` are more
+            of them. A key that is missing stands for the default of the field.
+    """
 
     kind: ClassVar[str] = "backbone"
+    recipe: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def geometry(self) -> Geometry:

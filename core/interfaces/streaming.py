@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import attrs
 import torch
@@ -25,6 +25,8 @@ from ..values.grid import Geometry, Rate, Size3
 from ..values.history import History
 from ..values.memory import Memory, grid_part, merge, stack
 from .compressor import Compressor, Length, Needs, S, State, pad_to
+
+Encoded: TypeAlias = Tensor | tuple[Tensor, Mapping[str, Tensor]]  # tokens; their features by name
 
 
 class Streamed(Compressor[S]):
@@ -96,8 +98,10 @@ class GridCompressor(Streamed[S]):
     part: ClassVar[str]
 
     @abstractmethod
-    def tokens(self, span: LatentSpan) -> Tensor:
+    def tokens(self, span: LatentSpan) -> Encoded:
         """Return the tokens `[B, T', S, D]` of T' blocks of latents, S = rows × columns of each.
+
+        Or a pair: tokens, and their features `[B, T', S, F]` by the names of `feature_widths`.
 
         Args:
             span: at least one latent. Latent 0 of a window is a block of its own, the others stand
@@ -114,6 +118,17 @@ class GridCompressor(Streamed[S]):
     def needs(cls, spec: S) -> Needs:
         """Return the full-size latents."""
         return Needs()
+
+    @classmethod
+    def feature_widths(cls, spec: S) -> dict[str, int]:
+        """Return the width F of each feature of the tokens, by its name; here there are none."""
+        return {}
+
+    @classmethod
+    def features(cls, spec: S) -> dict[str, int]:
+        """Return the widths of the features, by `part.feature`."""
+        part = f"{cls.part}-{cls.rate(spec)}"
+        return {f"{part}.{name}": width for name, width in cls.feature_widths(spec).items()}
 
     @classmethod
     def context_length(cls, spec: S, geometry: Geometry, size: Size3) -> Length:
@@ -133,7 +148,12 @@ class GridCompressor(Streamed[S]):
         if not span.latents.shape[2]:
             return Memory(size=span.seen)
         rate = self.rate(self.spec)
-        return span.memory(f"{self.part}-{rate}", self.tokens(span), rate, self.geometry.patch)
+        tokens, features = _pair(self.tokens(span))
+        return span.memory(f"{self.part}-{rate}", tokens, rate, self.geometry.patch, features)
+
+
+def _pair(encoded: Encoded) -> tuple[Tensor, Mapping[str, Tensor]]:
+    return encoded if isinstance(encoded, tuple) else (encoded, {})
 
 
 class CellCompressor(GridCompressor[S]):
@@ -145,8 +165,10 @@ class CellCompressor(GridCompressor[S]):
     """
 
     @abstractmethod
-    def encode(self, cells: Tensor) -> Tensor:
+    def encode(self, cells: Tensor) -> Encoded:
         """Return the tokens `[M, D]` of cells of latents.
+
+        Or a pair: tokens, and their features `[M, F]` by the names of `feature_widths`.
 
         Args:
             cells: `[M, C, n, h, w]`: C channels, n latent frames (as many as the rate says, fewer
@@ -154,17 +176,23 @@ class CellCompressor(GridCompressor[S]):
                 the DiT's patch. Odd sizes are padded by repeating the last row and column.
         """
 
-    def tokens(self, span: LatentSpan) -> Tensor:
+    def tokens(self, span: LatentSpan) -> Encoded:
         """Return the tokens `[B, T', S, D]` of every cell: latent 0, whole blocks, what is left."""
         step, alone = self.rate(self.spec).time, 0 if span.first else 1
         first, rest = span.latents[:, :, :alone], span.latents[:, :, alone:]
         whole = rest.shape[2] // step * step
         blocks = [(first, 1), (rest[:, :, :whole], step), (rest[:, :, whole:], None)]
         frames = [self._of_blocks(x, length or x.shape[2]) for x, length in blocks if x.shape[2]]
-        return torch.cat(frames, dim=1)
+        features = {
+            name: torch.cat([named[name] for _, named in frames], dim=1) for name in frames[0][1]
+        }
+        return torch.cat([tokens for tokens, _ in frames], dim=1), features
 
-    def _of_blocks(self, latents: Tensor, length: int) -> Tensor:
-        """Return the tokens `[B, m, S, D]` of m blocks of `length` latents `[B, C, m·n, H, W]`."""
+    def _of_blocks(self, latents: Tensor, length: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the tokens `[B, m, S, D]` of m blocks of `length` latents `[B, C, m·n, H, W]`.
+
+        And their features `[B, m, S, F]`.
+        """
         rate, patch = self.rate(self.spec), self.geometry.patch
         high, wide = rate.height * patch.height, rate.width * patch.width
         cells = rearrange(
@@ -173,7 +201,12 @@ class CellCompressor(GridCompressor[S]):
             n=length, h=high, w=wide,
         )  # fmt: skip
         batch, count = latents.shape[0], latents.shape[2] // length
-        return rearrange(self.encode(cells), "(b m s) d -> b m s d", b=batch, m=count)
+        tokens, features = _pair(self.encode(cells))
+
+        def by_block(x: Tensor) -> Tensor:
+            return rearrange(x, "(b m s) d -> b m s d", b=batch, m=count)
+
+        return by_block(tokens), {name: by_block(x) for name, x in features.items()}
 
 
 @frozen(eq=False, kw_only=True)

@@ -16,7 +16,7 @@ from ..interfaces.metric import merit
 from ..tools.device import versions
 from ..tools.progress import Report
 from ..values.grid import Rate, Size3
-from .prepare import MeasureSetup, evaluating, metric_infos
+from .prepare import MeasureSetup, evaluating
 from .quality import (
     CEILING,
     QUERIES,
@@ -66,13 +66,16 @@ def measure(
 
     Raises:
         UserError: no retriever reads memory, or a file of the store is damaged.
-        LongtakeError: a figure is not finite; the message names retriever and clip.
+        LongtakeError: frames are not finite (the message names retriever, clip and maker), or no
+            metric is left; one metric that fails is not measured, and `missing` says why.
     """
     began = time.perf_counter()
     with evaluating(setup.model):
         tick = _ticks(setup, progress)
         clips = list(_measure_clips(setup, tick))
-        long = tuple(_measure_long_clips(setup, tick))
+        long = list(_measure_long_clips(setup, tick))
+    for quality in [clip.quality for clip in clips] + [clip.quality for clip in long]:
+        quality.keep_metrics(setup.metrics)
     for clip in clips:
         latents = clip.quality.latents
         setup.retrieved.update({(clip.record.id, name): x for name, x in latents.items()})
@@ -85,15 +88,15 @@ def measure(
         store=str(setup.store.root),
         device=str(setup.device),
         main=setup.main,
-        metrics=metric_infos(setup.metrics),
-        missing=metric_infos(setup.missing),
+        metrics=tuple(setup.infos[name] for name in setup.metrics),
+        missing=setup.missing,
         rates=_rates(experiment),
         targets=experiment.measure.targets,
         retrievals=retrievals,
         distances=_distances(setup, retrievals, qualities),
         gain=gain_over_clips([clip.gain for clip in clips], experiment.measure.draws),
         clips=tuple(_clip_row(setup, clip) for clip in clips),
-        long=long,
+        long=tuple(_long_row(setup, clip) for clip in long),
         asked=experiment.measure.seconds,
         long_asked=experiment.measure.long_seconds,
         fps=setup.store.fps,
@@ -154,22 +157,35 @@ def _long_records(setup: MeasureSetup) -> list[Record]:
     return [r for r in setup.records() if longer and r.latents >= longer.length]
 
 
-def _measure_long_clips(setup: MeasureSetup, tick: _Ticks) -> Iterator[LongRow]:
+@frozen(eq=False, kw_only=True)
+class _MeasuredLongClip:
+    """What was measured of one clip at the greater length."""
+
+    record: Record
+    size: Size3
+    quality: ClipQuality
+
+
+def _measure_long_clips(setup: MeasureSetup, tick: _Ticks) -> Iterator[_MeasuredLongClip]:
     longer = setup.longer()
     for record in _long_records(setup) if longer else ():
         assert longer is not None
         tick.clip = f"{record.name}, {setup.model.experiment.measure.long_seconds:g} s"
         quality = clip_quality(longer, record, tick, masked=False)
-        size = longer.size(record)
-        yield LongRow(
-            id=record.id,
-            name=record.name,
-            size=str(size),
-            seconds=_seconds(setup, size),
-            tokens=quality.tokens,
-            uncompressed=_uncompressed(setup, size),
-            unmasked={name: scores.means() for name, scores in quality.unmasked.items()},
-        )
+        yield _MeasuredLongClip(record=record, size=longer.size(record), quality=quality)
+
+
+def _long_row(setup: MeasureSetup, clip: _MeasuredLongClip) -> LongRow:
+    size, quality = clip.size, clip.quality
+    return LongRow(
+        id=clip.record.id,
+        name=clip.record.name,
+        size=str(size),
+        seconds=_seconds(setup, size),
+        tokens=quality.tokens,
+        uncompressed=_uncompressed(setup, size),
+        unmasked={name: scores.means() for name, scores in quality.unmasked.items()},
+    )
 
 
 def _rates(experiment: Experiment) -> tuple[str, ...]:

@@ -13,21 +13,20 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from ..data.store import Record, Store, check_fits
-from ..errors import UserError
+from ..errors import LongtakeError, UserError
 from ..interfaces.codec import Codec
 from ..interfaces.masker import Masker
 from ..interfaces.metric import Metric
 from ..interfaces.retriever import Retriever
 from ..interfaces.spec import CodecSpec, MaskerSpec, MetricSpec, PluginSpec, RetrieverSpec
 from ..model import Model, all_needs, build_retriever, compressor_needs, learned_retriever
+from ..plugin_errors import one_line, plugin_error
 from ..registry import build, registry
 from ..values.draws import step_generator
 from ..values.grid import Size3
 from ..values.history import History
 from ..values.text import Text
 from .result import MetricInfo
-
-Metrics = Mapping[str, Metric[MetricSpec]]
 
 
 @frozen(eq=False, kw_only=True)
@@ -39,7 +38,9 @@ class MeasureSetup:
 
     Attributes:
         retrievers, metrics: by a name each, as reports print it.
-        missing: the metrics that cannot run on this machine.
+            A metric that fails while it measures leaves them, see `fail`.
+        infos: of all metrics of the experiment by name: those that are not, or no longer, in
+            `metrics` say why.
         seed: of Ω and noise.
         length: latent frames of a window: clips are measured from their beginning on.
         retrieved: the windows that `measure` got from learned retrievers, latents `[C, T, H, W]`
@@ -51,8 +52,8 @@ class MeasureSetup:
     codec: Codec[CodecSpec]
     masker: Masker[MaskerSpec]
     retrievers: Mapping[str, Retriever[RetrieverSpec]]
-    metrics: Metrics
-    missing: Metrics
+    metrics: dict[str, Metric[MetricSpec]]
+    infos: dict[str, MetricInfo]
     null_text: Text
     device: torch.device
     seed: int
@@ -86,19 +87,17 @@ class MeasureSetup:
         length = geometry.latents(geometry.frames(experiment.measure.seconds, store.fps))
         if length < 1:
             raise UserError(f"measure.seconds {experiment.measure.seconds:g}: less than a frame")
-        metrics: Metrics = {name: build(s) for name, s in unique_names(experiment.metrics).items()}
-        missing = {name: metric for name, metric in metrics.items() if metric.missing()}
-        metrics = {name: metric for name, metric in metrics.items() if name not in missing}
-        _check_metrics(store, metrics, missing, codec.stride)
+        metrics, infos = _build_metrics(unique_names(experiment.metrics))
+        _check_metrics(store, metrics, infos, codec.stride)
         retrievers = unique_names(experiment.retrievers)
         return cls(
             model=model,
             store=store,
             codec=codec,
-            masker=build(experiment.masker),
+            masker=build(experiment.masker).fit_to(model.backbone.geometry),
             retrievers={name: build_retriever(spec) for name, spec in retrievers.items()},
             metrics=metrics,
-            missing=missing,
+            infos=infos,
             null_text=store.null_text().to(device),
             device=device,
             seed=experiment.measure.seed if seed is None else seed,
@@ -116,8 +115,25 @@ class MeasureSetup:
     @property
     def main(self) -> str:
         """The name of the first retriever that reads memory."""
-        spec = learned_retriever(self.model.experiment)
-        return next(name for name, one in self.retrievers.items() if one.spec == spec)
+        experiment = self.model.experiment
+        spec = learned_retriever(experiment)
+        return next(n for n, one in unique_names(experiment.retrievers).items() if one == spec)
+
+    def fail(self, name: str, error: BaseException) -> None:
+        """Leave a metric that failed out of what is still to measure, and keep why.
+
+        Raises:
+            LongtakeError: it was the last one.
+        """
+        del self.metrics[name]
+        self.infos[name] = attrs.evolve(self.infos[name], failed=_failure(error))
+        if not self.metrics:
+            raise LongtakeError(_why_none(self.infos))
+
+    @property
+    def missing(self) -> tuple[MetricInfo, ...]:
+        """The metrics of the experiment that were not measured, each with its reason."""
+        return tuple(info for name, info in self.infos.items() if name not in self.metrics)
 
     @property
     def learned(self) -> dict[str, Retriever[RetrieverSpec]]:
@@ -165,15 +181,69 @@ class MeasureSetup:
         return step_generator(self.seed, 0, 0, f"measure {purpose} {record.id}")
 
 
-def _check_metrics(store: Store, metrics: Metrics, missing: Metrics, stride: Size3) -> None:
+def _build_metrics(
+    specs: Mapping[str, MetricSpec],
+) -> tuple[dict[str, Metric[MetricSpec]], dict[str, MetricInfo]]:
+    """Return the metrics that can run here, and what all of them say of themselves, by name.
+
+    One that fails, be it only to say its title, is not measured; the others are.
+    """
+    metrics: dict[str, Metric[MetricSpec]] = {}
+    infos: dict[str, MetricInfo] = {}
+    for name, spec in specs.items():
+        plugin = registry().find(spec).name
+        try:
+            metric = build(spec)
+            infos[name] = _metric_info(name, plugin, metric)
+            _ = metric.least
+        except Exception as error:  # a plugin may raise anything
+            infos[name] = MetricInfo(
+                name=name, plugin=plugin, title=name.upper(), unit="", goal="higher",
+                verb=Metric.verb, quantity=name.upper(), failed=_failure(error),
+            )  # fmt: skip
+        if not infos[name].reason:
+            metrics[name] = metric
+    return metrics, infos
+
+
+def _metric_info(name: str, plugin: str, metric: Metric[MetricSpec]) -> MetricInfo:
+    title = metric.title or name.upper()
+    return MetricInfo(
+        name=name,
+        plugin=plugin,
+        title=title,
+        unit=metric.unit,
+        goal=metric.goal,
+        verb=metric.verb,
+        quantity=metric.quantity or title,
+        needs=metric.missing(),
+    )
+
+
+def _failure(error: BaseException) -> str:
+    """Return how a metric failed, to follow "it"."""
+    known = error if isinstance(error, LongtakeError) else plugin_error(error)
+    return f"failed: {known or one_line(error)}"
+
+
+def _why_none(infos: Mapping[str, MetricInfo]) -> str:
+    reasons = "; ".join(f"{name}: {info.reason}" for name, info in infos.items())
+    return f"none of the experiment's metrics can be measured here: {reasons}"
+
+
+def _check_metrics(
+    store: Store,
+    metrics: Mapping[str, Metric[MetricSpec]],
+    infos: Mapping[str, MetricInfo],
+    stride: Size3,
+) -> None:
     """Refuse an experiment none of whose metrics runs here, and clips too small for one that does.
 
     Raises:
         UserError: with what is missing, or with metric and clip.
     """
     if not metrics:
-        needs = "; ".join(f"{name} needs {metric.missing()}" for name, metric in missing.items())
-        raise UserError(f"none of the experiment's metrics can be measured here: {needs}")
+        raise UserError(_why_none(infos))
     for record in store.records:
         size = (record.height * stride.height, record.width * stride.width)
         for name, metric in metrics.items():
@@ -182,25 +252,6 @@ def _check_metrics(store: Store, metrics: Metrics, missing: Metrics, stride: Siz
                     f"{name} needs frames of {metric.least}x{metric.least} or more, but "
                     f"{record.name} has {size[0]}x{size[1]}: change its spec, or leave it out"
                 )
-
-
-def metric_infos(metrics: Metrics) -> tuple[MetricInfo, ...]:
-    """Return what metrics say of themselves, and what those that cannot run here need."""
-    return tuple(_metric_info(name, metric) for name, metric in metrics.items())
-
-
-def _metric_info(name: str, metric: Metric[MetricSpec]) -> MetricInfo:
-    title = metric.title or name.upper()
-    return MetricInfo(
-        name=name,
-        plugin=registry().find(metric.spec).name,
-        title=title,
-        unit=metric.unit,
-        goal=metric.goal,
-        verb=metric.verb,
-        quantity=metric.quantity or title,
-        needs=metric.missing(),
-    )
 
 
 S = TypeVar("S", bound=PluginSpec)

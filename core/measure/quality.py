@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import attrs
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..data.store import Record
 from ..data.windows import Batch, collate
-from ..errors import LongtakeError
+from ..errors import LongtakeError, PluginError, plugin_label
 from ..interfaces.codec import frames_of, to_unit
+from ..interfaces.metric import Metric
 from ..interfaces.retriever import LatentFrames, Retrieved, Retriever, Scene
-from ..interfaces.spec import RetrieverSpec
+from ..interfaces.spec import MetricSpec, RetrieverSpec
 from ..model import frames_by_latent, make_scene
-from ..train.loss import StageOne, shuffled
+from ..train.loss import DATA, FiniteLog, StageOne, shuffled
 from ..values.draws import Draws
 from ..values.history import History, Query
 from ..values.memory import Memory
@@ -53,6 +54,12 @@ class ClipQuality:
     seconds: dict[str, float] = field(factory=dict)
     numbers: dict[str, int | None] = field(factory=dict)
     latents: dict[str, Tensor] = field(factory=dict)
+
+    def keep_metrics(self, metrics: Collection[str]) -> None:
+        """Drop the scores by all other metrics: those that failed on a later clip."""
+        for by_name in (self.unmasked, self.masked):
+            by_name.update({name: scores.only(metrics) for name, scores in by_name.items()})
+        self.foreign = self.foreign and self.foreign.only(metrics)
 
     @property
     def tokens(self) -> int:
@@ -88,7 +95,7 @@ def clip_quality(
 
     def by_main(memory: Memory) -> Retrieved:
         swapped = attrs.evolve(scene, memory=memory)
-        return setup.retrievers[main](swapped, omega, setup.generator(record, "noise"))
+        return setup.retrievers[main].retrieve(swapped, omega, setup.generator(record, "noise"))
 
     parts = scene.memory.parts
     quality = ClipQuality(parts={part.name: int(part.tokens.shape[1]) for part in parts})
@@ -147,7 +154,7 @@ def _timed(
     generator = setup.generator(record, "noise")
     _wait(setup.device)
     began = time.perf_counter()
-    retrieved = retriever(scene, omega, generator)
+    retrieved = retriever.retrieve(scene, omega, generator)
     _wait(setup.device)
     return retrieved, time.perf_counter() - began
 
@@ -169,7 +176,7 @@ def _masked_quality(
         masked = attrs.evolve(scene, memory=setup.model.encoder(query.history))
         for name, retriever in setup.learned.items():
             generator = setup.generator(record, f"noise {number}")
-            retrieved = retriever(masked, query.omega, generator)
+            retrieved = retriever.retrieve(masked, query.omega, generator)
             what = f"{name}, {record.name}"
             scores[name].append(score_frames(setup, scene, query.omega, retrieved, what))
         tick("masked")
@@ -189,7 +196,8 @@ def score_frames(
         what: names retriever and clip in the error.
 
     Raises:
-        LongtakeError: a score is not finite.
+        LongtakeError: a frame is not finite, or the last metric failed; another that fails leaves
+            `setup.metrics`, and the scores.
     """
     stride, history = setup.codec.stride.time, scene.history
     latents: list[int] = omega[0].tolist()
@@ -198,19 +206,47 @@ def score_frames(
     for latent, pixels in zip(latents, decode_one_by_one(scene, omega, retrieved), strict=True):
         original = original_frames(history, latent, stride)
         frames = rearrange(to_unit(pixels.float()), "1 c f p q -> f c p q")
-        for name, metric in setup.metrics.items():
-            values[name].append(metric(original, frames).cpu())
-            weights[name].append(metric.weight(original).cpu())
-    joined = {name: torch.cat(parts) for name, parts in values.items()}
-    for name, value in joined.items():
-        if not bool(value.isfinite().all()):
-            raise LongtakeError(f"{what}: {name} is not finite")
+        if not bool(frames.isfinite().all()):
+            maker = _not_finite_maker(setup, scene, retrieved, what)
+            raise LongtakeError(f"{what}: {next(iter(setup.metrics))} is not finite: {maker}")
+        for name, metric in list(setup.metrics.items()):
+            try:
+                value, weight = metric.score(original, frames)
+                _check_finite(metric, value, weight, what)
+            except Exception as error:  # a plugin may raise anything: the other metrics go on
+                setup.fail(name, error)
+                continue
+            values[name].append(value.cpu())
+            weights[name].append(weight.cpu())
+    joined = {name: torch.cat(values[name]) for name in setup.metrics}
     return FrameScores(
         frames=torch.tensor([frame for i in latents for frame in frames_of(i, stride)]),
         total=1 + stride * (history.size.time - 1),
         values=joined,
-        weights={name: torch.cat(parts) for name, parts in weights.items()},
+        weights={name: torch.cat(weights[name]) for name in setup.metrics},
     )
+
+
+def _check_finite(metric: Metric[MetricSpec], value: Tensor, weight: Tensor, what: str) -> None:
+    """Raise PluginError if a figure of frames that are finite is none, or a weight is not > 0."""
+    if not bool(value.isfinite().all()):
+        raise PluginError(f"{plugin_label(metric)}: its figure is not finite for {what}")
+    if not bool((weight.isfinite() & (weight > 0)).all()):
+        raise PluginError(f"{plugin_label(metric)}: a weight is not above 0 for {what}")
+
+
+def _not_finite_maker(setup: MeasureSetup, scene: Scene, retrieved: Retrieved, what: str) -> str:
+    """Return who made the frames that are not finite, in words."""
+    encoder, name = setup.model.encoder, what.partition(",")[0]
+    log = FiniteLog()
+    log.add(DATA, scene.history.latents, *scene.history.lr.values())
+    log.add_memory(encoder, scene.memory)
+    retriever: object = setup.retrievers.get(name.partition(" of ")[0], name)
+    log.add(
+        retriever, retrieved.latents if isinstance(retrieved, LatentFrames) else retrieved.pixels
+    )
+    maker = log.first_bad() or setup.codec
+    return f"{maker if isinstance(maker, str) else plugin_label(maker)} made it so"
 
 
 def original_frames(history: History, latent: int, stride: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -41,6 +41,14 @@ class FrameScores:
     total: int
     values: Mapping[str, Tensor]
     weights: Mapping[str, Tensor] = field(factory=dict)
+
+    def only(self, metrics: Collection[str]) -> FrameScores:
+        """Return the scores by these metrics alone."""
+        return attrs.evolve(
+            self,
+            values={name: x for name, x in self.values.items() if name in metrics},
+            weights={name: x for name, x in self.weights.items() if name in metrics},
+        )
 
     def means(self, chosen: Tensor | None = None) -> dict[str, float]:
         """Return weighted means by metric, over all frames or over those `chosen`, bool `[F]`."""
@@ -78,8 +86,8 @@ class FrameScores:
 
 
 def join_scores(parts: Sequence[FrameScores]) -> FrameScores:
-    """Return the scores of several queries of one clip as one."""
-    first = parts[0]
+    """Return the scores of several queries of one clip as one, by the metrics that all have."""
+    first = parts[0].only(set.intersection(*(set(part.values) for part in parts)))
     return FrameScores(
         frames=torch.cat([part.frames for part in parts]),
         total=first.total,
@@ -157,7 +165,8 @@ class MetricInfo:
         unit: printed behind figures, "" for none.
         goal: "higher" or "lower" is better, or the number that equal frames have.
         verb, quantity: make a sentence of a figure: "RETRIEVER verb FIGURE quantity".
-        needs: why it was not measured here; "": it was.
+        needs: what is missing here to measure it; "": nothing.
+        failed: how it failed while it measured; "": it did not.
     """
 
     name: str
@@ -168,6 +177,12 @@ class MetricInfo:
     verb: str
     quantity: str
     needs: str = ""
+    failed: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why it was not measured, as the end of a sentence; "": it was."""
+        return f"it needs {self.needs}" if self.needs else self.failed and f"it {self.failed}"
 
     def merit(self, value: float) -> float:
         """Return a figure so that more is better."""

@@ -17,9 +17,11 @@ from torch import Tensor
 from ..data.store import Record, Store
 from ..errors import UserError
 from ..interfaces.codec import frame_to_latent, frames_of, to_bytes, to_unit
+from ..interfaces.metric import Metric
 from ..interfaces.retriever import LatentFrames, Retrieved, Scene
+from ..interfaces.spec import MetricSpec
 from ..registry import nearest
-from .prepare import MeasureSetup, evaluating, metric_infos
+from .prepare import MeasureSetup, evaluating
 from .quality import (
     CEILING,
     ceiling,
@@ -196,7 +198,7 @@ def _strip(setup: MeasureSetup, record: Record, note: str, count: int) -> Strip:
         note=note,
         times=tuple(index * seconds for index in omega[0].tolist()),
         rows=tuple(_strip_rows(setup, record, scene, omega)),
-        metrics=metric_infos(setup.metrics),
+        metrics=tuple(setup.infos[name] for name in setup.metrics),
     )
 
 
@@ -231,7 +233,7 @@ def _retrieve(
     if (record.id, name) in setup.retrieved:
         latents = setup.retrieved[record.id, name].to(omega.device)
         return LatentFrames(latents=latents[None, :, omega[0]])
-    return setup.retrievers[name](scene, omega, setup.generator(record, "noise"))
+    return setup.retrievers[name].retrieve(scene, omega, setup.generator(record, "noise"))
 
 
 def _slider(setup: MeasureSetup, record: Record, note: str, count: int) -> TimeSlider:
@@ -288,8 +290,19 @@ def _slider_panel(
         for frame, picture in zip(frames_of(latent, stride), pictures, strict=True):
             if frame in originals:
                 frames.append(_small(picture))
-                figures.append(float(metric(originals[frame][None], picture[None])[0]))
-    return SliderPanel(label=name, kind=kind, frames=torch.stack(frames), figures=tuple(figures))
+                figures.append(_figure(metric, originals[frame], picture))
+    shown = tuple(x for x in figures if x is not None)
+    shown = shown if len(shown) == len(figures) else ()
+    return SliderPanel(label=name, kind=kind, frames=torch.stack(frames), figures=shown)
+
+
+def _figure(metric: Metric[MetricSpec], original: Tensor, picture: Tensor) -> float | None:
+    """Return the figure of one frame; None where a metric fails that did not on whole clips."""
+    try:
+        value, _ = metric.score(original[None], picture[None])
+    except Exception:  # a plugin may raise anything, and a figure is worth no report
+        return None
+    return float(value[0])
 
 
 def _small(picture: Tensor) -> Tensor:

@@ -302,7 +302,7 @@ def _long_clip(row: LongRow, name: str, floor: str | None, metric: MetricInfo) -
 def _cautions(result: MeasureResult) -> Iterator[VerdictLine]:
     count = len(result.clips)
     for metric in result.missing:
-        yield _note(f"{metric.title} was not measured: it needs {metric.needs}.")
+        yield _note(f"{metric.title} was not measured: {metric.reason}.")
     if count < FEW:
         yield _note(f"Only {count} clips were measured: their intervals are a guess.")
     lengths = [clip.seconds for clip in result.clips if clip.short]

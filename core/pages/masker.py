@@ -27,7 +27,7 @@ from ..interfaces.masker import Masker
 from ..interfaces.spec import MaskerSpec
 from ..model import compressor_needs
 from ..registry import build
-from ..tools.files import whole_file
+from ..tools.files import check_out_file, whole_file
 from ..values.draws import Draws
 from ..values.grid import Geometry, Rate, Size3
 from ..values.history import History, Query
@@ -60,6 +60,7 @@ def save_masker_picture(
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--picture {path}: a picture ends in {', '.join(FORMATS)}")
+    check_out_file(path, "--picture")
     figure = draw_masker(mask_clip(experiment, video=video, seed=seed), title_of(experiment))
     with whole_file(path) as part:
         figure.savefig(part, format=path.suffix.lower().lstrip("."), dpi=120)
@@ -113,7 +114,7 @@ def mask_clip(experiment: Experiment, *, video: Path | None = None, seed: int = 
     history = History(
         latents=(latents - mean) / std, lr={rate: (x - mean) / std for rate, x in lr.items()}
     )
-    query = _masked_query(experiment.masker, history, seed)
+    query = _masked_query(experiment, history, seed)
 
     def colours(x: Tensor) -> Tensor:
         return rearrange(((x * std + mean + 1) / 2).clamp(0, 1), "1 c t h w -> t c h w")
@@ -127,8 +128,8 @@ def mask_clip(experiment: Experiment, *, video: Path | None = None, seed: int = 
     )
 
 
-def _masked_query(spec: MaskerSpec, history: History, seed: int) -> Query:
-    masker: Masker[MaskerSpec] = build(spec)
+def _masked_query(experiment: Experiment, history: History, seed: int) -> Query:
+    masker: Masker[MaskerSpec] = build(experiment.masker).fit_to(experiment.backbone.geometry)
     no_text = Text(embeddings=torch.zeros(1, 1, 1), mask=torch.ones(1, 1, dtype=torch.bool))
     return masker.masked(history, no_text, Draws.of(seed, 0, [0], "picture"))
 

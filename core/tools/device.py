@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 CPU_FLAGS = Path("/proc/cpuinfo")  # of Linux, the only system that names them without a library
+MEMORY = Path("/proc/meminfo")
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 PACKAGES = ("longtake", "torch", "diffusers", "accelerate", "peft", "transformers")
 
 
@@ -22,6 +24,23 @@ def pick_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def free_memory() -> int | None:
+    """Return the bytes of memory that are free, swap included; None where the system does not say.
+
+    No more than this process may have (a container's limit).
+    """
+    try:
+        rows = (line.split() for line in MEMORY.read_text(encoding="ascii").splitlines())
+        sizes = {row[0]: int(row[1]) for row in rows if len(row) > 1}
+        free = 1024 * (sizes["MemAvailable:"] + sizes["SwapFree:"])
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        return min(free, int(MEMORY_LIMIT.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # none is set
+        return free
 
 
 def is_main_process() -> bool:

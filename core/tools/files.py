@@ -2,7 +2,11 @@
 
 What is being written lies in a part beside its place, `.NAME.HOST-PID.part`, and is renamed when it
 is complete and on the disk. What a killed process leaves is only ever a part, and everyone can tell
-whether its owner still lives (`is_live`).
+whether its owner still lives (`is_live`). A file that is complete has the permissions that any new
+file has here (the umask's, or the folder's own), whatever library wrote it.
+
+Whoever works for long before it writes asks first whether it can (`check_out_file`,
+`check_out_folder`).
 """
 
 from __future__ import annotations
@@ -14,9 +18,13 @@ import os
 import platform
 import re
 import shutil
+import stat
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +32,19 @@ from torch import Tensor
 
 from ..errors import UserError
 
+# safetensors' names of number types, and torch's
+_TORCH_TYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "BOOL": "bool",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "C64": "complex64",
+}  # fmt: skip
 DAY = 24 * 3600.0  # seconds
+GIGABYTE = 1e9
+CLAIM = "claim"
+CLAIM_PULSE, CLAIM_SILENCE = 60.0, 900.0  # seconds: a claim is touched; nobody holds it any more
+# What runs and stores go on from: no option that names a result may replace them.
+OWN_FILES = ("spec.json", "metrics.jsonl", "pace.jsonl", "store.json")
 # torch.save reports a full disk as a RuntimeError, which only these words tell from any other.
 _TORCH_WRITES = ("inline_container", "basic_ios", "unexpected pos", "PytorchStreamWriter")
 
@@ -39,8 +59,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     part = part_path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = _mode_of_new_file(part)
         try:
             yield part
+            _set_mode(part, mode)
             _sync(part)
             os.replace(part, path)
         finally:
@@ -58,9 +80,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
+        mode = _mode_of_new_file(part / "mode")
         try:
             yield part
             for file in part.rglob("*"):
+                if file.is_file():
+                    _set_mode(file, mode)
                 _sync(file)
             if path.exists():
                 shutil.rmtree(path)
@@ -68,6 +93,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _mode_of_new_file(path: Path) -> int:
+    """Return the permissions of a file that is made at a path, which is free again afterwards."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.unlink()
+    return mode
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    # safetensors makes its files readable by their owner alone, whatever the umask says
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def remove_folder(path: Path) -> None:
@@ -169,19 +208,182 @@ def _is_running(pid: int) -> bool:
 def remove_parts(folder: Path) -> None:
     """Remove the parts that killed processes left in a folder; living ones keep theirs.
 
+    Claims stay: whoever takes one over says so (`claimed_folder`).
+
     Raises:
         UserError: the disk refuses.
     """
     for path in folder.glob(".*.part"):
-        if is_live(path):
+        if is_live(path) or path.name.startswith(f".{CLAIM}."):
             continue
         with disk_errors(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+@contextmanager
+def claimed_folder(folder: Path) -> Iterator[list[str]]:
+    """Hold a folder while working in it, so that no other process does; made where missing.
+
+    The claim is a part in it, with host and process, which is touched as long as the process
+    lives. One whose process is dead is taken over: on this machine that can be asked, those of
+    other machines are dead when they were not touched for a quarter of an hour. A folder that was
+    made and stays empty is removed.
+
+    Yields:
+        Whose claims were taken over, in words; mostly none.
+
+    Raises:
+        UserError: a living process holds it, or the disk refuses.
+    """
+    own, made = part_path(folder / CLAIM), _missing_folders(folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        own.write_text(json.dumps(_claim_of_this_process()) + "\n", encoding="utf-8")
+    ended = threading.Event()
+    try:
+        others = [path for path in folder.glob(f".{CLAIM}.*.part") if path != own]
+        now = own.stat().st_mtime  # by the clock of the disk, as for the claims of other machines
+        dead = [_describe_claim(path) for path in others if not _is_held(path, now)]
+        if living := [path for path in others if _is_held(path, now)]:
+            raise UserError(
+                f"another run is at work in {folder} ({_describe_claim(living[0])}): name another "
+                f"--out, or stop it first; if it is gone, delete {living[0]}"
+            )
+        for path in others:
+            path.unlink(missing_ok=True)
+        threading.Thread(target=_keep_claim, args=(own, ended), daemon=True).start()
+        yield dead
+    finally:
+        ended.set()
+        own.unlink(missing_ok=True)
+        with suppress(OSError):  # what is not empty stays
+            for place in made:
+                place.rmdir()
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """Return the folder and those above it that are not there, the lowest first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _claim_of_this_process() -> dict[str, Any]:
+    pid, since = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
+    return {"host": platform.node(), "pid": pid, "started": _started(pid), "since": since}
+
+
+def _keep_claim(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(CLAIM_PULSE):
+        with suppress(OSError):  # the disk may be away for a while
+            os.utime(path)
+
+
+def _read_claim(path: Path) -> dict[str, Any]:
+    try:
+        claim = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it is just being written, or just went
+        return {}
+    return claim if isinstance(claim, dict) else {}
+
+
+def _is_held(path: Path, now: float) -> bool:
+    """Return whether the process of a claim still lives; `now` is the time on the claim's disk."""
+    if f".{_host()}-" not in path.name:
+        with suppress(FileNotFoundError):
+            return now - path.stat().st_mtime < CLAIM_SILENCE
+        return False
+    claim = _read_claim(path)
+    started = claim.get("started") if claim.get("pid") else None
+    # another process may have the number by now
+    return is_live(path) and (not started or started == _started(claim["pid"]))
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, in ticks since this machine did; "" where Linux is not."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[19]
+
+
+def _describe_claim(path: Path) -> str:
+    claim = _read_claim(path)
+    if not claim:
+        return path.name
+    return f"process {claim.get('pid')} on {claim.get('host')}, since {claim.get('since')}"
+
+
 def only_parts(folder: Path, *allowed: str) -> bool:
     """Return whether a folder holds nothing but parts, and files of the allowed names."""
     return all(path.name in allowed or path.match(".*.part") for path in folder.iterdir())
+
+
+def check_out_file(path: Path, option: str = "--out", *, room: int = 0) -> None:
+    """Refuse, before the work for it, a file that could not be written; nothing is left behind.
+
+    What killed processes left half written in its folder is removed.
+
+    Args:
+        path: of the file; its folder may be missing.
+        option: what named it, for messages.
+        room: bytes that it will take, as far as they are known.
+
+    Raises:
+        UserError: it is a folder, or something of a run or store that is not written anew
+            (`spec.json`, `metrics.jsonl`, ...); its folder is a file, may not be written to, or is
+            on a disk with less room.
+    """
+    with disk_errors(path):
+        if path.is_dir():
+            raise UserError(f"{option} {path} is a folder; the name of a file is wanted")
+        if path.name in OWN_FILES and path.exists():
+            raise UserError(
+                f"{option} {path} belongs to a run or a store, and is not replaced: name another"
+            )
+    _check_place(path.parent, f"{option} {path}", room)
+
+
+def check_out_folder(path: Path, option: str = "--out", *, room: int = 0) -> None:
+    """Refuse, before the work for it, a folder that could not be written; nothing is left behind.
+
+    What killed processes left half written in it is removed. Arguments are `check_out_file`'s.
+
+    Raises:
+        UserError: it or a folder above it is a file, may not be written to, or is on a disk with
+            less room.
+    """
+    with disk_errors(path):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{option} {path} is a file; a folder is wanted")
+    _check_place(path, f"{option} {path}", room)
+
+
+def _check_place(folder: Path, what: str, room: int) -> None:
+    with disk_errors(folder):
+        there = next(place for place in (folder, *folder.absolute().parents) if _is_there(place))
+        if not there.is_dir():
+            raise UserError(f"{what}: {there} is a file, and nothing can lie below it")
+        try:
+            with tempfile.TemporaryFile(dir=there) as trial:
+                trial.write(bytes(4096))  # a full disk takes an empty file
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{what}: cannot write to {there}: {reason}") from error
+        free = shutil.disk_usage(there).free
+        if room > free:
+            raise UserError(
+                f"{what}: needs about {room / GIGABYTE:.1f} GB, and {there} has "
+                f"{free / GIGABYTE:.1f} GB free"
+            )
+        if there == folder:
+            remove_parts(folder)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except NotADirectoryError:  # below a file
+        return False
 
 
 @contextmanager
@@ -229,7 +431,9 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: this is no {what}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as the JSON of a {what}: {error}") from None
 
 
@@ -262,26 +466,86 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file and yield it, to read tensors or slices of it.
 
     Raises:
-        UserError: it is missing or no safetensors file.
+        UserError: it is missing, may not be read, or is no safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a safetensors file")
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, not a safetensors file")
+        with path.open("rb"):  # safetensors says "no such file" of one that may not be read
+            pass
         file = safe_open(path, framework="pt")
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except RuntimeError as error:  # torch maps the whole file as if it were to be written to
+        raise UserError(f"{path} is larger than this machine's memory: {error}") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file that can be read: {error}") from None
     with file as opened:
         yield opened
 
 
+class TensorFile:
+    """A safetensors file that is read tensor by tensor, however much larger than memory it is.
+
+    Raises:
+        OSError: it cannot be read.
+        SafetensorError: it is cut short or no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="numpy"):  # maps the file, and checks all of its header
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        self.path, self.start = path, 8 + length
+        self.entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return tuple(self.entries[name]["shape"])
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor, in memory of its own.
+
+        Raises:
+            UserError: torch has no such number type.
+        """
+        import torch
+
+        entry = self.entries[name]
+        dtype = getattr(torch, _TORCH_TYPES.get(entry["dtype"], ""), None)
+        if dtype is None:
+            raise UserError(f"{self.path}: {name} is {entry['dtype']}, which torch does not have")
+        first, end = entry["data_offsets"]
+        data = torch.empty(end - first, dtype=torch.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start + first)
+            view = memoryview(data.numpy().data)
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise UserError(f"{self.path} was cut short while it was read")
+                view = view[count:]
+        return data.view(dtype).reshape(entry["shape"])
+
+
 def is_tensors(path: Path) -> bool:
-    """Return whether a safetensors file is there and can be opened; a cut one cannot."""
+    """Return whether a safetensors file is there and can be opened; a cut one cannot.
+
+    Raises:
+        UserError: it is there, and this user may not read it.
+    """
     try:
         with open_tensors(path):
             return True
-    except UserError:
+    except UserError as error:
+        if isinstance(error.__context__, PermissionError):
+            raise
         return False
 
 

@@ -1,21 +1,26 @@
 """Checkpoints of a run: safetensors and JSON for users, and a state that only resuming reads.
 
-RUN/spec.json, metrics.jsonl, pace.jsonl
+RUN/spec.json             the experiment, versions, the store, and what changed on resume
+RUN/metrics.jsonl, pace.jsonl
 RUN/checkpoint-<step>/memory.safetensors
                       backbone/ (a trained DiT) or lora.safetensors
                       training_state/
     optimizer.pt          state of the optimizer, read with `weights_only`
     raw.safetensors       under `train.ema`: the weights as they train
     average.safetensors   under `train.ema`: their average in fp32
-    state.json            the step, and what logs go on from
+    state.json            the step, the precision, and what logs go on from
 
 Under `train.ema` the weights outside training_state/ are the averaged ones.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,10 @@ from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.compressor import MemoryEncoder
 from ..model import Model, build_model
+from ..registry import registry
 from ..tools.files import (
+    disk_errors,
+    is_tensors,
     open_tensors,
     read_header,
     read_object,
@@ -61,10 +69,87 @@ def prune(run: Path, keep: int) -> None:
         remove_folder(old)
 
 
+def find_checkpoint(run: Path, text: str) -> Path:
+    """Return the checkpoint of a run that users name: by its step, its name or its folder.
+
+    Raises:
+        UserError: the run has no such checkpoint.
+    """
+    for place in (Path(text), run / text, run / f"checkpoint-{text}"):
+        if place.is_dir() and place.resolve().parent == run.resolve():
+            if place.resolve() in (one.resolve() for one in checkpoints(run)):
+                return run / place.resolve().name
+    steps = ", ".join(str(step_of(one)) for one in checkpoints(run)) or "none"
+    raise UserError(
+        f"--resume {text}: no checkpoint of {run}; latest, or one of the steps that it has "
+        f"({steps}); to begin with the weights of another run: --start"
+    )
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Return whether all files of a checkpoint can be opened; reads those of the optimizer whole.
+
+    A file that is missing is not seen.
+    """
+    try:
+        read_state(checkpoint)
+        with zipfile.ZipFile(checkpoint / STATE_FOLDER / "optimizer.pt") as optimizer:
+            optimizer_whole = optimizer.testzip() is None
+        return optimizer_whole and all(map(is_tensors, checkpoint.rglob("*.safetensors")))
+    except (UserError, OSError, zipfile.BadZipFile):
+        return False
+
+
+@contextmanager
+def older_offered(checkpoint: Path) -> Iterator[None]:
+    """Where reading a damaged checkpoint fails, name the newest whole one of its run before it.
+
+    Raises:
+        UserError: in place of one that was raised within.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not re.fullmatch(r"checkpoint-\d+", checkpoint.name):
+            raise
+        older = [x for x in checkpoints(checkpoint.parent) if step_of(x) < step_of(checkpoint)]
+        found = next((x for x in reversed(older) if is_whole(x)), None)
+        if found is None or (is_whole(checkpoint) and _files(checkpoint) == _files(found)):
+            raise
+        raise UserError(
+            f"{error}; the checkpoint before it is whole: use {found} (to train on from there: "
+            f"--resume {step_of(found)})"
+        ) from error
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def set_aside(run: Path, checkpoint: Path) -> list[Path]:
+    """Rename the checkpoints of a run that are newer than the one it goes on from; return them.
+
+    They become `checkpoint-<step>.aside`, which nothing reads; one that is there is replaced.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    newer = [one for one in checkpoints(run) if step_of(one) > step_of(checkpoint)]
+    aside = [one.with_name(f"{one.name}.aside") for one in newer]
+    for path, place in zip(newer, aside, strict=True):
+        if place.exists():
+            remove_folder(place)
+        with disk_errors(place):
+            os.replace(path, place)
+    return aside
+
+
 def read_run(place: Path) -> tuple[Experiment, Path]:
     """Return the experiment and the newest checkpoint folder of a run.
 
     `place` may also be one checkpoint, or a folder of shipped weights with its own spec.json.
+    Relative paths of weights in the spec that are not here are looked for beside it, in its
+    folder and those above it: a project that was moved as a whole stays together.
 
     Raises:
         UserError: there is no run, or it has no checkpoint yet.
@@ -75,7 +160,7 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
     spec = place if (place / "spec.json").exists() or not shipped else place.parent
     data = read_object(spec / "spec.json", "run (make one with `longtake pretrain`)", "experiment")
     try:
-        experiment = config.from_json(data["experiment"], Experiment)
+        experiment = config.from_json(beside_spec(data["experiment"], spec), Experiment)
     except config.SpecError as error:
         raise UserError(f"{spec / 'spec.json'}: {error}") from error
     if shipped:
@@ -85,10 +170,64 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
     return experiment, checkpoints(place)[-1]
 
 
+def beside_spec(data: Any, folder: Path) -> Any:
+    """Return a spec as JSON whose relative paths of weights are found from its folder, too.
+
+    A path that is there from the working directory stays as it is, and so do names of weights that
+    ship, and what is nowhere, such as a name on the hub. What is found elsewhere is said.
+
+    Args:
+        data: the spec, or a part of it.
+        folder: of its spec.json.
+    """
+    if isinstance(data, list):
+        return [beside_spec(value, folder) for value in data]
+    if not isinstance(data, dict):
+        return data
+    found = {key: beside_spec(value, folder) for key, value in data.items()}
+    if isinstance(weights := data.get("weights"), str):
+        found["weights"] = _paths_beside(weights, folder)
+    if isinstance(loras := data.get("loras"), list):
+        found["loras"] = [_paths_beside(x, folder) if isinstance(x, str) else x for x in loras]
+    return found
+
+
+def _paths_beside(text: str, folder: Path) -> str:
+    """Return a text that names paths, such as `high.gguf,low.gguf` or `high:a.safetensors@0.5`."""
+    whole = _path_beside(text, folder)
+    if whole != text:
+        return whole
+    parts = [
+        re.fullmatch(r"(\s*(?:\w{2,}:)?)(.+?)((?:@[\d.eE+-]+)?\s*)", x) for x in text.split(",")
+    ]
+    return ",".join(
+        f"{part[1]}{_path_beside(part[2], folder)}{part[3]}" if part else ""
+        for part in parts
+    )  # fmt: skip
+
+
+def _path_beside(text: str, folder: Path) -> str:
+    path = Path(text)
+    if text in registry().weights:  # whose folder may stand beside the run's
+        return text
+    try:
+        if not text or text.startswith("~") or path.is_absolute() or path.exists():
+            return text
+        here = folder.absolute()
+        found = next((x for place in (here, *here.parents) if (x := place / path).exists()), None)
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return text
+    if found is None:
+        return text
+    logging.getLogger(__name__).warning("weights %s are not here: %s are used", text, found)
+    return str(found)
+
+
 def load_run(place: Path) -> Model:
     """Load the newest model of a run, for reading."""
     experiment, folder = read_run(place)
-    return load_model(folder, experiment).eval()
+    with older_offered(folder):
+        return load_model(folder, experiment).eval()
 
 
 def load_model(folder: Path, experiment: Experiment) -> Model:
@@ -274,6 +413,6 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
-        raise UserError(f"{path} cannot be read, resume an older checkpoint: {error}") from None
+        raise UserError(f"{path} cannot be read: {error}") from None
     whole = "state" in state  # of one optimizer; `MuonAdamW` has two, and is never sharded
     optimizer.load_state_dict(shard_optimizer_state(state, optimizer) if whole else state)

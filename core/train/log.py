@@ -243,7 +243,8 @@ class Previews:
         omega = torch.linspace(0, last, min(PREVIEW_FRAMES, last + 1)).round().long().unique()[None]
         scene = make_scene(model, self.codec, batch, null_text)
         generator = torch.Generator().manual_seed(seed)
-        retrieved = build_retriever(learned_retriever(model.experiment))(scene, omega, generator)
+        retriever = build_retriever(learned_retriever(model.experiment))
+        retrieved = retriever.retrieve(scene, omega, generator)
         return Preview(latents=history.latents, omega=omega, retrieved=retrieved)
 
     @torch.no_grad()

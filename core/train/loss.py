@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..data.windows import Batch
 from ..experiment import TrainSpec
 from ..interfaces.codec import Codec
+from ..interfaces.compressor import MemoryEncoder
 from ..interfaces.masker import Masker
 from ..interfaces.spec import CodecSpec, MaskerSpec
 from ..model import Model
@@ -33,6 +34,41 @@ from ..values.memory import Memory
 from ..values.text import Text
 
 T = TypeVar("T")
+DATA = "the data"  # of the clips, as a maker of numbers
+
+
+class FiniteLog:
+    """Whether what each maker made of a batch is finite, in the order in which it was made.
+
+    The answers stay on the device until somebody asks, so that no step waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._answers: list[tuple[object, Tensor]] = []
+
+    def add(self, maker: object, *tensors: Tensor, valid: Tensor | None = None) -> None:
+        """Look at what a maker made: a plugin, or a text that names what else it is.
+
+        Args:
+            maker: of the tensors.
+            tensors: any; all of them, or `[B, N, ...]` with `valid`.
+            valid: `[B, N]`, False on padding, which may hold anything.
+        """
+        for x in tensors:
+            finite = torch.isfinite(x.detach())
+            if valid is not None:
+                finite |= ~valid.to(finite.device)[..., None]
+            self._answers.append((maker, finite.all()))
+
+    def add_memory(self, encoder: MemoryEncoder, memory: Memory) -> None:
+        """Look at the parts of a memory, each made by its compressor."""
+        for part in memory.parts:
+            made = (part.tokens, part.positions, *part.features.values())
+            self.add(encoder.maker(part.name), *made, valid=part.valid)
+
+    def first_bad(self) -> object:
+        """Return who first made something that is not finite; None: nobody."""
+        return next((maker for maker, finite in self._answers if not bool(finite)), None)
 
 
 class Stage(nn.Module, ABC):
@@ -43,6 +79,7 @@ class Stage(nn.Module, ABC):
         backbone: G.
         spec: how they train.
         null_text: the empty prompt, which stands for dropped captions.
+        finite: what of the last batch was finite, and who made it.
     """
 
     def __init__(self, model: Model, spec: TrainSpec, null_text: Text) -> None:
@@ -51,6 +88,7 @@ class Stage(nn.Module, ABC):
         self.backbone = model.backbone
         self.spec = spec
         self.null_text = null_text
+        self.finite = FiniteLog()
         self._no_split_modules = self.backbone._no_split_modules  # read by Accelerate, for FSDP
 
     @abstractmethod
@@ -128,9 +166,15 @@ class StageOne(Stage):
         """
         with autocast(self.spec.precision, self.weights.device):
             draws = Draws.of(self.spec.seed, step, batch.places, "loss")
-            query = self.masker(batch.history, self._drop_text(batch.text, draws), draws)
+            finite = self.finite = FiniteLog()
+            history, text = batch.history, batch.text
+            finite.add(DATA, history.latents, *history.lr.values(), text.embeddings)
+            query = self.masker(history, self._drop_text(text, draws), draws)
+            hidden = query.history
+            finite.add(self.masker, query.targets, hidden.latents, *hidden.lr.values())
             drawn = self.draw_noise(query, draws)
-            memory = self.encoder(query.history)
+            memory = self.encoder(hidden)
+            finite.add_memory(self.encoder, memory)
             dropped = self.drops_memory(step)
             loss = self.loss(query, Memory() if dropped else memory, drawn).mean()
             return loss + memory.anchor() if dropped else loss
@@ -145,6 +189,7 @@ class StageOne(Stage):
         noisy = interpolate(query.targets, drawn.noise, rearrange(drawn.t, "b -> b 1 1 1 1"))
         context = self.backbone.context(query.text, memory)
         velocity = self.backbone.velocity(noisy, drawn.t, query.frames.to(noisy.device), context)
+        self.finite.add(self.backbone, velocity)
         target = velocity_target(query.targets, drawn.noise)
         error = F.mse_loss(velocity.float(), target.float(), reduction="none")
         weighted: Tensor = error * rearrange(self.weights, "c -> 1 c 1 1 1")

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
+from attrs import field, frozen
 from torch import nn
 
 from .. import config
-from ..data.store import Store, check_fits
+from ..data.store import IDENTITY, MOST_NAMED, Store, check_fits
 from ..data.windows import WindowBatches, WindowSampler
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
 from ..model import Model, build_model, compressor_needs
-from ..tools.device import pick_device, versions
-from ..tools.files import only_parts, read_object, remove_parts, write_json
+from ..registry import origins
+from ..tools.device import is_main_process, pick_device, uses_bf16, versions
+from ..tools.files import (
+    check_out_folder,
+    claimed_folder,
+    only_parts,
+    read_object,
+    remove_parts,
+    write_json,
+)
 from ..tools.progress import Report
 from . import distributed
 from .checkpoint import (
@@ -24,20 +39,26 @@ from .checkpoint import (
     load_model,
     load_optimizer,
     load_raw,
+    older_offered,
     read_state,
+    set_aside,
     step_of,
 )
 from .ema import EMA, trainable_parameters
 from .liveness import Liveness
 from .log import LogWriter, MetricsLogger
-from .optim import make_optimizer
+from .optim import learning_rate, make_optimizer
 from .step import build_stage
 from .trainer import Trainer, TrainResult
 from .worker import TrainWorker
 
-FREE = (  # may change on resume
-    "steps", "save_every", "save_minutes", "keep", "log_every", "gain_every", "accumulate",
+# What may change on resume: of `train`, and of the experiment what training never reads.
+FREE = (
+    "steps", "rate", "warmup", "decay", "clip", "precision", "checkpointing", "accumulate",
+    "save_every", "save_minutes", "keep", "log_every", "gain_every",
 )  # fmt: skip
+UNREAD = ("measure", "metrics")
+BEND = 0.01  # share by which the learning rate may leave its course before that is said
 
 
 def pretrain(
@@ -45,7 +66,7 @@ def pretrain(
     data: Path,
     out: Path,
     *,
-    resume: bool = False,
+    resume: bool | Path = False,
     start: Path | None = None,
     progress: Report | None = None,
 ) -> TrainResult:
@@ -53,43 +74,81 @@ def pretrain(
 
     Stage I trains memory and what reads it. An experiment without compressors is Stage 0: its
     backbone is trained as a plain video model, on the frames that the masker picks as targets.
+    The folder is held while the run is at work in it. What changes on resume is said, and kept in
+    the `history` of spec.json.
 
     Args:
         experiment: what to train and how.
         data: a latent store.
         out: the run's folder.
-        resume: go on from the newest checkpoint of `out`; without one, begin.
+        resume: go on from the newest checkpoint of `out`; without one, begin. A path: go on from
+            that checkpoint of `out`; newer ones are set aside.
         start: weights to begin from (a checkpoint folder); a fresh optimizer.
         progress: called with step, steps and a note after every step.
 
     Raises:
-        UserError: the store or the run is of another spec, or `out` holds a run and `resume` is
-            not set.
+        UserError: the store or the run is of another spec, `out` holds a run and `resume` is not
+            set, another run is at work in it, or it cannot be written.
         DeadMemory: some parameters of the memory do not train.
         LongtakeError: the loss is not finite.
     """
-    trainer = _prepare(experiment, Store.open(data), out, resume=resume, start=start)
-    if trainer.step >= experiment.train.steps:
-        return trainer.end()
-    return trainer.train(progress)
+    store = Store.open(data)
+    check_out_folder(out)
+    with ExitStack() as held:
+        dead = held.enter_context(claimed_folder(out)) if is_main_process() else []
+        for text in _gone_lines(store):
+            _say(text)
+        for claim in dead:
+            _say(f"{out}: the run that was at work here ended without a word ({claim})")
+        trainer = _prepare(experiment, store, out, resume=resume, start=start)
+        if trainer.step >= experiment.train.steps:
+            return trainer.end()
+        return trainer.train(progress)
+
+
+def _gone_lines(store: Store) -> list[str]:
+    """Return what to say of clips whose videos were deleted or renamed: they train, too."""
+    gone = store.gone()
+    if not gone:
+        return []
+    named = [f"{old} (now {new})" if new else old for old, new in gone.items()]
+    more = f", ... ({len(named)} in all)" if len(named) > MOST_NAMED else ""
+    return [
+        f"{store.root} trains on clips of videos that the last `longtake cache` did not find: "
+        f"{', '.join(named[:MOST_NAMED])}{more}; to leave them out, cache again with --prune"
+    ]
+
+
+def _say(text: str) -> None:
+    """Tell the user what is other than might be expected; one process of several speaks."""
+    if is_main_process():
+        logging.getLogger(__name__).warning("%s", text)
 
 
 def _prepare(
-    experiment: Experiment, store: Store, out: Path, *, resume: bool, start: Path | None
+    experiment: Experiment, store: Store, out: Path, *, resume: bool | Path, start: Path | None
 ) -> Trainer:
     """Return the trainer of a run, fresh or of its newest checkpoint; a refusal writes nothing."""
     needs, train = compressor_needs(experiment), experiment.train
     check_fits(experiment, store, needs.rates)
     newest = check_run(experiment, out, resume=resume)
+    resumption = Resumption.of(experiment, store, out, newest) if newest else None
     windows = WindowSampler.of(store, experiment.backbone.geometry, train, needs)
     distributed.check_launch(train)
     accelerator = _accelerator()
     check_shares(train, accelerator.num_processes)
-    worker = _worker(experiment, store, out, accelerator, newest, start)
-    if worker.writes:
-        claim_run(experiment, out)
+    with older_offered(newest or start or out):
+        step, state = (
+            (step_of(newest), read_state(newest)) if newest else (0, {"live": bool(start)})
+        )
+        settled = settle_precision(experiment, state, accelerator.device)
+        worker = _worker(settled, store, out, accelerator, newest, start)
+    check_out_folder(out, room=_least_of_a_checkpoint(worker))
+    if worker.writes and step < train.steps:  # a run that is over stays as it was trained
+        for text in resumption.lines() if resumption else _begun_before(experiment, out):
+            _say(f"{out}: {text}")
+        begin_run(experiment, store, out, worker.spec.precision, resumption)
     accelerator.wait_for_everyone()
-    step, state = (step_of(newest), read_state(newest)) if newest else (0, {"live": bool(start)})
     watched = experiment.remembers and not state["live"]
     writer = LogWriter(out, step=step) if worker.writes else None
     world = (accelerator.process_index, accelerator.num_processes)
@@ -101,6 +160,26 @@ def _prepare(
         step=step,
         saved_step=step if newest else -1,
     )
+
+
+def settle_precision(
+    experiment: Experiment, state: Mapping[str, Any], device: torch.device
+) -> Experiment:
+    """Return the experiment with `train.precision` as this run has it: fp32 or bf16.
+
+    `auto` is what the run began with, whatever machine goes on with it; a fresh one asks `device`.
+    """
+    precision = experiment.train.precision
+    if precision == "auto":
+        fresh = "bf16" if uses_bf16(precision, device) else "fp32"
+        precision = state.get("precision", fresh)
+    return attrs.evolve(experiment, train=attrs.evolve(experiment.train, precision=precision))
+
+
+def _least_of_a_checkpoint(worker: TrainWorker) -> int:
+    """Return bytes that a checkpoint takes at least: what trains, and one moment of each weight."""
+    weights = trainable_parameters(worker.stage).values()
+    return sum(2 * weight.numel() * weight.element_size() for weight in weights)
 
 
 def _worker(
@@ -138,10 +217,22 @@ def _worker(
 
 def _model(experiment: Experiment, origin: Path | None, accelerator: Any) -> Model:
     """Return the model that trains: of a checkpoint, or as the experiment begins."""
+    if origin is None:
+        _warn_of_random_base(experiment)
     model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
     if accelerator.device.type == "cpu":
         _realign(model.backbone)
     return model
+
+
+def _warn_of_random_base(experiment: Experiment) -> None:
+    """Log that LoRA is trained over random weights, where it is."""
+    backbone = config.to_json(experiment.backbone)
+    if experiment.train.trains == "lora" and backbone.get("weights", "") is None:
+        logging.getLogger(__name__).warning(
+            "backbone.weights is null and train.trains is lora: LoRA trains over random weights, "
+            "which stay random; name weights, or set train.trains=all"
+        )
 
 
 def _realign(module: nn.Module) -> None:
@@ -173,7 +264,7 @@ def check_shares(spec: TrainSpec, processes: int) -> None:
         )
 
 
-def check_run(experiment: Experiment, run: Path, *, resume: bool) -> Path | None:
+def check_run(experiment: Experiment, run: Path, *, resume: bool | Path) -> Path | None:
     """Return the checkpoint to go on from, or None to begin; writes nothing.
 
     Raises:
@@ -188,34 +279,168 @@ def check_run(experiment: Experiment, run: Path, *, resume: bool) -> Path | None
     saved = checkpoints(run)
     if not saved:  # nothing was trained yet, so nothing can be lost
         return None
-    if not resume:
+    if resume is False:
         raise UserError(f"{run} holds a run: go on with --resume latest, or name another --out")
-    _check_same(experiment, read_object(spec, "run", "experiment")["experiment"], run)
-    return saved[-1]
+    _check_same(experiment, run)
+    return resume if isinstance(resume, Path) else saved[-1]
 
 
-def _check_same(experiment: Experiment, data: Any, run: Path) -> None:
-    """Refuse to go on with a run whose experiment differs in more than `FREE`: UserError.
+def _check_same(experiment: Experiment, run: Path) -> None:
+    """Refuse to go on with a run whose experiment differs in more than may change: UserError."""
+    fixed = [
+        f"{path} was {old}, is {new}"
+        for path, old, new in _spec_changes(experiment, run)
+        if not _may_change(path)
+    ]
+    if fixed:
+        raise UserError(
+            f"{run} is a run of another spec: {'; '.join(fixed[:3])}; on resume may change: "
+            f"{', '.join((*(f'train.{name}' for name in FREE), *UNREAD))}"
+        )
 
-    What `measure` looks at may change: training never reads it.
+
+def _may_change(path: str) -> bool:
+    return path.split(".")[0] in UNREAD or path in [f"train.{name}" for name in FREE]
+
+
+def _spec_changes(experiment: Experiment, run: Path) -> list[tuple[str, Any, Any]]:
+    """Return what differs between a run's spec and an experiment, by path, as JSON."""
+    old = config.to_json(_experiment_of(run))
+    return list(config.differences(old, config.to_json(experiment)))
+
+
+def _experiment_of(run: Path) -> Experiment:
+    data = read_object(run / "spec.json", "run", "experiment")["experiment"]
+    experiment: Experiment = config.from_json(data, Experiment)
+    return experiment
+
+
+@frozen(kw_only=True)
+class Resumption:
+    """How a run goes on: from which checkpoint, and what is other than before.
+
+    Attributes:
+        checkpoint: what it goes on from.
+        changes: of the spec, of versions and of the store, in words.
+        bend: what that does to the course of the learning rate, in words; "": nothing.
+        history: of earlier resumptions, as spec.json has it.
     """
-    free = {name: getattr(experiment.train, name) for name in FREE}
-    before = config.from_json(data, Experiment)
-    train = attrs.evolve(before.train, **free)
-    before = attrs.evolve(before, train=train, measure=experiment.measure)
-    if before == experiment:
-        return
-    old, new = config.to_json(before), config.to_json(experiment)
-    changes = [f"{path} was {a}, is {b}" for path, a, b in config.differences(old, new)]
-    raise UserError(f"{run} is a run of another spec: {'; '.join(changes[:3])}")
+
+    checkpoint: Path
+    changes: tuple[str, ...]
+    bend: str = ""
+    history: list[Any] = field(factory=list)
+
+    @classmethod
+    def of(cls, experiment: Experiment, store: Store, run: Path, checkpoint: Path) -> Resumption:
+        """Compare what is asked for with what the run's spec.json says."""
+        data = read_object(run / "spec.json", "run", "experiment")
+        changes = [f"{p} was {a}, is {b}" for p, a, b in _spec_changes(experiment, run)]
+        if isinstance(old := data.get("versions"), dict):
+            both = {key: (old.get(key), value) for key, value in versions().items()}
+            changes += [f"{key} was {a}, is {b}" for key, (a, b) in both.items() if a != b]
+        changes += _store_change(data.get("store"), store_facts(store))
+        train, step = _experiment_of(run).train, step_of(checkpoint)
+        return cls(
+            checkpoint=checkpoint,
+            changes=tuple(changes),
+            bend=_bend(train, experiment.train, step),
+            history=list(data.get("history") or []),
+        )
+
+    def lines(self) -> list[str]:
+        """Return what users must know before the run goes on."""
+        lines = [f"from step {step_of(self.checkpoint)} on {text}" for text in self.changes]
+        return [*lines, *([self.bend] if self.bend else [])]
+
+    def to_json(self) -> list[Any]:
+        """Return the history with this resumption, where anything changed."""
+        if not self.changes:
+            return self.history
+        return [*self.history, {"step": step_of(self.checkpoint), "changes": list(self.changes)}]
 
 
-def claim_run(experiment: Experiment, run: Path) -> None:
-    """Write the resolved spec into the run's folder, and clear what a kill left half-written."""
-    write_json(run / "spec.json", resolved_spec(experiment))
+def _store_change(old: Any, new: dict[str, Any]) -> list[str]:
+    if not isinstance(old, dict) or old.get("fingerprint") == new["fingerprint"]:
+        return []
+    was, now = (f"{x.get('name')} ({x.get('clips')} clips)" for x in (old, new))
+    return [f"the store was {was}, is another: {now}, of which windows are drawn anew"]
+
+
+def store_facts(store: Store) -> dict[str, Any]:
+    """Return what spec.json keeps of the store: its name, its clips, and what tells it from others.
+
+    The fingerprint is of all that training draws from: clips, their sizes and captions.
+    """
+    digest = hashlib.sha256(json.dumps([store.header[key] for key in IDENTITY]).encode())
+    for record in sorted(store.records, key=lambda record: record.id):
+        line = record.line()
+        unread = ("rates", "added", "revision", "placement")
+        read = {key: value for key, value in line.items() if key not in unread}
+        digest.update(json.dumps(read, sort_keys=True).encode())
+    name = store.root.absolute().name
+    return {"name": name, "clips": len(store.records), "fingerprint": digest.hexdigest()[:16]}
+
+
+def _bend(old: TrainSpec, new: TrainSpec, step: int) -> str:
+    """Return how a change of the schedule lifts or lowers the learning rate at a step, in words.
+
+    What follows from another `train.rate` alone is no bend; nor is the course that it had anyway.
+    """
+    was = learning_rate(old, min(step, old.steps - 1))
+    now = learning_rate(new, step) if step < new.steps else was
+    expected = was * new.rate / old.rate
+    if abs(now - expected) <= BEND * max(now, expected) or step >= new.steps:
+        return ""
+    factor = now / expected if now > expected else expected / now
+    return (
+        f"the learning rate goes {'up' if now > expected else 'down'} {factor:.3g} times at step "
+        f"{step}, from {expected:.3g} to {now:.3g}: warm-up and decay follow train.steps "
+        f"({old.steps} before, {new.steps} now), train.warmup and train.decay"
+    )
+
+
+def _begun_before(experiment: Experiment, run: Path) -> list[str]:
+    """Return what to say of a run of another spec that was begun in this folder and never saved."""
+    if not (run / "spec.json").exists():
+        return []
+    try:
+        changes = [f"{p} was {a}, is {b}" for p, a, b in _spec_changes(experiment, run)]
+    except UserError:  # of a plugin that is not here, or damaged: nothing was trained with it
+        return []
+    if not changes:
+        return []
+    return [f"a run of another spec was begun here and never saved ({changes[0]}): it begins anew"]
+
+
+def begin_run(
+    experiment: Experiment,
+    store: Store,
+    run: Path,
+    precision: str,
+    resumption: Resumption | None = None,
+) -> None:
+    """Write the resolved spec into the run's folder, and clear what a kill left half-written.
+
+    `precision`, fp32 or bf16, is what `train.precision` means for this run. Checkpoints newer than
+    the one that it goes on from are set aside.
+    """
+    history = resumption.to_json() if resumption else []
+    facts = {"precision": precision, "store": store_facts(store)}
+    data = {**resolved_spec(experiment), **facts}
+    for path in set_aside(run, resumption.checkpoint) if resumption else ():
+        _say(f"{run}: a newer checkpoint is set aside as {path.name}")
+    write_json(run / "spec.json", {**data, "history": history} if history else data)
     remove_parts(run)
 
 
 def resolved_spec(experiment: Experiment) -> dict[str, Any]:
-    """Return what spec.json holds: the experiment, resolved, and the versions it ran with."""
-    return {"experiment": config.to_json(experiment), "versions": versions()}
+    """Return what spec.json holds: the experiment, resolved, and what it ran with.
+
+    `versions` are of packages, `plugins` of the third parties whose plugins it names.
+    """
+    return {
+        "experiment": config.to_json(experiment),
+        "versions": versions(),
+        "plugins": origins(experiment),
+    }

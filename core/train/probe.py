@@ -28,7 +28,7 @@ from ..interfaces.retriever import LatentFrames, Retriever, Scene
 from ..interfaces.spec import RetrieverSpec
 from ..model import Model, compressor_needs
 from ..registry import registry
-from ..tools.files import open_tensors, read_header, write_tensors
+from ..tools.files import check_out_file, open_tensors, read_header, write_tensors
 from ..tools.progress import Report
 from ..values.draws import Draws
 from ..values.grid import Geometry, Size3
@@ -237,6 +237,20 @@ def fit_probe(
     loss, spread = (statistics.fmean(column) for column in zip(*last, strict=True))
     header = layout | _header(model, store, spec, loss, spread)
     return FittedProbe(head=head.eval(), loss=loss, spread=spread, header=header)
+
+
+def check_target(path: Path) -> None:
+    """Refuse, before a head is fitted, a file that it could not be written to.
+
+    Raises:
+        UserError: as `check_out_file`; or there is a file that is no probe.
+    """
+    check_out_file(path)
+    if path.exists():
+        try:
+            read_probe(path)
+        except UserError as error:
+            raise UserError(f"--out {path} is there and no probe: name another file") from error
 
 
 def write_probe(path: Path, fitted: FittedProbe) -> Path:

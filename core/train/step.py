@@ -27,7 +27,8 @@ def build_stage(model: Model, null_text: Text) -> StageOne:
     train = model.experiment.train
     freeze(model)
     model.backbone.set_checkpointing(train.checkpointing)
-    return StageOne(model, build(model.experiment.masker), train, null_text)
+    masker = build(model.experiment.masker).fit_to(model.backbone.geometry)
+    return StageOne(model, masker, train, null_text)
 
 
 @define

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from attrs import define, field
-from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.data import DataLoader
 
 from ..data.windows import Batch, WindowBatches
-from ..errors import LongtakeError, UserError
+from ..errors import LongtakeError, UserError, plugin_label
 from ..tools.files import whole_folder
 from ..tools.progress import Report
 from .checkpoint import prune, save_model, write_state
@@ -26,6 +25,7 @@ from .distributed import full_tensor, full_tree, full_weights
 from .ema import trainable_parameters
 from .liveness import Liveness, memory_parameters
 from .log import MetricsLogger
+from .loss import DATA
 from .optim import learning_rate
 from .worker import TrainWorker
 
@@ -117,7 +117,7 @@ class Trainer:
         worker, step = self.worker, self.step
         for group in worker.optimizer.param_groups:
             group["lr"] = learning_rate(worker.spec, step)
-        loss = forward_backward(worker, batch, step)
+        loss = forward_backward(worker, batch, step, self.saved_step)
         named = memory_parameters(worker.stage)
         liveness = None if worker.stage.drops_memory(step) else self.liveness
         if liveness:
@@ -125,7 +125,9 @@ class Trainer:
         norm = full_tensor(worker.accelerator.clip_grad_norm_(self.weights, worker.spec.clip))
         if not bool(torch.isfinite(norm)):
             names = worker.gather_names(batch.names)  # the norm is one for all processes
-            raise LongtakeError(_not_finite("gradient", float(norm), step, names))
+            said = _not_finite("gradient", float(norm), step, names)
+            maker = _gradient_maker(worker, batch, step)
+            raise LongtakeError(f"{said}; {_advice(maker, worker, step, self.saved_step)}")
         worker.optimizer.step()
         worker.optimizer.zero_grad(set_to_none=True)
         if worker.average:
@@ -154,6 +156,7 @@ class Trainer:
         average = worker.average.full() if worker.average else None
         passed = self.liveness is None or self.liveness.passed
         state = {"step": self.step, **self.logger.state_dict(), "live": passed}
+        state["precision"] = worker.spec.precision  # kept on resume, on any machine
         with self._checkpoint_folder() as folder:
             with worker.averaged(), full_weights(worker.stage, here=worker.writes):
                 if folder:
@@ -175,24 +178,32 @@ def _same(batch: Any) -> Any:  # the batch is collated already
     return batch
 
 
-def forward_backward(worker: TrainWorker, batch: Batch, step: int) -> float:
+def forward_backward(worker: TrainWorker, batch: Batch, step: int, saved_step: int = -1) -> float:
     """Leave the gradient of a step's loss on the weights, and return that loss.
 
     Both are means over all samples of the step: micro-batches and processes have equal shares.
+    `saved_step` is that of the newest checkpoint, for advice; −1: there is none.
 
     Raises:
         LongtakeError: the loss is not finite; all processes raise it, with the clips' names.
     """
     count = worker.spec.accumulate
     parts = batch.deal(count) if count > 1 else [batch]
-    losses = []
+    losses, logs = [], []
     for k, part in enumerate(parts):
         with _no_sync(worker, last=k == count - 1):
             loss = worker.wrapped(part.to(worker.device), step)
             worker.accelerator.backward(loss / count if count > 1 else loss)
         losses.append(loss.detach())
+        logs.append(worker.stage.finite)
     gathered = worker.gather(torch.stack(losses))
-    _check_losses(worker, gathered, losses, parts, step)
+    if not bool(torch.isfinite(gathered).all()):  # all processes see the same, and raise together
+        bad = [k for k, loss in enumerate(losses) if not torch.isfinite(loss)]
+        names = worker.gather_names([name for k in bad for name in parts[k].names])
+        makers = worker.gather_names([_label(logs[k].first_bad() or "the loss") for k in bad])
+        value = next(float(loss) for loss in gathered if not torch.isfinite(loss))
+        said = _not_finite("loss", value, step, names)
+        raise LongtakeError(f"{said}; {_advice(makers[0], worker, step, saved_step)}")
     return float(gathered.mean())
 
 
@@ -204,22 +215,52 @@ def _no_sync(worker: TrainWorker, *, last: bool) -> AbstractContextManager[None]
     return context
 
 
-def _check_losses(
-    worker: TrainWorker, gathered: Tensor, mine: list[Tensor], parts: list[Batch], step: int
-) -> None:
-    # all processes see the same losses, so that all raise or none does
-    if bool(torch.isfinite(gathered).all()):
-        return
-    bad = [part for part, loss in zip(parts, mine, strict=True) if not torch.isfinite(loss)]
-    names = worker.gather_names([name for part in bad for name in part.names])
-    value = next(float(loss) for loss in gathered if not torch.isfinite(loss))
-    raise LongtakeError(_not_finite("loss", value, step, names))
-
-
 def _not_finite(what: str, value: float, step: int, names: list[str]) -> str:
+    return f"the {what} is {value} at step {step}, on clips {', '.join(names)}"
+
+
+def _label(maker: object) -> str:
+    return maker if isinstance(maker, str) else plugin_label(maker)
+
+
+def _gradient_maker(worker: TrainWorker, batch: Batch, step: int) -> str:
+    """Return whose backward pass first gives no numbers; all processes must ask.
+
+    Clipping has spoilt all gradients alike, so that they are worked out again. What comes later
+    in the forward pass comes first in the backward one: the backbone before the compressors.
+    """
+    worker.optimizer.zero_grad(set_to_none=True)
+    forward_backward(worker, batch, step)
+    encoder, backbone = worker.stage.encoder, worker.stage.backbone
+    for module in (backbone, *encoder.members):
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        finite = [bool(torch.isfinite(full_tensor(gradient)).all()) for gradient in gradients]
+        if not all(finite):
+            return f"the backward pass of {plugin_label(module)}"
+    return "the backward pass"
+
+
+def _advice(maker: str, worker: TrainWorker, step: int, saved_step: int) -> str:
+    """Return who made what is not finite, and what can be done about it at this step."""
+    said = f"{maker} gives it first"
+    if maker == DATA:
+        return f"{said}: cache those clips again, or leave them out"
+    if step == 0:
+        precision = " in train.precision=fp32," if worker.spec.precision != "fp32" else ""
+        return (
+            f"{said}, and nothing has trained yet, so that no rate is to blame: try it"
+            f"{precision} without those clips, or mend {maker}"
+        )
+    if saved_step < 0:
+        return f"{said}; no checkpoint is saved yet: start again with a lower train.rate"
+    if saved_step == step:
+        return (
+            f"{said}, from the weights of checkpoint-{saved_step} as they are: leave those clips "
+            "out, or go on from an earlier checkpoint with a lower train.rate"
+        )
     return (
-        f"the {what} is {value} at step {step}, on clips {', '.join(names)}; the last checkpoint "
-        "is whole: lower train.rate, or leave those clips out, and --resume latest"
+        f"{said}; checkpoint-{saved_step} is whole: lower train.rate, or leave those clips out, "
+        "and --resume latest"
     )
 
 

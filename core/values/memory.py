@@ -153,6 +153,7 @@ def stack(parts: Sequence[Part]) -> Part:
 
 def _concatenated(parts: Sequence[Part], dim: int) -> Part:
     first = parts[0]
+    features = {name: x for part in parts for name, x in part.features.items()}
     return Part(
         name=first.name,
         tokens=torch.cat([part.tokens for part in parts], dim),
@@ -160,9 +161,23 @@ def _concatenated(parts: Sequence[Part], dim: int) -> Part:
         extents=torch.cat([part.extents for part in parts], dim),
         valid=torch.cat([part.valid for part in parts], dim),
         features={
-            name: torch.cat([part.features[name] for part in parts], dim) for name in first.features
+            name: torch.cat([_feature(part, name, like) for part in parts], dim)
+            for name, like in features.items()
         },
     )
+
+
+def _feature(part: Part, name: str, like: Tensor) -> Tensor:
+    """Return a feature of a part; one without tokens may leave its features away.
+
+    Raises:
+        ValueError: it has tokens, yet no such feature.
+    """
+    if name not in part.features and not part.tokens.shape[1]:
+        return like.new_zeros(len(part.tokens), 0, like.shape[-1])
+    if name not in part.features:
+        raise ValueError(f"tokens of {part.name} have no feature {name}, others of it have")
+    return part.features[name]
 
 
 def merge(memories: Iterable[Memory]) -> Memory:

@@ -20,10 +20,12 @@ from typing import Any
 import av
 import numpy as np
 from attrs import Factory, define, field, frozen
-from av.video.reformatter import VideoReformatter
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from ..errors import UserError, printable
+from .aperture import Aperture, Cropper, read_aperture
 from .placement import Placement
 
 Pixels = NDArray[np.uint8]
@@ -32,6 +34,7 @@ MAX_GAP = 600.0  # seconds; a longer pause between two frames is a broken clock
 SEEK_BEYOND = 4.0  # seconds; below it decoding from the start is as fast as seeking
 SEEK_MARGIN = 1.0  # seconds; containers seek by decoding time, which runs ahead of the frames shown
 MAX_TOLERANCE = 1e-3  # seconds; what containers that count in milliseconds round away
+HEADROOM = 64 << 20  # bytes that are free where memory is not short
 EDGE = 1 << 20  # bytes at either end of a file that go into its fingerprint
 
 # swscale's area averaging with exact chroma and rounding: without these flags pictures from 4:2:0
@@ -39,11 +42,47 @@ EDGE = 1 << 20  # bytes at either end of a file that go into its fingerprint
 SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 
 
+UNSPECIFIED = 2  # FFmpeg's number of the colour space of a video that names none
+
+
+def _unnamed(kind: type[SideDataType], value: Any) -> SideDataType:
+    """Return a member for a kind of side data that PyAV has no name for.
+
+    PyAV refuses all side data of a frame that has one such kind (EXIF in MJPEG, the views of
+    spatial video), and with it the display matrix.
+    """
+    member = object.__new__(kind)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return member
+
+
+SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment, method-assign]
+
+
 class VideoError(UserError):
     """A video file that cannot be used: the message has the file's name and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{printable(path.name)}: {reason}")
+
+
+def out_of_memory(path: Path) -> VideoError:
+    """Return the error of a video that was not read to its end for want of memory."""
+    return VideoError(path, "memory ran short while it was read; run again with more of it free")
+
+
+def check_memory(path: Path, pixels: int) -> None:
+    """Raise where memory is short for frames of so many pixels.
+
+    FFmpeg then calls a sound packet invalid, or cannot convert what it can.
+
+    Raises:
+        VideoError: memory is short.
+    """
+    try:
+        np.empty(HEADROOM + 64 * pixels, np.uint8)
+    except MemoryError as error:
+        raise out_of_memory(path) from error
 
 
 def check_file(path: Path) -> None:
@@ -76,7 +115,13 @@ def open_video(path: Path) -> Iterator[VideoStream]:
     check_file(path)
     try:
         # An absolute path, so that "take:1.mp4" is not taken for a protocol.
-        container = av.open(str(path.resolve()), metadata_errors="replace")
+        # Timestamps as the file has them: those that FFmpeg would make up for an AVI with B-frames
+        # are in another order than its frames (`BestEffort` does what FFmpeg's own tools do).
+        container = av.open(
+            str(path.resolve()), metadata_errors="replace", options={"fflags": "-genpts"}
+        )
+    except MemoryError as error:
+        raise out_of_memory(path) from error
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError(path, "not a video that FFmpeg can read") from error
     with container:
@@ -88,7 +133,9 @@ def open_video(path: Path) -> Iterator[VideoStream]:
         if streams[0].codec_context is None:
             raise VideoError(path, "is in a codec that this FFmpeg cannot decode")
         streams[0].thread_type = "AUTO"
-        yield VideoStream(container, streams[0])
+        order = container.streams.video.index(streams[0])
+        aperture = read_aperture(path, streams[0].id, order)
+        yield VideoStream(container, streams[0], path, aperture)
 
 
 def _is_cover(stream: Any) -> bool:
@@ -97,16 +144,29 @@ def _is_cover(stream: Any) -> bool:
 
 @define
 class VideoStream:
-    """The video stream of an open file; `damage` says after decoding what could not be decoded."""
+    """The video stream of an open file; `damage` says after decoding what could not be decoded.
+
+    `decoded` frames have come, and `ended` says that no more will.
+    """
 
     container: Any
     stream: Any
+    path: Path
+    aperture: Aperture = Aperture()
     damage: str = ""
+    decoded: int = 0
+    ended: bool = False
+
+    @property
+    def _times_are_of_decoding(self) -> bool:
+        return bool(self.container.format.name == "avi")
 
     @property
     def step(self) -> float:
         """Seconds between frames where the file does not say it frame by frame."""
-        rate = self.stream.average_rate or self.stream.guessed_rate
+        # An AVI counts empty frames, too, so that its average may be that of its clock.
+        rates = (self.stream.average_rate, self.stream.guessed_rate)
+        rate = next(filter(None, rates[::-1] if self._times_are_of_decoding else rates), 0)
         return float(1 / rate) if rate else 0.04
 
     @property
@@ -115,12 +175,18 @@ class VideoStream:
         return min(float(self.stream.time_base or 0) / 2, MAX_TOLERANCE) + 1e-9
 
     def frames(self, start: float = 0.0) -> Iterator[TimedFrame]:
-        """Yield the frames in the order they are shown, from one shown at `start` or earlier on."""
+        """Yield the frames in the order they are shown, from one shown at `start` or earlier on.
+
+        They are cropped as their container asks for.
+
+        Raises:
+            VideoError: memory ran short.
+        """
         decoded = self._decoded()
         first = next(decoded, None)
         if first is None:
             return
-        clock = Clock(self.step)
+        clock = Clock(self.step, made_up_ticks=self._times_are_of_decoding)
         if start > SEEK_BEYOND and first.pts is not None:
             clock.read(first)
             clock.last = None
@@ -142,20 +208,63 @@ class VideoStream:
         return first, iter(())
 
     def _decoded(self) -> Iterator[Any]:
-        packets = self.container.demux(self.stream)
+        packets, guess = self.container.demux(self.stream), BestEffort()
+        crop = Cropper(self.aperture)
         while True:
             try:
                 frames = next(packets).decode()
+                for frame in frames:
+                    frame.pts = guess(frame.pts, frame.dts)
+                frames = [crop(frame) for frame in frames]
             except (StopIteration, av.error.EOFError):
+                self.ended = True
                 return
+            except MemoryError as error:
+                raise out_of_memory(self.path) from error
             except av.error.InvalidDataError as error:
                 # One broken packet does not end a video; after a broken container none comes.
+                self._check_memory()
                 self.damage = self.damage or str(error.strerror)
                 continue
             except av.error.FFmpegError as error:
-                self.damage = str(error.strerror)
+                self._check_memory()
+                self.damage, self.ended = str(error.strerror), True
                 return
+            self.decoded += len(frames)
             yield from frames
+
+    def _check_memory(self) -> None:
+        check_memory(self.path, self.stream.width * self.stream.height)
+
+
+@define
+class BestEffort:
+    """Chooses between the two timestamps of decoded frames, as libavcodec's best effort does.
+
+    Where frames lack the time of their presentation (AVI), or its order is broken more often than
+    that of decoding, the time of decoding counts: it grows by one frame a frame.
+    """
+
+    faulty_pts: int = 0
+    faulty_dts: int = 0
+    last_pts: float = float("-inf")
+    last_dts: float = float("-inf")
+
+    def __call__(self, pts: int | None, dts: int | None) -> int | None:
+        """Return the timestamp of the next frame; the calls follow the order of the frames."""
+        if dts is not None:
+            self.faulty_dts += dts <= self.last_dts
+            self.last_dts = dts
+        elif pts is not None:
+            self.last_dts = pts
+        if pts is not None:
+            self.faulty_pts += pts <= self.last_pts
+            self.last_pts = pts
+        elif dts is not None:
+            self.last_pts = dts
+        if pts is not None and (self.faulty_pts <= self.faulty_dts or dts is None):
+            return pts
+        return dts
 
 
 @frozen
@@ -176,6 +285,7 @@ class Clock:
     """
 
     step: float  # seconds that a frame lasts where it does not say
+    made_up_ticks: bool = False  # whether a length of one tick says nothing (AVI)
     origin: float | None = None
     last: TimedFrame | None = None
 
@@ -184,9 +294,21 @@ class Clock:
         follows = self.last.end if self.last else 0.0
         timed = frame.pts is not None and frame.time_base is not None
         time = self._steady(float(frame.pts * frame.time_base), follows) if timed else follows
-        length = float(frame.duration * frame.time_base) if frame.duration else self.step
-        self.last = TimedFrame(time, time + length, frame)
+        self.last = TimedFrame(time, time + self._length(frame, time), frame)
         return self.last
+
+    def _length(self, frame: Any, time: float) -> float:
+        """Return how long a frame is shown.
+
+        A single tick is what FFmpeg makes up for an AVI whose clock is finer than its frames; the
+        pause before the frame is the better guess then.
+        """
+        if not frame.duration:
+            return self.step
+        length = float(frame.duration * frame.time_base)
+        pause = time - self.last.time if self.last else 0.0
+        made_up = self.made_up_ticks and frame.duration == 1 and pause > 1.5 * length
+        return pause if made_up else length
 
     def _steady(self, stamp: float, follows: float) -> float:
         if self.origin is None:
@@ -254,6 +376,29 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
+def starts_late(path: Path) -> float:
+    """Return how many seconds a video's first frame comes after the start of its file.
+
+    That is where players begin, as with the sound. 0 where it is less than half a frame: sound
+    begins a little early for its decoder's sake.
+
+    Raises:
+        VideoError: the file cannot be opened as video, or not one frame can be decoded.
+    """
+    with open_video(path) as video:
+        first = next(video.frames(), None)
+        if first is None:
+            raise VideoError(path, "not one frame can be decoded")
+        begin, frame = video.container.start_time, first.frame
+        if begin is None or frame.pts is None:
+            return 0.0
+        ticks = frame.pts
+        if video.container.format.name == "avi":  # there frames have the time of their decoding
+            ticks = video.stream.start_time or 0
+        late = float(ticks * frame.time_base) - begin / 1e6
+        return late if video.step / 2 <= late <= MAX_GAP else 0.0
+
+
 def _declared_seconds(video: VideoStream) -> float | None:
     stream, container = video.stream, video.container
     if stream.duration:
@@ -272,8 +417,9 @@ def _counted_seconds(path: Path) -> float:
         for packet in video.container.demux(video.stream):
             length = float(packet.duration * packet.time_base) if packet.duration else video.step
             total += length if packet.size else 0.0
-            if packet.pts is not None:
-                stamp = float(packet.pts * packet.time_base)
+            ticks = packet.dts if packet.pts is None else packet.pts
+            if ticks is not None:
+                stamp = float(ticks * packet.time_base)
                 first, last = min(first, stamp), max(last, stamp + length)
         return last - first if last > first else total
 
@@ -357,9 +503,20 @@ class Renderer:
         if self.orientation.transpose:
             height, width = width, height
         resized = self.reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=SCALING
+            frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation=SCALING,
+            src_colorspace=_colorspace(frame),
         )
         pixels = self.orientation(resized.to_ndarray())
         rows = slice(placement.crop_top, placement.crop_top + placement.height)
         columns = slice(placement.crop_left, placement.crop_left + placement.width)
         return np.ascontiguousarray(pixels[rows, columns])
+
+
+def _colorspace(frame: Any) -> Colorspace | None:
+    """Return BT.709 for high definition that names no colours, as players do; None: as it says."""
+    high = frame.width >= 1280 or frame.height > 576
+    return Colorspace.ITU709 if high and frame.colorspace == UNSPECIFIED else None

@@ -18,7 +18,9 @@ from .decode import (
     VideoError,
     VideoInfo,
     VideoStream,
+    check_memory,
     open_video,
+    out_of_memory,
     probe,
     resample,
 )
@@ -103,7 +105,10 @@ class FrameChunks:
         return self
 
     def __next__(self) -> Pixels:
-        return next(self._chunks)
+        try:
+            return next(self._chunks)
+        except MemoryError as error:
+            raise out_of_memory(self.path) from error
 
     def _read(self) -> Iterator[Pixels]:
         pictures = self._pictures()
@@ -126,7 +131,10 @@ class FrameChunks:
     def _render(self, render: Renderer, frame: Any) -> Pixels:
         try:
             return render(frame)
+        except MemoryError as error:
+            raise out_of_memory(self.path) from error
         except (av.error.FFmpegError, ValueError) as error:
+            check_memory(self.path, frame.width * frame.height)
             reason = f"its pixels ({frame.format.name}) cannot be made RGB"
             raise VideoError(self.path, reason) from error
 
@@ -134,6 +142,7 @@ class FrameChunks:
         """Set the warning after `count` frames, the last of which is shown until `end` seconds."""
         complete = self.count is not None and count >= self.count
         if video.damage:
+            self._check_again(video)
             self.warning = f"parts could not be decoded ({video.damage})"
         if count and not complete and end < self.info.seconds - 0.5 - 2 * video.step:
             self.truncated = True
@@ -142,6 +151,22 @@ class FrameChunks:
             why = self.warning or f"the video has {self.info.seconds:.1f} s"
             frames = f"{count} frames at {self.fps:g} fps from {self.start:g} s"
             raise VideoError(self.path, f"gives {frames}, at least {self.minimum} needed; {why}")
+
+    def _check_again(self, first: VideoStream) -> None:
+        """Decode a damaged video once more: what is the file's fault comes again, all else not.
+
+        Raises:
+            VideoError: another number of frames came.
+        """
+        if not first.ended:
+            return
+        with open_video(self.path) as second:
+            for _ in second.frames(self.start):
+                pass
+            if second.decoded != first.decoded:
+                counts = f"{first.decoded} and {second.decoded} frames came"
+                reason = f"read twice, {counts}; memory may be short: run again with more of it"
+                raise VideoError(self.path, reason)
 
 
 @frozen(eq=False)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError
-from ...core.tools.files import read_json, write_json
+from ...core.tools.files import check_out_folder, read_json, write_json
 from ..common import commit, machine_facts
 from .day import DONE, FAILED, OPEN, Session, StepResult, TimeIsUp
 
@@ -68,8 +68,12 @@ def _session(args: argparse.Namespace) -> Session:
     """Return the session that the arguments describe.
 
     Raises:
-        UserError: an unknown step, no time, or videos that are needed and not there.
+        UserError: an unknown step, no time, folders that cannot be written, or videos that are
+            needed and not there.
     """
+    check_out_folder(args.out)
+    if args.keep:
+        check_out_folder(args.keep, "--keep")
     for step in args.steps:
         if step not in STEPS:
             raise UserError(f"unknown step {step!r}; known: {', '.join(STEPS)}")

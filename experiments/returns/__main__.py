@@ -26,11 +26,12 @@ import attrs
 from ...core.cache.cache import cache
 from ...core.cli.options import find_run
 from ...core.data.store import Store
-from ...core.errors import LongtakeError, UserError
+from ...core.errors import UserError
 from ...core.experiment import Experiment
 from ...core.model import Model, compressor_needs
+from ...core.plugin_errors import exit_code
 from ...core.tools.device import pick_device
-from ...core.tools.files import whole_file, write_json
+from ...core.tools.files import check_out_folder, whole_file, write_json
 from ...core.tools.progress import progress_bar
 from ...core.train.checkpoint import load_run, read_run
 from ...plugins.compressors.specs import Window
@@ -56,9 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         measure_returns(args.run, args.videos, args.out, window=args.window_run)
-    except LongtakeError as error:
-        print(f"returns: {error}", file=sys.stderr)
-        return error.exit_code
+    except Exception as error:  # a plugin may raise anything
+        return exit_code(error, "returns")
     print(args.out / "returns.md")
     return 0
 
@@ -75,11 +75,12 @@ def measure_returns(
         window: a run that was trained with a sliding window as its memory; None: none.
 
     Raises:
-        UserError: no such run or folder, a run without memory, or a `window` that is none or is
-            not on the same codec and shapes.
+        UserError: no such run or folder, an `out` that cannot be written, a run without memory, or
+            a `window` that is none or is not on the same codec and shapes.
     """
     if videos is not None and not videos.is_dir():
         raise UserError(f"--videos {videos}: no such folder")
+    check_out_folder(out)
     models = _models(run, window)
     returning = build_clips(out / "clips", videos)
     probe = ReturnProbe.of(models[0], _cached(models, out), *models[1:])

@@ -6,8 +6,9 @@ caches `videos/train` and `videos/val`, then trains and measures each row with e
 writes `table1.md`, `table1.json`, `by_length.png`, `by_age.png` and `strips.png` after every run.
 What is done is kept; the same command goes on where it stopped, in the middle of a run too.
 `--add mine.py` adds the compressor that a Python file of yours offers, `--add NAME` one by its
-plugin name, `--add JSON` one by its spec. Exit 0: all done. Exit 3: the `--minutes` are over, run
-it again. Exit 2: bad input.
+plugin name, `--add JSON` one by its spec; `--rows` takes plugin names, too. `--backbone NAME` (or a
+JSON spec) puts all rows on another DiT. Exit 0: all done. Exit 3: the `--minutes` are over, run it
+again. Exit 2: bad input.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from pathlib import Path
 
 import attrs
 
-from ...core.errors import LongtakeError, UserError
-from ...core.tools.files import whole_file, write_json
+from ...core.errors import UserError
+from ...core.plugin_errors import exit_code
+from ...core.registry import registry
+from ...core.tools.files import check_out_folder, whole_file, write_json
 from ..common import commit, interrupt_after, machine_facts, tiny_clips
 from .page import as_data, claims, floors, make_line, markdown
 from .plots import by_age, by_length, strips
-from .rows import BUDGETS, TableBudget, TableRow, rows, user_row
+from .rows import BUDGETS, TableBudget, TableRow, backbone, rows, user_row
 from .work import Seconds, TableFolder, encoder_seconds, measured_rows, prepare, work
 
 AGAIN = 3
@@ -37,12 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = _table_folder(args)
         return _run(folder, _chosen(args, folder.budget), args.minutes, args.no_cache)
-    except UserError as error:
-        print(f"table1: {error}", file=sys.stderr)
-        return 2
-    except LongtakeError as error:
-        print(f"table1: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:  # a plugin may raise anything
+        return exit_code(error, "table1")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--videos", type=Path, help="folder with train/ and val/")
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="full")
     parser.add_argument("--rows", help="names of rows, separated by commas; default: all")
+    parser.add_argument("--backbone", help="a backbone's name or JSON spec; default: tiny-wan")
     parser.add_argument("--seeds", help="seeds, separated by commas; default: the budget's")
     parser.add_argument("--add", action="append", default=[], help="a name, file.py or JSON")
     parser.add_argument("--minutes", type=float, default=1e6, help="length of this run, minutes")
@@ -63,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _table_folder(args: argparse.Namespace) -> TableFolder:
+    check_out_folder(args.out)
     budget = BUDGETS[args.budget]
+    if args.backbone:
+        budget = attrs.evolve(budget, dit=backbone(args.backbone))
     if args.seeds:
         try:
             seeds = tuple(int(text) for text in args.seeds.split(","))
@@ -83,10 +86,12 @@ def _chosen(args: argparse.Namespace, budget: TableBudget) -> list[TableRow]:
     if args.rows:
         by_name = {row.name: row for row in known}
         names = [name for name in args.rows.split(",") if name]
-        unknown = [name for name in names if name not in by_name]
+        plugins = [plugin.name for plugin in registry().of("compressor")]
+        unknown = [name for name in names if name not in by_name and name not in plugins]
         if unknown:
-            raise UserError(f"unknown row {unknown[0]!r}; known: {', '.join(by_name)}")
-        known = [by_name[name] for name in names]
+            listed = ", ".join((*by_name, *(name for name in plugins if name not in by_name)))
+            raise UserError(f"unknown row {unknown[0]!r}; known: {listed}")
+        known = [by_name[name] if name in by_name else user_row(name) for name in names]
     own = [user_row(text) for text in args.add]
     taken = {row.name for row in rows(budget.backbone.geometry, budget.history)}
     for row in own:

@@ -138,6 +138,21 @@ def user_row(text: str) -> TableRow:
     return TableRow(name=name, title=name, compressor=from_json(data, CompressorSpec))
 
 
+def backbone(text: str) -> BackboneSpec:
+    """Return the backbone that a user names: a plugin's name, or a JSON spec with its `type`.
+
+    Raises:
+        UserError: no backbone has that name, or its spec is faulty.
+    """
+    data: Any = text
+    if text.lstrip().startswith("{"):
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--backbone {text}: no JSON: {error}") from error
+    return from_json(data, BackboneSpec)
+
+
 def _name_in_file(path: Path) -> str:
     """Load a file of plugins, and return the name of its compressor."""
     before = {plugin.name for plugin in registry().of("compressor")}
@@ -183,6 +198,7 @@ class TableBudget:
         pure: share of samples at t = 1, from which one-step retrieval starts.
         sampling: steps of sampled retrieval beside the one-step one; 0: none.
         measured: seconds of history at which retrieval is measured.
+        dit: the backbone that all rows share; None: `tiny-wan`.
     """
 
     name: str
@@ -198,6 +214,7 @@ class TableBudget:
     pure: float
     sampling: int
     measured: float
+    dit: BackboneSpec | None = None
 
     def experiment(self, row: TableRow, seed: int) -> Experiment:
         """Return the experiment of a row and a seed."""
@@ -221,8 +238,11 @@ class TableBudget:
             measure=MeasureSpec(seconds=self.measured, long_seconds=0.0, draws=4),
         )
         if self.name == "tiny":
-            return evolve(tinier(experiment), name=experiment.name)
-        return experiment
+            experiment = evolve(tinier(experiment), name=experiment.name)
+        return self._on_dit(experiment)
+
+    def _on_dit(self, experiment: Experiment) -> Experiment:
+        return experiment if self.dit is None else evolve(experiment, backbone=self.dit)
 
     def _retrievers(self) -> tuple[Flow, ...]:
         sampled = (Flow(steps=self.sampling),) if self.sampling else ()
@@ -246,7 +266,7 @@ class TableBudget:
             base.train, pure=self.pure, gain_every=10**6, log_every=10, save_every=25, keep=1
         )
         experiment = evolve(base, train=train, cache=evolve(base.cache, area=self.area))
-        return tinier(experiment) if self.name == "tiny" else experiment
+        return self._on_dit(tinier(experiment) if self.name == "tiny" else experiment)
 
     @property
     def history(self) -> Size3:

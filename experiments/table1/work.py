@@ -230,7 +230,7 @@ def _body(model: Model, store: Store, result: MeasureResult) -> dict[str, Any]:
     return {
         "main": result.main,
         "metrics": [metric.name for metric in result.metrics],
-        "missing": {metric.name: metric.needs for metric in result.missing},
+        "missing": {metric.name: metric.needs or metric.failed for metric in result.missing},
         "kinds": {one.name: one.kind for one in retrievals},
         "clips": clips,
         "ages": ages,

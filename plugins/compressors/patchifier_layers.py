@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.interfaces.compressor import Fit, pad_to
-from ...core.tools.files import open_tensors
+from ...core.tools.files import TensorFile
 from ...core.tools.hub import locate
 from ...core.values.grid import Rate, Size3, ceil_div
 from ...core.values.memory import Part, box_places, spans
@@ -143,7 +143,8 @@ def framepack_weights(text: str, like: Mapping[str, Tensor]) -> dict[str, Tensor
     """Load the projections that a FramePack transformer holds, under the names of `like`.
 
     Args:
-        text: a safetensors file, a diffusers folder (or one with transformer/ in it), or a hub id.
+        text: what `framepack` reads: a safetensors file (with ComfyUI's prefixes, too), a folder
+            (or one with transformer/ in it), a hub id or a file on the hub.
         like: names (`projections.<rate>.weight`), shapes and dtypes that are expected.
 
     Raises:
@@ -153,9 +154,11 @@ def framepack_weights(text: str, like: Mapping[str, Tensor]) -> dict[str, Tensor
     names = {_framepack_key(name): name for name in like}
     weights: dict[str, Tensor] = {}
     for path in _weight_files(text):
-        with open_tensors(path) as file:
-            present = names.keys() & set(file.keys())
-            weights |= {names[key]: file.get_tensor(key) for key in present}
+        file = _opened(path)
+        for key in file.entries:
+            bare = key[max(0, key.find(PREFIX)) :]  # whatever programs put before it
+            if bare in names:
+                weights[names[bare]] = file.read(key)
     for key, name in names.items():
         if name not in weights:
             raise UserError(f"weights {text} are no FramePack transformer: {key} is missing")
@@ -166,6 +169,15 @@ def framepack_weights(text: str, like: Mapping[str, Tensor]) -> dict[str, Tensor
                 f"{list(expected)}"
             )
     return {name: weights[name].to(like[name].dtype) for name in like}
+
+
+def _opened(path: Path) -> TensorFile:
+    from safetensors import SafetensorError
+
+    try:
+        return TensorFile(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no safetensors file that can be read: {error}") from None
 
 
 def _framepack_key(name: str) -> str:

@@ -29,7 +29,10 @@ class Conv(CompressorSpec):
     channels: tuple[int, ...] = field(
         default=(64, 128, 256, 512),
         validator=each(ge(1), at_least=1),
-        metadata=doc("widths of the convs, first to last; further stages keep the last"),
+        metadata=doc(
+            "widths of the convs, first to last; further stages keep the last",
+            recipe="encoder.widths",
+        ),
     )
     kernel: int = field(
         default=3,
@@ -57,9 +60,13 @@ class Conv(CompressorSpec):
     layers: int = field(
         default=1, validator=ge(1), metadata=doc("attention layers, ≥ 1 (none: attention=none)")
     )
-    heads: int = field(default=8, validator=ge(1), metadata=doc("attention heads, ≥ 1"))
+    heads: int = field(
+        default=8, validator=ge(1), metadata=doc("attention heads, ≥ 1", recipe="encoder.heads")
+    )
     head_width: int = field(
-        default=64, validator=ge(1), metadata=doc("width of an attention head, ≥ 1")
+        default=64,
+        validator=ge(1),
+        metadata=doc("width of an attention head, ≥ 1", recipe="encoder.head_width"),
     )
     rounding: str = field(
         default="ceil",
@@ -114,14 +121,20 @@ class Transformer(CompressorSpec):
     heads: int = field(
         default=8,
         validator=ge(1),
-        metadata=doc("attention heads, ≥ 1; layers are heads × head_width wide"),
+        metadata=doc(
+            "attention heads, ≥ 1; layers are heads × head_width wide", recipe="encoder.heads"
+        ),
     )
-    head_width: int = field(default=64, metadata=doc("width of a head, ≥ 6, even"))
+    head_width: int = field(
+        default=64, metadata=doc("width of a head, ≥ 6, even", recipe="encoder.head_width")
+    )
     window: int = field(
         default=4, validator=ge(1), metadata=doc("memory frames that a layer sees, ≥ 1")
     )
     ffn: int = field(
-        default=2048, validator=ge(1), metadata=doc("width between, feed-forward, ≥ 1")
+        default=2048,
+        validator=ge(1),
+        metadata=doc("width between, feed-forward, ≥ 1", recipe="encoder.ffn"),
     )
     lr: bool = field(
         default=True,
@@ -217,8 +230,9 @@ class Patchifier(CompressorSpec):
         default=None,
         validator=named("weights"),
         metadata=doc(
-            "a FramePack transformer (safetensors file or diffusers folder) to take the "
-            "projections of rates 1, 2 and 4 from; null: the DiT's own, spread over the kernels"
+            "a FramePack transformer (safetensors file, diffusers folder or hub id, as "
+            "backbone.weights) to take the projections of rates 1, 2 and 4 from; null: the DiT's "
+            "own, spread over the kernels"
         ),
     )
 

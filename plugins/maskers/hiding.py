@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import attrs
 import torch
+from attrs import frozen
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -35,6 +37,45 @@ _REDUCE: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@frozen(eq=False, kw_only=True)
+class Branch:
+    """What a masker hides: HR latents, the LR latents of a rate, or pixels.
+
+    Attributes:
+        rate: of LR latents; None of HR latents and pixels.
+        pixels: whether these are frames of pixels.
+        times: where each frame lies in time, in HR latent frames of the window, float64 `[T]`.
+        rows, columns: centres of the cells as shares of height and width, 0 to 1, float64 `[H]` and
+            `[W]`: the same place of the picture has the same numbers in every branch.
+    """
+
+    rate: Rate | None = None
+    pixels: bool = False
+    times: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(
+        cls, x: Tensor, *, rate: Rate | None = None, stride: int = 1, pixels: bool = False
+    ) -> Self:
+        """Return the branch of frames `[B, C, T, H, W]`.
+
+        Args:
+            x: the frames.
+            rate: of LR latents.
+            stride: frames of pixels in a latent.
+            pixels: whether `x` is pixels.
+        """
+        count, step = torch.arange(x.shape[2], dtype=torch.float64), rate.time if rate else 1
+        # frame 0 is alone; the others cover `step` latents each, or a `stride`-th of one
+        times = torch.where(count > 0, count * step - (step - 1) / 2, 0.0)
+        if pixels:
+            times = torch.where(count > 0, ((count - 1) / stride).floor() + 1, 0.0)
+        rows, columns = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in x.shape[3:])
+        return cls(rate=rate, pixels=pixels, times=times, rows=rows, columns=columns)
+
+
 class HidingMasker(Masker[H], Generic[H]):
     """Hides all frames outside Ω, each at a level in [0, 1]; a kind says what a level does.
 
@@ -46,7 +87,9 @@ class HidingMasker(Masker[H], Generic[H]):
     """
 
     @abstractmethod
-    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+    def hide(
+        self, x: Tensor, level: Tensor, length: Counts, draws: Draws, branch: Branch
+    ) -> Tensor:
         """Return frames as they look at their levels; at level 0 as they are, to the bit.
 
         Args:
@@ -54,6 +97,8 @@ class HidingMasker(Masker[H], Generic[H]):
             level: of each frame, `[B, T]`, on the device of `x`.
             length: real frames of each sample, `[B]`.
             draws: what is random about it.
+            branch: which latents `x` are, and where their cells lie in the frame, so that what is
+                hidden in one branch can be hidden in the others, too.
         """
 
     def draw_levels(self, history: History, draws: Draws) -> Tensor:
@@ -81,7 +126,8 @@ class HidingMasker(Masker[H], Generic[H]):
 
     def masked(self, history: History, text: Text, draws: Draws) -> Query:
         """Return the query with no sample left clean; otherwise as when called."""
-        always = type(self)(attrs.evolve(self.spec, clean=0.0))
+        always = copy.copy(self)
+        always.spec = attrs.evolve(self.spec, clean=0.0)
         return always(history, text, draws)
 
     def _levels(self, history: History, omega: Frames, draws: Draws) -> Tensor:
@@ -101,14 +147,19 @@ class HidingMasker(Masker[H], Generic[H]):
         settled = {rate: torch.tensor([rate.settled_tokens(int(n)) for n in length]) for rate in lr}
         return attrs.evolve(
             history,
-            latents=self._wide(history.latents, hr, length, draws),
-            lr={r: self._wide(history.lr[r], lr[r], settled[r], draws) for r in sorted(lr)},
+            latents=self._wide(history.latents, hr, length, draws, Branch.of(history.latents)),
+            lr={
+                r: self._wide(x, lr[r], settled[r], draws, Branch.of(x, rate=r))
+                for r, x in sorted(history.lr.items())
+            },
             pixels=self._pixels(history.pixels, hr, length, draws),
         )
 
-    def _wide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+    def _wide(
+        self, x: Tensor, level: Tensor, length: Counts, draws: Draws, branch: Branch
+    ) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        return self.hide(x.to(wide), level.to(x.device, wide), length, draws).to(x.dtype)
+        return self.hide(x.to(wide), level.to(x.device, wide), length, draws, branch).to(x.dtype)
 
     def _pixels(
         self, pixels: Tensor | None, level: Tensor, length: Counts, draws: Draws
@@ -119,7 +170,8 @@ class HidingMasker(Masker[H], Generic[H]):
         later = repeat(level[:, 1:], "b t -> b (t frames)", frames=stride)
         by_frame = torch.cat([level[:, :1], later], dim=1)
         real = (stride * (length - 1) + 1).clamp(min=0)
-        return to_bytes(self._wide(from_bytes(pixels), by_frame, real, draws))
+        branch = Branch.of(pixels, stride=stride, pixels=True)
+        return to_bytes(self._wide(from_bytes(pixels), by_frame, real, draws, branch))
 
 
 class GradedMasker(HidingMasker[G], Generic[G]):
@@ -140,7 +192,9 @@ class NoiseMasker(GradedMasker[Noise]):
     LR latents and pixels get noise of their own.
     """
 
-    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+    def hide(
+        self, x: Tensor, level: Tensor, length: Counts, draws: Draws, branch: Branch
+    ) -> Tensor:
         """Return (1 − level)·x + level·ε; ε is drawn on CPU in float32."""
         noise = draws.normal(*x.shape[1:])
         return interpolate(x, noise.to(x), per_frame(level))
@@ -154,7 +208,9 @@ class ScaleMasker(GradedMasker[Scale]):
     alternative in the paper (method.md §3); that it means values, not sizes, is our reading.
     """
 
-    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+    def hide(
+        self, x: Tensor, level: Tensor, length: Counts, draws: Draws, branch: Branch
+    ) -> Tensor:
         """Return (1 − level)·x."""
         return (1 - per_frame(level)) * x
 
@@ -167,7 +223,9 @@ class ShiftMasker(GradedMasker[Shift]):
     an alternative in the paper (method.md §3); that values move, not places, is our reading.
     """
 
-    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+    def hide(
+        self, x: Tensor, level: Tensor, length: Counts, draws: Draws, branch: Branch
+    ) -> Tensor:
         """Return x + level · amount · direction."""
         normal = draws.normal(x.shape[1], x.shape[2], 1, 1)
         rms = normal.square().mean(dim=1, keepdim=True).sqrt()
@@ -181,7 +239,9 @@ class DropMasker(HidingMasker[Drop]):
     Their level is 1. An LR latent whose level lies between (`lr_level: mean`) is blended.
     """
 
-    def hide(self, x: Tensor, level: Tensor, length: Counts, draws: Draws) -> Tensor:
+    def hide(
+        self, x: Tensor, level: Tensor, length: Counts, draws: Draws, branch: Branch
+    ) -> Tensor:
         """Return (1 − level)·x + level·fill."""
         t = per_frame(level)
         if self.spec.fill == "zeros":

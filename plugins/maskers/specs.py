@@ -14,7 +14,10 @@ class OmegaSpec(MaskerSpec):
     counts: tuple[int, ...] = field(
         default=(1, 2, 4),
         validator=each(ge(1), at_least=1),
-        metadata=doc("how many latent frames Ω may hold; one count is drawn for a batch"),
+        metadata=doc(
+            "how many latent frames Ω may hold; one count is drawn for a batch",
+            recipe="masker.counts",
+        ),
     )
     contiguous: float = field(
         default=0.5,
@@ -38,7 +41,10 @@ class HidingSpec(OmegaSpec):
     clean: float = field(
         default=0.5,
         validator=unit,
-        metadata=doc("chance that a sample's history is left clean, as in Stage II, 0 to 1"),
+        metadata=doc(
+            "chance that a sample's history is left clean, as in Stage II, 0 to 1",
+            recipe="masker.clean",
+        ),
     )
     lr_level: str = field(
         default="min",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,7 @@ class LpipsMetric(Metric[Lpips]):
     """
 
     goal = "lower"
+    bounds = (0.0, math.inf)
 
     @property
     def least(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ class PsnrMetric(Metric[Psnr]):
     """PSNR of each frame over all pixels and colours, dB; equal frames get the spec's ceiling."""
 
     unit = "dB"
+    bounds = (0.0, math.inf)
 
     def __call__(
         self, reference: Float[Tensor, "F 3 P Q"], result: Float[Tensor, "F 3 P Q"]
@@ -41,6 +43,8 @@ class SsimMetric(Metric[Ssim]):
 
     The mean is over colours and the whole frame, edges mirrored; some tools leave edges out.
     """
+
+    bounds = (-1.0, 1.0)
 
     @property
     def least(self) -> int:
@@ -64,6 +68,8 @@ class MsSsimMetric(Metric[MsSsim]):
     standard weights divided by their sum: such figures compare only with those of as many scales,
     so the title says how many. Where structures are opposed the figure is 0.
     """
+
+    bounds = (0.0, 1.0)
 
     @property
     def title(self) -> str:
@@ -103,6 +109,7 @@ class HighBandMetric(Metric[HighBand]):
     """
 
     goal = 1.0
+    bounds = (0.0, math.inf)
     verb = "holds"
 
     @property

@@ -30,7 +30,10 @@ class MsSsim(MetricSpec):
     scales: int = field(
         default=3,
         validator=between(1, 5),
-        metadata=doc("scales, 1 to 5: 5 is the standard, from 176 pixels; 4 from 99; 3 from 44"),
+        metadata=doc(
+            "scales, 1 to 5: 5 is the standard, from 176 pixels; 4 from 99; 3 from 44",
+            recipe="metric.scales",
+        ),
     )
 
 

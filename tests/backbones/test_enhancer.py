@@ -284,9 +284,26 @@ def test_memories_without_the_features_are_refused(wan: Any) -> None:
     with pytest.raises(ValueError, match="lacks two.first"):
         bare = attrs.evolve(held.parts[1], features={"last": held.parts[1].features["last"]})
         model.context(text, Memory(parts=(held.parts[0], bare)))
-    with pytest.raises(ValueError, match="lacks one.last"):
-        model.context(text, wan.memory(2, 3))
-    model.context(text, Memory(parts=held.parts[:1]))  # the other compressor has nothing yet
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_features_of_absent_parts_add_nothing(wan: Any, attention: str) -> None:
+    """Parts that have none are read by a model of features as by one of none."""
+    model, text = enhanced(wan, attention), wan.text(2)
+    plain = small(wan, attention)
+    noisy, frames, t = wan.noise(2, 16, 2, 4, 6), wan.frames(9, 2, 2), torch.tensor([0.5, 0.9])
+    other = attrs.evolve(memory(wan).parts[0], name="other", features={})
+    outs = []
+    for backbone in (model, plain):
+        bare = Memory(parts=(other,))
+        held = backbone.remember(bare) if backbone.caches else bare
+        outs.append(backbone.velocity(noisy, t, frames, backbone.context(text, held)))
+    assert torch.equal(*outs)
+    held = memory(wan)
+    both = Memory(parts=(other, *held.parts))
+    read = [model.context(text, x).features for x in (both, Memory(parts=held.parts[:1]))]
+    assert [set(x) for x in read] == [set(WIDTHS), {"one.last"}]
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longtake.backbones.lora.adapters import add_frozen, parse_scaled
+from longtake.backbones.lora.read import parameters
+from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import LAYOUTS
 from longtake.core.interfaces.spec import LoRA
@@ -117,26 +119,98 @@ def like_lightx2v(wan: Any, path: Path) -> dict[str, Tensor]:
     return good | more
 
 
-def test_biases_act_and_norms_are_left_out_aloud(
-    wan: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_biases_act_as_in_diffusers(wan: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensors = like_lightx2v(wan, path)
-    save_file(tensors, path)
-    with caplog.at_level(logging.WARNING):
-        model = wan.small(**spec_of(path, 0.5))
-    (said,) = [record.getMessage() for record in caplog.records if "LoRA" in record.getMessage()]
-    assert "2 of its tensors" in said and "norm3.diff" in said and "1 of them" in said
-    pipe = pipeline(wan, wan.small())
     lone = "diffusion_model.blocks.1.cross_attn.k.diff_b"  # diffusers fails on a bias alone
-    save_file({name: x for name, x in tensors.items() if name != lone}, path)
+    # and leaves changes of norms out
+    fewer = {n: x for n, x in tensors.items() if n != lone and "norm3" not in n}
+    save_file(fewer, path)
+    pipe = pipeline(wan, wan.small())
     pipe.load_lora_weights(
         tmp_path, weight_name=path.name, adapter_name="x", low_cpu_mem_usage=False
     )
     pipe.set_adapters(["x"], [0.5])
-    fewer = wan.small(**spec_of(path, 0.5))
-    assert near(velocity(fewer, wan), theirs(pipe.transformer, wan))
-    assert not near(velocity(fewer, wan), velocity(model, wan))
+    without = wan.small(**spec_of(path, 0.5))
+    assert near(velocity(without, wan), theirs(pipe.transformer, wan)) and not without.changed
+    save_file(tensors, path)
+    assert not near(velocity(wan.small(**spec_of(path, 0.5)), wan), velocity(without, wan))
+
+
+FULL = {  # all that a full LoRA may change beside linears, and what diffusers calls it
+    "patch_embedding.diff": "patch_embedding.weight",
+    "patch_embedding.diff_b": "patch_embedding.bias",
+    "blocks.0.norm3.diff": "blocks.0.norm2.weight",
+    "blocks.0.norm3.diff_b": "blocks.0.norm2.bias",
+    "blocks.1.self_attn.norm_q.diff": "blocks.1.attn1.norm_q.weight",
+    "blocks.1.self_attn.q.diff": "blocks.1.attn1.to_q.weight",  # of a linear with A and B
+    "blocks.1.modulation.diff": "blocks.1.scale_shift_table",
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_full_lora_changes_what_comfyui_changes(
+    wan: Any, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """weight += diff · scale, bias += diff_b · scale; and a saved base holds nothing of it."""
+    path = tmp_path / "x.safetensors"
+    plain = TinyWanBackbone.load(wan.spec(dtype=str(dtype)[6:]))
+    own = dict(plain.named_parameters())
+    tensors = load_file(exported(trained(wan, targets=("attention",)), wan, "comfyui", path))
+    changes = {n: wan.noise(*own[t].shape, seed=i) for i, (n, t) in enumerate(FULL.items())}
+    save_file(tensors | {f"diffusion_model.{n}": x for n, x in changes.items()}, path)
+    loras = (f"{path}@0.5", f"{path}@-0.25")
+    model = TinyWanBackbone.load(wan.spec(dtype=str(dtype)[6:], loras=loras))
+    found = parameters(model)
+    assert set(found) == set(own) and set(model.changed) == set(FULL.values())
+    for name, target in FULL.items():
+        wide = own[target].float() + 0.5 * changes[name] - 0.25 * changes[name]
+        assert torch.equal(found[target], wide.to(own[target].dtype)), target
+    before = velocity(model, wan)
+    model.save_weights(tmp_path / "with")
+    plain.save_weights(tmp_path / "without")
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        files = [(tmp_path / folder / name).read_bytes() for folder in ("with", "without")]
+        assert files[0] == files[1]
+    assert torch.equal(velocity(model, wan), before)
+    with pytest.raises(UserError, match="has changes of other parameters.*backbone.loras"):
+        wan.small().load_adapters(path)
+
+
+def test_what_was_trained_over_a_change_stays_in_a_saved_base(wan: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"diffusion_model.blocks.0.norm3.diff": torch.ones(40)}, path)
+    model = wan.small(**spec_of(path))
+    weight = model.blocks[0].norm2.weight
+    with torch.no_grad():
+        weight += 0.5
+    model.save_weights(tmp_path / "base")
+    saved = load_file(tmp_path / "base" / "diffusion_pytorch_model.safetensors")
+    assert torch.allclose(saved["blocks.0.norm2.weight"], weight - 1.0)
+
+
+def test_changes_that_do_not_fit_are_one_line(
+    wan: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "x.safetensors"
+
+    def refused(words: str, name: str, tensor: Tensor) -> None:
+        save_file({name: tensor}, path)
+        with pytest.raises(UserError, match=words) as caught:
+            wan.small(**spec_of(path))
+        assert "\n" not in str(caught.value)
+
+    norm = "diffusion_model.blocks.0.norm3.diff"
+    refused("change of blocks.0.norm2.weight is .3,., not .40,.", norm, torch.ones(3))
+    refused("not have", "diffusion_model.blocks.0.norm9.diff", torch.ones(40))
+    refused("changes blocks.0.norm1.weight, which this model does not have",
+            "diffusion_model.blocks.0.norm1.diff", torch.ones(40))  # fmt: skip
+    more = {"diffusion_model.blocks.0.diff_m": torch.ones(1, 6, 40)}
+    save_file({norm: torch.ones(40)} | more, path)
+    with caplog.at_level(logging.WARNING):
+        wan.small(**spec_of(path))
+    (said,) = [record.getMessage() for record in caplog.records if "LoRA" in record.getMessage()]
+    assert "blocks.0.diff_m, are left out" in said and "1 of them are not zero" in said
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text("ab@.é/", min_size=1))

@@ -235,7 +235,8 @@ def test_the_image_is_read(hunyuan: Any) -> None:
     assert torch.equal(swapped.embeddings[1], text.embeddings[1])
 
 
-@pytest.mark.parametrize("attention", ["isolated", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["isolated", "full"])
 def test_contract(hunyuan: Any, attention: str) -> None:
     check_backbone(small(hunyuan, attention=attention, memory_time=0.0))
 

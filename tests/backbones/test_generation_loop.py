@@ -16,6 +16,9 @@ from longtake.core.interfaces.spec import CompressorSpec
 from longtake.core.values.grid import Geometry, Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory, Part, merge, token_places
+from longtake.plugins.compressors.conv import ConvCompressor
+from longtake.plugins.compressors.keyframes import WindowCompressor
+from longtake.plugins.compressors.specs import Conv, Window
 
 RATE = Rate(height=1, width=1, time=2)
 SIZE, CHUNK, STEPS, GUIDANCE = (6, 7), 3, (1.0, 0.75, 0.4), 2.0
@@ -157,3 +160,39 @@ def test_the_past_matters(wan: Any) -> None:
         contexts = (model.context(model.blank_text(1, 4), cache), model.context(wan.text(1), cache))
         outs.append(denoise(model, contexts, frames, x))
     assert not torch.equal(*outs)
+
+
+@pytest.mark.parametrize("attention", ["full", "isolated", "isolated-causal"])
+@torch.no_grad()
+def test_two_compressors_of_which_one_brings_features(wan: Any, attention: str) -> None:
+    """The loop as `Backbone` has it: what settled is kept, what is pending is thrown away."""
+    model = wan.small(attention=attention, memory_time=0.0, cache_block=2)
+    rate = Rate(height=2, width=2, time=2)
+    conv = Conv(rate=rate, channels=(4, 8), heads=1, head_width=8, lr=False, features=True)
+    window = WindowCompressor(Window(latents=2), model.fit())
+    encoder = MemoryEncoder([window, ConvCompressor(conv, model.fit())])
+    model.add_enhancer(encoder.features)
+    torch.nn.init.normal_(model.adapters()["blocks.0.enhancer.to_out.weight"], std=0.3)
+    prompt, empty, video = wan.text(1), model.blank_text(1, 4), wan.noise(1, 16, 1, 6, 8, seed=50)
+    state, kept = encoder.step(None, History(latents=video))
+    cache = model.remember(kept) if attention == "isolated-causal" else None
+    for segment in range(3):
+        memory = merge([kept, encoder.pending(state)])
+        held: Any = memory
+        if attention == "isolated":
+            held = model.remember(memory)
+        elif cache is not None:
+            held = model.remember(encoder.pending(state), cache)
+        contexts = (model.context(empty, held), model.context(prompt, held))
+        whole = model.context(prompt, model.remember(memory) if model.caches else memory)
+        assert set(contexts[1].features) == set(encoder.features)
+        done, noise = video.shape[2], wan.noise(1, 16, 2, 6, 8, seed=segment)
+        frames, t = wan.frames(done, 2), torch.tensor([0.7])
+        again = [model.velocity(noise, t, frames, each) for each in (contexts[1], whole)]
+        assert torch.allclose(*again, atol=1e-5)
+        made = denoise(model, contexts, frames, noise)
+        state, settled = encoder.step(state, attrs.evolve(History(latents=made), offset=done))
+        kept = merge([kept, settled])
+        cache = model.remember(settled, cache) if cache is not None else None
+        video = torch.cat([video, made], dim=2)
+    assert bool(video.isfinite().all())

@@ -16,7 +16,7 @@ from longtake.backbones.codecs.hunyuan import HunyuanVaeCodec
 from longtake.backbones.codecs.specs import HunyuanVae, WanVae
 from longtake.backbones.codecs.wan import WanVaeCodec, decode_reach
 from longtake.backbones.wan.specs import TinyWan
-from longtake.core.cache.cache import cache
+from longtake.core.cache.cache import CacheRun, cache
 from longtake.core.data.store import Store
 from longtake.core.experiment import CacheSpec, Experiment
 from longtake.core.interfaces.codec import Margins, from_bytes
@@ -118,12 +118,18 @@ def test_what_was_loaded_to_measure_is_let_go(
         return Margins(margin=9, encode_margin=None)
 
     monkeypatch.setattr("longtake.core.cache.job.measure_margins", found)
-    monkeypatch.setattr("longtake.core.cache.cache.CacheRun.perform_all", None)
-    with pytest.raises(TypeError):
+    headers: list[dict[str, Any]] = []
+
+    def end(run: CacheRun, *_: object) -> None:
+        headers.append(json.loads((tmp_path / "s" / "store.json").read_text()))
+        raise RuntimeError("no clip is cached here")
+
+    monkeypatch.setattr(CacheRun, "perform_all", end)
+    with pytest.raises(RuntimeError, match="no clip"):
         cached(tmp_path, experiment(wan_spec(wan_place)))
     ((codec, shape),) = seen
     assert codec.model is None and shape == (1, 3, 1 + 4 * 31, 64, 64)
-    header = json.loads((tmp_path / "s" / "store.json").read_text())
+    (header,) = headers
     assert header["measured"]["margin"] == 9 and header["measured"]["encode_margin"] is None
 
 

@@ -122,7 +122,7 @@ def test_a_cache_holds_both(mode: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("attention", "boundary"),
     [
-        ("full", 0.5),
+        pytest.param("full", 0.5, marks=pytest.mark.slow),
         pytest.param("isolated", 0.25, marks=pytest.mark.slow),
         pytest.param("isolated", 0.5, marks=pytest.mark.slow),
         pytest.param("isolated-causal", 0.5, marks=pytest.mark.slow),

@@ -162,7 +162,9 @@ def test_what_a_single_file_lacks_or_has_too_much_is_said(tmp_path: Path) -> Non
     save_file(tensors | {"vace_blocks.0.weight": torch.zeros(2)}, path)
     refused(spec(), path, "hold more than this model has: 1 tensors, such as vace_blocks")
     save_file({"lora_unet_x": torch.zeros(2)}, path)
-    refused(spec(), path, "num_layers is 0, not 2")
+    refused(spec(), path, "no WanTransformer3DModel: they hold lora_unet_x; a LoRA goes into")
+    save_file({"double_blocks.0.img_attn_qkv.weight": torch.zeros(6, 2)}, path)
+    refused(spec(), path, "no WanTransformer3DModel: they hold double_blocks.0.img_attn_qkv.weight")
 
 
 def test_damaged_files_are_said(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.config import SpecError, dumps, load_experiment
 from longtake.core.errors import UserError
-from longtake.core.experiment import Experiment
+from longtake.core.experiment import CacheSpec, Experiment
 from longtake.core.registry import registry
 from longtake.plugins.compressors.specs import Conv
 from longtake.plugins.maskers.specs import Noise
@@ -114,10 +115,23 @@ def test_a_shipped_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "unknown experiment 'shiped-nam'; known: shipped-name" in refused("shiped-nam")
 
 
+def test_what_a_json_file_leaves_out_follows_the_backbone(folder: Path) -> None:
+    data = {
+        "name": "x", "backbone": "wan22-5b", "compressors": ["conv"], "masker": "noise",
+        "retrievers": ["flow"], "metrics": ["psnr"], "cache": {"min_seconds": 4.0},
+        "train": {"rate": 1e-4, "text_dropout": 0.2},
+    }  # fmt: skip
+    found = load_experiment(str(write(folder, "own.json", json.dumps(data))))[1]
+    assert found.cache == CacheSpec(area=480 * 832, pixels=False)
+    assert (found.train.batch, found.train.steps, found.train.text_dropout) == (32, 20_000, 0.2)
+    assert found.train.warmup == 100, "the rate was named, and what goes with it is left alone"
+    assert found.masker == Noise(clean=0.0)
+
+
 def test_json_of_a_resolved_spec(folder: Path) -> None:
     path = write(folder, "spec.json", dumps(EXPERIMENT))
     assert load_experiment(str(path)) == ("spec", EXPERIMENT)
-    write(folder, "spec.json", dumps(EXPERIMENT).replace('"steps": 2000', '"stepz": 2000'))
+    write(folder, "spec.json", dumps(EXPERIMENT).replace('"steps": 1000', '"stepz": 1000'))
     with pytest.raises(SpecError, match=r"^train\.stepz: unknown field; did you mean steps\?$"):
         load_experiment(str(path))
     write(folder, "spec.json", "{")

@@ -26,6 +26,8 @@ EXPERIMENT = Experiment(
     metrics=(Psnr(), Ssim()),
 )
 
+SHIPPED = TinyWan(heads=8, head_width=32, weights="tiny-base")  # as its recipe has it
+
 
 def changed(*sets: str) -> Experiment:
     return apply_sets(EXPERIMENT, sets)
@@ -46,7 +48,7 @@ def changed(*sets: str) -> Experiment:
         ("retrievers.1=flow", lambda e: e.retrievers, (Flow(), Flow())),
         ('metrics=["ssim"]', lambda e: e.metrics, (Ssim(),)),
         ('cache.rates=["2x2x8"]', lambda e: e.cache.rates, (Rate(height=2, width=2, time=8),)),
-        ("backbone=tiny-wan", lambda e: e.backbone, TinyWan()),
+        ("backbone=tiny-wan", lambda e: e.backbone, SHIPPED),
         ('backbone={"type":"tiny-wan","heads":1}', lambda e: e.backbone, TinyWan(heads=1)),
         ("backbone.weights=12", lambda e: e.backbone.weights, "12"),
         ("backbone.weights=a=b", lambda e: e.backbone.weights, "a=b"),
@@ -72,7 +74,7 @@ def test_changes_are_made_in_order_and_judged_together() -> None:
     made = changed("backbone.attention=isolated", "backbone.memory_time=0")
     assert made.backbone == attrs.evolve(EXPERIMENT.backbone, attention="isolated", memory_time=0.0)
     made = changed("backbone=tiny-wan", "backbone.codec.channels=16", "backbone.layers=2")
-    assert made.backbone == TinyWan(layers=2, codec=Dct(channels=16))
+    assert made.backbone == attrs.evolve(SHIPPED, layers=2, codec=Dct(channels=16))
     made = changed('metrics=["psnr"]', "metric.ceiling=50", "metrics.0.ceiling=40")
     assert made.metrics == (Psnr(ceiling=40.0),)
 
@@ -86,7 +88,7 @@ def test_changes_are_made_in_order_and_judged_together() -> None:
         ("compressors[4].rate=1x1x1", "compressors[4]: no such member; members are 0 to 0"),
         ("compressors.rate=1x1x1", "compressors[rate]: no such member; members are 0 to 0"),
         ("cache.rates.0=2x2x2", "cache.rates[0]: no such member; the list is empty"),
-        ("train.steps.x=3", "train.steps: is 2000, which has no field or member 'x'; set it whole"),
+        ("train.steps.x=3", "train.steps: is 1000, which has no field or member 'x'; set it whole"),
         ("train.steps=ten", "train.steps: must be a whole number, not 'ten'"),
         ("train.checkpointing=True", "train.checkpointing: must be true or false, not 'True'"),
         ("backbone.memory_time=shared", "backbone.memory_time: must be a number or null, not"),

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import attrs
 import pytest
 
 from longtake.backbones.codecs.specs import Dct
-from longtake.backbones.wan.specs import TinyWan, Wan22Dense5B, Wan22Moe14B
-from longtake.core.config import SpecError, apply_sets, dumps, loads
-from longtake.core.experiment import Experiment
+from longtake.backbones.wan.specs import TinyWan, Wan22Dense5B
+from longtake.core.config import (
+    SpecError,
+    apply_sets,
+    candidates,
+    change,
+    dumps,
+    from_recipe,
+    load_experiment,
+    loads,
+    on_backbone,
+    origins,
+    to_json,
+)
+from longtake.core.config.recipe import leaves, recipe_of, recommended
+from longtake.core.errors import UserError
+from longtake.core.experiment import CacheSpec, Experiment, TrainSpec
+from longtake.core.hooks import Plugin
+from longtake.core.interfaces.spec import BackboneSpec
 from longtake.core.registry import registry
-from longtake.plugins.compressors.specs import Conv
-from longtake.plugins.maskers.specs import Noise
-from longtake.plugins.metrics.specs import Psnr, Ssim
-from longtake.plugins.retrievers.specs import Flow
+from longtake.core.values.grid import Rate
+from longtake.plugins.compressors.specs import Conv, DualEncoder, Transformer
+from longtake.plugins.maskers.specs import Drop, Noise
+from longtake.plugins.metrics.specs import MsSsim, Psnr, Ssim
+from longtake.plugins.retrievers.specs import Flow, MeanFrame, Probe
 
 EXPERIMENT = Experiment(
     name="test",
@@ -27,22 +47,238 @@ EXPERIMENT = Experiment(
 )
 
 
+def names() -> list[str]:
+    return [plugin.name for plugin in registry().of("backbone")]
+
+
+PAPER = ("wan21-1.3b", "wan21-14b", "wan22-5b", "wan22-14b", "hunyuan")
+FAMILIES = {rate: PAPER for rate in ("2x2x1", "2x2x4")} | {
+    rate: ("tiny-wan", *PAPER) for rate in ("2x2x2", "4x4x2")
+}
+TRAIN = load_experiment("hunyuan-2x2x2")[1].train
+VARIANTS = ("-crops", "-only-lr", "-without-lr")
+
+
+def shipped(name: str) -> Experiment:
+    return load_experiment(name)[1]
+
+
+@pytest.mark.parametrize(("rate", "old"), [(r, name) for r in FAMILIES for name in FAMILIES[r]])
+def test_one_value_makes_the_experiment_that_ships_for_the_other(rate: str, old: str) -> None:
+    before = shipped(f"{old}-{rate}")
+    for new in FAMILIES[rate]:
+        made = apply_sets(before, [f"backbone={new}"])
+        assert made == shipped(f"{new}-{rate}") == on_backbone(before, new), new
+        assert on_backbone(made, before.backbone) == before, new
+
+
 @pytest.mark.parametrize("path", ["backbone", "backbone.type"])
-def test_another_type_is_its_default_spec(path: str) -> None:
-    made = apply_sets(EXPERIMENT, [f"{path}=wan22-14b"])
-    assert made == attrs.evolve(EXPERIMENT, backbone=Wan22Moe14B())
+def test_it_is_its_golden_file(path: str) -> None:
+    made = apply_sets(shipped("tiny-wan-2x2x2"), [f"{path}=wan22-5b"])
+    golden = Path(__file__).parents[1] / "golden" / "wan22-5b-2x2x2.json"
+    assert dumps(made) == golden.read_text(encoding="utf-8")
     assert loads(dumps(made), Experiment) == made
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", names())
+def test_there_and_back_is_equal(name: str, variant: str) -> None:
+    before = shipped(f"tiny-wan-2x2x2{variant}")
+    there = on_backbone(before, name)
+    assert registry().find(there.backbone).name == name
+    assert there.name == f"{name}-2x2x2{variant}"
+    assert on_backbone(there, before.backbone) == before
+
+
+def test_it_all_follows_also_what_nobody_set() -> None:
+    made = apply_sets(EXPERIMENT, ["backbone=wan22-5b"])
+    assert made.backbone == Wan22Dense5B() and made.name == "test"
+    assert made.cache == attrs.evolve(CacheSpec(), area=480 * 832, min_seconds=20.0, pixels=False)
+    assert isinstance(made.masker, Noise) and made.masker.clean == 0.0
+    assert (made.train.batch, made.train.warmup, made.train.checkpointing) == (32, 500, True)
+    assert made.retrievers == EXPERIMENT.retrievers and made.metrics == EXPERIMENT.metrics
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_experiment_that_names_no_store_or_training_has_its_backbone_s(name: str) -> None:
+    spec = recommended(candidates(BackboneSpec)[name])
+    made = Experiment(
+        name="test", backbone=spec, compressors=(Conv(),), masker=Noise(),
+        retrievers=(Flow(),), metrics=(Psnr(),),
+    )  # fmt: skip
+    like = shipped("tiny-wan-2x2x2" if name.startswith("tiny") else "wan22-5b-2x2x2")
+    assert (made.cache, made.train) == (like.cache, like.train)
+    assert made.measure == attrs.evolve(like.measure, targets=())
+    data = to_json(made)
+    left_out = {key: value for key, value in data.items() if key not in ("cache", "train")}
+    assert loads(json.dumps(left_out), Experiment) == made
+    there = on_backbone(made, "hunyuan")
+    assert (there.cache, there.train) == (shipped("hunyuan-2x2x2").cache, TRAIN)
+
+
+def test_a_recipe_fills_in_what_is_not_set() -> None:
+    own = attrs.evolve(EXPERIMENT, cache=CacheSpec(area=999), masker=Drop(fill="mean"))
+    made = from_recipe(own)
+    assert made.cache == attrs.evolve(CacheSpec(), area=999)
+    assert made.masker == Drop(fill="mean", counts=(4,), clean=0.75)
+    assert made.compressors == (Conv(channels=(32, 64, 96, 128), heads=4, head_width=32),)
+    assert made.backbone == own.backbone and from_recipe(made) == made
+
+
+def test_what_the_experiment_sets_stays_and_what_is_set_comes_after() -> None:
+    before = shipped("tiny-wan-2x2x2")
+    train = attrs.evolve(before.train, batch=6, memory_dropout=0.3)
+    own = attrs.evolve(before, name="mine", train=train, cache=attrs.evolve(before.cache, area=999))
+    wanted = shipped("wan22-5b-2x2x2")
+    train = attrs.evolve(wanted.train, memory_dropout=0.3, pure=0.25)
+    cache = attrs.evolve(wanted.cache, area=999)
+    for sets in (
+        ["train.pure=0.25", "backbone=wan22-5b"],
+        ["backbone=wan22-5b", "train.pure=0.25"],
+    ):
+        made = apply_sets(own, sets)  # 6 is the default of batch: nobody set it
+        assert made == attrs.evolve(wanted, name="mine", train=train, cache=cache)
+
+
+def test_optimizer_and_rate_go_together() -> None:
+    before = shipped("tiny-wan-2x2x2")
+    own = attrs.evolve(before, train=attrs.evolve(before.train, rate=5e-3))
+    train = on_backbone(own, "wan22-5b").train
+    assert (train.optimizer, train.rate, train.warmup, train.decay) == ("muon", 5e-3, 30, 1.0)
+    train = apply_sets(before, ["train.rate=5e-3", "backbone=wan22-5b"]).train
+    assert (train.optimizer, train.rate, train.warmup, train.decay) == ("adamw", 5e-3, 500, 0.0)
+
+
+def test_lists_keep_the_experiment_s_own_members() -> None:
+    before = shipped("tiny-wan-2x2x2")
+    own = attrs.evolve(before, retrievers=(Probe(), *before.retrievers))
+    there = on_backbone(own, "wan22-5b")
+    assert there.retrievers == (*shipped("wan22-5b-2x2x2").retrievers, Probe())
+    assert on_backbone(there, own.backbone).retrievers == (*before.retrievers, Probe())
+    own = attrs.evolve(before, retrievers=(MeanFrame(), Flow(steps=3)), metrics=(MsSsim(scales=4),))
+    there = on_backbone(own, "wan22-5b")
+    assert there.retrievers == (Flow(steps=3),) and there.metrics == (MsSsim(),)
+    own = attrs.evolve(before, metrics=(MsSsim(scales=2),), retrievers=(MeanFrame(),))
+    there = on_backbone(own, "wan22-5b")
+    assert there.metrics == own.metrics and there.retrievers == own.retrievers, "never empty"
+
+
+def test_a_plugin_by_name_is_as_the_backbone_has_it() -> None:
+    tiny, large = shipped("tiny-wan-2x2x2"), shipped("wan22-5b-2x2x2")
+    for path in ("masker", "masker.type"):
+        assert apply_sets(tiny, [f"{path}=drop"]).masker == Drop(counts=(4,), clean=0.75)
+        assert apply_sets(large, [f"{path}=drop"]).masker == Drop(clean=0.0)
+    assert apply_sets(tiny, ['masker={"type":"drop","clean":0.5}']).masker == Drop(counts=(4,))
+    assert apply_sets(tiny, ["masker=drop", "masker.clean=0.5"]).masker == Drop(counts=(4,))
+    made = apply_sets(tiny, ["compressor=transformer"]).compressors
+    assert made == (Transformer(heads=4, head_width=32, ffn=512),)
+    made = apply_sets(tiny, ["backbone=wan22-5b", "compressor=transformer"]).compressors
+    assert made == (Transformer(),)
+    made = apply_sets(tiny, ['compressors=["dual-encoder"]']).compressors
+    encoder = Conv(channels=(32, 64, 96, 128), heads=4, head_width=32)
+    rates = Rate.parse("4x4x2"), Rate.parse("2x2x8")
+    assert made == (DualEncoder(encoders=tuple(attrs.evolve(encoder, rate=r) for r in rates)),)
+    made = apply_sets(tiny, ['metrics=["ms-ssim","psnr"]']).metrics
+    assert made == (MsSsim(scales=4), Psnr())
+    train = apply_sets(tiny, ['train={"steps":7}']).train
+    assert train == attrs.evolve(TrainSpec(), **attrs_of(tiny.train, "lora") | {"steps": 7})
+
+
+def attrs_of(train: TrainSpec, trains: str) -> dict[str, Any]:
+    return {a.name: getattr(train, a.name) for a in attrs.fields(TrainSpec)} | {"trains": trains}
 
 
 @pytest.mark.parametrize("path", ["backbone", "backbone.type"])
 def test_only_what_is_named_again_is_kept(path: str) -> None:
     made = apply_sets(
         EXPERIMENT,
-        [f"{path}=wan22-5b", "backbone.attention=isolated", "backbone.codec.tile=256"],
+        ["backbone.attention=isolated", f"{path}=wan22-5b", "backbone.codec.tile=256"],
     )
     assert made.backbone == Wan22Dense5B(
         attention="isolated", codec=attrs.evolve(Wan22Dense5B().codec, tile=256)
     )
+
+
+def test_it_is_said_what_followed() -> None:
+    changed = change(shipped("tiny-wan-2x2x2"), ["backbone=wan22-5b"])
+    assert changed.swap is not None
+    assert changed.swap.line == "backbone wan22-5b: 28 values follow its recipe"
+    rows = {path: (old, new) for path, old, new in changed.swap.follow}
+    assert rows["train.optimizer"] == ("muon", "adamw")
+    assert rows["compressors[0].heads"] == (4, 8)
+    swap = change(EXPERIMENT, ["backbone=wan22-5b", "train.steps=3"]).swap
+    assert swap is not None and [path for path, *_ in swap.kept] == []
+    dropped = "no longer set: backbone.attention isolated, backbone.memory_time 0.5"
+    assert dropped in swap.line and "backbone.heads 2, backbone.codec dct" in swap.line
+    own = attrs.evolve(EXPERIMENT, cache=CacheSpec(area=999))
+    swap = change(own, ["backbone=wan22-5b"]).swap
+    assert swap is not None and swap.kept == (("cache.area", 999, 480 * 832),)
+    assert "; 1 value that the experiment sets itself stays" in swap.line
+    assert change(own, ["backbone=tiny-wan"]).swap is None
+
+
+def test_a_faulty_value_is_said_beside_the_swap() -> None:
+    with pytest.raises(SpecError) as caught:
+        apply_sets(shipped("tiny-wan-2x2x2"), ["backbone=wan22-5b", "train.accumulate=3"])
+    assert "batch 32 cannot be dealt into accumulate 3" in str(caught.value)
+    made = apply_sets(
+        shipped("tiny-wan-2x2x2"), ["train.accumulate=3", "backbone=wan22-5b", "train.batch=33"]
+    )
+    assert (made.train.batch, made.train.accumulate) == (33, 3)
+
+
+def test_the_last_backbone_counts() -> None:
+    made = apply_sets(shipped("tiny-wan-2x2x2"), ["backbone=wan22-5b", "backbone=hunyuan"])
+    assert made == shipped("hunyuan-2x2x2")
+    made = apply_sets(shipped("tiny-wan-2x2x2"), ["backbone=wan22-5b", "backbone.type=tiny-wan"])
+    assert made == shipped("tiny-wan-2x2x2")
+
+
+def test_a_recipe_with_a_wrong_key_is_said() -> None:
+    @attrs.frozen(kw_only=True)
+    class Odd(TinyWan):
+        recipe: ClassVar[Mapping[str, Any]] = {"train.ratee": 1.0}
+
+    with pytest.raises(UserError, match="recipe of Odd: train.ratee: unknown field; did you mean"):
+        recipe_of(Odd)
+
+
+def test_a_stranger_without_a_recipe_has_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    @attrs.frozen(kw_only=True)
+    class Strange(TinyWan):
+        recipe: ClassVar[Mapping[str, Any]] = {}
+
+    own = Plugin(name="strange", summary="a test's", spec=Strange, target="a:b")
+    monkeypatch.setitem(registry().plugins, ("backbone", "strange"), own)
+    before = shipped("tiny-wan-2x2x2")
+    changed = change(before, ["backbone=strange"])
+    assert changed.swap is not None
+    assert changed.swap.line.startswith("backbone strange: it brings no recipe; 20 values changed")
+    assert (changed.spec.train, changed.spec.masker) == (TrainSpec(), Noise())
+    assert on_backbone(changed.spec, before.backbone) == before
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_fits_the_fields(name: str) -> None:
+    cls = candidates(BackboneSpec)[name]
+    assert recommended(cls).recipe == cls.recipe
+    made = on_backbone(shipped("tiny-wan-2x2x2"), name)
+    found = {leaf.key for leaf in leaves(made)} | {"retrievers", "measure.targets", "encoder.ffn"}
+    assert set(recipe_of(cls)) <= found, "no key of it is read by nothing"
+
+
+def test_where_every_value_comes_from_is_told() -> None:
+    sets = ["backbone=wan22-5b", "train.steps=9", 'masker={"type":"drop","fill":"mean"}']
+    changed = change(shipped("tiny-wan-2x2x2"), sets)
+    found = origins(changed.spec, changed.sets)
+    assert found["train.steps"] == found["masker.fill"] == "--set"
+    assert found["train.batch"] == found["masker.clean"] == found["name"] == "recipe"
+    assert found["retrievers[0].steps"] == found["compressors[0].channels"] == "recipe"
+    assert found["compressors[0].rate"] == found["measure.targets[0].low"] == "experiment"
+    assert found["train.clip"] == found["backbone.heads"] == "default"
+    tiny = origins(shipped("tiny-wan-2x2x2"))
+    assert tiny["backbone.weights"] == tiny["measure.targets[5].low"] == "recipe"
+    assert set(tiny.values()) == {"recipe", "default", "experiment"}
 
 
 def test_its_own_type_changes_nothing() -> None:
@@ -71,17 +307,3 @@ def test_an_unknown_type_is_said(text: str, line: str) -> None:
     with pytest.raises(SpecError) as caught:
         apply_sets(EXPERIMENT, [text])
     assert len(caught.value.faults) == 1 and caught.value.faults[0].startswith(line)
-
-
-def names() -> list[str]:
-    return [plugin.name for plugin in registry().of("backbone")]
-
-
-@pytest.mark.parametrize("name", names())
-def test_every_backbone_takes_its_place(name: str) -> None:
-    made = apply_sets(EXPERIMENT, [f"backbone.type={name}"])
-    spec: Any = made.backbone
-    plugin = registry().find(spec)
-    assert plugin.name == name
-    assert spec.geometry.width > 0 and spec.shift > 0
-    assert attrs.evolve(made, backbone=EXPERIMENT.backbone) == EXPERIMENT

@@ -5,11 +5,14 @@ from __future__ import annotations
 import attrs
 import pytest
 import torch
+from attrs import field, frozen
 from torch import nn
 
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
 from longtake.core.interfaces.compressor import Compressor, Fit, Length, Needs, State
+from longtake.core.interfaces.spec import CompressorSpec, doc
+from longtake.core.interfaces.streaming import CellCompressor, Encoded
 from longtake.core.values.grid import Geometry, Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory
@@ -118,6 +121,108 @@ class SettlesWhatItMustRetract(ConvCompressor):
         return new, self.pending(new)
 
 
+class MixesFullSamples(ConvCompressor):
+    """Mixes where all samples are equally long, as a norm over the batch might."""
+
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(history)
+        return memory if history.ragged else mixed(memory)
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        return new, mixed(memory)
+
+    def pending(self, state: State) -> Memory:
+        return mixed(super().pending(state))
+
+
+class MixesEqualSamples(ConvCompressor):
+    """Mixes samples of the same length."""
+
+    def forward(self, history: History) -> Memory:
+        memory, twins = super().forward(history), history.length[:, None] == history.length
+        share = twins.to(history.latents.dtype) / twins.sum(1, keepdim=True)
+        parts = [
+            attrs.evolve(p, tokens=torch.einsum("ab,bnd->and", share, p.tokens))
+            for p in memory.parts
+        ]
+        return attrs.evolve(memory, parts=tuple(parts))
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        return new, mixed(memory)
+
+    def pending(self, state: State) -> Memory:
+        return mixed(super().pending(state))
+
+
+def mixed(memory: Memory) -> Memory:
+    parts = [attrs.evolve(p, tokens=p.tokens.mean(0).expand_as(p.tokens)) for p in memory.parts]
+    return attrs.evolve(memory, parts=tuple(parts))
+
+
+class BringsUndeclaredFeatures(ConvCompressor):
+    @classmethod
+    def features(cls, spec: Conv) -> dict[str, int]:
+        return {}
+
+
+class DeclaresOtherWidths(ConvCompressor):
+    @classmethod
+    def features(cls, spec: Conv) -> dict[str, int]:
+        return {name: width + 1 for name, width in super().features(spec).items()}
+
+
+class DeclaresFeaturesOnly(ConvCompressor):
+    @classmethod
+    def features(cls, spec: Conv) -> dict[str, int]:
+        return super().features(spec) | {"conv-2x2x2.more": 3}
+
+
+class DeclaresFeaturesOfNoPart(ConvCompressor):
+    @classmethod
+    def features(cls, spec: Conv) -> dict[str, int]:
+        return super().features(spec) | {"nothing.more": 3}
+
+
+class DeclaresNoRates(ConvCompressor):
+    @classmethod
+    def needs(cls, spec: Conv) -> Needs:
+        return Needs()
+
+
+class DeclaresNoLatents(ConvCompressor):
+    @classmethod
+    def needs(cls, spec: Conv) -> Needs:
+        return attrs.evolve(super().needs(spec), hr=False)
+
+
+class DeclaresTooMuch(ConvCompressor):
+    @classmethod
+    def needs(cls, spec: Conv) -> Needs:
+        return super().needs(spec) | Needs(rates=frozenset({Rate.parse("4x4x4")}), pixels=True)
+
+
+class ReadsPixels(ConvCompressor):
+    def forward(self, history: History) -> Memory:
+        assert history.pixels is not None
+        return super().forward(history)
+
+
+class PeeksAtPixels(ConvCompressor):
+    """Reads the pixels where they are there, as in a store that keeps them for measuring."""
+
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(history)
+        return scaled(memory, 1.0 if history.pixels is None else 1.1)
+
+
+class PeeksAtRates(ConvCompressor):
+    def forward(self, history: History) -> Memory:
+        other = history.lr.get(Rate.parse("1x1x2"))
+        return scaled(super().forward(history), 1.0 if other is None else 1 + float(other.mean()))
+
+
 BROKEN = [
     (DependsOnChunks, "law: step over chunks"),
     (ForgetsTheProvisional, "law: step over chunks"),
@@ -131,6 +236,19 @@ BROKEN = [
     (ForgetsTheStart, "places: "),
     pytest.param(KeepsSlices, "file: safetensors cannot write", marks=pytest.mark.slow),
     (SettlesWhatItMustRetract, "settles: "),
+    pytest.param(MixesFullSamples, "batch: a sample of 9 latents", marks=pytest.mark.slow),
+    pytest.param(MixesEqualSamples, "ragged: a sample of 9 latents", marks=pytest.mark.slow),
+    (DeclaresNoRates, "needs: it reads what it does not declare"),
+    (ReadsPixels, r"needs: it reads what it does not declare \(AssertionError"),
+    (DeclaresNoLatents, "needs: it reads values of HR latents that it does not declare"),
+    (PeeksAtPixels, "needs: it reads pixels that it does not declare"),
+    (PeeksAtRates, "needs: it reads LR latents that it does not declare"),
+]
+FEATURES = [
+    (BringsUndeclaredFeatures, "features: conv-2x2x2.hidden of the memory are not declared"),
+    (DeclaresOtherWidths, "features: conv-2x2x2.hidden is "),
+    (DeclaresFeaturesOnly, "features: conv-2x2x2.more are declared, the part lacks them"),
+    (DeclaresFeaturesOfNoPart, "features: nothing.more are declared, but no memory"),
 ]
 
 
@@ -139,6 +257,17 @@ def test_each_broken_compressor_is_caught(broken: type[Compressor[Conv]], line: 
     with pytest.raises(AssertionError, match=line) as caught:
         check_compressor(broken, SPEC)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("broken", "line"), FEATURES, ids=lambda x: getattr(x, "__name__", ""))
+def test_features_that_lie_are_caught(broken: type[Compressor[Conv]], line: str) -> None:
+    with pytest.raises(AssertionError, match=line):
+        check_compressor(broken, attrs.evolve(SPEC, features=True))
+
+
+@pytest.mark.slow
+def test_declaring_more_than_is_read_is_fine() -> None:
+    check_compressor(DeclaresTooMuch, SPEC)
 
 
 @pytest.mark.parametrize(
@@ -171,3 +300,55 @@ def test_shortened_spoils_only_what_lies_behind_and_alone_leaves_it_out() -> Non
     assert torch.equal(one.latents, history.latents[1:, :, :3])
     assert torch.equal(one.lr[rate], history.lr[rate][1:, :, :2])
     assert not one.ragged
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1), (3, 4)])
+def test_latents_come_back_from_their_tokens(size: tuple[int, int]) -> None:
+    patch = Size3(time=1, height=2, width=2)
+    wide = sample_fit(attrs.evolve(SMALL, width=16, patch=patch))
+    latents = torch.randn(2, 3, 3, *size, dtype=torch.float64)
+    back = wide.latents(wide.tokens(latents), *size)
+    assert back.shape == latents.shape and (back - latents).abs().max() < 1e-10
+    narrow = sample_fit(SMALL)  # 8 numbers of 12: the nearest, whose tokens are nearest, too
+    tokens = torch.randn_like(narrow.tokens(latents))
+    near = narrow.latents(tokens, *size)
+    moved = near + 1e-3 * torch.randn_like(near)
+    gap = (narrow.tokens(near) - tokens).square().sum()
+    assert gap <= (narrow.tokens(moved) - tokens).square().sum() + 1e-9
+    with pytest.raises(ValueError, match="of 9×9 they are"):
+        wide.latents(wide.tokens(latents), 9, 9)
+
+
+@frozen(kw_only=True)
+class CellsSpec(CompressorSpec):
+    rate: Rate = field(default=Rate(height=2, width=2, time=2), metadata=doc("of the cells"))
+
+
+class Cells(CellCompressor[CellsSpec]):
+    """Means of cells, with their spread as a feature."""
+
+    part = "cells"
+
+    def __init__(self, spec: CellsSpec, fit: Fit) -> None:
+        super().__init__(spec, fit)
+        self.out = torch.nn.Linear(fit.geometry.channels, fit.geometry.width)
+
+    @classmethod
+    def feature_widths(cls, spec: CellsSpec) -> dict[str, int]:
+        return {"spread": 3}
+
+    def encode(self, cells: torch.Tensor) -> Encoded:
+        spread = cells.var(dim=(2, 3, 4), correction=0)
+        return self.out(cells.mean(dim=(2, 3, 4))), {"spread": spread}
+
+
+def test_a_compressor_of_cells_may_bring_features() -> None:
+    spec = CellsSpec()
+    assert Cells.features(spec) == {"cells-2x2x2.spread": 3}
+    check_compressor(Cells, spec)
+    (part,) = (
+        Cells(spec, sample_fit())
+        .double()(sample_history(Size3(time=6, height=5, width=8), Cells.needs(spec)))
+        .parts
+    )
+    assert part.features["spread"].shape == (*part.tokens.shape[:2], 3)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from typing import Any
 
 import attrs
 import pytest
+from attrs.validators import optional
 
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core import show as describe
 from longtake.core.config import from_json
+from longtake.core.errors import UserError
 from longtake.core.experiment import CacheSpec, Experiment
-from longtake.core.hooks import Plugin
+from longtake.core.hooks import KINDS, Plugin
+from longtake.core.interfaces.spec import between, each, ge, gt, in_, instance_of, lt, range_of
 from longtake.core.registry import registry
 from longtake.core.values.grid import Geometry, Rate, Size3
 from longtake.plugins.compressors.specs import Conv
 from longtake.plugins.maskers.specs import Noise
 from longtake.plugins.metrics.specs import Psnr
 from longtake.plugins.retrievers.specs import Flow
+
+from ..program import run
+from ..test_house import ROOT
 
 EXPERIMENT = Experiment(
     name="test",
@@ -101,3 +109,91 @@ def test_what_is_printed_says_it_all(capsys: pytest.CaptureFixture[str]) -> None
     assert "optimizer steps" in out
     describe.print_show(shown)
     assert "optimizer steps" not in capsys.readouterr().out
+
+
+def test_one_plugin_is_shown_by_its_fields_and_where_it_comes_from(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = describe.show_plugin("masker", "shift")
+    assert (data["distribution"], bool(data["version"])) == ("longtake", True)
+    assert data["target"] == "longtake.plugins.maskers.hiding:ShiftMasker"
+    rows = {row["path"]: row for row in data["fields"]}
+    assert {name: rows[name]["range"] for name in ("counts", "clean", "fill") if name in rows} == {
+        "counts": "each ≥ 1, at least 1",
+        "clean": "0 to 1",
+    }
+    assert rows["where"]["range"] == "random, last" and rows["where"]["default"] == "random"
+    assert rows["amount"] == {
+        "path": "amount", "type": "float", "required": False, "range": "> 0.0", "default": 3.0,
+        "doc": "shift at level 1, in standard deviations of latents (1); also of pixels",
+    }  # fmt: skip
+    describe.print_plugin(json.loads(json.dumps(data)))
+    out = capsys.readouterr().out
+    assert "from longtake" in out and "[1, 2, 4]" in out and "in standard deviations" in out
+
+
+def test_fields_of_nested_specs_have_the_values_that_stand_there() -> None:
+    data = describe.show_plugin("backbone", "wan22-5b")
+    rows = {row["path"]: row for row in data["fields"]}
+    assert rows["codec"]["default"] == "wan-vae" and rows["codec.channels"]["default"] == 48
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_plugin_can_be_shown(kind: str) -> None:
+    for plugin in registry().of(kind):
+        shown = describe.show_plugin(kind.replace("_", "-"), plugin.name)
+        assert all(row["doc"] for row in shown["fields"]), plugin.name
+    text = describe.interface(kind)
+    assert "Method resolution order" in text and "register_forward_hook" not in text
+
+
+def test_a_wrong_kind_or_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="no kind of plugins 'metrc'; known: metric"):
+        describe.show_plugin("metrc", "psnr")
+    with pytest.raises(UserError, match="unknown metric 'psnt'; known: psnr"):
+        describe.show_plugin("metric", "psnt")
+
+
+def test_list_says_what_a_missing_extra_would_bring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {row["install"] for row in describe.extras()}
+    assert named == {f"longtake[{name}]" for name in project["optional-dependencies"]} - {
+        "longtake[test]"
+    }
+    monkeypatch.setattr(describe, "_is_installed", lambda module: module != "torchvision")
+    data = describe.list_plugins()
+    (row,) = [row for row in data["extras"] if not row["installed"]]
+    assert row == {"install": "longtake[lpips]", "brings": "metric lpips", "installed": False}
+    describe.print_plugins(data)
+    assert 'pip install "longtake[lpips]"   metric lpips' in capsys.readouterr().out
+    assert describe.show_plugin("metric", "lpips")["missing"] == ["longtake[lpips]"]
+
+
+@pytest.mark.parametrize(
+    ("validator", "words"),
+    [
+        (between(0, 2), "0 to 2"),
+        (ge(1), "≥ 1"),
+        (optional(gt(0)), "> 0"),
+        ([ge(1), lt(5)], "≥ 1, < 5"),
+        (each(in_(("a", "b")), at_least=2), "each a, b, at least 2"),
+        (instance_of(int), ""),
+        (None, ""),
+    ],
+)
+def test_ranges_are_read_from_validators(validator: Any, words: str) -> None:
+    checked = attrs.validators.and_(*validator) if isinstance(validator, list) else validator
+    assert range_of(checked) == words
+
+
+def test_the_verb_shows_plugins_and_kinds() -> None:
+    code, out, err = run("show", "masker", "noise", "--json")
+    assert code == 0 and json.loads(out)["name"] == "noise", err
+    code, out, _ = run("show", "compressor")
+    assert code == 0 and "context_length(spec: S" in out.replace("'S'", "S")
+    code, out, err = run("show", "masker", "noise", "--set", "clean=0")
+    assert (code, out) == (2, "") and "--set, --fields, --picture and --video are for exp" in err
+    code, _, err = run("show", "maskr", "noise")
+    assert code == 2 and "no kind of plugins 'maskr'; known: masker" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.config import SpecError, from_json
+from longtake.core.config.load import load_experiment
 from longtake.core.errors import UserError
 from longtake.core.hooks import KINDS, Plugin
 from longtake.core.interfaces.spec import CompressorSpec, MetricSpec
-from longtake.core.registry import build, nearest, registry
+from longtake.core.registry import build, nearest, origins, plug_in, registry
 from longtake.plugins.compressors.specs import Conv
 from longtake.plugins.retrievers.specs import MeanFrame
 
@@ -105,20 +107,182 @@ def test_a_third_party_is_found(install: Install) -> None:
     assert from_json({"type": "mine"}, MetricSpec) == registry().get("metric", "mine").spec()
 
 
-def test_two_plugins_of_one_name_are_an_error_that_names_both(install: Install) -> None:
-    install("one")
-    install("two")
-    with pytest.raises(UserError) as caught:
-        registry()
-    said = str(caught.value)
-    assert "two plugins name a metric 'mine'" in said
-    assert "one (one:Own)" in said and "two (two:Own)" in said and "LONGTAKE_PLUGINS" in said
+def test_of_two_strangers_of_one_name_neither_loads_and_using_it_names_both(
+    install: Install,
+) -> None:
+    for name in ("one", "two"):
+        install(name)
+    install("three", name="other")
+    assert "mine" not in names("metric") and "other" in names("metric")
+    (line,) = registry().broken
+    assert line.startswith("one (one:Own) and two (two:Own): both name a metric 'mine', neither")
+    with pytest.raises(SpecError, match=r"not loaded: one \(one:Own\) and two \(two:Own\) both"):
+        from_json({"type": "mine"}, MetricSpec)
+    with pytest.raises(UserError, match=r"LONGTAKE_PLUGINS"):
+        registry().get("metric", "mine")
+    install("zero")
+    said = registry().refused["metric", "mine"]
+    assert all(f"{name} ({name}:Own)" in said for name in ("one", "two", "zero"))
+    assert "mine" not in names("metric") and len(registry().broken) == 2
+
+
+def test_what_a_spec_is_made_of_names_its_distributions(install: Install, tmp_path: Path) -> None:
+    install("Somebody-Elses.Metrics")
+    own = registry().get("metric", "mine").spec()
+    assert origins((Conv(), (own, MeanFrame()))) == {"Somebody-Elses.Metrics": "1.0"}
+    assert origins(Conv()) == {}
+    path = tmp_path / "alone.py"
+    path.write_text(HOOKS.format(name="alone", package="alone"))
+    plug_in(path)
+    alone = registry().get("metric", "alone").spec()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    assert origins(alone) == {str(path): f"sha256:{digest}"}
 
 
 def test_a_built_in_cannot_be_taken_over(install: Install) -> None:
     install("taker", name="psnr")
-    with pytest.raises(UserError, match=r"two plugins name a metric 'psnr': longtake .* and taker"):
-        registry()
+    install("good")
+    assert registry().origins["metric", "psnr"] == "longtake"
+    (line,) = registry().broken
+    assert line.startswith(
+        "taker (taker:Own): metric 'psnr' is the name of one that longtake ships"
+    )
+    assert "mine" in names("metric")
+
+
+RECORD = """
+from attrs import frozen
+from longtake.core.hooks import Plugin, impl
+from longtake.core.interfaces.metric import Metric
+from longtake.core.interfaces.spec import CompressorSpec, MetricSpec, PluginSpec
+from longtake.plugins.metrics.specs import Psnr
+
+@frozen(kw_only=True)
+class Good(MetricSpec):
+    pass
+
+@frozen(kw_only=True)
+class Kindless(PluginSpec):
+    pass
+
+class Plain(MetricSpec):
+    size: int = 3
+
+@frozen(kw_only=True)
+class Wrong(CompressorSpec):
+    pass
+
+class Unfinished(Metric):
+    pass
+
+class Whole(Unfinished):
+    def __call__(self, reference, result):
+        return reference.mean((1, 2, 3))
+
+@impl
+def longtake_metrics():
+    whole = Plugin(name="whole", summary="", spec=Good, target=f"{__name__}:Whole")
+    bad = dict(name="bad", summary="", spec=Own, target=f"{__name__}:Whole")
+    return [whole, Plugin(**{**bad, **CHANGES})]
+
+@frozen(kw_only=True)
+class Own(MetricSpec):
+    pass
+
+@impl
+def longtake_retrievers():
+    return []
+"""
+ELSEWHERE = {
+    "gone": "import torch_that_is_not_there",
+    "far": "from . import gone as g\nclass Far:\n    pass",
+    "half": "from longtake.core.interfaces.compressor import Compressor\n"
+    "class Half(Compressor):\n    def forward(self, history):\n        pass",
+    "rest": "from .half import Half\nclass Rest(Half):\n"
+    "    def step(self, state, chunk): pass\n    def pending(self, state): pass\n"
+    "    @classmethod\n    def needs(cls, spec): pass\n"
+    "    context_length = classmethod(lambda cls, spec, geometry, size: None)",
+    "typo": "x = = 1",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ("dict(spec=int)", "metric 'bad': its spec is a class on a base of"),
+        ("dict(spec=Own())", "metric 'bad': its spec is a class on a base of"),
+        ("dict(spec=Kindless)", "metric 'bad': its spec Kindless is of no kind"),
+        ("dict(spec=Plain)", "metric 'bad': its spec Plain lacks @attrs.frozen"),
+        ("dict(spec=Wrong)", "metric 'bad': its spec Wrong is a compressor's, so it belongs into "
+         "longtake_compressors, not longtake_metrics"),
+        ("dict(spec=Good)", "metric 'bad': its spec Good is that of 'whole'"),
+        ("dict(spec=Psnr)", "metric 'bad': its spec Psnr is that of 'psnr'"),
+        ("dict(name=3)", "longtake_metrics: a record's name is a text, not 3"),
+        ("dict(summary=None)", "metric 'bad': its summary is a text"),
+        ("dict(target='x')", "metric 'bad': its target is written package.module:Class"),
+        ("dict(target=None)", "metric 'bad': its target is written package.module:Class"),
+        ("dict(target='no_such_module_x:Y')", "metric 'bad': no_such_module_x:Y: there is no"),
+        ("dict(target=f'{__name__}:Nobody')", "metric 'bad': bad:Nobody: bad has no Nobody"),
+        ("dict(target=f'{__name__}:Unfinished')",
+         "metric 'bad': bad:Unfinished: the class is unfinished: it does not define __call__"),
+        ("dict(target='other.gone:Y')",
+         "metric 'bad': other.gone:Y: it needs torch_that_is_not_there, which is not installed"),
+        ("dict(target='other.far:Far')",
+         "metric 'bad': other.far:Far: it needs torch_that_is_not_there, which is not installed"),
+        ("dict(target='other.half:Half')", "metric 'bad': other.half:Half: the class is "
+         "unfinished: it does not define context_length, needs, pending, step"),
+        ("dict(target='other.half:Nobody')", "metric 'bad': other.half:Nobody: other.half has no"),
+        ("dict(target='other.typo:Y')", "metric 'bad': other.typo:Y: other.typo cannot be read: "),
+    ],
+)  # fmt: skip
+def test_one_bad_record_is_one_line_and_the_rest_loads(
+    install: Install, tmp_path: Path, changes: str, said: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    for name, text in ELSEWHERE.items():
+        (tmp_path / "other" / f"{name}.py").write_text(text)
+    install("bad", code=RECORD.replace("CHANGES", changes))
+    install("good")
+    (line,) = registry().broken
+    assert line.startswith(f"bad: {said}") and "\n" not in line
+    assert {"whole", "mine", "psnr"} <= set(names("metric")) and "bad" not in names("metric")
+    assert not any(module.startswith("other.") for module in sys.modules), "nothing is imported"
+
+
+def test_a_class_finished_in_another_module_loads(install: Install, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for name, text in ELSEWHERE.items():
+        (tmp_path / "other" / f"{name}.py").write_text(text)
+    install("bad", code=RECORD.replace("CHANGES", "dict(target='other.rest:Rest')"))
+    assert registry().broken == [] and registry().get("metric", "bad").target == "other.rest:Rest"
+
+
+def test_what_only_an_import_tells_is_one_line_when_it_is_used(
+    install: Install, tmp_path: Path
+) -> None:
+    (tmp_path / "late.py").write_text("class Y:\n    1 / 0")
+    install("bad", code=RECORD.replace("CHANGES", "dict(target='late:Y')"))
+    spec = registry().get("metric", "bad").spec()
+    with pytest.raises(UserError, match="metric 'bad' of bad cannot be used: late:Y: ZeroDivision"):
+        build(spec)
+
+
+def test_names_in_the_variable_that_mean_nothing_are_said(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("one")
+    monkeypatch.setenv("LONGTAKE_PLUGINS", "one,oen,not-there.py")
+    registry.cache_clear()
+    first, second = registry().broken
+    assert first.startswith("not-there.py: not-there.py failed to import: FileNotFoundError")
+    assert second.startswith("oen: LONGTAKE_PLUGINS names it, but no installed distribution")
+    assert "known: one" in second and "mine" in names("metric")
+
+
+def test_a_module_without_hooks_is_said(install: Install) -> None:
+    install("empty", code="x = 1")
+    (line,) = registry().broken
+    assert line.startswith("empty: it has no hook, such as longtake_compressors under @longtake")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +343,9 @@ def test_only_the_wanted_third_parties_load(
     install("broken", code="1 / 0")
     monkeypatch.setenv("LONGTAKE_PLUGINS", wanted)
     assert {name for name in names("metric") if name.startswith("of-")} == found
-    assert registry().broken == [] and "psnr" in names("metric")
+    unknown = [line for line in registry().broken if "LONGTAKE_PLUGINS names it" in line]
+    assert len(unknown) == (wanted == "other") and "psnr" in names("metric")
+    assert registry().broken == unknown
 
 
 def test_a_plugin_left_out_is_never_imported(
@@ -196,8 +362,15 @@ def test_names_of_other_hooks_must_differ_too(install: Install, hook: str) -> No
     code = f"{IMPL}{hook}():\n    return {{'same': {NAMED[hook]}}}"
     install("one", code=code)
     install("two", code=code)
-    with pytest.raises(UserError, match=r"two plugins name .*'same': one and two"):
-        registry()
+    install("three", code=f"{IMPL}{hook}():\n    return {{'tiny': {NAMED[hook]}}}")
+    assert "same" not in getattr(registry(), hook)
+    lines = registry().broken
+    assert lines[0].startswith("one (") and "two (" in lines[0] and "'same'" in lines[0]
+    with pytest.raises(UserError, match=r"'same' is not loaded: one \(.* and two \(.* both"):
+        registry().check_loaded(hook, "same")
+    if hook == "experiments":
+        with pytest.raises(UserError, match="experiment 'same' is not loaded"):
+            load_experiment("same")
 
 
 def test_specs_keep_working_after_discovery_is_repeated() -> None:

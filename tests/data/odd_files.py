@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
 
+# Odd files that other programs wrote, and when ffmpeg shows the frames of these and of `MADE`.
+ODD = Path(__file__).with_name("odd")
+
+ROOT = Path(__file__).parents[2]
 LEVELS = 60  # frames further on begin again
+
+
+def shared_case(name: str) -> Path:
+    """An input of the shared cases, in `$LONGTAKE_CASES` or beside the checkout; else skip."""
+    place = Path(os.environ.get("LONGTAKE_CASES", ROOT.parent / "shared" / "cases"))
+    if not (place / name).exists():
+        pytest.skip(f"no {name} in {place}; set LONGTAKE_CASES")
+    return place / name
 
 
 def grey(number: int, size: tuple[int, int]) -> np.ndarray:
@@ -116,3 +131,74 @@ def broken_inside(path: Path) -> Path:
         data = data.replace(packet, b"\xff" * len(packet))
     path.write_bytes(data)
     return path
+
+
+def camera(path: Path, count: int = 24) -> Path:
+    """An AVI of a camera: JPEG pictures with EXIF in each, which PyAV has no name for."""
+    exif = Image.Exif()
+    exif[271] = "Maker"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuvj420p"
+        container.start_encoding()
+        for k in range(count):
+            data = io.BytesIO()
+            Image.fromarray(grey(k, (32, 48))).save(data, "JPEG", exif=exif, quality=95)
+            packet = av.Packet(data.getvalue())
+            packet.stream, packet.pts, packet.dts = stream, k, k
+            packet.time_base, packet.duration, packet.is_keyframe = Fraction(1, 8), 1, True
+            container.mux(packet)
+    return path
+
+
+def with_clap(path: Path, shown: tuple[int, int] = (24, 40)) -> Path:
+    """An mp4 of 32 x 48 pixels of which a clean aperture shows so many in the middle."""
+    data = bytearray(video(path).read_bytes())
+    height, width = shown
+    clap = struct.pack(">I4s8I", 40, b"clap", width, 1, height, 1, 0, 1, 0, 1)
+    at = data.index(b"avcC") - 4
+    data[at:at] = clap
+    for kind in (b"avc1", b"stsd", b"stbl", b"minf", b"mdia", b"trak", b"moov"):
+        begin = (
+            data.index(kind) - 4
+            if kind != b"avc1"
+            else data.index(b"avc1", data.index(b"stsd")) - 4
+        )
+        (size,) = struct.unpack_from(">I", data, begin)
+        struct.pack_into(">I", data, begin, size + len(clap))
+    path.write_bytes(data)  # the frames lie before the headers: their places stay
+    return path
+
+
+def with_pixel_crop(path: Path) -> Path:
+    """A Matroska file of 32 x 48 pixels, to be shown without its 8 lowest rows."""
+    data = bytearray(video(path, codec="ffv1").read_bytes())
+    at = data.index(b"\x54\xb2\x81")  # DisplayUnit, of one byte
+    data[at : at + 4] = b"\x54\xaa\x81\x08"
+    path.write_bytes(data)
+    return path
+
+
+def _b_frames(path: Path) -> Path:
+    return video(path, 24, options={"bf": "2", "crf": "4", "g": "12"})
+
+
+def _uneven(path: Path) -> Path:
+    return video(path, 5, codec="ffv1", stamps=[0, 130, 1000, 1500, 1540])
+
+
+FINE = {"bf": "2", "g": "12", "qmin": "1", "qmax": "1"}
+
+# Files of which ffmpeg's times are kept, and how PyAV makes them.
+MADE: dict[str, Callable[[Path], Path]] = {
+    "h264.avi": _b_frames,
+    "mpeg4.avi": lambda path: video(path, 24, codec="mpeg4", options=FINE),
+    "camera-exif.avi": camera,
+    "h264.mp4": _b_frames,
+    "h264.mkv": _b_frames,
+    "h264.ts": _b_frames,
+    "h264.flv": _b_frames,
+    "h264.h264": _b_frames,
+    "mpeg2.vob": lambda path: video(path, 24, rate=25, codec="mpeg2video", options=FINE),
+    "uneven.mkv": _uneven,
+}

@@ -25,7 +25,18 @@ from longtake.core.errors import UserError
 from longtake.core.tools.files import open_tensors
 
 from ..small import small
-from .odd_files import broken_inside, cut, gif, image, numbers, turned, video
+from .odd_files import (
+    broken_inside,
+    camera,
+    cut,
+    gif,
+    image,
+    numbers,
+    turned,
+    video,
+    with_clap,
+    with_pixel_crop,
+)
 
 ALL = list(range(13))
 FFV1 = {"codec": "ffv1"}
@@ -216,6 +227,21 @@ MEDIA = {
         lambda d: broken_inside(d / "a.mkv") and None,
         {"a.mkv": Good([0, 1, 2, 3, 4, 4, 4, 4, 8, 9, 10, 11, 12])},
     ),
+    "EXIF in every frame": Case(
+        lambda d: camera(d / "a.avi", 13) and None, {"a.avi": Good()}
+    ),
+    "a clean aperture": Case(
+        lambda d: with_clap(d / "a.mp4") and None, {"a.mp4": Good(size=(40, 24))}
+    ),
+    "a crop in Matroska": Case(
+        lambda d: with_pixel_crop(d / "a.mkv") and None, {"a.mkv": Good(size=(48, 24))}
+    ),
+    "an avi with B-frames": made("a.avi", options={"bf": "3", "crf": "0"}),
+    "a disc": made(
+        "a.vob", Good([0, 3, 6, 9, 12, 15, 18, 21, 25, 28, 31, 34, 37]),
+        codec="mpeg2video", rate=25, count=39,
+    ),
+    "a camera's stream": made("a.MTS"),
     "no frames": evolve(made("a.mp4", count=0), good={}, bad={"a.mp4": "has no video stream"}),
     "sound alone": evolve(
         made("a.mp4", frames=False, sound=1.0), good={}, bad={"a.mp4": "has no video stream"}
@@ -257,6 +283,10 @@ WORDS = {
         "a.txt", b"a\ncaf\xe9", bad={"a.mp4": "a.txt, line 2: byte 0xe9 is not UTF-8"}
     ),
     "subtitles": with_file("a.srt", SRT, good={"a.mp4": Good(captions=(CUE,))}),
+    "subtitles with a cue of no length": with_file(
+        "a.srt", SRT + "\n2\n00:00:01,000 --> 00:00:01,000\na cat\n",
+        good={"a.mp4": Good(captions=(CUE,))},
+    ),
     "bad subtitles": with_file(
         "a.srt", SRT.replace("-->", "->"), bad={"a.mp4": "a.srt, line 1: text without a time"}
     ),

@@ -52,11 +52,13 @@ def run(
     videos: Path,
     rates: frozenset[Rate] = frozenset({RATE}),
     progress: Progress | None = None,
+    prune: bool = False,
     **changes: object,
 ) -> CacheResult:
     return cache(
         changed(**changes), videos, videos.parent / "s",
         rates=rates, pixels=False, device=torch.device("cpu"), progress=progress,
+        prune=prune,
     )  # fmt: skip
 
 
@@ -123,6 +125,24 @@ def test_a_video_that_went_is_told_and_kept(videos: Path) -> None:
     result = run(videos, mirror=True)
     assert result.gone == ["clip-2.mp4"] and counts(result) == (0, 0, 1)
     assert len(opened(videos).records) == 4
+
+
+def test_what_was_deleted_or_renamed_is_known_and_can_be_pruned(videos: Path) -> None:
+    write_video(videos / "clip-3.mp4", moving(3), 8)
+    run(videos)
+    assert opened(videos).gone() == {}
+    (videos / "clip-2.mp4").rename(videos / "walk.mp4")
+    (videos / "clip-3.mp4").unlink()
+    run(videos)
+    store = opened(videos)
+    assert store.gone() == {"clip-2.mp4": "walk.mp4", "clip-3.mp4": ""} and len(store.records) == 4
+    result = run(videos, prune=True)
+    assert result.gone == ["clip-2.mp4", "clip-3.mp4"] and result.pruned
+    assert [r.source for r in opened(videos).records] == ["clip-1.mp4", "walk.mp4"]
+    assert opened(videos).gone() == {} and run(videos).gone == []
+    (videos / "walk.mp4").rename(videos / "clip-2.mp4")
+    assert counts(run(videos, prune=True)) == (1, 0, 1), "a video that is back is cached anew"
+    assert [r.source for r in opened(videos).records] == ["clip-1.mp4", "clip-2.mp4"]
 
 
 @pytest.mark.parametrize("pixels", [True, False])

@@ -6,14 +6,17 @@ No test here opens a video: what a source names may be missing.
 import csv
 import json
 import os
+import shutil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.core.data.captions import Caption, untimed_captions
-from longtake.core.data.sources import caption_of, find_sources
+from longtake.core.data.sources import caption_of, find_sources, notes_on
 from longtake.core.errors import UserError
+
+from .odd_files import shared_case, video
 
 CAT, DOG = "A cat, on a wall", 'A dog says "hello"'
 
@@ -111,7 +114,58 @@ def by_hub(root):
     return write_lines(root / "metadata.jsonl", rows).parent
 
 
+def by_finetrainers(root):
+    (root / "prompt.txt").write_text(f"{CAT}\n{DOG}\n")
+    (root / "videos.txt").write_text("clips/a.mp4\nb.mp4\n")
+    return root
+
+
+def by_finetrainers_named(root):
+    return by_finetrainers(root) / "videos.txt"
+
+
+def by_diffusion_pipe(root):
+    write_json(root / "captions.json", {"clips/a.mp4": [CAT, "variant"], "b.mp4": DOG})
+    return root
+
+
+def by_musubi_extension(root):
+    (root / "clips" / "a.caption").write_text(CAT)
+    (root / "b.caption").write_text(DOG + "\n")
+    return root
+
+
+def by_double_suffix(root):
+    (root / "clips" / "a.mp4.txt").write_text(CAT)
+    (root / "b.mp4.caption").write_text(DOG)
+    return root
+
+
+def by_json_beside(root):
+    write_json(root / "clips" / "a.json", {"prompt": CAT, "seed": 3})
+    write_json(root / "b.json", {"caption": DOG})
+    return root
+
+
+def by_data(root):
+    rows = [{"media_path": "clips/a.mp4", "caption": CAT}, {"video_file": "b.mp4", "caption": DOG}]
+    return write_json(root / "any.json", {"version": 1, "data": rows})
+
+
+def by_another_csv_in_folder(root):
+    rows = [["video", "vace_video", "prompt"], ["clips/a.mp4", "x.mp4", CAT], ["b.mp4", "", DOG]]
+    write_json(root / "settings.json", {"seed": 3})
+    return write_table(root / "metadata_vace.csv", rows).parent
+
+
+def by_another_jsonl_in_folder(root):
+    return by_musubi(root).parent
+
+
 LAYOUTS = [
+    by_finetrainers, by_finetrainers_named, by_diffusion_pipe, by_musubi_extension,
+    by_double_suffix, by_json_beside, by_data, by_another_csv_in_folder,
+    by_another_jsonl_in_folder,
     by_text, by_musubi, by_musubi_absolute, by_csv, by_csv_in_folder, by_excel, by_tabs,
     by_diffsynth_json, by_fastvideo, by_videox, by_hub,
 ]  # fmt: skip
@@ -237,6 +291,13 @@ FAULTY = [
     ("l.json", '[{"video": "b\\u0000.mp4", "prompt": "x"}]', "entry 1: 'b\\x00.mp4' can be no"),
     ("l.json", '[{"video": "\\ud83d.mp4", "prompt": "x"}]', "l.json: holds half a character"),
     ("l.json", '{"video": "b.mp4", "prompt": "x"}', "l.json: is no list of videos"),
+    ("l.json", '{"data": {"b.mp4": "x"}}', "l.json: is no list of videos"),
+    ("l.json", '{"data": [{"media_path": "b.mp4"}]}', "l.json, entry 1: has no caption"),
+    ("l.json", '{"b.mp4": [3]}', "l.json, entry 1: the caption is [3]"),
+    ("set.toml", "x = 1", "a TOML is not read; give the folder of its videos"),
+    ("set.toml", "[[d", "a TOML is not read"),
+    ("set.toml", '[[datasets]]\nvideo_directory = "clips"', "give its video_directory: --videos /"),
+    ("set.toml", '[[directory]]\npath = "/no/clips"', "give its path: --videos /no/clips"),
     ("l.json", '{"segments": []}', "timed captions of one video; give the video"),
     ("l.json", '[{"video": "b.mp4",\n"prompt": "x"},]', "l.json, line 2, column"),
     ("l.json", "[" * 100_000, "no JSON that can be read"),
@@ -332,3 +393,166 @@ def test_odd_names_are_stored_on_one_line_and_fit_a_disk(tmp_path):
     for source in found:
         assert source.name.encode() and "\n" not in source.name and source.path.exists()
         assert len(source.id.encode()) < 100 and source.id.encode().decode().isprintable()
+
+
+def notes(videos):
+    return notes_on(videos, find_sources(videos))
+
+
+def test_where_captions_stand_is_known(folder):
+    (folder / "b.txt").write_text("x")
+    found = {source.name: source.origin for source in find_sources(folder)}
+    assert found == {"b.mp4": ".txt", "clips/a.mp4": ""}
+    write_table(
+        folder / "mine, new.csv", [["video", "prompt"], ["clips/a.mp4", CAT], ["b.mp4", ""]]
+    )
+    found = {source.name: source.origin for source in find_sources(folder)}
+    assert found == {"b.mp4": ".txt", "clips/a.mp4": "mine, new.csv"}
+    (folder / "mine, new.csv").unlink()
+    assert {s.origin for s in find_sources(by_finetrainers(folder))} == {
+        "prompt.txt and videos.txt"
+    }
+
+
+def test_prompts_and_videos_that_do_not_match_are_refused(folder):
+    by_finetrainers(folder)
+    (folder / "prompt.txt").write_text(CAT)
+    refused(folder, "prompt.txt and videos.txt have 1 and 2 lines")
+    (folder / "prompt.txt").write_text("")
+    (folder / "videos.txt").write_text("\n")
+    refused(folder, "videos.txt: lists no video")
+    (folder / "metadata.csv").write_text("video,prompt\n")
+    refused(folder, "metadata.csv and prompt.txt and videos.txt are both in it")
+
+
+def test_what_a_list_in_a_folder_leaves_out_is_said(folder):
+    write_table(folder / "some.csv", ROWS[:2])
+    assert list(listed(folder)) == ["clips/a.mp4"]
+    assert notes(folder) == ["not in the list, not used: b.mp4"]
+    assert notes(folder / "some.csv") == []
+
+
+def test_lists_that_are_not_used_are_named(folder):
+    for name in ("one.csv", "two.csv"):
+        write_table(folder / name, ROWS)
+    (folder / "three.csv").write_text("id,score\n1,2\n")
+    write_table(folder / "four.csv", [["video", "prompt"], ["gone.mp4", "x"]])
+    assert listed(folder) == {"b.mp4": (), "clips/a.mp4": ()}
+    found = notes(folder)
+    assert found[0] == "lists that are not used: one.csv, two.csv; name the one to use"
+    assert "four.csv: names no video that is there" in found
+    assert any(note.startswith("three.csv, line 1: id, score: no names") for note in found)
+    by_text(folder)
+    assert notes(folder) == []  # every video has a caption
+
+
+def test_files_beside_a_video_that_are_no_captions_as_we_read_them_are_named(folder):
+    (folder / "b.tags").write_text("x")
+    (folder / "b.en.srt").write_text("x")
+    (folder / "b.png").touch()
+    [note] = notes(folder)
+    assert ".en.srt (1), .tags (1)" in note and "captions stand in .txt, .caption" in note
+    (folder / "b.txt").write_text("x")
+    assert notes(folder) == []
+
+
+@pytest.mark.parametrize("suffix", [".MTS", ".vob", ".m2t", ".asf", ".f4v", ".ogm"])
+def test_containers_of_cameras_and_discs_are_taken(folder, suffix):
+    (folder / f"c{suffix}").touch()
+    assert f"c{suffix}" in listed(folder)
+
+
+def test_a_file_that_may_be_a_video_is_named(folder):
+    (folder / "c.movie").touch()
+    assert notes(folder) == ["may be videos, not used: c.movie; name one to use it"]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({"start": 1, "end": 2.5}, (1, 2.5)),
+        ({"start_time": "0:01.5", "end_time": "2"}, (1.5, 2)),
+        ({"frame_idx": "12:36", "fps": 12}, (1, 3)),
+        ({"frame_idx": [0, 36], "fps": "24"}, (0, 1.5)),
+    ],
+)
+def test_a_row_about_a_part_of_a_video_captions_that_part(folder, part, expected):
+    path = write_lines(folder / "l.jsonl", [{"path": "b.mp4", "cap": ["x", "y"]} | part])
+    start, end = expected
+    assert listed(path) == {"b.mp4": (Caption(start=start, end=end, text="x"),)}
+    [note] = notes(path)
+    assert note.startswith("l.jsonl: ") and note.endswith("whole videos are cached")
+
+
+@pytest.mark.parametrize(
+    "part", [{"frame_idx": "12:36"}, {"start": 3, "end": 1}, {"start": "a", "end": "b"}]
+)
+def test_a_part_that_cannot_be_read_is_named(folder, part):
+    path = write_lines(folder / "l.jsonl", [{"path": "b.mp4", "cap": "x"} | part])
+    assert listed(path) == {"b.mp4": untimed_captions("x")}
+    [note] = notes(path)
+    assert next(iter(part)) in note and "captions hold for whole videos" in note
+
+
+def test_two_parts_of_one_video_are_two_captions_in_time(folder):
+    rows = [["video", "prompt", "start", "end"], ["b.mp4", "y", 2, 4], ["b.mp4", "x", 0, 2]]
+    found = listed(write_table(folder / "l.csv", rows))
+    assert found == {
+        "b.mp4": (Caption(start=0, end=2, text="x"), Caption(start=2, end=4, text="y"))
+    }
+    refused(write_table(folder / "l.csv", [*rows, ["b.mp4", "z", "", ""]]), "line 4", "keep one")
+
+
+def test_a_crop_in_a_list_is_named_once(folder):
+    rows = [{"path": name, "cap": "x", "crop": [0, 9, 0, 9]} for name in ("b.mp4", "clips/a.mp4")]
+    path = write_lines(folder / "l.jsonl", rows)
+    assert notes(path) == ["l.jsonl: crop is not applied: whole frames are cached"]
+
+
+def test_cues_and_segments_of_no_length_are_named_and_passed_over(folder):
+    cues = "1\n00:00,0 --> 00:02,0\none\n\n2\n00:02,0 --> 00:02,0\nspoon\n"
+    (folder / "b.srt").write_text(cues)
+    segments = [{"time_range_s": [0, 2], "prompt": "one"}, {"time_range_s": [2, 2], "prompt": "x"}]
+    write_json(folder / "clips" / "a.json", {"segments": segments})
+    one = (Caption(start=0, end=2, text="one"),)
+    assert listed(folder) == {"b.mp4": one, "clips/a.mp4": one}
+    assert notes(folder) == [
+        "b.srt, line 6: a cue of no length, passed over",
+        "a.json, segment 2: of no length, passed over",
+    ]
+
+
+def test_timed_captions_count_from_the_start_of_the_file(tmp_path):
+    """Players begin with the sound: a video that starts a second later has captions earlier."""
+    path = video(
+        tmp_path / "a.mkv", 16, codec="ffv1", stamps=[1000 + 125 * k for k in range(16)], sound=3.0
+    )
+    (tmp_path / "a.srt").write_text(
+        "1\n00:00,0 --> 00:01,0\nblack\n\n2\n00:01,0 --> 00:02,0\none\n\n"
+        "3\n00:02,0 --> 00:03,0\ntwo\n"
+    )
+    assert caption_of(path, 0.0, 0.9) == "one" and caption_of(path, 1.1, 1.9) == "two"
+
+
+SHARED = {
+    "finetrainers_two_files": ("prompt.txt and videos.txt", ["videos/00000", "videos/00001"]),
+    "diffusion_pipe_captions_json": ("captions.json", ["video1", "video2"]),
+    "musubi_dir_caption_ext": (".caption", ["video1", "video2"]),
+    "diffsynth_csv_vace": ("metadata_vace.csv", ["video1"]),
+    "musubi_toml": (".txt", ["video_dir/video1"]),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_cases_of_other_programs(tmp_path, name):
+    origin, names = SHARED[name]
+    root = tmp_path / "x"
+    shutil.copytree(shared_case(f"files/datasets/{name}"), root)
+    for stem in names:
+        (root / f"{stem}.mp4").parent.mkdir(exist_ok=True)
+        (root / f"{stem}.mp4").touch()
+    found = find_sources(root)
+    assert [source.name for source in found] == [f"{stem}.mp4" for stem in names]
+    assert all(source.captions and source.origin == origin for source in found)
+    if (root / "dataset.toml").exists():
+        refused(root / "dataset.toml", f"give its video_directory: --videos {root}/video_dir")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from attrs import evolve
+from safetensors.torch import save_file
 
 from longtake.core.cache.cache import CacheResult, cache
 from longtake.core.data.store import Store, clip_path, read_index
@@ -20,13 +25,20 @@ from longtake.core.experiment import Experiment
 from longtake.core.model import all_needs
 from longtake.core.tools.files import (
     append_json_line,
+    check_out_file,
+    check_out_folder,
     disk_errors,
+    is_tensors,
     only_parts,
+    open_tensors,
     part_path,
+    read_json,
     read_json_lines,
     read_object,
     remove_folder,
     remove_parts,
+    whole_folder,
+    write_tensors,
 )
 from longtake.core.values.grid import Rate
 
@@ -154,6 +166,80 @@ def test_only_parts_of_dead_processes_are_removed(tmp_path: Path, dead: int) -> 
     assert {p.name for p in tmp_path.iterdir()} == {mine, "kept.part", ".odd.part"}
     assert not only_parts(tmp_path)
     assert only_parts(tmp_path, "kept.part")
+
+
+@contextmanager
+def unprivileged() -> Iterator[Path]:
+    """A folder of a user who is not root, and as whom this process then works."""
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        if os.geteuid():
+            yield folder
+            return
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_every_file_follows_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "clip.safetensors", {"x": torch.zeros(2)}, {})
+        with whole_folder(tmp_path / "checkpoint") as part:
+            (part / "backbone").mkdir()
+            save_file({"x": torch.zeros(2)}, part / "backbone" / "model.safetensors")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_permission_denied_is_said_as_such() -> None:
+    with unprivileged() as folder:
+        path, spec = folder / "x.safetensors", folder / "spec.json"
+        write_tensors(path, {"x": torch.zeros(2)}, {})
+        spec.write_text("{}")
+        for file in (path, spec):
+            file.chmod(0)
+        with pytest.raises(UserError, match=r"x\.safetensors cannot be read: Permission denied"):
+            with open_tensors(path):
+                pass
+        with pytest.raises(UserError, match=r"spec\.json cannot be read: Permission denied"):
+            read_json(spec, "run")
+        with pytest.raises(UserError, match="Permission denied"):
+            is_tensors(path)  # else it would be taken for damaged, and made anew
+        (folder / "shut").mkdir(mode=0o500)
+        for check in (check_out_file, check_out_folder):
+            with pytest.raises(UserError, match="--out .*shut/a/b: cannot write to .*shut: Perm"):
+                check(folder / "shut" / "a" / "b")
+
+
+def test_an_output_is_checked_before_the_work(tmp_path: Path, dead: int) -> None:
+    for name in ("file", "spec.json"):
+        (tmp_path / name).write_text("mine")
+    left = dead_part(tmp_path / "x.safetensors", dead)
+    left.write_text("half")
+    (tmp_path / "folder").mkdir()
+    cases = [
+        (check_out_file, "folder", 0, "is a folder; the name of a file is wanted"),
+        (check_out_file, "spec.json", 0, "belongs to a run or a store"),
+        (check_out_file, "file/x", 0, "file is a file, and nothing can lie below it"),
+        (check_out_folder, "file", 0, "is a file; a folder is wanted"),
+        (check_out_folder, "file/x/y", 0, "file is a file, and nothing can lie below it"),
+        (check_out_folder, "new/x", 10**18, "needs about 1000000000.0 GB, and .* GB free"),
+    ]
+    for check, name, room, said in cases:
+        with pytest.raises(UserError, match=said):
+            check(tmp_path / name, room=room)
+    check_out_file(tmp_path / "x.safetensors")
+    check_out_folder(tmp_path / "new" / "y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "spec.json"]
 
 
 def test_read_object_says_what_is_missing(tmp_path: Path) -> None:

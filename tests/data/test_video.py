@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import math
 import os
 import struct
@@ -18,10 +19,30 @@ from hypothesis import strategies as st
 
 from longtake.core.errors import UserError
 from longtake.core.video import decode
-from longtake.core.video.decode import Clock, TimedFrame, VideoError, fingerprint, probe, resample
+from longtake.core.video.aperture import Aperture, read_aperture
+from longtake.core.video.decode import (
+    Clock,
+    Orientation,
+    TimedFrame,
+    VideoError,
+    fingerprint,
+    probe,
+    resample,
+)
 from longtake.core.video.placement import cover, place
 from longtake.core.video.read import iter_frames, read_frames
 from longtake.core.video.write import write_video
+
+from .odd_files import (
+    MADE,
+    ODD,
+    broken_inside,
+    camera,
+    shared_case,
+    video,
+    with_clap,
+    with_pixel_crop,
+)
 
 LOSSLESS = {"codec": "ffv1"}
 
@@ -319,3 +340,158 @@ def test_a_disk_that_refuses_is_one_line(tmp_path, monkeypatch):
     assert (tmp_path / "a.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(UserError, match="cannot write"):
         write_video(tmp_path / "a.mp4" / "b.mp4", frames, 8)
+
+
+TIMES = json.loads((ODD / "ffmpeg_times.json").read_text())["files"]
+
+
+def odd_file(folder, name):
+    """The file of that name: kept here, made by PyAV, or one of the inputs that may be absent."""
+    if (ODD / name).exists():
+        return ODD / name
+    if name in MADE:
+        return MADE[name](folder / name)
+    return shared_case(f"video/{name}")
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_frame_times_and_lengths_are_those_of_ffmpeg(tmp_path, name):
+    with decode.open_video(odd_file(tmp_path, name)) as video:
+        shown = list(video.frames())
+    times, end = TIMES[name]["times"], TIMES[name]["end"]
+    assert len(shown) == len(times)
+    if name == "copied-h264.avi":  # whose last two frames this ffmpeg moves half a frame ahead
+        times, end, shown = times[:-2], times[-2] + 0.0625, shown[:-2]
+    assert [frame.time for frame in shown] == pytest.approx(times, abs=1e-3)
+    assert shown[-1].end == pytest.approx(end, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["copied-h264.avi", "h264.avi", "mpeg4.avi"])
+@pytest.mark.parametrize("start", [0.0, 2.5])
+def test_an_avi_with_b_frames_has_its_length_and_its_order(tmp_path, name, start):
+    path = odd_file(tmp_path, name)
+    assert (probe(path).seconds, probe(path).fps) == (3.0, 8.0)
+    frames = read_frames(path, fps=8, start=start).frames
+    assert numbers(frames) == list(range(int(8 * start), 24))
+
+
+def test_packed_b_frames_come_in_their_order():
+    frames = read_frames(ODD / "packed-xvid.avi", fps=8).frames
+    levels = (frames.mean(axis=(1, 2, 3)) - 8) / 4  # this writer was coarse, and lost the last two
+    assert levels == pytest.approx(np.arange(22), abs=0.8) and (np.diff(levels) > 0.2).all()
+
+
+def test_side_data_without_a_name_concerns_nobody(tmp_path):
+    for path in (camera(tmp_path / "a.avi"), tmp_path / "shared"):
+        path = path if path.exists() else odd_file(tmp_path, "exif/camera.avi")
+        with av.open(str(path)) as container:
+            kinds = [data.type.name for data in next(container.decode(video=0)).side_data]
+        assert any(kind.startswith("UNNAMED_") for kind in kinds)
+        assert probe(path).rotation == 0 and len(read_frames(path, fps=8).frames) == 24
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "size"),
+    [(with_clap, "a.mp4", (24, 40)), (with_pixel_crop, "a.mkv", (24, 48))],
+)
+def test_the_crop_of_the_container_is_applied(tmp_path, make, name, size):
+    path = make(tmp_path / name)
+    info, clip = probe(path), read_frames(path, fps=8)
+    assert (info.height, info.width) == size and clip.frames.shape[1:3] == size
+    assert numbers(clip.frames) == list(range(13)) and clip.warning == ""
+
+
+def test_the_crop_takes_the_pixels_that_it_names(tmp_path):
+    """Its left, right, top and bottom; a crop of everything is none."""
+    picture = np.full((32, 48, 3), 20, np.uint8)
+    picture[4:20, 16:40] = 200
+    path = encode(tmp_path / "v.mkv", [picture] * 3, pix_fmt="yuv444p", **LOSSLESS)
+    with decode.open_video(path) as video:
+        video.aperture = Aperture(left=16, right=8, top=4, bottom=12)
+        frames = [shown.frame.to_ndarray(format="rgb24") for shown in video.frames()]
+    assert all(f.shape == (16, 24, 3) and f.min() > 190 for f in frames) and len(frames) == 3
+    with decode.open_video(path) as video:
+        video.aperture = Aperture(top=32)
+        assert next(video.frames()).frame.height == 32
+
+
+def test_the_shared_clean_aperture(tmp_path):
+    path = odd_file(tmp_path, "clap/clap.mp4")
+    assert (probe(path).width, probe(path).height) == (160, 96)
+    frames = read_frames(path, fps=8).frames
+    assert frames.shape[1:3] == (96, 160) and frames[:, [0, -1]].mean() > 30  # no black rows
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_damaged_headers_crop_nothing_or_something_that_fits(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    for path in (with_clap(tmp_path / "a.mp4"), with_pixel_crop(tmp_path / "a.mkv")):
+        data = bytearray(path.read_bytes())
+        for at in rng.integers(0, len(data), 40):
+            data[at] = rng.integers(256)
+        path.write_bytes(data)
+        assert isinstance(read_aperture(path, 1), Aperture)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "colorspace", "standard"),
+    [(720, 1280, None, 709), (576, 720, None, 601), (720, 1280, 5, 601), (576, 720, 1, 709)],
+)
+def test_untagged_high_definition_is_bt_709(tmp_path, height, width, colorspace, standard):
+    frame = av.VideoFrame(width, height, "yuv444p")
+    for plane, value in zip(frame.planes, (81, 90, 240), strict=True):  # red in BT.601
+        plane.update(bytes([value]) * plane.buffer_size)
+    frame.colorspace = colorspace or 2
+    place_at = cover(width, height, (height, width))
+    red = decode.Renderer(place_at, Orientation())(frame)[0, 0].astype(int)
+    luma, blue, redness = (81 - 16) / 219, (90 - 128) / 224, (240 - 128) / 224
+    kr, kb = (0.2126, 0.0722) if standard == 709 else (0.299, 0.114)
+    r, b = luma + 2 * (1 - kr) * redness, luma + 2 * (1 - kb) * blue
+    expected = np.clip([r, (luma - kr * r - kb * b) / (1 - kr - kb), b], 0, 1) * 255
+    assert np.abs(red - expected).max() <= 2
+
+
+def test_memory_that_runs_short_ends_a_video_and_does_not_shorten_it(tmp_path, monkeypatch):
+    path = encode(tmp_path / "v.mp4", numbered(20))
+    for error in (av.error.MemoryError(12, "Cannot allocate memory"), MemoryError()):
+        monkeypatch.setattr(decode, "BestEffort", lambda error=error: failing_at(9, error))
+        with pytest.raises(VideoError, match=r"v\.mp4: memory ran short .* run again"):
+            read_frames(path, fps=10)
+
+
+def failing_at(count, error):
+    calls = iter(range(count))
+
+    def stamp(pts, dts):
+        if next(calls, None) is None:
+            raise error
+        return pts
+
+    return stamp
+
+
+def test_a_packet_is_not_called_broken_where_memory_is_short(tmp_path, monkeypatch):
+    path = broken_inside(tmp_path / "v.mkv")
+    assert read_frames(path, fps=8).warning.startswith("parts could not be decoded")
+    monkeypatch.setattr(decode, "HEADROOM", 1 << 62)
+    with pytest.raises(VideoError, match="memory ran short"):
+        read_frames(path, fps=8)
+
+
+def test_damage_that_does_not_come_again_is_not_the_files(tmp_path, monkeypatch):
+    path = encode(tmp_path / "v.mp4", numbered(20))
+    invalid = av.error.InvalidDataError(1094995529, "Invalid data")
+    guesses = iter([failing_at(30, invalid), failing_at(9, invalid)])
+    real = decode.BestEffort
+    monkeypatch.setattr(decode, "BestEffort", lambda: next(guesses, real()))
+    with pytest.raises(VideoError, match=r"v\.mp4: read twice, \d+ and 20 frames came"):
+        read_frames(path, fps=10)
+
+
+@pytest.mark.parametrize("sound_first", [0.0, 1.0])
+def test_where_players_begin(tmp_path, sound_first):
+    stamps = [round(1000 * sound_first) + 125 * k for k in range(16)]
+    path = video(tmp_path / "v.mkv", 16, codec="ffv1", stamps=stamps, sound=3.0)
+    assert decode.starts_late(path) == pytest.approx(sound_first, abs=0.01)
+    alone = video(tmp_path / "alone.mkv", 16, codec="ffv1", stamps=[s + 5000 for s in stamps])
+    assert decode.starts_late(alone) == 0

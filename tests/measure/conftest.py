@@ -68,6 +68,18 @@ class Wanting(MetricSpec):
     """Needs what no machine has."""
 
 
+@frozen(kw_only=True)
+class Failing(MetricSpec):
+    """Fails in one way of many."""
+
+    way: str = "raises late"
+
+
+@frozen(kw_only=True)
+class Crooked(RetrieverSpec):
+    """Gives latents of another size."""
+
+
 class OracleRetriever(Retriever[Oracle]):
     samples = True
 
@@ -99,13 +111,44 @@ class WantingMetric(Metric[Wanting]):
         raise AssertionError("what cannot run is never called")
 
 
+class FailingMetric(Metric[Failing]):
+    def __init__(self, spec):
+        self.way, self.calls = spec.way, 0  # and no super().__init__(spec): it has no spec
+        if spec.way == "is not built":
+            raise OSError("no such model")
+
+    @property
+    def title(self):
+        return self.name() if self.way == "has no title" else "FAILING"
+
+    def missing(self):
+        return self.nothing if self.way == "cannot tell" else ""
+
+    def weight(self, reference):
+        return torch.full((len(reference),), 0.0 if self.way == "weighs nothing" else 1.0)
+
+    def __call__(self, reference, result):
+        self.calls += 1
+        if self.way == "raises late" and self.calls > 40:
+            raise KeyError("what\nnow")
+        figures = result.mean(dim=(1, 2, 3))
+        if self.way == "is none":
+            return figures * float("nan")
+        return figures[:1].mean() if self.way == "is one number" else figures
+
+
+class CrookedRetriever(Retriever[Crooked]):
+    def __call__(self, scene, omega, generator):
+        return LatentFrames(latents=scene.history.latents[:, :, omega[0], :-1])
+
+
 @pytest.fixture(scope="session")
 def oracles():
     """The retrievers and the metric above, findable like any plugin."""
     module = ModuleType("longtake_test_oracles")
     made = {
         Oracle: OracleRetriever, Snow: SnowRetriever, Broken: BrokenRetriever,
-        Wanting: WantingMetric,
+        Wanting: WantingMetric, Failing: FailingMetric, Crooked: CrookedRetriever,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, module.__name__, module)

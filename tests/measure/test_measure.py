@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.core.data.store import Store
-from longtake.core.errors import LongtakeError, UserError
+from longtake.core.errors import LongtakeError, PluginError, UserError
 from longtake.core.measure.compare import compare_rates
 from longtake.core.measure.measure import measure
 from longtake.core.measure.prepare import MeasureSetup, unique_names
@@ -26,15 +26,18 @@ from longtake.core.measure.result import (
     join_scores,
     quality_over_clips,
 )
-from longtake.core.measure.strips import evenly_spaced, make_strips
+from longtake.core.measure.strips import evenly_spaced, make_sliders, make_strips
 from longtake.core.measure.verdict import as_data, verdict
 from longtake.core.model import build_model
+from longtake.core.pages.report import Page, render
 from longtake.core.values.draws import Draws
+from longtake.core.values.grid import Rate
+from longtake.plugins.compressors.specs import Conv, Window
 from longtake.plugins.metrics.pixels import ROUNDING, high_band
 from longtake.plugins.metrics.specs import MsSsim, Psnr
 from longtake.plugins.retrievers.specs import Flow, MeanFrame
 
-from .conftest import Broken, Wanting
+from .conftest import Broken, Crooked, Failing, Oracle, Wanting
 
 finite = st.floats(-100, 100)
 
@@ -269,6 +272,76 @@ def test_a_retriever_that_breaks_is_named(experiment, store):
     broken = build_model(attrs.evolve(experiment, retrievers=(Broken(),)))
     with pytest.raises(LongtakeError, match="broken, a: psnr is not finite"):
         measure(MeasureSetup.build(broken, store))
+    with pytest.raises(LongtakeError, match=r"retriever 'broken' \(.*\) made it so"):
+        measure(MeasureSetup.build(broken, store))
+
+
+def test_a_retriever_of_other_sizes_is_named(experiment, store):
+    crooked = build_model(attrs.evolve(experiment, retrievers=(Crooked(),)))
+    with pytest.raises(PluginError) as error:
+        measure(MeasureSetup.build(crooked, store))
+    assert re.match(r"retriever 'crooked' \(.*conftest.py\): its latents: ", str(error.value))
+    assert "[1, 48, 4, 7, 12], but [B C K H W] [1, 48, 4, 8, 12] is expected" in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def short(experiment, store):
+    """An experiment of one retriever, and a store of three clips, one of them longer."""
+    few = Store(store.root, store.header, [r for r in store.records if not r.mirror][:3])
+    return attrs.evolve(experiment, retrievers=(Oracle(), MeanFrame())), few
+
+
+WAYS = {
+    "raises late": "it failed: metric 'failing' failed (FILE:LINE, in __call__): KeyError: ",
+    "is none": "it failed: metric 'failing' (FILE): its figure is not finite for ceiling, a",
+    "is one number": "it failed: metric 'failing' (FILE): its figures: the shape is [], but",
+    "weighs nothing": "it failed: metric 'failing' (FILE): a weight is not above 0",
+    "is not built": "it failed: metric 'failing' failed (FILE:LINE, in __init__): OSError: no such",
+    "has no title": "it failed: metric 'failing' failed (FILE:LINE, in title): AttributeError",
+    "cannot tell": "it failed: metric 'failing' failed (FILE:LINE, in missing): AttributeError",
+}
+
+
+def test_metrics_that_fail_keep_what_else_was_measured(short):
+    experiment, store = short
+    failing = tuple(Failing(way=way) for way in (*WAYS, "has no spec"))
+    setup = MeasureSetup.build(
+        build_model(attrs.evolve(experiment, metrics=(*failing, Psnr()))), store
+    )
+    result = measure(setup)
+    assert [m.name for m in result.metrics] == ["failing way=has no spec", "psnr"]
+    assert [m.name for m in result.missing] == [f"failing way={way}" for way in WAYS]
+    for missing, said in zip(result.missing, WAYS.values(), strict=True):
+        place = re.escape(said).replace("FILE", r"[\w/.]+").replace("LINE", r"\d+")
+        assert re.match(place, missing.reason), missing.reason
+        assert "\n" not in missing.reason
+    data = as_data(result)
+    assert len(data["clips"]) == 3 and len(data["long"]) == 3
+    for clip in data["clips"]:
+        assert clip["unmasked"]["oracle"]["psnr"] and clip["masked"]["oracle"]["psnr"]
+        assert {clip["unmasked"]["oracle"][m.name] for m in result.missing} == {None}
+    lines = [line["text"] for line in data["verdict"]]
+    assert sum("was not measured: it failed" in line for line in lines) == len(WAYS)
+    page = Page(strips=make_strips(setup, result, clips=1), sliders=make_sliders(setup, result))
+    assert render(result, page).count("was not measured: it failed") >= len(WAYS)
+
+
+def test_where_every_metric_fails_the_reasons_are_said(short):
+    experiment, store = short
+    failing = build_model(attrs.evolve(experiment, metrics=(Failing(),)))
+    with pytest.raises(LongtakeError, match="none of the .* failing: it failed: .*KeyError"):
+        measure(MeasureSetup.build(failing, store))
+
+
+def test_two_compressors_of_which_one_brings_features_are_measured(experiment, store):
+    rate = Rate(height=2, width=2, time=2)
+    conv = Conv(rate=rate, channels=(4, 8), heads=1, head_width=8, features=True)
+    both = attrs.evolve(
+        experiment, compressors=(Window(latents=2), conv), retrievers=(Flow(steps=1),),
+        metrics=(Psnr(),),
+    )  # fmt: skip
+    names = [one.name for one in measure(MeasureSetup.build(build_model(both), store)).retrievals]
+    assert names == ["ceiling", "flow", "flow of 0.window-2", "flow of 1.conv-2x2x2"]
 
 
 def test_stores_that_do_not_fit_are_refused(model, store):

@@ -10,8 +10,10 @@ import pytest
 from longtake import __main__ as door
 from longtake.core.cli import measure as verb
 from longtake.core.cli import options
+from longtake.core.errors import UserError
 from longtake.core.measure import measure as measuring
 from longtake.core.measure.verdict import as_data
+from longtake.core.pages import report
 from longtake.core.registry import registry
 from longtake.core.train import checkpoint
 
@@ -81,9 +83,31 @@ def test_it_writes_report_json_and_picture(tmp_path, quick, builds, store, resul
         (("--picture", "out.gif"), "ends in .jpg"),
         (("--clips", "a,nobody"), "no clip 'nobody'"),
         (("--beside", "nowhere"), "nowhere holds no measure.json"),
+        (("--out", "{tmp}/file"), "is a file; a folder is wanted"),
+        (("--out", "{tmp}/file/measure"), "is a file, and nothing can lie below it"),
+        (("--picture", "{tmp}/file/x.png"), "--picture {tmp}/file/x.png: {tmp}/file is a file"),
     ],
 )
-def test_bad_options_are_one_line_before_any_work(tmp_path, store, capsys, options, said):
+def test_bad_options_are_one_line_before_any_work(
+    tmp_path, store, capsys, monkeypatch, options, said
+):
+    monkeypatch.setattr(checkpoint, "load_run", lambda place: pytest.fail("that is work"))
+    (tmp_path / "file").write_text("")
+    options, said = [word.format(tmp=tmp_path) for word in options], said.format(tmp=tmp_path)
     assert call("tiny-wan-2x2x2", "--data", store.root, "--out", tmp_path / "o", *options) == 2
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("longtake: ")]
     assert len(lines) == 1 and said in lines[0] and not (tmp_path / "o").exists()
+
+
+def test_what_was_measured_is_told_though_the_disk_refuses(
+    tmp_path, quick, store, result, capsys, monkeypatch
+):
+    def full(*_):
+        raise UserError("cannot write report.html: No space left on device")
+
+    monkeypatch.setattr(report, "write_report", full)
+    words = ("x", "--data", store.root, "--out", tmp_path)
+    assert call(*words, "--json") == 2
+    told = capsys.readouterr()
+    assert "No space left" in told.err
+    assert json.loads(told.out) == json.loads((tmp_path / "measure.json").read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import attrs
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from longtake.core.config import from_json
 from longtake.core.contract.masker import check_masker
+from longtake.core.contract.samples import SMALL
 from longtake.core.errors import UserError
 from longtake.core.interfaces.masker import Masker
 from longtake.core.interfaces.spec import MaskerSpec
@@ -18,6 +21,7 @@ from longtake.core.values.draws import Draws
 from longtake.core.values.grid import Rate
 from longtake.core.values.history import History, Query
 from longtake.core.values.text import Text
+from longtake.plugins.maskers.hiding import Branch, HidingMasker
 from longtake.plugins.maskers.specs import Drop, Noise, Scale, Shift, Unmasked
 
 RATE = Rate(height=2, width=2, time=2)
@@ -191,3 +195,41 @@ def test_bad_specs_are_one_line(data: dict[str, object], said: str) -> None:
         from_json(data, MaskerSpec)
     assert len(found.value.faults) == 1
     assert found.value.faults[0].startswith(said.removeprefix("masker."))
+
+
+class Half(HidingMasker[Drop]):
+    """Hides the left half of the frame, at the same place in every branch."""
+
+    seen: list[Branch]
+
+    def hide(
+        self, x: torch.Tensor, level: torch.Tensor, length: torch.Tensor, draws: Draws,
+        branch: Branch,
+    ) -> torch.Tensor:  # fmt: skip
+        self.seen.append(branch)
+        left = (branch.columns < 0.5).to(x)
+        return x * (1 - wide(level) * left)
+
+
+def test_a_masker_is_told_its_branch_and_where_cells_lie_in_the_frame() -> None:
+    past = history()
+    masker = Half(Drop(clean=0.0)).fit_to(SMALL)
+    masker.seen = []
+    query = masker.masked(past, TEXT, _draws())
+    assert masker.geometry == SMALL and copy.copy(masker).geometry == SMALL
+    named = [(branch.rate, branch.pixels) for branch in masker.seen]
+    assert named[0] == (None, False) and {r for r, _ in named[1:] if r} == set(past.lr)
+    for branch, (rate, x) in zip(masker.seen[1:], sorted(past.lr.items()), strict=False):
+        assert branch.rate == rate and branch.times.tolist()[:2] == [0.0, (rate.time + 1) / 2]
+        assert len(branch.rows) == x.shape[3] and len(branch.columns) == x.shape[4]
+    hidden = query.levels > 0
+    columns = past.latents.shape[-1]
+    now, before = query.history.latents, past.latents
+    assert torch.equal(now[..., columns // 2 :], before[..., columns // 2 :])
+    assert not now[hidden[:, None].expand(now.shape[:3])][..., : columns // 2].any()
+
+
+def test_frames_of_pixels_lie_in_the_latent_that_they_belong_to() -> None:
+    branch = Branch.of(torch.zeros(1, 3, 9, 2, 4), stride=4, pixels=True)
+    assert branch.pixels and branch.times.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert branch.rows.tolist() == [0.25, 0.75] and branch.columns[0] == 0.125

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from attrs import evolve
 
-from longtake.core.data.windows import Batch
+from longtake.backbones.wan.published import TinyWanBackbone
+from longtake.core.data.windows import Batch, WindowBatches
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.experiment import Experiment
 from longtake.core.tools.files import read_json_lines
@@ -19,6 +22,10 @@ from longtake.core.train.loss import StageOne
 from longtake.core.train.pretrain import check_shares, pretrain
 from longtake.core.train.trainer import forward_backward
 from longtake.core.train.worker import TrainWorker
+from longtake.core.values.history import History, Query
+from longtake.core.values.memory import Memory
+from longtake.plugins.compressors.conv import ConvCompressor
+from longtake.plugins.maskers.hiding import NoiseMasker
 
 from ..small import small
 from .runs import batches_of, stage_of
@@ -114,3 +121,76 @@ def test_a_sick_step_stops_the_run_with_its_clips_named(
     assert all(torch.isfinite(p).all() for p in parameters)
     monkeypatch.undo()
     assert pretrain(experiment, store, tmp_path, resume=True).step == 6
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, at: int) -> None:
+    """Make what a method returns no number, from its call number `at` on."""
+    real, calls = getattr(cls, method), count()
+
+    def poisoned(self: Any, *arguments: Any) -> Any:
+        made = real(self, *arguments)
+        if next(calls) < at:
+            return made
+        if isinstance(made, torch.Tensor):
+            return made * float("nan")
+        if isinstance(made, Query):
+            return evolve(made, targets=made.targets * float("inf"))
+        part = evolve(made.parts[0], tokens=made.parts[0].tokens * float("nan"))
+        return evolve(made, parts=(part,))
+
+    monkeypatch.setattr(cls, method, poisoned)
+
+
+@pytest.mark.parametrize(
+    ("cls", "method", "at", "said"),
+    [
+        (ConvCompressor, "forward", 0, r"compressor 'conv' \(.*conv.py\) gives it first, and "
+         r"nothing has trained yet, .* or mend compressor 'conv'"),
+        (ConvCompressor, "forward", 1, r"compressor 'conv' \(.*\) gives it first; no checkpoint is "
+         r"saved yet: start again with a lower train.rate"),
+        (TinyWanBackbone, "_velocity", 3, r"backbone 'tiny-wan' \(.*published.py\) gives it first; "
+         r"checkpoint-2 is whole: lower train.rate, .* --resume latest"),
+        (TinyWanBackbone, "_velocity", 2, r"first, from the weights of checkpoint-2 as they are"),
+        (NoiseMasker, "__call__", 0, r"masker 'noise' \(.*\) gives it first"),
+        (WindowBatches, "__getitem__", 0, r"the data gives it first: cache those clips again"),
+    ],
+    ids=["compressor", "unsaved", "backbone", "saved", "masker", "data"],
+)  # fmt: skip
+def test_numbers_that_are_none_name_their_maker_and_fitting_advice(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    cls: type, method: str, at: int, said: str,
+) -> None:  # fmt: skip
+    experiment = small(steps=4, save_every=2, gain_every=1000, memory_dropout=0.0)
+    if cls is WindowBatches:
+        real = WindowBatches.__getitem__
+
+        def broken(self: WindowBatches, step: int) -> Batch:
+            batch = real(self, step)
+            return evolve(batch, history=evolve(batch.history, latents=batch.history.latents / 0))
+
+        monkeypatch.setattr(WindowBatches, "__getitem__", broken)
+    else:
+        poison(monkeypatch, cls, method, at)
+    with pytest.raises(
+        LongtakeError, match=rf"the loss is (nan|inf) at step {at}.*{said}"
+    ) as error:
+        pretrain(experiment, store, tmp_path)
+    assert ("last checkpoint" in str(error.value)) is False
+    assert ("--resume" in str(error.value)) == (at == 3)
+
+
+def test_a_gradient_that_is_none_names_whose_backward_pass_makes_it(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ConvCompressor.forward
+
+    def forward(self: ConvCompressor, history: History) -> Memory:
+        memory = real(self, history)
+        tokens = memory.parts[0].tokens + 0  # what the backbone's own gradients do not pass
+        tokens.register_hook(lambda gradient: gradient * float("nan"))
+        return evolve(memory, parts=(evolve(memory.parts[0], tokens=tokens),))
+
+    monkeypatch.setattr(ConvCompressor, "forward", forward)
+    with pytest.raises(LongtakeError, match=r"the gradient is nan at step 0") as error:
+        pretrain(small(memory_dropout=0.0), store, tmp_path)
+    assert "the backward pass of compressor 'conv' (" in str(error.value)

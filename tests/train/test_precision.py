@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from longtake.core.experiment import Experiment
 from longtake.core.interfaces.spec import LoRA
 from longtake.core.model import build_model
 from longtake.core.train import optim
-from longtake.core.train.checkpoint import checkpoints, load_run
+from longtake.core.train import pretrain as pretraining
+from longtake.core.train.checkpoint import checkpoints, load_run, read_state
 from longtake.core.train.pretrain import pretrain
 
 from ..small import small
@@ -50,6 +52,25 @@ def test_bf16_adapters_resume_exactly(store: Path, tmp_path: Path, optimizer: st
     assert {x.dtype for n, x in held.items() if n.startswith("lora")} == {torch.bfloat16}
     moments = [x for n, x in held.items() if n.endswith(("exp_avg", "momentum_buffer"))]
     assert torch.bfloat16 in {x.dtype for x in moments}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begins,means", [(False, "fp32"), (True, "bf16")])
+def test_auto_is_kept_where_another_machine_goes_on(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bool, means: str
+) -> None:
+    experiment, run = small(precision="auto", steps=3, save_every=100, gain_every=9), tmp_path
+    monkeypatch.setattr(pretraining, "uses_bf16", lambda *_: begins)
+    pretrain(experiment, store, run / "whole")
+    pretrain(experiment, store, run / "parts", progress=at(1, signal.SIGINT))
+    monkeypatch.setattr(pretraining, "uses_bf16", lambda *_: not begins)
+    pretrain(experiment, store, run / "parts", resume=True)
+    same(run / "whole", run / "parts")
+    assert read_state(checkpoints(run / "parts")[-1])["precision"] == means
+    spec = json.loads((run / "parts" / "spec.json").read_text())
+    assert (spec["precision"], spec["experiment"]["train"]["precision"]) == (means, "auto")
+    pretrain(experiment, store, run / "other")
+    assert read_state(checkpoints(run / "other")[-1])["precision"] != means, "a fresh one asks"
 
 
 @pytest.mark.slow

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import shutil
+import subprocess
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,13 +16,19 @@ import torch
 from attrs import evolve
 from safetensors.torch import load_file
 
-from longtake.core.data.store import Store
+from longtake.core.data.store import Store, note_gone
 from longtake.core.data.windows import WindowBatches, WindowSampler
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.model import build_model, compressor_needs
 from longtake.core.registry import build
-from longtake.core.tools.files import read_json_lines
-from longtake.core.train.checkpoint import checkpoints, load_model, load_run, save_encoder
+from longtake.core.tools.files import claimed_folder, part_path, read_json_lines
+from longtake.core.train.checkpoint import (
+    beside_spec,
+    checkpoints,
+    load_model,
+    load_run,
+    save_encoder,
+)
 from longtake.core.train.liveness import DeadMemory, Liveness, memory_parameters
 from longtake.core.train.loss import StageOne
 from longtake.core.train.optim import learning_rate
@@ -132,7 +142,7 @@ def test_bad_input_is_one_line(store: Path, tmp_path: Path) -> None:
     pretrain(experiment, store, run)
     cases = [
         (lambda: pretrain(experiment, store, run), "--resume latest"),
-        (lambda: pretrain(small(steps=2, rate=5e-4), store, run, resume=True), "train.rate"),
+        (lambda: pretrain(small(steps=2, seed=1), store, run, resume=True), "train.seed was 0"),
         (lambda: pretrain(experiment, tmp_path / "none", tmp_path / "r"), "latent store"),
         (lambda: pretrain(_other_rate(experiment), store, tmp_path / "r"), "4x4x2"),
         (lambda: load_run(tmp_path / "none"), "no such run"),
@@ -143,6 +153,61 @@ def test_bad_input_is_one_line(store: Path, tmp_path: Path) -> None:
             act()
         assert "\n" not in str(error.value)
     assert not (tmp_path / "r").exists(), "a refused run must leave nothing behind"
+
+
+def claim_of(pid: int, folder: Path) -> Path:
+    """The claim of a process of this machine on a folder."""
+    path = folder / part_path(folder / "claim").name.replace(f"-{os.getpid()}.", f"-{pid}.")
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    claim = {"host": platform.node(), "pid": pid, "started": started, "since": "now"}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(claim))
+    return path
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux when processes began")
+def test_a_folder_has_one_run_at_a_time(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment, run = small(steps=2), tmp_path / "run"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        claim = claim_of(process.pid, run)
+        for other in (experiment, small(steps=2, seed=1)):
+            with pytest.raises(UserError, match=f"at work in .*process {process.pid} on .*--out"):
+                pretrain(other, store, run)
+        assert [*run.iterdir()] == [claim], "a refused run leaves nothing"
+        process.kill()
+    held = []
+    pretrain(experiment, store, run, progress=lambda *_: held.extend(run.glob(".claim.*")))
+    assert f"ended without a word (process {process.pid} on" in caplog.text
+    assert {*held} == {part_path(run / "claim")} and not list(run.glob(".*"))
+    with claimed_folder(tmp_path / "new" / "run"):
+        pass
+    assert not (tmp_path / "new").exists(), "what an empty claim made is gone"
+
+
+def test_claims_tell_the_living_from_the_dead(tmp_path: Path) -> None:
+    mine = part_path(tmp_path / "claim")
+    reused = tmp_path / mine.name.replace(f"-{os.getpid()}.", f"-{os.getppid()}.")
+    reused.write_text(json.dumps({"host": "here", "pid": os.getppid(), "started": "12"}))
+    far = tmp_path / ".claim.00000000-7.part"
+    far.write_text(json.dumps({"host": "node7", "pid": 7, "started": "1"}))
+    with pytest.raises(UserError, match=r"process 7 on node7.*delete .*00000000-7\.part"):
+        with claimed_folder(tmp_path):
+            pass
+    os.utime(far, (time.time() - 2000, time.time() - 2000))
+    with claimed_folder(tmp_path) as dead:
+        assert len(dead) == 2 and [*tmp_path.iterdir()] == [mine]
+
+
+def test_a_run_that_was_never_saved_begins_anew_and_says_so(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(LongtakeError, match="clip-"):
+        pretrain(small(rate=1e30, clip=1e30, warmup=0, steps=40, save_every=50), store, tmp_path)
+    pretrain(small(steps=2), store, tmp_path)
+    assert "never saved (train.steps was 40, is 2)" in caplog.text
+    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 2, 2]
 
 
 def test_dropped_batches_do_not_count_as_dead(store: Path, tmp_path: Path) -> None:
@@ -170,6 +235,63 @@ def test_lora_trains_on_a_base_that_was_trained_whole(store: Path, tmp_path: Pat
     loaded = load_run(tmp_path / "lora").backbone
     assert loaded.adapters()
     assert torch.equal(loaded.proj_out.weight, base["proj_out.weight"])
+
+
+def test_clips_of_videos_that_are_gone_are_said(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    note_gone(copy, ["clip-1.mp4", "clip-2.mp4", "pruned.mp4"])
+    pretrain(small(steps=1), copy, tmp_path / "run")
+    assert "did not find: clip-1.mp4, clip-2.mp4; to leave them out" in caplog.text
+
+
+def test_a_project_that_moved_finds_its_weights(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    project, moved = tmp_path / "project", tmp_path / "moved"
+    base = build_model(small(), adapters=True).backbone
+    base.save_weights(project / "base" / "transformer")
+    monkeypatch.chdir(project)
+    experiment = small(trains="lora", steps=1)
+    backbone = evolve(experiment.backbone, weights="base/transformer")
+    pretrain(evolve(experiment, backbone=backbone), store, Path("runs/a"))
+    assert load_run(Path("runs/a")).experiment.backbone.weights == "base/transformer"
+    monkeypatch.chdir(tmp_path)
+    project.rename(moved)
+    assert not caplog.text
+    loaded = load_run(Path("moved/runs/a")).backbone.state_dict()
+    assert all(torch.equal(x, loaded[n]) for n, x in base.state_dict().items() if n in loaded)
+    assert (
+        f"weights base/transformer are not here: {moved}/base/transformer are used" in caplog.text
+    )
+
+
+def test_relative_paths_in_a_spec_are_found_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here.gguf", "run/low.gguf", "run/a b.safetensors", "vae/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    run = tmp_path / "run"
+    cases = {
+        "low.gguf": f"{run}/low.gguf",
+        "vae": f"{tmp_path}/vae",
+        "none.gguf,low.gguf": f"none.gguf,{run}/low.gguf",
+        "high:a b.safetensors@0.5": f"high:{run}/a b.safetensors@0.5",
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "/nowhere/low.gguf": "/nowhere/low.gguf",
+        "~/low.gguf": "~/low.gguf",
+    }
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    spec = {"backbone": {"weights": None, "loras": [*cases], "codec": {"weights": "vae"}}}
+    found = beside_spec(spec, run)["backbone"]
+    assert found["loras"] == [*cases.values()]
+    assert (found["weights"], found["codec"]["weights"]) == (None, f"{tmp_path}/vae")
+    (tmp_path / "cwd" / "low.gguf").write_text("")
+    assert beside_spec({"weights": "low.gguf"}, run) == {"weights": "low.gguf"}
 
 
 def test_two_runs_of_other_precision_in_one_process(store: Path, tmp_path: Path) -> None:
@@ -202,3 +324,17 @@ def test_it_learns(store: Path, tmp_path: Path) -> None:
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2]), losses
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())
     assert spec["versions"]["torch"] == torch.__version__
+
+
+def test_lora_over_random_weights_is_said_once_and_nothing_else_is(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = small(steps=1, gain_every=200, trains="lora")
+    pretrain(short, store, tmp_path / "lora")
+    said = [line for line in caplog.messages if "LoRA trains over random weights" in line]
+    assert len(said) == 1
+    caplog.clear()
+    pretrain(small(steps=1, gain_every=200), store, tmp_path / "all")
+    assert not [line for line in caplog.messages if "random weights" in line]
+    spec = json.loads((tmp_path / "lora" / "spec.json").read_text())
+    assert spec["plugins"] == {}

@@ -13,10 +13,16 @@ import pytest
 from attrs import evolve
 
 from longtake.core.errors import UserError
-from longtake.core.tools.files import read_json_lines, write_json
+from longtake.core.tools.files import read_json, read_json_lines, write_json
 from longtake.core.tools.progress import Report
 from longtake.core.train import trainer as saving
-from longtake.core.train.checkpoint import checkpoints, prune
+from longtake.core.train.checkpoint import (
+    checkpoints,
+    find_checkpoint,
+    load_run,
+    prune,
+    read_run,
+)
 from longtake.core.train.pretrain import pretrain
 from longtake.core.train.trainer import Trainer, TrainResult
 from longtake.experiments.ship import provenance
@@ -188,3 +194,79 @@ def test_a_damaged_state_is_one_line(store: Path, tmp_path: Path, damage: bytes)
     with pytest.raises(UserError, match=r"state\.json") as error:
         pretrain(experiment, store, tmp_path, resume=True)
     assert "\n" not in str(error.value)
+
+
+def test_what_changes_on_resume_is_said_and_kept(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    pretrain(small(steps=2), store, run)
+    changed = small(steps=4, rate=5e-4, clip=0.5, keep=9, log_every=2)
+    pretrain(changed, store, run, resume=True)
+    changes = read_json(run / "spec.json", "run")["history"][0]["changes"]
+    assert [text.split(" was ")[0] for text in changes] == [
+        f"train.{name}" for name in ("steps", "rate", "clip", "keep", "log_every")
+    ]
+    assert all(f"from step 2 on {text}" in caplog.text for text in changes)
+    rates = {x["step"]: x["learning_rate"] for x in read_json_lines(run / "metrics.jsonl")
+             if "loss" in x}  # fmt: skip
+    assert rates == {1: 5e-4, 2: 1e-3, 4: 5e-4}
+    caplog.clear()
+    pretrain(evolve(changed, train=evolve(changed.train, steps=5)), store, run, resume=True)
+    data = read_json(run / "spec.json", "run")
+    assert [part["step"] for part in data["history"]] == [2, 4]
+    assert read_run(run)[0].train.steps == 5
+    assert "learning rate goes" not in caplog.text, "a level rate does not bend"
+
+
+def test_a_schedule_that_bends_and_another_store_are_said(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    pretrain(small(steps=4, decay=0.75), store, run)
+    other = tmp_path / "fewer"
+    shutil.copytree(store, other)
+    sorted((other / "clips").iterdir())[0].unlink()
+    pretrain(small(steps=8, decay=0.75), other, run, resume=True, progress=at(5, signal.SIGINT))
+    assert "learning rate goes up 2 times at step 4, from 0.000333 to 0.000667" in caplog.text
+    assert "the store was store (3 clips), is another: fewer (2 clips)" in caplog.text
+    caplog.clear()
+    pretrain(small(steps=8, decay=0.75), other, run, resume=True, progress=at(6, signal.SIGINT))
+    assert not caplog.text, "nothing changed this time"
+    assert len(read_json(run / "spec.json", "run")["history"]) == 1
+
+
+@pytest.mark.parametrize("file", ["memory.safetensors", "training_state/optimizer.pt", "backbone"])
+def test_a_damaged_checkpoint_offers_the_one_before(
+    store: Path, tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    experiment = small(steps=4, save_every=2)
+    pretrain(experiment, store, whole)
+    shutil.copytree(whole, run)
+    damaged = run / "checkpoint-4" / file
+    if damaged.is_dir():
+        shutil.rmtree(damaged)
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    longer = small(steps=6, save_every=2)
+    with pytest.raises(UserError, match=r"before it is whole: use .*-2 .*: --resume 2\)") as error:
+        pretrain(longer, store, run, resume=True)
+    assert "\n" not in str(error.value)
+    if file != "training_state/optimizer.pt":
+        with pytest.raises(UserError, match="before it is whole: use .*checkpoint-2"):
+            load_run(run)
+    pretrain(experiment, store, run, resume=find_checkpoint(run, "2"))
+    assert "set aside as checkpoint-4.aside" in caplog.text
+    same(whole, run)
+
+
+def test_a_checkpoint_is_named_by_step_name_or_folder(tmp_path: Path) -> None:
+    for step in (2, 4):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+    expected = tmp_path / "run" / "checkpoint-2"
+    for text in ("2", "checkpoint-2", f"{expected}/", str(tmp_path / "run/../run/checkpoint-2")):
+        assert find_checkpoint(tmp_path / "run", text) == expected
+    for text in ("3", "soon", str(tmp_path), ""):
+        with pytest.raises(UserError, match=r"latest, or one of the steps .*\(2, 4\)"):
+            find_checkpoint(tmp_path / "run", text)

@@ -2,9 +2,7 @@
 
 from attrs import field, frozen
 
-from longtake.core.hooks import Plugin, impl
-from longtake.core.interfaces.spec import CompressorSpec, doc, instance_of
-from longtake.core.values.grid import Rate
+from longtake.authors import CompressorSpec, Plugin, Rate, doc, impl, instance_of
 
 
 @frozen(kw_only=True)

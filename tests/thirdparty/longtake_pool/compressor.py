@@ -1,12 +1,20 @@
-"""The compressor: everything that `longtake.core.interfaces.compressor.Compressor` asks for."""
+"""The compressor: everything that `longtake.authors.Compressor` asks for."""
 
 import attrs
 import torch
 import torch.nn.functional as F
 
-from longtake.core.interfaces.compressor import Compressor, Length, Needs, pad_to, project
-from longtake.core.values.grid import Size3
-from longtake.core.values.memory import Memory, Part, token_places
+from longtake.authors import (
+    Compressor,
+    Length,
+    Memory,
+    Needs,
+    Part,
+    Size3,
+    pad_to,
+    project,
+    token_places,
+)
 
 
 class MeanPoolCompressor(Compressor):

@@ -2,8 +2,9 @@
 
 from attrs import evolve
 
-from longtake.experiments.tiny import TINY_WAN_2X2X2
+from longtake.authors import load_experiment
 
 from . import MeanPool
 
-TINY = evolve(TINY_WAN_2X2X2, name="mean-pool-tiny", compressors=(MeanPool(),))
+TINY_WAN = load_experiment("tiny-wan-2x2x2")[1]
+TINY = evolve(TINY_WAN, name="mean-pool-tiny", compressors=(MeanPool(),))

@@ -1,0 +1,129 @@
+"""`longtake check`: a plugin or a file of them, through contract, training and measuring."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .program import run
+
+FILE = """
+import torch
+from attrs import frozen
+
+from longtake.core.hooks import Plugin, impl
+from longtake.core.interfaces.metric import Metric
+from longtake.core.interfaces.retriever import LatentFrames, Retriever
+from longtake.core.interfaces.spec import MetricSpec, RetrieverSpec
+
+
+@frozen(kw_only=True)
+class Right(MetricSpec):
+    pass
+
+
+@frozen(kw_only=True)
+class TooFar(MetricSpec):
+    pass
+
+
+@frozen(kw_only=True)
+class OneFrame(RetrieverSpec):
+    pass
+
+
+class RightMetric(Metric):
+    goal, bounds = "lower", (0.0, 1.0)
+
+    def __call__(self, reference, result):
+        return (result - reference).abs().mean(dim=(1, 2, 3))
+
+
+class TooFarMetric(RightMetric):
+    def __call__(self, reference, result):
+        return 3 * super().__call__(reference, result)
+
+
+class OneFrameRetriever(Retriever):
+    def __call__(self, scene, omega, generator):
+        return LatentFrames(latents=scene.history.latents[:, :, :1])
+
+
+def record(name, spec, target):
+    return Plugin(name=name, summary="a test's", spec=spec, target=f"{__name__}:{target}")
+
+
+@impl
+def longtake_metrics():
+    return [record("right", Right, "RightMetric"), record("too-far", TooFar, "TooFarMetric")]
+
+
+@impl
+def longtake_retrievers():
+    return [record("one-frame", OneFrame, "OneFrameRetriever")]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, own_registry: None) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE, encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_a_file_has_a_line_for_each_fault_and_exit_code_1(file: Path) -> None:
+    code, out, err = run("check", file)
+    assert code == 1, err
+    lines = out.splitlines()
+    (right,) = [line for line in lines if line.startswith("metric right")]
+    assert right == "metric right: no fault in contract, cache, two training steps, measuring"
+    (far,) = [line for line in lines if line.startswith("metric too-far")]
+    assert far.startswith("metric too-far: contract: it gives ") and "its bounds 0 to 1" in far
+    frames = [line for line in lines if line.startswith("retriever one-frame: contract: ")]
+    assert len(frames) == 1 and "learned is True, but the history is read" in frames[0]
+    assert "check: 12/12" in err  # progress
+
+
+@pytest.mark.slow
+def test_a_sound_plugin_passes_by_name_and_says_so_in_json() -> None:
+    code, out, err = run("check", "mean-frame", "--json")
+    assert code == 0, err
+    (found,) = json.loads(out)["plugins"]
+    assert (found["kind"], found["name"], found["origin"]) == (
+        "retriever",
+        "mean-frame",
+        "longtake",
+    )
+    assert found["faults"] == [] and found["unchecked"] == []
+    assert found["checked"] == ["cache", "two training steps", "contract", "measuring"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("no-such",), "no plugin is called 'no-such'"),
+        (("no-such.py",), "there is no such file"),
+        (("psnr", "--set", "metric.nothing=1"), "nothing"),
+        (("wan21-14b",), "B parameters here: check a small one"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: tuple[str, ...], line: str, own_registry: None
+) -> None:
+    code, _, err = run("check", *words)
+    assert code == 2 and line in err, err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_file_of_names_alone_has_nothing_to_check(tmp_path: Path, own_registry: None) -> None:
+    path = tmp_path / "names.py"
+    path.write_text(
+        "from longtake.core.hooks import impl\n\n\n@impl\ndef longtake_experiments():\n"
+        "    return {'mine': 'tests.small:small'}\n",
+        encoding="utf-8",
+    )
+    code, _, err = run("check", path)
+    assert code == 2 and "has no plugin to check" in err
