@@ -59,6 +59,12 @@ def longtake_codecs() -> list[Plugin]:
             "codecs.dct:DctCodec",
         ),
         _plugin(
+            "tiny-ae",
+            "a small learned causal codec, for tiny backbones (16 channels, 4x8x8)",
+            codecs.TinyAutoencoder,
+            "codecs.autoencoder:TinyAutoencoderCodec",
+        ),
+        _plugin(
             "wan-vae",
             "Wan's causal VAE: 2.1 (16 channels, 4x8x8) or 2.2 (48, 4x16x16)",
             codecs.WanVae,

@@ -242,7 +242,8 @@ def show(
         swap: what became of it where it was put on another backbone.
 
     `rates` is the table of method.md §2 for every known backbone at 480×832 and for the
-    experiment's own, at the frame rate of each.
+    experiment's own, at the frame rate of each; `proportions` is what a memory token of each could
+    hold.
     """
     height, width = _cache_size(experiment)
     own = (to_json(experiment.backbone)["type"], experiment.backbone.geometry, height, width)
@@ -252,6 +253,7 @@ def show(
         "experiment": to_json(experiment),
         "context": context_lengths(experiment),
         "rates": [rate_table(*table) for table in (own, *known)],
+        "proportions": [proportions(key, shapes) for key, shapes, *_ in (own, *known)],
         "fields": list(_fields(experiment, "", origins(experiment, sets))),
     } | ({} if swap is None else {"swap": _swap(swap)})
 
@@ -277,6 +279,10 @@ def print_show(data: Mapping[str, Any], *, fields: bool = False) -> None:
     for title, table in [_context_table(data["context"]), *map(_printed_rates, data["rates"])]:
         console.print(title, soft_wrap=True)
         console.print(table)
+    console.print(
+        "What a memory token of D numbers holds: numbers, and D over them", soft_wrap=True
+    )
+    console.print(_proportion_table(data["proportions"]))
 
 
 def context_lengths(experiment: Experiment) -> dict[str, Any]:
@@ -333,6 +339,22 @@ def rate_table(
         "seconds": seconds,
         "latents": size.time,
         "rows": [_rate_row(text, geometry, size) for text in ("none", *RATES)],
+    }
+
+
+def proportions(name: str, geometry: Geometry) -> dict[str, Any]:
+    """Return how the numbers of a memory token, D, compare with what it stands for.
+
+    `lr` is how many numbers the LR branch writes into it (those of one latent token), `cells` how
+    many numbers of latents a memory cell has by rate.
+    """
+    rates = {text: geometry.cell_numbers(Rate.parse(text)) for text in RATES}
+    return {
+        "geometry": name,
+        "width": geometry.width,
+        "channels": geometry.channels,
+        "lr": geometry.token_numbers,
+        "cells": rates,
     }
 
 
@@ -434,6 +456,17 @@ def _printed_rates(data: Mapping[str, Any]) -> tuple[str, Table]:
     for row in data["rows"]:
         table.add_row(row["rate"], _floor_and_ceil(row["paper"]), _floor_and_ceil(row["ours"]))
     return title, table
+
+
+def _proportion_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a row a backbone of what `proportions` returned."""
+    columns = ["D", "channels", "LR writes", *(f"cell at {rate}" for rate in rows[0]["cells"])]
+    table = _table(["backbone", *columns], numbers=len(columns))
+    for row in rows:
+        numbers = (row["lr"], *row["cells"].values())
+        ratios = (f"{n:,} ({row['width'] / n:.2g}×)" for n in numbers)
+        table.add_row(row["geometry"], f"{row['width']:,}", str(row["channels"]), *ratios)
+    return table
 
 
 def _floor_and_ceil(counts: Mapping[str, int]) -> str:

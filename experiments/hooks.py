@@ -36,4 +36,5 @@ def _paper(name: str) -> tuple[str, str]:
 def longtake_weights() -> Mapping[str, Path]:
     """Name the folders of weights that ship, each with its spec, data and curve."""
     root = Path(__file__).parent / "weights"
-    return {path.parent.name: path.parent for path in sorted(root.glob("*/spec.json"))}
+    files = [*root.glob("*/spec.json"), *root.glob("*/codec.safetensors")]
+    return {path.parent.name: path.parent for path in sorted(files)}

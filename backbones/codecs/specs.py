@@ -9,6 +9,7 @@ from attrs.validators import and_, optional
 
 from ...core.interfaces.spec import CodecSpec, doc, each, ge, in_, instance_of
 from ...core.values.grid import Size3
+from ..specs import weights_or_null
 
 DTYPES = ("float32", "bfloat16", "float16")
 WAN21_HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -36,6 +37,30 @@ class Dct(CodecSpec):
 def _names_weights(instance: object, attribute: Attribute[str], value: str) -> None:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"must name weights: {WEIGHTS}")
+
+
+@frozen(kw_only=True)
+class TinyAutoencoder(CodecSpec):
+    """A small learned causal codec: blocks of 4×8×8 pixels and their neighbours in space."""
+
+    weights: str | None = field(
+        default="tiny-ae",
+        validator=weights_or_null,
+        metadata=doc(
+            "weights that ship (tiny-ae), a folder with codec.safetensors, such a file, or a hub "
+            "id; null: random weights"
+        ),
+    )
+    channels: int = field(default=16, validator=ge(1), metadata=doc("of a latent cell, ≥ 1"))
+    width: int = field(default=128, validator=ge(1), metadata=doc("of its convolutions, ≥ 1"))
+    layers: int = field(
+        default=4, validator=ge(1), metadata=doc("3×3 convolutions of the decoder, ≥ 1")
+    )
+
+    @property
+    def stride(self) -> Size3:
+        """Pixels to a latent cell."""
+        return Size3(time=4, height=8, width=8)
 
 
 def _multiple_of_16(instance: object, attribute: Attribute[int], value: int) -> None:

@@ -152,6 +152,15 @@ class Geometry:
         return ceil_div(size.time, patch.time) * rows * columns
 
     @property
+    def token_numbers(self) -> int:
+        """The numbers that one token of the DiT holds of latents, channels × patch."""
+        return self.channels * self.patch.cells
+
+    def cell_numbers(self, rate: Rate) -> int:
+        """Return the numbers of latents that one memory token stands for at a rate."""
+        return self.token_numbers * rate.height * rate.width * rate.time
+
+    @property
     def multiple(self) -> tuple[int, int]:
         """The pixel multiple (height, width) that the VAE and the patch ask of a frame."""
         return (

@@ -59,6 +59,15 @@ def test_every_known_backbone_and_the_experiments_own_have_a_table() -> None:
     assert {(t["height"], t["width"]) for t in tables[1:]} == {(480, 832)}
 
 
+def test_what_a_memory_token_could_hold_stands_beside_what_it_stands_for() -> None:
+    rows = {row["geometry"]: row for row in describe.show("test", EXPERIMENT)["proportions"]}
+    assert list(rows) == ["tiny-wan", *sorted(registry().geometries)]
+    hunyuan, dense = rows["hunyuan"], rows["wan22-5b"]
+    assert (hunyuan["width"], hunyuan["lr"], hunyuan["cells"]["2x2x2"]) == (3072, 64, 512)
+    assert (dense["width"], dense["lr"], dense["cells"]["2x2x2"]) == (3072, 192, 1536)
+    assert hunyuan["cells"]["4x4x2"] == 2048
+
+
 def test_context_lengths_are_those_of_the_compressors() -> None:
     context = describe.context_lengths(EXPERIMENT)
     assert (context["height"], context["width"], context["fps"]) == (96, 176, 8.0)

@@ -1,0 +1,250 @@
+"""A small learned causal video codec: blocks of 4×8×8 pixels, and their neighbours in space."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from ...core.errors import UserError
+from ...core.interfaces.codec import Codec
+from ...core.interfaces.compressor import State
+from ...core.registry import registry
+from ...core.tools.files import open_tensors
+from ...core.tools.hub import locate, locate_offline
+from ...core.values.grid import Size3
+from ...core.values.shapes import Latents, Pixels
+from .dct import BLOCK, COLOURS, from_blocks, to_blocks
+from .specs import TinyAutoencoder
+from .tiles import check_frames, check_latents
+
+FILE = "codec.safetensors"
+NUMBERS = COLOURS * BLOCK.cells
+
+
+class TinyAutoencoderCodec(Codec[TinyAutoencoder]):
+    """A learned codec of a million parameters, for tiny backbones.
+
+    Each 4×8×8 block of pixels becomes the channels of one latent cell. Encoder and decoder are
+    each a linear map between the two, plus a small convolutional network that also sees the
+    neighbouring blocks of the same four frames. Nothing is mixed over time, so streaming in any
+    chunks is exact, to the bit: each latent frame is worked out by itself. Latent 0 stands for
+    frame 0 shown four times and decodes to one frame, the mean of the four. Frames whose sides are
+    no multiple of 8 have their last row and column repeated: the caller crops what comes back.
+
+    It computes in float32; results have the dtype of what is given. Its weights come with mean and
+    standard deviation of the raw latents and the reach of each channel (`fit_autoencoder`).
+    """
+
+    mean: Tensor
+    std: Tensor
+    reach: Tensor
+
+    def __init__(self, spec: TinyAutoencoder) -> None:
+        super().__init__(spec)
+        self.encoder = BlockEncoder(spec.channels, spec.width)
+        self.decoder = BlockDecoder(spec.channels, spec.width, spec.layers)
+        self.register_buffer("mean", torch.zeros(spec.channels))
+        self.register_buffer("std", torch.ones(spec.channels))
+        self.register_buffer("reach", torch.ones(spec.channels))
+        if spec.weights is not None:
+            load_weights(self, spec.weights)
+        self.requires_grad_(requires_grad=False)
+
+    @property
+    def channels(self) -> int:
+        """Channels C of a latent cell."""
+        return self.spec.channels
+
+    @property
+    def stride(self) -> Size3:
+        """Pixels to a latent cell: 4×8×8."""
+        return BLOCK
+
+    @property
+    def causal(self) -> bool:
+        """True: a latent reads its own four frames only."""
+        return True
+
+    @property
+    def margin(self) -> int:
+        """1: no pixel depends on the latent before, but a first latent decodes to one frame."""
+        return 1
+
+    @property
+    def channel_reach(self) -> Tensor:
+        """How far a unit of each channel moves the pixels of its block, over the mean of all."""
+        return self.reach / self.reach.mean()
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Name and hash of the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy(force=True).tobytes())
+        return f"tiny-ae-{self.channels}-{digest.hexdigest()[:16]}"
+
+    @property
+    def available_offline(self) -> bool:
+        """True: a codec that could be built has its weights."""
+        return True
+
+    @torch.no_grad()
+    def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
+        """Return the latents `[B, C, T, ⌈P/8⌉, ⌈Q/8⌉]` of the next frames, and the state.
+
+        Raises:
+            ValueError: the chunk holds no floats, or not 1 + 4k frames (first), 4k ≥ 4 (later).
+        """
+        check_frames(chunk, BLOCK.time, first=state is None)
+        if state is None:
+            head = repeat(chunk[:, :, 0], "b c h w -> b c t h w", t=BLOCK.time)
+            chunk = torch.cat([head, chunk[:, :, 1:]], dim=2)
+        frames = chunk.float().split(BLOCK.time, dim=2)
+        latents = torch.stack([self.encode_blocks(to_planes(four)) for four in frames], dim=2)
+        return latents.to(chunk.dtype), _after(state, latents.shape[2])
+
+    @torch.no_grad()
+    def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
+        """Return the pixels `[B, 3, F, 8H, 8W]` of the next latents, and the state.
+
+        Raises:
+            ValueError: the chunk holds no latent, or latents of another codec.
+        """
+        check_latents(chunk, self.channels)
+        latents = chunk.float().unbind(dim=2)
+        fours = [from_planes(self.decode_blocks(latent)) for latent in latents]
+        if state is None:
+            fours[0] = fours[0].mean(dim=2, keepdim=True)
+        return torch.cat(fours, dim=2).to(chunk.dtype), _after(state, len(latents))
+
+    def encode_blocks(self, blocks: Tensor) -> Tensor:
+        """Return the normalised latents `[B, C, H, W]` of blocks `[B, 768, H, W]`."""
+        raw: Tensor = self.encoder(blocks)
+        return (raw - planes(self.mean)) / planes(self.std)
+
+    def decode_blocks(self, latents: Tensor) -> Tensor:
+        """Return the blocks `[B, 768, H, W]` of normalised latents `[B, C, H, W]`."""
+        blocks: Tensor = self.decoder(latents * planes(self.std) + planes(self.mean))
+        return blocks
+
+
+class BlockEncoder(nn.Module):
+    """Blocks to raw latents: a linear map, and what a block's neighbours add to it."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(NUMBERS, channels, 1)
+        self.network = nn.Sequential(
+            nn.Conv2d(NUMBERS, width, 1), nn.SiLU(), conv3(width, width),
+            nn.SiLU(), nn.Conv2d(width, channels, 1),
+        )  # fmt: skip
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        """Return the raw latents `[B, C, H, W]` of blocks `[B, 768, H, W]`."""
+        raw: Tensor = self.linear(blocks) + self.network(blocks)
+        return raw
+
+
+class BlockDecoder(nn.Module):
+    """Raw latents to blocks: a linear map, and what neighbours and details add to it."""
+
+    def __init__(self, channels: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(channels, NUMBERS, 1)
+        self.network = nn.Sequential(
+            conv3(channels, width), *(ResidualConv(width) for _ in range(layers - 1)),
+            nn.SiLU(), nn.Conv2d(width, NUMBERS, 1),
+        )  # fmt: skip
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Return the blocks `[B, 768, H, W]` of raw latents `[B, C, H, W]`."""
+        blocks: Tensor = self.linear(latents) + self.network(latents)
+        return blocks
+
+
+class ResidualConv(nn.Module):
+    """A 3×3 convolution and a mixing of channels, added to what they read."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spread = conv3(width, width)
+        self.mix = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[B, width, H, W]`."""
+        added: Tensor = self.mix(F.silu(self.spread(F.silu(x))))
+        return x + added
+
+
+def conv3(inputs: int, outputs: int) -> nn.Conv2d:
+    """Return a 3×3 convolution that repeats the border."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="replicate")
+
+
+def to_planes(frames: Tensor) -> Tensor:
+    """Return four frames `[B, 3, 4, P, Q]` as blocks `[B, 768, ⌈P/8⌉, ⌈Q/8⌉]`."""
+    return rearrange(to_blocks(frames), "b 1 h w d -> b d h w")
+
+
+def from_planes(blocks: Tensor) -> Tensor:
+    """Return the four frames `[B, 3, 4, 8H, 8W]` of blocks `[B, 768, H, W]`."""
+    return from_blocks(rearrange(blocks, "b d h w -> b 1 h w d"))
+
+
+def planes(values: Tensor) -> Tensor:
+    """Return a number a channel `[C]`, to be read with `[B, C, H, W]`."""
+    return rearrange(values, "c -> c 1 1")
+
+
+def _after(state: State | None, latents: int) -> State:
+    """Return the state after more latents; all that matters is whether the first is behind."""
+    before = 0 if state is None else int(state["latents"])
+    return {"latents": torch.tensor(before + latents)}
+
+
+def find_weights(text: str) -> Path:
+    """Return the file that `weights` names: of weights that ship, a folder, a file, the hub.
+
+    Raises:
+        UserError: nothing is there, or a download fails.
+    """
+    shipped = registry().weights.get(text)
+    if shipped and locate_offline(text, [FILE]) is None:
+        return shipped / FILE
+    expected = f"a folder with {FILE}, that file, or weights that ship (tiny-ae)"
+    found = locate(
+        text, [FILE], expected=expected, suffixes=(".safetensors",), label="codec weights"
+    )
+    file = found / FILE if found.is_dir() else found
+    if not file.exists():
+        raise UserError(f"codec weights {text}: the folder has no {FILE}")
+    return file
+
+
+def load_weights(codec: TinyAutoencoderCodec, text: str) -> None:
+    """Fill a codec with the weights that `text` names.
+
+    Raises:
+        UserError: nothing is there, or what is there is of another codec or other numbers.
+    """
+    file = find_weights(text)
+    own = codec.state_dict()
+    with open_tensors(file) as tensors:
+        loaded = {name: tensors.get_tensor(name) for name in tensors.keys()}
+    if "encoder.linear.weight" not in loaded:
+        raise UserError(f"{file} is no tiny-ae codec: it has no encoder.linear.weight")
+    for name in sorted(own.keys() | loaded.keys()):
+        theirs, ours = (list(x[name].shape) if name in x else None for x in (loaded, own))
+        if theirs != ours:
+            raise UserError(
+                f"{file}: {name} is {theirs or 'missing'}, not {ours or 'there'}; "
+                "codec.channels, width and layers must be those of these weights"
+            )
+    codec.load_state_dict({name: tensor.float() for name, tensor in loaded.items()})
