@@ -32,6 +32,8 @@ Find = Callable[[str], type[PluginSpec]]
 GROUPS = (("train.optimizer", "train.rate", "train.warmup", "train.decay", "train.betas"),)
 RETRIEVERS = "retrievers"
 TARGETS = "measure.targets"
+# Fields that nothing reads in an experiment without a memory: there they stay as they are.
+OF_MEMORY = ("cache.pixels", "masker.clean", "train.adapter.alpha", "train.memory_dropout")
 
 
 @frozen(kw_only=True)
@@ -162,7 +164,7 @@ def _check_path(where: str, owner: Any, rest: str) -> None:
 
 def changes(experiment: Experiment, old: Recipe, new: Recipe) -> dict[Path, Any]:
     """Return the new value of every leaf that follows the recipe, by path; no lists, no name."""
-    found = [leaf for leaf in leaves(experiment) if _follows(leaf)]
+    found = [leaf for leaf in leaves(experiment) if _follows(experiment, leaf)]
     groups = [[leaf for leaf in found if leaf.key in group] for group in GROUPS]
     alone = [[leaf] for leaf in found if not any(leaf.key in group for group in GROUPS)]
     result: dict[Path, Any] = {}
@@ -180,9 +182,10 @@ def _differs(leaf: Leaf, wanted: Mapping[Path, Any]) -> bool:
     return leaf.path in wanted and bool(wanted[leaf.path] != leaf.value)
 
 
-def _follows(leaf: Leaf) -> bool:
+def _follows(experiment: Experiment, leaf: Leaf) -> bool:
     backbone = leaf.path[0] == "backbone"
-    return not backbone and leaf.key not in ("", "name", TARGETS)
+    never = () if experiment.remembers else OF_MEMORY
+    return not backbone and leaf.key not in ("", "name", TARGETS, *never)
 
 
 def moved(experiment: Experiment, backbone: type[BackboneSpec]) -> dict[Path, Any]:
@@ -334,7 +337,7 @@ def swap_of(
     kept = []
     for leaf in leaves(experiment):
         wanted = new.get(leaf.key, leaf.default)
-        depends = _follows(leaf) and (leaf.key in new or leaf.key in old)
+        depends = _follows(experiment, leaf) and (leaf.key in new or leaf.key in old)
         if depends and leaf.value != wanted and not _within(leaf.path, changed):
             kept.append((leaf.text, leaf.value, wanted))
     dropped = tuple(_own(experiment.backbone))

@@ -90,6 +90,16 @@ def test_there_and_back_is_equal(name: str, variant: str) -> None:
     assert on_backbone(there, before.backbone) == before
 
 
+@pytest.mark.parametrize("name", names())
+def test_there_and_back_is_equal_without_a_memory(name: str) -> None:
+    before = shipped("tiny-base")
+    there = on_backbone(before, name)
+    assert on_backbone(there, before.backbone) == before
+    assert there.masker.clean == before.masker.clean, "nothing reads it"
+    counts = there.masker.counts  # type: ignore[attr-defined]
+    assert counts == recipe_of(there.backbone)["masker.counts"], "its targets follow"
+
+
 def test_it_all_follows_also_what_nobody_set() -> None:
     made = apply_sets(EXPERIMENT, ["backbone=wan22-5b"])
     assert made.backbone == Wan22Dense5B() and made.name == "test"
