@@ -21,6 +21,8 @@ from attrs import frozen
 from einops import rearrange
 from torch import Tensor
 
+from ..config.recipe import check_recipe
+from ..errors import UserError
 from ..interfaces.backbone import Backbone, Cache, Reference, target_positions
 from ..interfaces.spec import BackboneSpec, LoRA
 from ..values.memory import Memory, Part
@@ -55,7 +57,8 @@ def check_backbone(
             batch.
         reference: the velocity of the same weights by other code, which says what sign and scale of
             time are right; default: the backbone's own `reference()`.
-        spec: what the backbone was built of; with its field `weights` saved weights are loaded.
+        spec: what the backbone was built of; its recipe is checked, and with its field `weights`
+            saved weights are loaded.
 
     Returns:
         What could not be checked, a line each.
@@ -63,6 +66,8 @@ def check_backbone(
     Raises:
         AssertionError: it does not; one line says what.
     """
+    if spec is not None:
+        _check_recipe(spec)
     test = BackboneTest(backbone=_lively(backbone, seed), seed=seed)
     given = attrs.evolve(test, backbone=backbone)
     with torch.no_grad():
@@ -83,6 +88,14 @@ def check_backbone(
         _check_adapter_files(test, Path(folder))
         unchecked += _check_weight_files(test, Path(folder), spec)
     return tuple(unchecked)
+
+
+def _check_recipe(spec: BackboneSpec) -> None:
+    """Check that all of the recipe of a backbone's spec is read, and taken, by some field."""
+    try:
+        check_recipe(type(spec))
+    except UserError as error:
+        raise AssertionError(str(error)) from error
 
 
 def _lively(backbone: Backbone, seed: int) -> Backbone:

@@ -166,6 +166,14 @@ def test_each_wrong_backbone_is_caught(wan: Any, wrong: type[WanBackbone], line:
     assert "\n" not in str(caught.value)
 
 
+def test_a_wrong_recipe_is_caught(wan: Any) -> None:
+    spec = wan.spec(layers=1)
+    recipe = {**spec.recipe, "encoder.width": 3}
+    wrong = attrs.frozen(kw_only=True)(type("Wrong", (type(spec),), {"recipe": recipe}))
+    with pytest.raises(AssertionError, match="the recipe of Wrong: encoder.width: unknown key"):
+        check_backbone(TinyWanBackbone.load(spec), spec=wrong())
+
+
 def test_what_cannot_be_checked_is_said(wan: Any, monkeypatch: Any) -> None:
     spec = wan.spec(layers=1)
     assert check_backbone(TinyWanBackbone.load(spec), spec=spec) == ()
