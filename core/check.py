@@ -6,8 +6,10 @@ place; everything is written to a folder that is thrown away.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +239,8 @@ class _Trial:
         """Run a stage; return whether it passed, its fault noted where it did not."""
         self.report(stage)
         try:
-            call()
+            with _own_warnings_off():
+                call()
         except _NotHere as error:
             self.unchecked.append(f"{stage} not tried: {error}")
             return False
@@ -312,6 +315,18 @@ class _Trial:
         setup, spec = self._setup(run, store), self._spec
         scene = clip_scene(setup, setup.records()[0])
         check_retriever(build_retriever(spec), scene)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _own_warnings_off() -> Iterator[None]:
+    """Keep longtake's own warnings back: they are of the small experiment, not of the plugin."""
+    logger = logging.getLogger("longtake")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def specs_of(value: Any) -> Iterator[PluginSpec]:

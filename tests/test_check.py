@@ -87,6 +87,24 @@ def test_a_file_has_a_line_for_each_fault_and_exit_code_1(file: Path) -> None:
     assert "check: 12/12" in err  # progress
 
 
+SMALL = ("--set", "backbone.layers=1", "--set", "backbone.single_layers=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [("tiny-wan", *SMALL[:2]), ("tiny-hunyuan", *SMALL), ("dct",), ("bytes",), ("noise",)],
+    ids=lambda words: words[0],
+)
+def test_plugins_of_every_kind_pass(words: tuple[str, ...]) -> None:
+    code, out, err = run("check", *words)
+    assert code == 0, out + err
+    assert out.endswith(
+        f" {words[0]}: no fault in contract, cache, two training steps, measuring\n"
+    )
+    assert all(line.startswith("check: ") for line in err.splitlines()), "no warnings of ours"
+
+
 @pytest.mark.slow
 def test_a_sound_plugin_passes_by_name_and_says_so_in_json() -> None:
     code, out, err = run("check", "mean-frame", "--json")

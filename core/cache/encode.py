@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..experiment import CacheSpec
-from ..interfaces.codec import Codec, from_bytes
+from ..interfaces.codec import Codec, encode_chunk, from_bytes, join_latents
 from ..interfaces.compressor import State, pad_to
 from ..interfaces.spec import CodecSpec
 from ..values.grid import Geometry, Rate, Size3
@@ -141,18 +141,18 @@ def encode_pixels(
         UserError: the chunks hold no frame.
     """
     state: State | None = None
-    device, pixels, latents = _device(codec), [], []
+    device, pixels, latents, count = _device(codec), [], [], 0
     lowres = MultiRateEncoder.of(codec, rates)
     for chunk in regroup(chunks, codec.stride.time):
         frames = from_bytes(chunk.to(device))
-        out, state = codec.encode(frames, state)
+        count += frames.shape[2]
+        out, state = encode_chunk(codec, frames, state)
         latents.append(out.cpu())
         lowres.push(frames)
         pixels += [chunk] if keep_pixels else []
     if state is None:
         raise UserError("the video has no frame")
-    rest = codec.encode_rest(state)
-    joined = torch.cat(latents if rest is None else [*latents, rest.cpu()], dim=2)
+    joined = join_latents(codec, latents, codec.encode_rest(state), count)
     return Encoded(
         latents=joined,
         lr=lowres.joined(),
@@ -253,7 +253,7 @@ class LowResEncoder:
 
     def _encode(self, frames: Pixels, state: State | None) -> tuple[Latents, State]:
         if state is None or frames.shape[2]:
-            return self.codec.encode(frames, state)
+            return encode_chunk(self.codec, frames, state)
         stride = self.codec.stride
         size = (frames.shape[-2] // stride.height, frames.shape[-1] // stride.width)
         return frames.new_zeros(frames.shape[0], self.codec.channels, 0, *size), state

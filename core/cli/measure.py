@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +16,12 @@ from . import options as o
 if TYPE_CHECKING:
     from ..data.store import Store
     from ..experiment import Experiment
+    from ..measure.kept import KeptClips
+    from ..measure.result import MeasureResult
 
 
 PICTURE_FRAMES = 5  # columns of the picture
+UNFINISHED = "unfinished.json"  # the clips before one that failed
 
 
 def measure(
@@ -41,6 +46,7 @@ def measure(
     """
     from ..data.store import Store
     from ..measure.compare import compare_rates, read_measure
+    from ..measure.kept import KeptClips, kept_facts
     from ..measure.measure import measure as measure_model
     from ..measure.prepare import MeasureSetup
     from ..measure.strips import make_sliders, make_strips
@@ -64,11 +70,27 @@ def measure(
     model = load_run(place).to(pick_device())
     model = attrs.evolve(model, experiment=_changed(model.experiment, sets or []))
     setup = MeasureSetup.build(model, store)
-    with progress_bar("measure") as report:
-        result = measure_model(setup, run=run, step=_step(place), progress=report)
+    checkpoint = _checkpoint(place)
+    kept = KeptClips(folder=folder / "kept", facts=kept_facts(setup, checkpoint))
+
+    def stopped(result: MeasureResult) -> None:
+        """Write what there is before the clip that failed."""
+        summary = as_data(result)
+        lines = [*map(str, verdict(result)), f"what was measured: {folder / UNFINISHED}"]
+        try:
+            write_json(folder / UNFINISHED, summary)
+        finally:
+            o.print_result(summary, lines, as_json=as_json)
+
+    with progress_bar("measure") as report, _kept_said(kept):
+        result = measure_model(
+            setup, run=run, step=_step(checkpoint), progress=report, kept=kept, stopped=stopped
+        )
     rates = compare_rates(result, others)
     summary = as_data(result, rates)
     lines = [*map(str, verdict(result))]
+    if kept.used:
+        lines.append(f"{len(kept.used)} of these had been measured before, and were kept")
     try:
         write_json(folder / "measure.json", summary)
         page = write_report(
@@ -78,6 +100,8 @@ def measure(
             ),
             folder / "report.html",
         )
+        kept.remove()
+        (folder / UNFINISHED).unlink(missing_ok=True)
         lines.append(f"report: {page}")
         if picture is not None:
             strips = make_strips(setup, result, clips=2, frames=PICTURE_FRAMES, names=names)
@@ -115,8 +139,26 @@ def _default_folder(run: str, place: Path) -> Path:
     return Path(f"measure-{run}") if o.is_shipped(place) else place / "measure"
 
 
-def _step(place: Path) -> int | None:
-    from ..train.checkpoint import read_run, step_of
+@contextmanager
+def _kept_said(kept: KeptClips) -> Iterator[None]:
+    """Say afterwards, where measuring does not come to its end, what is kept of it."""
+    try:
+        yield
+    except BaseException:
+        if count := kept.count():
+            words = "measured clip is" if count == 1 else "measured clips are"
+            told = f"{count} {words} kept in {kept.folder}: the same command goes on from there"
+            print(told, file=sys.stderr)
+        raise
 
-    checkpoint = read_run(place)[1]
+
+def _checkpoint(place: Path) -> Path:
+    from ..train.checkpoint import read_run
+
+    return read_run(place)[1]
+
+
+def _step(checkpoint: Path) -> int | None:
+    from ..train.checkpoint import step_of
+
     return step_of(checkpoint) if checkpoint.name.startswith("checkpoint-") else None

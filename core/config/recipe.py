@@ -20,7 +20,7 @@ from ..experiment import Experiment, Target, as_tuples, evolved
 from ..interfaces.spec import BackboneSpec, PluginSpec, RetrieverSpec
 from ..registry import registry
 from ..values.grid import Rate
-from .convert import candidates, hints
+from .convert import candidates, from_json, hints, to_json
 from .faults import SpecError, join, message, unknown_field
 
 B = TypeVar("B", bound=BackboneSpec)
@@ -32,6 +32,8 @@ Find = Callable[[str], type[PluginSpec]]
 GROUPS = (("train.optimizer", "train.rate", "train.warmup", "train.decay", "train.betas"),)
 RETRIEVERS = "retrievers"
 TARGETS = "measure.targets"
+# Fields that nothing reads in an experiment without a memory: there they stay as they are.
+OF_MEMORY = ("cache.pixels", "masker.clean", "train.adapter.alpha", "train.memory_dropout")
 
 
 @frozen(kw_only=True)
@@ -139,7 +141,8 @@ def recipe_of(backbone: BackboneSpec | type[BackboneSpec]) -> dict[str, Any]:
     """Return the recipe of a backbone's class, lists as tuples.
 
     Raises:
-        UserError: a key of it is the path of no field of an experiment, or of the backbone.
+        UserError: a key of it is the path of no field of an experiment, or of the backbone, or
+            goes into a field of the backbone, which a recipe sets whole.
     """
     cls = backbone if isinstance(backbone, type) else type(backbone)
     roots = hints(Experiment) | {"backbone": cls}
@@ -147,6 +150,9 @@ def recipe_of(backbone: BackboneSpec | type[BackboneSpec]) -> dict[str, Any]:
         first, _, rest = key.partition(".")
         if first in ("backbone", "cache", "train", "measure"):
             _check_path(f"the recipe of {cls.__name__}: {key}", roots[first], rest)
+        if first == "backbone" and "." in rest:
+            whole = f"backbone.{rest.partition('.')[0]}"
+            raise UserError(f"the recipe of {cls.__name__}: {key}: set {whole} whole")
     return {key: as_tuples(value) for key, value in cls.recipe.items()}
 
 
@@ -160,9 +166,68 @@ def _check_path(where: str, owner: Any, rest: str) -> None:
         _check_path(where, known[name], below)
 
 
+def check_recipe(backbone: type[BackboneSpec]) -> None:
+    """Check that every key of a backbone's recipe is read by something, which takes its value.
+
+    Raises:
+        UserError: nothing reads a key, or its value is none that the field takes; with the key.
+    """
+    recipe = recipe_of(backbone)
+    owners: dict[str, dict[str, Any]] = {}
+    read = _keys_of_plugins()
+    for key, value in recipe.items():
+        first, _, rest = key.partition(".")
+        where = f"the recipe of {backbone.__name__}: {key}"
+        if key == RETRIEVERS:
+            _check_value(where, value, tuple[RetrieverSpec, ...])
+        elif key == TARGETS:
+            _check_value(where, value, tuple[Target, ...])
+        elif first in ("backbone", "cache", "train", "measure"):
+            _nest(owners.setdefault(first, {}), rest.split("."), value)
+        elif key not in read:
+            fault = unknown_field(key, [*read, RETRIEVERS]).replace("field", "key", 1)
+            raise UserError(f"{where}: {fault}")
+        else:
+            for cls, name in read[key]:
+                _check_value(where, {name: value}, cls)
+    owners.pop("backbone", None)
+    for first, values in owners.items():  # together: validators look at other fields, too
+        _check_value(
+            f"the recipe of {backbone.__name__}: {first}", values, hints(Experiment)[first]
+        )
+    try:
+        recommended(backbone)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the recipe of {backbone.__name__}: backbone: {message(error)}") from error
+
+
+def _keys_of_plugins() -> dict[str, list[tuple[type[PluginSpec], str]]]:
+    """Return the spec classes and fields that follow each key which is no path."""
+    found: dict[str, list[tuple[type[PluginSpec], str]]] = {}
+    for plugin in registry().plugins.values():
+        for attribute in attrs.fields(plugin.spec):
+            key = attribute.metadata.get("recipe", "")
+            if key:
+                found.setdefault(key, []).append((plugin.spec, attribute.name))
+    return found
+
+
+def _nest(data: dict[str, Any], names: Sequence[str], value: Any) -> None:
+    for name in names[:-1]:
+        data = data.setdefault(name, {})
+    data[names[-1]] = value
+
+
+def _check_value(where: str, value: Any, hint: Any) -> None:
+    try:
+        from_json(to_json(value) if attrs.has(type(value)) else value, hint)
+    except SpecError as error:
+        raise UserError(f"{where}: {error.faults[0]}") from error
+
+
 def changes(experiment: Experiment, old: Recipe, new: Recipe) -> dict[Path, Any]:
     """Return the new value of every leaf that follows the recipe, by path; no lists, no name."""
-    found = [leaf for leaf in leaves(experiment) if _follows(leaf)]
+    found = [leaf for leaf in leaves(experiment) if _follows(experiment, leaf)]
     groups = [[leaf for leaf in found if leaf.key in group] for group in GROUPS]
     alone = [[leaf] for leaf in found if not any(leaf.key in group for group in GROUPS)]
     result: dict[Path, Any] = {}
@@ -180,9 +245,10 @@ def _differs(leaf: Leaf, wanted: Mapping[Path, Any]) -> bool:
     return leaf.path in wanted and bool(wanted[leaf.path] != leaf.value)
 
 
-def _follows(leaf: Leaf) -> bool:
+def _follows(experiment: Experiment, leaf: Leaf) -> bool:
     backbone = leaf.path[0] == "backbone"
-    return not backbone and leaf.key not in ("", "name", TARGETS)
+    never = () if experiment.remembers else OF_MEMORY
+    return not backbone and leaf.key not in ("", "name", TARGETS, *never)
 
 
 def moved(experiment: Experiment, backbone: type[BackboneSpec]) -> dict[Path, Any]:
@@ -334,7 +400,7 @@ def swap_of(
     kept = []
     for leaf in leaves(experiment):
         wanted = new.get(leaf.key, leaf.default)
-        depends = _follows(leaf) and (leaf.key in new or leaf.key in old)
+        depends = _follows(experiment, leaf) and (leaf.key in new or leaf.key in old)
         if depends and leaf.value != wanted and not _within(leaf.path, changed):
             kept.append((leaf.text, leaf.value, wanted))
     dropped = tuple(_own(experiment.backbone))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..interfaces.spec import TextEncoderSpec
-from ..interfaces.text_encoder import TextEncoder
+from ..interfaces.text_encoder import TextEncoder, embed
 from ..tools.files import is_tensors, open_tensors, write_tensors
 from ..values.text import Text
 
@@ -80,8 +80,7 @@ class PromptEmbedder:
         return len(missing)
 
     def _embed(self, prompts: list[str]) -> None:
-        with torch.no_grad():
-            text = self.encoder.encode(prompts)
+        text = embed(self.encoder, prompts)
         for row, prompt in enumerate(prompts):
             path = prompt_path(self.root, prompt)
             write_tensors(path, embedding_tensors(text.select([row])), {"prompt": prompt})

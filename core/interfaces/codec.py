@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from attrs import frozen
 from einops import reduce
 from torch import Tensor
 
+from ..errors import ContractError, plugin_label
 from ..values.grid import Size3, ceil_div
 from ..values.shapes import Latents, Pixels, Targets
 from .base import Interface
+from .checks import check_shape, check_type
 from .compressor import State
 from .spec import CodecSpec
 
@@ -119,18 +122,81 @@ class Codec(Interface, Generic[S]):
         return None
 
 
+def encode_chunk(
+    codec: Codec[CodecSpec], chunk: Pixels, state: State | None = None
+) -> tuple[Latents, State]:
+    """Return what a codec's `encode` gives, its shapes checked.
+
+    Raises:
+        ContractError: it gives no pair, or the latents are not of the chunk's cells; of a causal
+            codec also not as many as the chunk has frames for.
+    """
+    latents, state_after = _pair(codec, "encode", codec.encode(chunk, state))
+    count = ceil_div(chunk.shape[2], codec.stride.time)
+    _check_latents(codec, "its latents", latents, chunk, count if codec.causal else None)
+    return latents, state_after
+
+
+def join_latents(
+    codec: Codec[CodecSpec], settled: Sequence[Tensor], rest: Tensor | None, pixels: int
+) -> Latents:
+    """Return all latents of a video of `pixels` frames, provisional ones behind those settled.
+
+    Raises:
+        ContractError: they are more or fewer than the video has.
+    """
+    joined = torch.cat(settled if rest is None else [*settled, rest.to(settled[0].device)], dim=2)
+    shape, count = joined.shape, ceil_div(pixels, codec.stride.time)
+    expected = (*shape[:2], count, *shape[3:])
+    check_shape(codec, f"the latents of {pixels} frames", joined, expected, "B C T H W")
+    return joined
+
+
 def encode_whole(codec: Codec[CodecSpec], pixels: Pixels) -> Latents:
-    """Return the latents of a whole video of 1 + 4k frames, provisional ones included."""
-    latents, state = codec.encode(pixels)
-    rest = codec.encode_rest(state)
-    return latents if rest is None else torch.cat([latents, rest], dim=2)
+    """Return the latents of a whole video of 1 + 4k frames, provisional ones included.
+
+    Raises:
+        ContractError: they are not of the video's shape.
+    """
+    latents, state = encode_chunk(codec, pixels)
+    return join_latents(codec, [latents], codec.encode_rest(state), pixels.shape[2])
 
 
 def decode_whole(codec: Codec[CodecSpec], latents: Latents) -> Pixels:
-    """Return the pixels of a whole video (not clamped), provisional ones included."""
-    pixels, state = codec.decode(latents)
+    """Return the pixels of a whole video (not clamped), provisional ones included.
+
+    Raises:
+        ContractError: they are not of the video's shape.
+    """
+    pixels, state = _pair(codec, "decode", codec.decode(latents))
+    check_type(codec, "its pixels", pixels, Tensor)
     rest = codec.decode_rest(state)
-    return pixels if rest is None else torch.cat([pixels, rest], dim=2)
+    whole = pixels if rest is None else torch.cat([pixels, rest], dim=2)
+    (batch, _, count, height, width), stride = latents.shape, codec.stride
+    frames = 1 + stride.time * (count - 1)
+    shape = (batch, 3, frames, height * stride.height, width * stride.width)
+    check_shape(codec, "its pixels", whole, shape, "B 3 F P Q")
+    return whole
+
+
+def _pair(codec: Codec[CodecSpec], what: str, made: Any) -> tuple[Tensor, State]:
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ContractError(
+            f"{plugin_label(codec)}: {what}: it gives a {type(made).__name__}, but a tensor and "
+            "the state after it are expected"
+        )
+    return made
+
+
+def _check_latents(
+    codec: Codec[CodecSpec], what: str, latents: Tensor, pixels: Tensor, count: int | None
+) -> None:
+    """Raise ContractError if latents are not of the cells of pixels; None: of any number."""
+    stride, (batch, _, _, rows, columns) = codec.stride, pixels.shape
+    if count is None and isinstance(latents, Tensor) and latents.dim() == 5:
+        count = latents.shape[2]
+    cells = (rows // stride.height, columns // stride.width)
+    check_shape(codec, what, latents, (batch, codec.channels, count or 0, *cells), "B C T H W")
 
 
 def decode_among(codec: Codec[CodecSpec], latents: Latents, index: int, latent: Targets) -> Pixels:

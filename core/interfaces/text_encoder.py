@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..values.text import Text
+from .checks import check_shape, check_type
 from .spec import TextEncoderSpec
 
 S = TypeVar("S", bound=TextEncoderSpec)
@@ -62,10 +64,29 @@ class TextEncoder(ABC, Generic[S]):
         return True
 
 
+def embed(encoder: TextEncoder[TextEncoderSpec], prompts: Sequence[str]) -> Text:
+    """Return the embeddings of prompts, without gradients, their shapes checked.
+
+    Raises:
+        ContractError: they are no text, or not one row a prompt.
+    """
+    with torch.no_grad():
+        text = encoder.encode(prompts)
+    check_type(encoder, "its text", text, Text)
+    check_type(encoder, "embeddings", text.embeddings, Tensor)
+    count, (length, width) = len(prompts), (*text.embeddings.shape, 0, 0, 0)[1:3]
+    check_shape(encoder, "embeddings", text.embeddings, (count, length, width), "B L E")
+    check_shape(encoder, "mask", text.mask, (count, length), "B L")
+    if text.pooled is not None:
+        check_type(encoder, "pooled", text.pooled, Tensor)
+        shape = (count, text.pooled.shape[-1] if text.pooled.dim() else 0)
+        check_shape(encoder, "pooled", text.pooled, shape, "B G")
+    return text
+
+
 def embed_all(encoder: TextEncoder[TextEncoderSpec], prompts: Sequence[str]) -> Text:
     """Return the embeddings of all prompts of a job; the encoder's weights are freed again."""
     try:
-        with torch.no_grad():
-            return encoder.encode(prompts)
+        return embed(encoder, prompts)
     finally:
         encoder.release()

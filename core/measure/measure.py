@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median, median_low
 
 import attrs
@@ -11,12 +12,14 @@ from attrs import define, frozen
 
 from .. import config
 from ..data.store import Record
+from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.metric import merit
 from ..tools.device import versions
 from ..tools.progress import Report
 from ..values.grid import Rate, Size3
-from .prepare import MeasureSetup, evaluating
+from .kept import KeptClip, KeptClips
+from .prepare import MeasureSetup, evaluating, failure
 from .quality import (
     CEILING,
     QUERIES,
@@ -48,6 +51,8 @@ def measure(
     run: str = "",
     step: int | None = None,
     progress: Report | None = None,
+    kept: KeptClips | None = None,
+    stopped: Callable[[MeasureResult], None] | None = None,
 ) -> MeasureResult:
     """Measure the quality of retrieval and the gain of the memory over every clip of a store.
 
@@ -63,17 +68,56 @@ def measure(
         run: where the model is from, to be reported.
         step: training steps it has seen, to be reported.
         progress: called with done, total and a note.
+        kept: where each clip is kept once it is measured, and read from in place of measuring it.
+        stopped: called with the result of the clips before, where a later one fails; its
+            `unfinished` says how.
 
     Raises:
         UserError: no retriever reads memory, or a file of the store is damaged.
         LongtakeError: frames are not finite (the message names retriever, clip and maker), or no
             metric is left; one metric that fails is not measured, and `missing` says why.
     """
-    began = time.perf_counter()
+    clips: list[_MeasuredClip] = []
+    long: list[_MeasuredLongClip] = []
+
+    def result(unfinished: str = "") -> MeasureResult:
+        return _result(setup, clips, long, run=run, step=step, unfinished=unfinished)
+
     with evaluating(setup.model):
         tick = _ticks(setup, progress)
-        clips = list(_measure_clips(setup, tick))
-        long = list(_measure_long_clips(setup, tick))
+        try:
+            for clip in _measure_clips(setup, tick, kept):
+                clips.append(clip)
+            for longer in _measure_long_clips(setup, tick, kept):
+                long.append(longer)
+        except Exception as error:  # a plugin may raise anything
+            if clips and stopped:
+                stopped(result(f"{_done(setup, clips, long)}; {tick.clip} {failure(error)}"))
+            raise
+    return result()
+
+
+def _done(
+    setup: MeasureSetup, clips: Sequence[_MeasuredClip], long: Sequence[_MeasuredLongClip]
+) -> str:
+    """Return how many clips were measured, in words."""
+    text = f"{len(clips)} of {len(setup.records())} clips were measured"
+    if len(clips) < len(setup.records()):
+        return text
+    seconds = setup.model.experiment.measure.long_seconds
+    return f"{text}, and {len(long)} of {len(_long_records(setup))} at {seconds:g} s"
+
+
+def _result(
+    setup: MeasureSetup,
+    clips: Sequence[_MeasuredClip],
+    long: Sequence[_MeasuredLongClip],
+    *,
+    run: str,
+    step: int | None,
+    unfinished: str,
+) -> MeasureResult:
+    """Return what was measured of all clips, or of those before one that failed."""
     for quality in [clip.quality for clip in clips] + [clip.quality for clip in long]:
         quality.keep_metrics(setup.metrics)
     for clip in clips:
@@ -103,9 +147,10 @@ def measure(
         queries=QUERIES,
         seed=setup.seed,
         mirrored=sum(record.mirror for record in setup.store.records),
-        took=time.perf_counter() - began,
+        took=sum(clip.took for clip in (*clips, *long)),
         spec=config.to_json(experiment),
         versions=versions(),
+        unfinished=unfinished,
     )
 
 
@@ -118,16 +163,25 @@ class _Ticks:
     clip: str = ""
     done: int = 0
 
-    def __call__(self, note: str) -> None:
-        self.done += 1
+    def __call__(self, note: str, count: int = 1) -> None:
+        self.done += count
         if self.progress:
             self.progress(self.done, self.total, f"{self.clip}: {note}")
 
 
 def _ticks(setup: MeasureSetup, progress: Report | None) -> _Ticks:
-    once = 1 + len(setup.retrievers)  # ceiling, retrievers
     clips, long_clips = len(setup.records()), len(_long_records(setup))
-    return _Ticks(progress, (once + QUERIES + 1) * clips + once * long_clips)
+    return _Ticks(progress, _parts(setup) * clips + _long_parts(setup) * long_clips)
+
+
+def _long_parts(setup: MeasureSetup) -> int:
+    """Return the parts of the work of one clip at the greater length: ceiling, retrievers."""
+    return 1 + len(setup.retrievers)
+
+
+def _parts(setup: MeasureSetup) -> int:
+    """Return the parts of the work of one clip."""
+    return _long_parts(setup) + QUERIES + 1
 
 
 @frozen(eq=False, kw_only=True)
@@ -137,18 +191,39 @@ class _MeasuredClip:
     record: Record
     quality: ClipQuality
     gain: ClipGain
+    took: float
 
 
-def _measure_clips(setup: MeasureSetup, tick: _Ticks) -> Iterator[_MeasuredClip]:
+def _measure_clips(
+    setup: MeasureSetup, tick: _Ticks, kept: KeptClips | None
+) -> Iterator[_MeasuredClip]:
     partners = setup.partners()
     for record in setup.records():
         tick.clip = record.name
+        found = kept and kept.read(record, setup.length, setup)
+        if found and found.gain:
+            tick("kept", _parts(setup))
+            gain, quality, took = found.gain, found.quality, found.took
+            yield _MeasuredClip(record=record, quality=quality, gain=gain, took=took)
+            continue
+        began = time.perf_counter()
         partner = partners.get(record.id)
         foreign = foreign_memory(setup, record, partner) if partner else None
         quality = clip_quality(setup, record, tick, foreign=foreign)
         gain = clip_gain(setup, record, foreign)
+        took = time.perf_counter() - began
+        _keep(kept, record, setup.length, KeptClip(quality=quality, gain=gain, took=took))
         tick("memory_gain")
-        yield _MeasuredClip(record=record, quality=quality, gain=gain)
+        yield _MeasuredClip(record=record, quality=quality, gain=gain, took=took)
+
+
+def _keep(kept: KeptClips | None, record: Record, length: int, clip: KeptClip) -> None:
+    """Keep a clip; where the disk refuses, that is said, and measuring goes on."""
+    try:
+        if kept:
+            kept.write(record, length, clip)
+    except UserError as error:
+        logging.getLogger(__name__).warning("%s: what is measured is not kept", error)
 
 
 def _long_records(setup: MeasureSetup) -> list[Record]:
@@ -164,15 +239,28 @@ class _MeasuredLongClip:
     record: Record
     size: Size3
     quality: ClipQuality
+    took: float
 
 
-def _measure_long_clips(setup: MeasureSetup, tick: _Ticks) -> Iterator[_MeasuredLongClip]:
+def _measure_long_clips(
+    setup: MeasureSetup, tick: _Ticks, kept: KeptClips | None
+) -> Iterator[_MeasuredLongClip]:
     longer = setup.longer()
     for record in _long_records(setup) if longer else ():
         assert longer is not None
         tick.clip = f"{record.name}, {setup.model.experiment.measure.long_seconds:g} s"
+        size = longer.size(record)
+        found = kept and kept.read(record, longer.length, setup)
+        if found:
+            tick("kept", _long_parts(setup))
+            quality, took = found.quality, found.took
+            yield _MeasuredLongClip(record=record, size=size, quality=quality, took=took)
+            continue
+        began = time.perf_counter()
         quality = clip_quality(longer, record, tick, masked=False)
-        yield _MeasuredLongClip(record=record, size=longer.size(record), quality=quality)
+        took = time.perf_counter() - began
+        _keep(kept, record, longer.length, KeptClip(quality=quality, gain=None, took=took))
+        yield _MeasuredLongClip(record=record, size=size, quality=quality, took=took)
 
 
 def _long_row(setup: MeasureSetup, clip: _MeasuredLongClip) -> LongRow:

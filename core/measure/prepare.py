@@ -126,7 +126,7 @@ class MeasureSetup:
             LongtakeError: it was the last one.
         """
         del self.metrics[name]
-        self.infos[name] = attrs.evolve(self.infos[name], failed=_failure(error))
+        self.infos[name] = attrs.evolve(self.infos[name], failed=failure(error))
         if not self.metrics:
             raise LongtakeError(_why_none(self.infos))
 
@@ -199,7 +199,7 @@ def _build_metrics(
         except Exception as error:  # a plugin may raise anything
             infos[name] = MetricInfo(
                 name=name, plugin=plugin, title=name.upper(), unit="", goal="higher",
-                verb=Metric.verb, quantity=name.upper(), failed=_failure(error),
+                verb=Metric.verb, quantity=name.upper(), failed=failure(error),
             )  # fmt: skip
         if not infos[name].reason:
             metrics[name] = metric
@@ -220,7 +220,7 @@ def _metric_info(name: str, plugin: str, metric: Metric[MetricSpec]) -> MetricIn
     )
 
 
-def _failure(error: BaseException) -> str:
+def failure(error: BaseException) -> str:
     """Return how a metric failed, to follow "it"."""
     known = error if isinstance(error, LongtakeError) else plugin_error(error)
     return f"failed: {known or one_line(error)}"

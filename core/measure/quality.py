@@ -172,7 +172,7 @@ def _masked_quality(
     history = scene.history if setup.reads_pixels else attrs.evolve(scene.history, pixels=None)
     scores: dict[str, list[FrameScores]] = defaultdict(list)
     for number in range(QUERIES):
-        query = setup.masker.masked(history, scene.text, draws)
+        query = setup.masker.query(history, scene.text, draws, certain=True)
         masked = attrs.evolve(scene, memory=setup.model.encoder(query.history))
         for name, retriever in setup.learned.items():
             generator = setup.generator(record, f"noise {number}")
@@ -320,7 +320,7 @@ def clip_gain(setup: MeasureSetup, record: Record, foreign: Memory | None) -> Cl
 
 def clean_query(setup: MeasureSetup, history: History, text: Text, draws: Draws) -> Query:
     """Return a query at a random Ω whose history is clean, as in Stage II."""
-    query = setup.masker.masked(history, text, draws)
+    query = setup.masker.query(history, text, draws, certain=True)
     return attrs.evolve(
         query,
         history=history,

@@ -358,6 +358,7 @@ class MeasureResult:
         asked: seconds of history asked for; `queries` masked queries for each clip.
         mirrored: mirrored clips of the store, which are never measured.
         took: seconds that measuring took.
+        unfinished: why there are not all clips, and how many there are; "": there are all.
     """
 
     experiment: str
@@ -384,6 +385,7 @@ class MeasureResult:
     took: float
     spec: Mapping[str, Any] = field(repr=False)
     versions: Mapping[str, str] = field(repr=False)
+    unfinished: str = ""
 
     def retrieval(self, name: str) -> RetrieverResult:
         """Return the result of the retriever of that name."""

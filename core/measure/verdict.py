@@ -301,6 +301,8 @@ def _long_clip(row: LongRow, name: str, floor: str | None, metric: MetricInfo) -
 
 def _cautions(result: MeasureResult) -> Iterator[VerdictLine]:
     count = len(result.clips)
+    if result.unfinished:
+        yield _note(f"This is not all: {result.unfinished}.")
     for metric in result.missing:
         yield _note(f"{metric.title} was not measured: {metric.reason}.")
     if count < FEW:

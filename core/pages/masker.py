@@ -131,7 +131,7 @@ def mask_clip(experiment: Experiment, *, video: Path | None = None, seed: int = 
 def _masked_query(experiment: Experiment, history: History, seed: int) -> Query:
     masker: Masker[MaskerSpec] = build(experiment.masker).fit_to(experiment.backbone.geometry)
     no_text = Text(embeddings=torch.zeros(1, 1, 1), mask=torch.ones(1, 1, dtype=torch.bool))
-    return masker.masked(history, no_text, Draws.of(seed, 0, [0], "picture"))
+    return masker.query(history, no_text, Draws.of(seed, 0, [0], "picture"), certain=True)
 
 
 def _read_pixels(geometry: Geometry, video: Path | None) -> Tensor:

@@ -169,7 +169,7 @@ class StageOne(Stage):
             finite = self.finite = FiniteLog()
             history, text = batch.history, batch.text
             finite.add(DATA, history.latents, *history.lr.values(), text.embeddings)
-            query = self.masker(history, self._drop_text(text, draws), draws)
+            query = self.masker.query(history, self._drop_text(text, draws), draws)
             hidden = query.history
             finite.add(self.masker, query.targets, hidden.latents, *hidden.lr.values())
             drawn = self.draw_noise(query, draws)
@@ -213,7 +213,7 @@ class StageOne(Stage):
     def memory_losses(self, batch: Batch, step: int) -> MemoryLosses:
         """Return the losses of a batch's queries under the true, another sample's and no memory."""
         draws = Draws.of(self.spec.seed, step, batch.places, "gain")
-        query = self.masker(batch.history, batch.text, draws)
+        query = self.masker.query(batch.history, batch.text, draws)
         drawn = self.draw_noise(query, draws)
 
         def losses() -> MemoryLosses:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from longtake.backbones.hunyuan.model import HunyuanBackbone
+from longtake.backbones.hunyuan.specs import TinyHunyuan
 from longtake.backbones.wan.model import WanBackbone
 from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.contract import check_backbone
@@ -166,6 +168,14 @@ def test_each_wrong_backbone_is_caught(wan: Any, wrong: type[WanBackbone], line:
     assert "\n" not in str(caught.value)
 
 
+def test_a_wrong_recipe_is_caught(wan: Any) -> None:
+    spec = wan.spec(layers=1)
+    recipe = {**spec.recipe, "encoder.width": 3}
+    wrong = attrs.frozen(kw_only=True)(type("Wrong", (type(spec),), {"recipe": recipe}))
+    with pytest.raises(AssertionError, match="the recipe of Wrong: encoder.width: unknown key"):
+        check_backbone(TinyWanBackbone.load(spec), spec=wrong())
+
+
 def test_what_cannot_be_checked_is_said(wan: Any, monkeypatch: Any) -> None:
     spec = wan.spec(layers=1)
     assert check_backbone(TinyWanBackbone.load(spec), spec=spec) == ()
@@ -194,3 +204,11 @@ def test_it_is_left_as_it_was(wan: Any) -> None:
     after = model.state_dict()
     assert before.keys() == after.keys() and not model.adapters()
     assert all(torch.equal(after[name], x) for name, x in before.items())
+
+
+@pytest.mark.slow
+def test_rounding_of_frozen_weights_is_no_fault() -> None:
+    """Torch rounds a linear of cut tensors otherwise once its weight is frozen, as by LoRA."""
+    spec = TinyHunyuan(layers=1, single_layers=1, weights=None)
+    model = HunyuanBackbone.load(spec, seed=0)
+    assert check_backbone(model, spec=spec) == ()

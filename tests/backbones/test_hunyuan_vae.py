@@ -148,7 +148,7 @@ def test_contract_catches_a_rest_that_is_lost(codec: HunyuanVaeCodec, vae: Any) 
             return None
 
     broken: Codec[CodecSpec] = Forgetful(codec.spec)
-    with pytest.raises(AssertionError, match="gives what is"):
+    with pytest.raises(AssertionError, match="its pixels: the shape is"):
         check_codec(broken, cells=(1, 1))
 
 

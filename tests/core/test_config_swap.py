@@ -25,7 +25,7 @@ from longtake.core.config import (
     origins,
     to_json,
 )
-from longtake.core.config.recipe import leaves, recipe_of, recommended
+from longtake.core.config.recipe import check_recipe, leaves, recipe_of, recommended
 from longtake.core.errors import UserError
 from longtake.core.experiment import CacheSpec, Experiment, TrainSpec
 from longtake.core.hooks import Plugin
@@ -88,6 +88,16 @@ def test_there_and_back_is_equal(name: str, variant: str) -> None:
     assert registry().find(there.backbone).name == name
     assert there.name == f"{name}-2x2x2{variant}"
     assert on_backbone(there, before.backbone) == before
+
+
+@pytest.mark.parametrize("name", names())
+def test_there_and_back_is_equal_without_a_memory(name: str) -> None:
+    before = shipped("tiny-base")
+    there = on_backbone(before, name)
+    assert on_backbone(there, before.backbone) == before
+    assert there.masker.clean == before.masker.clean, "nothing reads it"
+    counts = there.masker.counts  # type: ignore[attr-defined]
+    assert counts == recipe_of(there.backbone)["masker.counts"], "its targets follow"
 
 
 def test_it_all_follows_also_what_nobody_set() -> None:
@@ -241,6 +251,36 @@ def test_a_recipe_with_a_wrong_key_is_said() -> None:
 
     with pytest.raises(UserError, match="recipe of Odd: train.ratee: unknown field; did you mean"):
         recipe_of(Odd)
+
+
+WRONG_RECIPES: list[tuple[dict[str, Any], str]] = [
+    ({"encoder.widht": 3}, r"encoder.widht: unknown key; did you mean encoder.widths\?"),
+    ({"trian.rate": 3}, "trian.rate: unknown key; there are encoder.widths"),
+    ({"train.rate": "fast"}, "train: rate: must be a number, not 'fast'"),
+    ({"train.adapter.alpha": -1.0}, "train: adapter.alpha: must be >"),
+    ({"train.batch": 6, "train.accumulate": 4}, "train: .*batch 6 cannot be dealt"),
+    ({"cache.area": 0}, "cache: area: must be >= 64, not 0"),
+    ({"encoder.heads": 0}, "encoder.heads: heads: must be >= 1, not 0"),
+    ({"masker.counts": 4}, "masker.counts: counts: must be a list"),
+    ({"retrievers": ({"type": "flo"},)}, "retrievers: .* unknown retriever 'flo'"),
+    ({"retrievers": ({"steps": 2},)}, "retrievers: .*type: missing"),
+    ({"measure.targets": ({"metric": "psnr"},)}, "measure.targets: .*low: missing"),
+    ({"backbone.heads": -1}, "backbone: must be >= 1"),
+    ({"backbone.codec.tile": 64}, "backbone.codec.tile: set backbone.codec whole"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "line"), WRONG_RECIPES, ids=lambda x: str(x)[:24])
+def test_a_wrong_recipe_is_found_before_anything_runs(recipe: dict[str, Any], line: str) -> None:
+    whole = {**TinyWan.recipe, **recipe}
+    own = attrs.frozen(kw_only=True)(type("Mine", (Wan22Dense5B,), {"recipe": whole}))
+    with pytest.raises(UserError, match=f"the recipe of Mine: {line}"):
+        check_recipe(own)
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_recipes_that_ship_are_right(name: str) -> None:
+    check_recipe(candidates(BackboneSpec)[name])
 
 
 def test_a_stranger_without_a_recipe_has_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

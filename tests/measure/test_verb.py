@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,7 @@ def quick(monkeypatch, model, result, measure_setup):
 
     monkeypatch.setattr(options, "find_run", lambda run: run)
     monkeypatch.setattr(checkpoint, "load_run", lambda place: model)
-    monkeypatch.setattr(verb, "_step", lambda place: 12)
+    monkeypatch.setattr(verb, "_checkpoint", lambda place: Path("checkpoint-12"))
     monkeypatch.setattr(measuring, "measure", measured)
 
 
