@@ -81,8 +81,11 @@ class MeasureSetup:
             raise UserError(f"{experiment.name} has no compressor, so no memory to measure")
         codec: Codec[CodecSpec] = build(experiment.backbone.codec)
         check_fits(experiment, store, all_needs(experiment).rates, codec=codec)
-        if all(record.mirror for record in store.records):
-            raise UserError(f"{store.root} holds mirrored clips only: there is nothing to measure")
+        if not any(record.original for record in store.records):
+            raise UserError(
+                f"{store.root} holds mirrored clips only, or other variants: there is nothing to "
+                "measure"
+            )
         store.apply_margin(codec.to(device).eval())
         length = geometry.latents(geometry.frames(experiment.measure.seconds, store.fps))
         if length < 1:
@@ -146,8 +149,8 @@ class MeasureSetup:
         return compressor_needs(self.model.experiment).pixels
 
     def records(self) -> list[Record]:
-        """Return the clips to measure: all that are no mirror image of another."""
-        return [record for record in self.store.records if not record.mirror]
+        """Return the clips to measure: all that are no variant of another."""
+        return [record for record in self.store.records if record.original]
 
     def partners(self) -> dict[str, Record]:
         """Return for each clip, by id, the next one of its size; clips alone have none."""

@@ -356,7 +356,7 @@ class MeasureResult:
         long: clips that have `long_asked` seconds, measured at that length, too.
         spec: the experiment, resolved.
         asked: seconds of history asked for; `queries` masked queries for each clip.
-        mirrored: mirrored clips of the store, which are never measured.
+        mirrored: variants of clips (mirrored, backwards, faster), which are never measured.
         took: seconds that measuring took.
     """
 
