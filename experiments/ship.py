@@ -26,6 +26,7 @@ from ..core.config import differences, load_experiment, on_backbone, to_json
 from ..core.data.store import Record, Store
 from ..core.errors import LongtakeError, UserError
 from ..core.experiment import Experiment
+from ..core.measure.linear import FILE as LINEAR_CODE
 from ..core.registry import registry
 from ..core.tools.files import (
     check_out_folder,
@@ -69,6 +70,8 @@ def ship(
         for name in ("memory.safetensors", "lora.safetensors"):
             if (checkpoint / name).exists():
                 halve(checkpoint / name, part / name)
+        if (run / LINEAR_CODE).exists():
+            shutil.copyfile(run / LINEAR_CODE, part / LINEAR_CODE)
         if (checkpoint / "backbone").is_dir():
             halve_backbone(checkpoint / "backbone", part / "backbone")
         write_json(part / "spec.json", read_json(run / "spec.json", "run"))

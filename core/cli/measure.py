@@ -14,6 +14,8 @@ from . import options as o
 if TYPE_CHECKING:
     from ..data.store import Store
     from ..experiment import Experiment
+    from ..measure.linear import LinearCode
+    from ..model import Model
 
 
 PICTURE_FRAMES = 5  # columns of the picture
@@ -31,16 +33,21 @@ def measure(
         Path | None, typer.Option(help="also write one picture of frames, .jpg or .png")
     ] = None,
     clips: Annotated[str, typer.Option(help="names of its clips, separated by commas")] = "",
+    fit: Annotated[
+        Path | None,
+        typer.Option(help="the training store: fits the guide `linear`, and keeps it beside RUN"),
+    ] = None,
     credit: Annotated[str, typer.Option(help="the line under it; default: captions")] = "",
     sets: o.Sets = None,
     as_json: o.Json = False,
 ) -> None:
     """Measure what the memory gives back, masked and unmasked, against floors and the ceiling.
 
-    Example: longtake measure runs/first --data stores/val --beside runs/other
+    Example: longtake measure runs/first --data stores/val --fit stores/train
     """
     from ..data.store import Store
     from ..measure.compare import compare_rates, read_measure
+    from ..measure.linear import FILE, NAME, write_linear_code
     from ..measure.measure import measure as measure_model
     from ..measure.prepare import MeasureSetup
     from ..measure.strips import make_sliders, make_strips
@@ -63,12 +70,18 @@ def measure(
         check_out_file(picture, "--picture")
     model = load_run(place).to(pick_device())
     model = attrs.evolve(model, experiment=_changed(model.experiment, sets or []))
-    setup = MeasureSetup.build(model, store)
+    home = folder if o.is_shipped(place) else _run_folder(place)
+    code = _linear_code(model, fit, [home, place])
+    setup = MeasureSetup.build(model, store, linear=code)
+    if code is not None and fit is not None:
+        write_linear_code(home / FILE, code)
     with progress_bar("measure") as report:
         result = measure_model(setup, run=run, step=_step(place), progress=report)
     rates = compare_rates(result, others)
     summary = as_data(result, rates)
     lines = [*map(str, verdict(result))]
+    if code is None:
+        lines.append(f"{NAME}: not measured; --fit STORE fits it on the training store")
     try:
         write_json(folder / "measure.json", summary)
         page = write_report(
@@ -98,6 +111,27 @@ def _changed(experiment: Experiment, sets: Sequence[str]) -> Experiment:
             "was trained on"
         )
     return changed.spec
+
+
+def _linear_code(model: Model, fit: Path | None, places: Sequence[Path]) -> LinearCode | None:
+    """Fit the code of the guide `linear`, or read the one that is kept; None where none is."""
+    from ..data.store import Store
+    from ..measure.linear import FILE, fit_linear_code, read_linear_code
+    from ..registry import build
+    from ..tools.device import pick_device
+    from ..tools.progress import progress_bar
+
+    codec = build(model.experiment.backbone.codec).to(pick_device()).eval()
+    if fit is not None:
+        with progress_bar("fit") as report:
+            return fit_linear_code(model.experiment, Store.open(fit), codec, progress=report)
+    kept = next((place / FILE for place in places if (place / FILE).is_file()), None)
+    return None if kept is None else read_linear_code(kept, model.experiment, codec)
+
+
+def _run_folder(place: Path) -> Path:
+    """Return the folder of a run that a checkpoint of it may have been named of."""
+    return place if (place / "spec.json").is_file() else place.parent
 
 
 def _check_picture(store: Store, picture: Path | None, names: Sequence[str]) -> None:

@@ -43,6 +43,7 @@ IDENTITY = ("codec", "text", "channels", "fps")
 SPECS = "specs"  # in a store's header: of the codec and of the text encoder
 GONE = "gone.json"
 MOST_NAMED = 5  # clips named in a message
+RARE: dict[str, Any] = {"reverse": False, "speed": 1.0, "photos": (), "photo_marks": ()}
 
 
 @frozen(kw_only=True)
@@ -114,8 +115,13 @@ class Record:
         return caption_at(self.captions, 0.0, self.seconds)
 
     def line(self) -> dict[str, Any]:
-        """Return the record as a line of the index."""
-        return attrs.asdict(self)
+        """Return the record as a line of the index; what only films and variants have, for those.
+
+        So lines of other clips, and what is computed from them, are as they were before there were
+        any.
+        """
+        line = attrs.asdict(self)
+        return {k: v for k, v in line.items() if k not in RARE or v != RARE[k]}
 
 
 def clip_path(root: Path, clip: str) -> Path:
