@@ -15,6 +15,7 @@ from .interfaces.spec import (
     LoRA,
     MaskerSpec,
     MetricSpec,
+    RangeCheck,
     RetrieverSpec,
     between,
     doc,
@@ -28,6 +29,107 @@ from .interfaces.spec import (
 from .values.grid import Rate
 
 S = TypeVar("S")
+
+
+def _check_speed(instance: object, attribute: object, value: float) -> None:
+    if not 0.1 <= value <= 10 or value == 1:
+        raise ValueError(f"a speed is 0.1 to 10, and not 1: not {value:g}")
+
+
+_other_speed = RangeCheck(range="0.1 to 10, not 1", check=_check_speed)
+
+
+def _check_span(instance: object, attribute: object, value: tuple[float, float]) -> None:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"needs two numbers of seconds, 0 < first <= second, not {value}")
+
+
+def _check_zoom(instance: object, attribute: object, value: tuple[float, float]) -> None:
+    if not 1 <= value[0] <= value[1]:
+        raise ValueError(f"needs two numbers, 1 <= first <= second, not {value}")
+
+
+@frozen(kw_only=True)
+class Motions:
+    """How often the camera of a film moves how: shares of its shots, in any unit."""
+
+    still: float = field(default=1.0, validator=ge(0.0), metadata=doc("it stands still, ≥ 0"))
+    pan: float = field(default=3.0, validator=ge(0.0), metadata=doc("it looks elsewhere, ≥ 0"))
+    zoom: float = field(default=2.0, validator=ge(0.0), metadata=doc("it zooms in or out, ≥ 0"))
+    turn: float = field(default=1.0, validator=ge(0.0), metadata=doc("it turns upright, ≥ 0"))
+    mixed: float = field(default=3.0, validator=ge(0.0), metadata=doc("all three at once, ≥ 0"))
+
+    def __attrs_post_init__(self) -> None:
+        if not sum(attrs.astuple(self)) > 0:
+            raise ValueError("one of the motions needs a share above 0")
+
+
+@frozen(kw_only=True)
+class FilmSpec:
+    """How `cache --photos` films photographs with a virtual camera."""
+
+    clips: int = field(default=2, validator=ge(1), metadata=doc("films of each photograph, ≥ 1"))
+    seconds: float = field(
+        default=20.0, validator=gt(0.0), metadata=doc("length of a film, seconds, > 0")
+    )
+    photos: int = field(
+        default=2,
+        validator=ge(1),
+        metadata=doc("pictures that a film cuts between, its own photograph among them, ≥ 1"),
+    )
+    textures: float = field(
+        default=0.15,
+        validator=unit,
+        metadata=doc("share of the further pictures that are a random texture, 0 to 1"),
+    )
+    texts: float = field(
+        default=0.1,
+        validator=unit,
+        metadata=doc("share of the further pictures that are a page of random text, 0 to 1"),
+    )
+    shot: tuple[float, float] = field(
+        default=(1.5, 5.0),
+        validator=_check_span,
+        metadata=doc("shortest and longest shot, seconds"),
+    )
+    cuts: float = field(
+        default=0.5,
+        validator=unit,
+        metadata=doc("share of shots that begin with a cut, 0 to 1; others go on from the last"),
+    )
+    returns: float = field(
+        default=0.4,
+        validator=unit,
+        metadata=doc("share of shots that come back to an earlier view, 0 to 1"),
+    )
+    motions: Motions = field(
+        factory=Motions,
+        validator=instance_of(Motions),
+        metadata=doc("how often the camera stands, pans, zooms, turns"),
+    )
+    zoom: tuple[float, float] = field(
+        default=(1.2, 3.5),
+        validator=_check_zoom,
+        metadata=doc("least and greatest zoom, ≥ 1; never beyond one pixel for one"),
+    )
+    angle: float = field(
+        default=15.0, validator=between(0.0, 90.0), metadata=doc("greatest turn, degrees, 0 to 90")
+    )
+    aspect: float = field(
+        default=16 / 9,
+        validator=gt(0.0),
+        metadata=doc("width over height of a film, which its bucket comes from, > 0"),
+    )
+    seed: int = field(
+        default=0, validator=between(0, 2**62), metadata=doc("seed of all films, 0 to 2^62")
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.textures + self.texts > 1:
+            raise ValueError(
+                f"textures {self.textures:g} and texts {self.texts:g} are shares of one whole: "
+                "together 1 at most"
+            )
 
 
 @frozen(kw_only=True)
@@ -60,6 +162,24 @@ class CacheSpec:
         validator=instance_of(bool),
         metadata=doc("cache every video a second time, mirrored left to right, to train on"),
     )
+    reverse: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc("cache every clip once more run backwards, to train on"),
+    )
+    speeds: tuple[float, ...] = field(
+        default=(),
+        validator=each(_other_speed),
+        metadata=doc(
+            "cache every clip once more at each of these speeds, to train on: 2 is twice as fast; "
+            "with `mirror` and `reverse` all combinations are cached"
+        ),
+    )
+    film: FilmSpec = field(
+        factory=FilmSpec,
+        validator=instance_of(FilmSpec),
+        metadata=doc("how photographs are filmed (`cache --photos`)"),
+    )
     dtype: str = field(
         default="float16",
         validator=in_(("float32", "float16", "bfloat16")),
@@ -77,10 +197,9 @@ class CacheSpec:
         default=32, validator=ge(4), metadata=doc("frames decoded at a time, ≥ 4: bounds memory")
     )
 
-
-def _check_span(instance: object, attribute: object, value: tuple[float, float]) -> None:
-    if not 0 < value[0] <= value[1]:
-        raise ValueError(f"needs two numbers of seconds, 0 < first <= second, not {value}")
+    def __attrs_post_init__(self) -> None:
+        if len(set(self.speeds)) < len(self.speeds):
+            raise ValueError(f"speeds {list(self.speeds)} has one twice")
 
 
 def _check_decay(instance: object, attribute: object, value: float) -> None:

@@ -2,7 +2,9 @@
 
     python -m longtake.experiments.ship runs/full --data stores/full --after runs/small
 
-writes `experiments/weights/<experiment>/`; a folder there is found by its name from then on.
+`--photos FOLDER` names the photographs that were filmed, with package, author and licence, as
+`python -m longtake.experiments.photos` lists them. It writes `experiments/weights/<experiment>/`;
+a folder there is found by its name from then on.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from safetensors.torch import save_file
 
 from ..core.config import differences, load_experiment, on_backbone, to_json
-from ..core.data.store import Store
-from ..core.errors import LongtakeError
+from ..core.data.store import Record, Store
+from ..core.errors import LongtakeError, UserError
 from ..core.experiment import Experiment
+from ..core.measure.linear import FILE as LINEAR_CODE
 from ..core.registry import registry
 from ..core.tools.files import (
     check_out_folder,
@@ -33,11 +37,18 @@ from ..core.tools.files import (
     write_json,
 )
 from ..core.train.checkpoint import read_run, step_of
+from .photos import read_photographs
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ()) -> Path:
+def ship(
+    run: Path,
+    data: Path,
+    out: Path = WEIGHTS,
+    after: Sequence[Path] = (),
+    photos: Path | None = None,
+) -> Path:
     """Write the newest checkpoint of a run as shipped weights, and return their folder.
 
     Args:
@@ -45,27 +56,63 @@ def ship(run: Path, data: Path, out: Path = WEIGHTS, after: Sequence[Path] = ())
         data: the store that it, and those before it, were trained on.
         out: where weights ship from.
         after: the runs that it went on from, first to last.
+        photos: the folder of the photographs that the store's films show; None: it has none.
+
+    Raises:
+        UserError: the store has films of photographs that `photos` does not list.
     """
     experiment, checkpoint = read_run(run)
+    records = Store.open(data).records
+    photographs = listed_photographs(records, photos)
     target = out / experiment.name
     check_out_folder(target)
     with whole_folder(target) as part:
         for name in ("memory.safetensors", "lora.safetensors"):
             if (checkpoint / name).exists():
                 halve(checkpoint / name, part / name)
+        if (run / LINEAR_CODE).exists():
+            shutil.copyfile(run / LINEAR_CODE, part / LINEAR_CODE)
         if (checkpoint / "backbone").is_dir():
             halve_backbone(checkpoint / "backbone", part / "backbone")
         write_json(part / "spec.json", read_json(run / "spec.json", "run"))
         clips = [
             {"source": r.source, "fingerprint": r.fingerprint, "mirror": r.mirror}
-            for r in Store.open(data).records
+            | ({"reverse": r.reverse, "speed": r.speed} if not r.original else {})
+            | ({"photos": list(r.photos)} if r.photos else {})
+            for r in records
         ]
         starts = (None, *after)
         parts = [
             provenance(one, data, start) for one, start in zip((*after, run), starts, strict=True)
         ]
-        write_json(part / "training.json", {"parts": parts, "clips": clips})
+        listed = {"photographs": photographs} if photographs else {}
+        write_json(part / "training.json", {"parts": parts, "clips": clips, **listed})
     return target
+
+
+def listed_photographs(records: Sequence[Record], photos: Path | None) -> list[dict[str, Any]]:
+    """Return what is known of the photographs that a store's films show, by file name.
+
+    Args:
+        records: of the store.
+        photos: the folder whose list names them.
+
+    Raises:
+        UserError: the list lacks one, or there is none.
+    """
+    shown = {
+        mark: name for r in records for name, mark in zip(r.photos, r.photo_marks, strict=True)
+    }
+    if not shown:
+        return []
+    if photos is None:
+        raise UserError("the store has films: name the folder of their photographs by --photos")
+    known = {one.fingerprint: one for one in read_photographs(photos)}
+    missing = sorted(shown[mark] for mark in set(shown) - set(known))
+    if missing:
+        raise UserError(f"{photos} does not list {missing[0]}, which the store's films show")
+    ordered = sorted((known[mark] for mark in shown), key=lambda one: one.file)
+    return [attrs.asdict(one) for one in ordered]
 
 
 def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, object]:
@@ -152,9 +199,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the store of all these runs")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--after", type=Path, nargs="*", default=(), help="runs it went on from")
+    parser.add_argument("--photos", type=Path, help="folder of the photographs of its films")
     args = parser.parse_args()
     try:
-        print(ship(args.run, args.data, args.out, args.after))
+        print(ship(args.run, args.data, args.out, args.after, args.photos))
     except LongtakeError as error:
         print(f"ship: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,4 +1,7 @@
-"""The `cache` verb: videos into a latent store; resumable, and bad files are listed, not fatal."""
+"""The `cache` verb: videos and filmed photographs into a latent store.
+
+It is resumable, and bad files are listed, not fatal.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from pathlib import Path
 import torch
 from attrs import define, field, frozen
 
-from ..data.sources import Source, find_sources, notes_on
-from ..data.store import Record, clip_path, note_gone, rate_path, read_index
+from ..data.sources import Source, find_films, find_sources, notes_on
+from ..data.store import Record, clip_path, note_gone, rate_path, read_gone, read_index
 from ..data.texts import PromptEmbedder
 from ..errors import UserError
 from ..experiment import Experiment
@@ -29,7 +32,6 @@ from .tasks import (
     Task,
     TaskResult,
     captions_of,
-    clip_ids,
     needs_cuts,
     perform,
     plan,
@@ -44,9 +46,10 @@ GIGABYTE = 1e9
 
 def cache(
     experiment: Experiment,
-    videos: Path,
+    videos: Path | None,
     out: Path,
     *,
+    photos: Path | None = None,
     rates: frozenset[Rate],
     pixels: bool,
     device: torch.device,
@@ -55,7 +58,7 @@ def cache(
     workers: int = 1,
     prune: bool = False,
 ) -> CacheResult:
-    """Cache every video of a folder into a store, and return what became of each.
+    """Cache every video of a folder, and films of photographs, and return what became of each.
 
     What is already in the store, from an unchanged video, is kept; new captions, cuts or rates
     are added to it without touching its latents. A video that cannot be used is listed with its
@@ -63,8 +66,9 @@ def cache(
 
     Args:
         experiment: its backbone implies codec, text encoder and frame rate.
-        videos: a folder, a list or one file.
+        videos: a folder, a list or one file; None: there are only films.
         out: the store's folder, made where missing.
+        photos: a folder of photographs to film as `cache.film` says; None: none.
         rates: LR rates that plugins need; those of `cache.rates` and of the store are added.
         pixels: whether a plugin needs the frames themselves.
         device: where the text encoder runs, and after it the codec.
@@ -72,18 +76,19 @@ def cache(
             captions depend on cuts, first with how many videos were searched for them.
         shard: the part of the videos that this process takes; default: all.
         workers: processes that this one spreads its part over.
-        prune: remove the clips of videos that are no longer among `videos`.
+        prune: remove the clips of videos that are no longer among `videos`, and of films that are
+            no longer made of `photos`; where one is None its clips stay.
 
     Raises:
-        UserError: no video is usable, the store belongs to another spec, or the disk is full.
+        UserError: neither `videos` nor `photos` is given, no video is usable, the store belongs to
+            another spec, or the disk is full.
         LongtakeError: a worker cannot start.
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: 1 or more")
     shard = shard or Shard()
-    sources = find_sources(videos)
+    sources, notes = _find(videos, photos, experiment)
     own = shard.of(sources)
-    notes = notes_on(videos, sources)
     job = Job.of(experiment, out, rates, pixels, device)
     text: TextEncoder[TextEncoderSpec] = build(experiment.backbone.text_encoder).to(device)
     with claim_store(job, text, shard) as index:
@@ -91,21 +96,39 @@ def cache(
         tasks = run.prepare(own, workers)
         measure_store_margins(job)
         outcomes = run.perform_all(own, tasks, workers)
-        gone = run.gone(sources)
+        judged = (videos is not None, photos is not None)
+        gone = run.gone(sources, *judged)
         if prune:
             run.remove_clips(gone)
-        note_gone(out, [] if prune else gone)
+        note_gone(out, sorted({*run.gone_before(*judged), *([] if prune else gone)}))
         captions = CaptionCount.of(own)
         result = CacheResult(out, outcomes, shard, gone, run.elapsed, captions, notes, prune)
-        _refuse_none(result, videos, len(sources))
+        where = " and ".join(str(path) for path in (videos, photos) if path is not None)
+        _refuse_none(result, where, len(sources))
     return result
 
 
-def _refuse_none(result: CacheResult, videos: Path, total: int) -> None:
+def _find(
+    videos: Path | None, photos: Path | None, experiment: Experiment
+) -> tuple[list[Source], list[str]]:
+    """Return videos and films, and notes on what lies among the videos and is not used.
+
+    Raises:
+        UserError: as `find_sources` and `find_films`, or there is neither.
+    """
+    if videos is None and photos is None:
+        raise UserError("nothing to cache: name --videos PATH, --photos FOLDER, or both")
+    found = [] if videos is None else find_sources(videos)
+    notes = [] if videos is None else notes_on(videos, found)
+    films = [] if photos is None else find_films(photos, experiment.cache.film)
+    return [*found, *films], notes
+
+
+def _refuse_none(result: CacheResult, where: str, total: int) -> None:
     """Refuse videos of which none can be used; a shard of several may have bad luck."""
     if result.shard.world == 1 and result.count("bad") == total:
         raise UserError(
-            f"none of the {total} videos in {videos} could be used; the first: "
+            f"none of the {total} videos in {where} could be used; the first: "
             f"{result.outcomes[0].detail}"
         )
 
@@ -124,7 +147,8 @@ class CaptionCount:
     @classmethod
     def of(cls, sources: Sequence[Source]) -> CaptionCount:
         """Count the captions of these videos."""
-        origins = Counter(source.origin for source in sources if source.captions)
+        given = [one for one in sources if one.captions and (one.origin or not one.film)]
+        origins = Counter(source.origin for source in given)
         ordered = tuple(origin for origin, _ in origins.most_common())
         return cls(origins.total(), len(sources), ordered)
 
@@ -241,17 +265,30 @@ class CacheRun:
         self._report("")
         return [self.outcomes[source.id] for source in sources]
 
-    def gone(self, sources: Sequence[Source]) -> list[str]:
-        """Return the videos that the store has clips of and that are not among the sources."""
-        present = {i for source in sources for i in clip_ids(source, mirror=True)}
+    def gone(self, sources: Sequence[Source], videos: bool, films: bool) -> list[str]:
+        """Return what the store has clips of and that is not among the sources.
+
+        Args:
+            sources: all videos and films of this run.
+            videos: whether videos were looked for.
+            films: whether films were.
+        """
+        present = {source.id for source in sources}
         root = self.job.root
         return sorted(
             {
                 record.source
                 for i, record in self.records.items()
-                if i not in present and clip_path(root, i).exists()
+                if (films if record.photos else videos)
+                and record.original_id not in present
+                and clip_path(root, i).exists()
             }
         )
+
+    def gone_before(self, videos: bool, films: bool) -> list[str]:
+        """Return what an earlier run no longer found and this one did not look for."""
+        judged = {r.source for r in self.records.values() if (films if r.photos else videos)}
+        return [source for source in read_gone(self.job.root) if source not in judged]
 
     def remove_clips(self, gone: Sequence[str]) -> None:
         """Remove the clips of these sources from the store, which then is as if it never had them.
@@ -261,11 +298,14 @@ class CacheRun:
         """
         for record in self.records.values():
             if record.source in gone:
-                files = [clip_path(self.job.root, record.id)]
-                files += [rate_path(self.job.root, rate, record.id) for rate in record.added]
-                for path in files:
-                    with disk_errors(path):
-                        path.unlink(missing_ok=True)
+                self._remove(record)
+
+    def _remove(self, record: Record) -> None:
+        files = [clip_path(self.job.root, record.id)]
+        files += [rate_path(self.job.root, rate, record.id) for rate in record.added]
+        for path in files:
+            with disk_errors(path):
+                path.unlink(missing_ok=True)
 
     def _plan(self, source: Source) -> Task | None:
         try:
@@ -309,10 +349,19 @@ class CacheRun:
             append_json_line(self.index, record.line())
             self._remove_stale_rates(record)
             self.records[record.id] = record
+        if result.outcome.status == "cached":
+            self._remove_stale_variants(result)
         self.outcomes[result.id] = result.outcome
         if result.outcome.status == "cached":
             self.estimate.add(clip_path(self.job.root, record.id) for record in result.records)
         self.elapsed = time.monotonic() - self.began
+
+    def _remove_stale_variants(self, result: TaskResult) -> None:
+        """Remove variants of what the video was before, such as those that are too short now."""
+        new = {record.id for record in result.records}
+        for record in self.records.values():
+            if record.original_id == result.id and record.id not in new:
+                self._remove(record)
 
     def _remove_stale_rates(self, new: Record) -> None:
         """Remove the files of rates that the clip, encoded anew, has inside its own file."""

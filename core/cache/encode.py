@@ -19,6 +19,7 @@ from einops import rearrange, reduce
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.films import Film, film_chunks, film_size
 from ..errors import UserError
 from ..experiment import CacheSpec
 from ..interfaces.codec import Codec, encode_chunk, from_bytes, join_latents
@@ -40,7 +41,7 @@ class Encoded:
         latents: `[1, C, T, H, W]` float32; `lr` the same by rate.
         pixels: uint8 `[1, 3, F, P, Q]`, or None where they are not kept.
         frames: F = 1 + stride·(T − 1); `fps` of them a second.
-        placement: how frames were fitted into their bucket.
+        placement: how frames were fitted into their bucket, or what they were filmed at.
         note: what was wrong with the file, "" where nothing was.
     """
 
@@ -49,18 +50,12 @@ class Encoded:
     pixels: Tensor | None
     frames: int
     fps: float
-    placement: Placement
+    placement: Placement | str
     note: str = ""
 
     def history(self) -> History:
         """Return it as a history that starts at latent 0."""
         return History(latents=self.latents, lr=self.lr, pixels=self.pixels)
-
-    def mirrored(self, codec: Codec[CodecSpec], rates: frozenset[Rate]) -> Encoded:
-        """Return the same video mirrored left to right, encoded afresh from its pixels."""
-        assert self.pixels is not None
-        chunks = iter([self.pixels.flip(-1)])
-        return encode_pixels(codec, chunks, rates, True, self.fps, self.placement)
 
 
 def encode_file(
@@ -103,6 +98,43 @@ def encode_file(
     return attrs.evolve(encoded, note=read.warning)
 
 
+def encode_film(
+    film: Film,
+    codec: Codec[CodecSpec],
+    geometry: Geometry,
+    spec: CacheSpec,
+    *,
+    rates: frozenset[Rate],
+    keep_pixels: bool,
+) -> Encoded:
+    """Make and encode a film at the backbone's frame rate; arguments as of `encode_file`.
+
+    Raises:
+        UserError: a photograph cannot be read, or the film is shorter than the spec allows.
+    """
+    least = geometry.frames(spec.min_seconds)
+    if geometry.frames(film.spec.seconds) < least:
+        raise UserError(
+            f"films of {film.spec.seconds:g} s (cache.film.seconds) are too short: "
+            f"{spec.min_seconds:g} s are needed (cache.min_seconds)"
+        )
+    placement, chunks = filmed_chunks(film, geometry, spec, fps=geometry.fps)
+    return encode_pixels(codec, chunks, rates, keep_pixels, geometry.fps, placement)
+
+
+def filmed_chunks(
+    film: Film, geometry: Geometry, spec: CacheSpec, *, fps: float, count: int | None = None
+) -> tuple[str, Iterator[Tensor]]:
+    """Return what a film is filmed at, in words, and its frames, uint8 `[1, 3, n, P, Q]`.
+
+    Raises:
+        UserError: a photograph cannot be read; while iterating.
+    """
+    size = film_size(film.spec, spec.area, geometry, spec.max_aspect)
+    chunks = film_chunks(film, size, fps, spec.chunk, count)
+    return f"filmed at {size[0]}x{size[1]}", map(_tensor, chunks)
+
+
 def file_chunks(
     path: Path, geometry: Geometry, spec: CacheSpec, *, fps: float, count: int | None = None
 ) -> tuple[Placement, Iterator[Tensor]]:
@@ -133,7 +165,7 @@ def encode_pixels(
     rates: frozenset[Rate],
     keep_pixels: bool,
     fps: float,
-    placement: Placement,
+    placement: Placement | str,
 ) -> Encoded:
     """Encode a video that comes as uint8 chunks `[1, 3, n, P, Q]`, of any n each.
 

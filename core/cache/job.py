@@ -46,6 +46,7 @@ T = TypeVar("T")
 
 PARTS = ("clips", "index", "rates", "texts")  # folders of a store
 LAYOUT = ("area", "max_aspect", "pixels", "mirror", "dtype")  # fields of CacheSpec in the header
+VARIANTS: dict[str, Any] = {"reverse": False, "speeds": []}  # the same; what headers without mean
 SIDE = 64  # pixels of the clip that margins are measured on: enough, and fast on a CPU
 
 
@@ -143,6 +144,7 @@ def store_header(job: Job, text: TextEncoder[TextEncoderSpec]) -> dict[str, Any]
     geometry, codec = job.experiment.backbone.geometry, job.codec
     identity = store_identity(geometry, codec=codec.identity, text=text.identity, fps=geometry.fps)
     layout = {name: getattr(job.spec, name) for name in LAYOUT}
+    layout |= {"reverse": job.spec.reverse, "speeds": sorted(job.spec.speeds)}
     return {**identity, **layout, "margin": codec.margin, "causal": codec.causal}
 
 
@@ -156,7 +158,8 @@ def _write_header(root: Path, header: dict[str, Any], specs: dict[str, Any]) -> 
     if create_file(path, json.dumps(complete, indent=2, ensure_ascii=False) + "\n"):
         return
     has_clips = bool(read_index(root))
-    present = read_object(path, STORE_KIND, *(header if has_clips else ()))
+    required = [key for key in header if key not in VARIANTS] if has_clips else []
+    present = VARIANTS | read_object(path, STORE_KIND, *required)
     different = [key for key in header if present.get(key) != header[key]]
     if not different:
         return

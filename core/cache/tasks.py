@@ -18,12 +18,21 @@ from torch import Tensor
 from ..data.captions import Caption, name_in_words, shot_captions
 from ..data.sources import Source, on_video_clock
 from ..data.store import Record, clip_path, rate_path
+from ..data.variants import ORIGINAL, Variant, suffix, variants
 from ..errors import LongtakeError, UserError, printable
 from ..tools.files import is_tensors, open_tensors, write_tensors
 from ..values.grid import Rate
 from ..video.cuts import detect_cuts
 from ..video.decode import VideoError, fingerprint, out_of_memory
-from .encode import Encoded, encode_file, encode_rates, file_chunks
+from .encode import (
+    Encoded,
+    encode_file,
+    encode_film,
+    encode_pixels,
+    encode_rates,
+    file_chunks,
+    filmed_chunks,
+)
 from .job import Job
 
 Cuts = tuple[float, ...] | None
@@ -54,8 +63,8 @@ class Task:
     """What is to be done for one video.
 
     Attributes:
-        source: the video.
-        fingerprint: of its file.
+        source: the video or the film.
+        fingerprint: of its file, or of all that the film depends on.
         revision: of the records to write.
         records: those in the store that are to be updated; none: the video is to be encoded.
         rates: LR rates to add to those.
@@ -94,27 +103,57 @@ def plan(job: Job, source: Source, indexed: Mapping[str, Record]) -> Task | None
     """
     if source.fault:
         raise UserError(source.fault)
-    mark = fingerprint(source.path)
-    source = attrs.evolve(source, captions=on_video_clock(source.path, source.captions))
-    ids = clip_ids(source, job.spec.mirror)
+    film = source.film
+    mark = film.fingerprint() if film else fingerprint(source.path)
+    if not film:
+        source = attrs.evolve(source, captions=on_video_clock(source.path, source.captions))
+    ids = _expected_ids(job, source, indexed.get(source.id))
     old = tuple(indexed[i] for i in ids if i in indexed)
     task = Task(
         source=source,
         fingerprint=mark,
         revision=1 + max((record.revision for record in old), default=0),
+        cuts=film.cuts() if film else None,
     )
+    search_cuts = job.spec.cuts and not film
     if len(old) < len(ids) or not all(_is_current(job, record, mark) for record in old):
-        return attrs.evolve(task, search_cuts=job.spec.cuts)
+        return attrs.evolve(task, search_cuts=search_cuts)
     rates = tuple(r for r in sorted(job.rates) if not all(has_rate(job, o, str(r)) for o in old))
-    search_cuts = job.spec.cuts and old[0].cuts is None
-    if not (rates or search_cuts or any(r.captions != captions_of(source, r.cuts) for r in old)):
+    search_cuts = search_cuts and old[0].cuts is None
+    if not (rates or search_cuts or _captions_changed(source, old)):
         return None
     return attrs.evolve(task, records=old, rates=rates, search_cuts=search_cuts)
 
 
-def clip_ids(source: Source, mirror: bool) -> list[str]:
-    """Return the ids of the clips that a video makes."""
-    return [source.id, *([source.id + "-mirror"] if mirror else [])]
+def _captions_changed(source: Source, old: Sequence[Record]) -> bool:
+    original = old[0]
+    new = captions_of(source, original.cuts)
+    return any(
+        record.captions != Variant.of(record).captions(new, original.seconds) for record in old
+    )
+
+
+def _expected_ids(job: Job, source: Source, original: Record | None) -> list[str]:
+    """Return the ids of the clips that a video makes, the original's first.
+
+    Of one that is not in the store yet that is its own alone: which variants are long enough is not
+    known.
+    """
+    if original is None:
+        return [source.id]
+    long_enough = _long_enough(job, original.frames)
+    return [source.id + suffix(variant) for variant in long_enough]
+
+
+def _long_enough(job: Job, frames: int) -> list[Variant]:
+    """Return the variants of a clip of so many frames that are no shorter than may be."""
+    geometry = job.experiment.backbone.geometry
+    least, stride = geometry.frames(job.spec.min_seconds), geometry.vae_stride.time
+    return [
+        variant
+        for variant in variants(job.spec)
+        if variant == ORIGINAL or variant.frames(frames, stride) >= least
+    ]
 
 
 def _is_current(job: Job, record: Record, mark: str) -> bool:
@@ -206,37 +245,75 @@ def _cuts(task: Task) -> Cuts:
     return task.records[0].cuts if task.records else None
 
 
-def _encode(job: Job, task: Task) -> Encoded:
+def _encode(job: Job, task: Task) -> list[tuple[Variant, Encoded]]:
+    """Encode a video as it is, then its variants, each from its frames."""
+    original = _encode_original(job, task)
+    codec = job.codec.to(job.device)
+    made = [(ORIGINAL, original)]
+    for variant in _long_enough(job, original.frames)[1:]:
+        chunks = _varied(job, task, variant, original)
+        keep = job.spec.pixels
+        encoded = encode_pixels(codec, chunks, job.rates, keep, original.fps, original.placement)
+        made.append((variant, encoded))
+    return made
+
+
+def _encode_original(job: Job, task: Task) -> Encoded:
     geometry, spec = job.experiment.backbone.geometry, job.spec
+    codec, film = job.codec.to(job.device), task.source.film
+    keep = spec.pixels or any(one.speed == 1 for one in variants(spec)[1:])
+    if film:
+        return encode_film(film, codec, geometry, spec, rates=job.rates, keep_pixels=keep)
     return encode_file(
         task.source.path,
-        job.codec.to(job.device),
+        codec,
         geometry,
         spec,
         fps=geometry.fps,
         rates=job.rates,
-        keep_pixels=spec.pixels or spec.mirror,
+        keep_pixels=keep,
     )
 
 
-def _cached(job: Job, task: Task, cuts: Cuts, encoded: Encoded) -> TaskResult:
-    records = [_write(job, task, encoded, cuts, mirror=False)]
-    if job.spec.mirror:
-        with torch.no_grad():
-            mirrored = encoded.mirrored(job.codec, job.rates)
-        records.append(_write(job, task, mirrored, cuts, mirror=True))
+def _varied(job: Job, task: Task, variant: Variant, original: Encoded) -> Iterator[Tensor]:
+    """Return the frames of a variant, uint8 `[1, 3, n, P, Q]`."""
+    stride = job.experiment.backbone.geometry.vae_stride.time
+    if variant.speed == 1 and original.pixels is not None:
+        chunks = iter([original.pixels[:, :, : original.frames]])
+    else:
+        count = variant.frames(original.frames, stride)
+        chunks = _read(job, task, original.fps / variant.speed, count)
+    return variant.apply(chunks, stride)
+
+
+def _read(job: Job, task: Task, fps: float, count: int | None = None) -> Iterator[Tensor]:
+    geometry, film = job.experiment.backbone.geometry, task.source.film
+    if film:
+        return filmed_chunks(film, geometry, job.spec, fps=fps, count=count)[1]
+    return file_chunks(task.source.path, geometry, job.spec, fps=fps, count=count)[1]
+
+
+def _cached(
+    job: Job, task: Task, cuts: Cuts, made: Sequence[tuple[Variant, Encoded]]
+) -> TaskResult:
+    original = made[0][1]
+    records = [_write(job, task, one, cuts, variant, original) for variant, one in made]
+    left_out = [one for one in variants(job.spec) if one not in [variant for variant, _ in made]]
+    short = [f"{suffix(one)[1:]} would be too short" for one in left_out]
     outcome = Outcome(
         source=task.source.name,
         status="cached",
-        detail=str(encoded.placement),
+        detail=str(original.placement),
         seconds=records[0].seconds,
-        note=encoded.note,
+        note="; ".join(filter(None, (original.note, *short))),
     )
     return TaskResult(id=task.source.id, outcome=outcome, records=tuple(records))
 
 
-def _write(job: Job, task: Task, encoded: Encoded, cuts: Cuts, *, mirror: bool) -> Record:
-    record = _record(task, encoded, cuts, mirror)
+def _write(
+    job: Job, task: Task, encoded: Encoded, cuts: Cuts, variant: Variant, original: Encoded
+) -> Record:
+    record = _record(task, encoded, cuts, variant, original)
     tensors = {"latents": encoded.latents[0].to(_dtype(job))}
     tensors |= {f"lr/{rate}": lr[0].to(_dtype(job)) for rate, lr in encoded.lr.items()}
     if job.spec.pixels and encoded.pixels is not None:
@@ -246,10 +323,14 @@ def _write(job: Job, task: Task, encoded: Encoded, cuts: Cuts, *, mirror: bool) 
     return record
 
 
-def _record(task: Task, encoded: Encoded, cuts: Cuts, mirror: bool) -> Record:
+def _record(
+    task: Task, encoded: Encoded, cuts: Cuts, variant: Variant, original: Encoded
+) -> Record:
     _, _, latents, height, width = encoded.latents.shape
+    seconds = original.frames / original.fps
+    film = task.source.film
     return Record(
-        id=task.source.id + ("-mirror" if mirror else ""),
+        id=task.source.id + suffix(variant),
         source=task.source.name,
         fingerprint=task.fingerprint,
         latents=latents,
@@ -257,12 +338,16 @@ def _record(task: Task, encoded: Encoded, cuts: Cuts, mirror: bool) -> Record:
         width=width,
         frames=encoded.frames,
         fps=encoded.fps,
-        captions=captions_of(task.source, cuts),
+        captions=variant.captions(captions_of(task.source, cuts), seconds),
         placement=str(encoded.placement),
-        mirror=mirror,
-        cuts=cuts,
+        mirror=variant.mirror,
+        cuts=None if cuts is None else variant.cuts(cuts, seconds),
         rates=tuple(sorted(map(str, encoded.lr))),
         revision=task.revision,
+        reverse=variant.reverse,
+        speed=variant.speed,
+        photos=tuple(photo.name for photo in film.photos) if film else (),
+        photo_marks=film.origins() if film else (),
     )
 
 
@@ -288,9 +373,10 @@ def _frames(job: Job, task: Task, record: Record, stack: ExitStack) -> Iterator[
     if "pixels" in file.keys():
         pixels, chunk = file.get_slice("pixels"), job.spec.chunk
         return (pixels[:, k : k + chunk][None] for k in range(0, record.frames, chunk))
-    geometry = job.experiment.backbone.geometry
-    _, chunks = file_chunks(task.source.path, geometry, job.spec, fps=record.fps)
-    return (chunk.flip(-1) for chunk in chunks) if record.mirror else chunks
+    variant = Variant.of(record)
+    count = None if variant == ORIGINAL else record.frames
+    chunks = _read(job, task, record.fps / variant.speed, count)
+    return variant.apply(chunks, job.experiment.backbone.geometry.vae_stride.time)
 
 
 def _updated(
@@ -308,10 +394,11 @@ def _updated(
 
 
 def _revised(task: Task, old: Record, cuts: Cuts, added: Mapping[Rate, Tensor]) -> Record:
+    variant, seconds = Variant.of(old), task.records[0].seconds
     return attrs.evolve(
         old,
-        captions=captions_of(task.source, cuts),
-        cuts=cuts,
+        captions=variant.captions(captions_of(task.source, cuts), seconds),
+        cuts=None if cuts is None else variant.cuts(cuts, seconds),
         added=tuple(sorted({*old.added, *map(str, added)})),
         revision=task.revision,
     )

@@ -24,8 +24,14 @@ LISTED = 5  # videos named in a list that may be long
 
 def cache(
     experiment: o.ExperimentArg,
-    videos: Annotated[Path, typer.Option(help="a folder of videos, a list of them, or one video")],
     out: Annotated[Path, o.out_option("the store's folder")],
+    videos: Annotated[
+        Path | None, typer.Option(help="a folder of videos, a list of them, or one video")
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="a folder of photographs, filmed by a virtual camera (cache.film)"),
+    ] = None,
     workers: Annotated[int, typer.Option(help="processes on this machine", min=1)] = 1,
     rank: Annotated[
         int | None, typer.Option(help="this process's share; default: its launcher's", min=0)
@@ -37,7 +43,7 @@ def cache(
     sets: o.Sets = None,
     as_json: o.Json = False,
 ) -> None:
-    """Turn videos and captions into a latent store; resumes where it stopped.
+    """Turn videos, captions and photographs into a latent store; resumes where it stopped.
 
     Example: longtake cache tiny-wan-2x2x2 --videos clips/ --out stores/clips
     """
@@ -55,6 +61,7 @@ def cache(
             specs,
             videos,
             out,
+            photos=photos,
             rates=all_needs(specs).rates,
             pixels=compressor_needs(specs).pixels,
             device=_device(shard),

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ..data.store import Store
     from ..experiment import Experiment
     from ..measure.kept import KeptClips
+    from ..measure.linear import LinearCode
     from ..measure.result import MeasureResult
+    from ..model import Model
 
 
 PICTURE_FRAMES = 5  # columns of the picture
@@ -36,17 +38,22 @@ def measure(
         Path | None, typer.Option(help="also write one picture of frames, .jpg or .png")
     ] = None,
     clips: Annotated[str, typer.Option(help="names of its clips, separated by commas")] = "",
+    fit: Annotated[
+        Path | None,
+        typer.Option(help="the training store: fits the guide `linear`, and keeps it beside RUN"),
+    ] = None,
     credit: Annotated[str, typer.Option(help="the line under it; default: captions")] = "",
     sets: o.Sets = None,
     as_json: o.Json = False,
 ) -> None:
     """Measure what the memory gives back, masked and unmasked, against floors and the ceiling.
 
-    Example: longtake measure runs/first --data stores/val --beside runs/other
+    Example: longtake measure runs/first --data stores/val --fit stores/train
     """
     from ..data.store import Store
     from ..measure.compare import compare_rates, read_measure
     from ..measure.kept import KeptClips, kept_facts
+    from ..measure.linear import FILE, NAME, write_linear_code
     from ..measure.measure import measure as measure_model
     from ..measure.prepare import MeasureSetup
     from ..measure.strips import make_sliders, make_strips
@@ -69,8 +76,12 @@ def measure(
         check_out_file(picture, "--picture")
     model = load_run(place).to(pick_device())
     model = attrs.evolve(model, experiment=_changed(model.experiment, sets or []))
-    setup = MeasureSetup.build(model, store)
     checkpoint = _checkpoint(place)
+    home = folder if o.is_shipped(place) else _run_folder(place)
+    code = _linear_code(model, fit, [home, place])
+    setup = MeasureSetup.build(model, store, linear=code)
+    if code is not None and fit is not None:
+        write_linear_code(home / FILE, code)
     kept = KeptClips(folder=folder / "kept", facts=kept_facts(setup, checkpoint))
 
     def stopped(result: MeasureResult) -> None:
@@ -91,6 +102,8 @@ def measure(
     lines = [*map(str, verdict(result))]
     if kept.used:
         lines.append(f"{len(kept.used)} of these had been measured before, and were kept")
+    if code is None:
+        lines.append(f"{NAME}: not measured; --fit STORE fits it on the training store")
     try:
         write_json(folder / "measure.json", summary)
         page = write_report(
@@ -122,6 +135,27 @@ def _changed(experiment: Experiment, sets: Sequence[str]) -> Experiment:
             "was trained on"
         )
     return changed.spec
+
+
+def _linear_code(model: Model, fit: Path | None, places: Sequence[Path]) -> LinearCode | None:
+    """Fit the code of the guide `linear`, or read the one that is kept; None where none is."""
+    from ..data.store import Store
+    from ..measure.linear import FILE, fit_linear_code, read_linear_code
+    from ..registry import build
+    from ..tools.device import pick_device
+    from ..tools.progress import progress_bar
+
+    codec = build(model.experiment.backbone.codec).to(pick_device()).eval()
+    if fit is not None:
+        with progress_bar("fit") as report:
+            return fit_linear_code(model.experiment, Store.open(fit), codec, progress=report)
+    kept = next((place / FILE for place in places if (place / FILE).is_file()), None)
+    return None if kept is None else read_linear_code(kept, model.experiment, codec)
+
+
+def _run_folder(place: Path) -> Path:
+    """Return the folder of a run that a checkpoint of it may have been named of."""
+    return place if (place / "spec.json").is_file() else place.parent
 
 
 def _check_picture(store: Store, picture: Path | None, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Find the videos to cache, and the captions that users keep for them.
+"""Find the videos and photographs to cache, and the captions that users keep for them.
 
 Captions stand in a list of videos, or in a file beside a video: for `x.mp4` `x.json`, `x.srt` or
 `x.vtt` (timed), `x.txt` or `x.caption`, all of them also as `x.mp4.txt`.
@@ -18,8 +18,10 @@ import attrs
 from attrs import frozen
 
 from ..errors import UserError, printable
+from ..experiment import FilmSpec
 from ..video.decode import VideoError, starts_late
 from .captions import Caption, caption_at, name_in_words, untimed_captions
+from .films import Film, Picture, check_photo, make_films
 from .lists import SUFFIXES as LISTS
 from .lists import WORDS, Row, read_pair, read_rows
 from .subtitles import parse_json, read_segments, read_subtitles, read_text_file
@@ -28,6 +30,7 @@ SUFFIXES = frozenset(
     ".mp4 .mov .mkv .webm .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .gif .mxf "
     ".mts .m2t .vob .asf .f4v .3g2 .ogm .divx .m2v .mpe .qt .dv .y4m".split()
 )
+PHOTOS = frozenset(".jpg .jpeg .png .webp .tif .tiff .bmp .avif".split())
 # Lists that are looked for inside a folder, by the names that their makers give them. Where none is
 # there, a single one under any name is taken.
 LISTS_INSIDE = (
@@ -50,7 +53,7 @@ NAMED = 5  # files named in a note that may be long
 
 @frozen(kw_only=True)
 class Source:
-    """A video to cache: where it is, what it is called in the store, and its captions.
+    """A video or a film to cache: where it is, what it is called in the store, its captions.
 
     Attributes:
         path: may name a file that does not exist (a list may): reading it says so.
@@ -60,6 +63,7 @@ class Source:
         origin: where they stand: a list's name, or the suffix of the file beside the video.
         notes: what of them was passed over, a line each.
         fault: why its captions cannot be read, in one line; the video must not be used then.
+        film: what is to be filmed, where `path` is a photograph; None: `path` is a video.
     """
 
     path: Path
@@ -69,6 +73,54 @@ class Source:
     origin: str = ""
     notes: tuple[str, ...] = ()
     fault: str = ""
+    film: Film | None = None
+
+
+def find_films(photos: Path, spec: FilmSpec) -> list[Source]:
+    """Find the photographs of a folder (searched below, too) and return their films, by name.
+
+    A film's name is its photograph's path below the folder and its number. Its captions are
+    those beside its photographs (of the whole), else their names in words, each for the shots that
+    show it.
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, or it has no photograph in it.
+    """
+    if not photos.is_dir():
+        raise UserError(f"--photos {photos}: no such folder")
+    try:
+        paths = sorted(path for path in _walk(photos) if path.suffix.lower() in PHOTOS)
+    except OSError as error:
+        place = printable(os.fsdecode(error.filename or photos))
+        raise UserError(f"--photos {place}: cannot be read ({error.strerror})") from None
+    if not paths:
+        some = ", ".join(sorted(PHOTOS))
+        raise UserError(f"--photos {photos}: no photograph in it (looked for {some})")
+    found = [_source(path, photos) for path in paths]
+    faults = {one.id: one.fault or check_photo(one.path) for one in found}
+    sound = {one.name: one for one in found if not faults[one.id]}
+    pictures = [
+        Picture(name=name, caption=_whole_caption(one), path=one.path)
+        for name, one in sound.items()
+    ]
+    films = make_films(pictures, spec)
+    filmed = [_film_source(sound[film.pictures[0].name], film) for film in films]
+    faulty = [attrs.evolve(one, fault=faults[one.id]) for one in found if faults[one.id]]
+    return sorted([*filmed, *faulty], key=lambda source: source.name)
+
+
+def _whole_caption(photo: Source) -> str:
+    return caption_at(photo.captions, 0.0, float("inf")) or name_in_words(photo.path)
+
+
+def _film_source(photo: Source, film: Film) -> Source:
+    return attrs.evolve(
+        photo,
+        id=f"{photo.id}-film{film.number}",
+        name=f"{photo.name} film {film.number}",
+        captions=film.captions(),
+        film=film,
+    )
 
 
 def find_sources(videos: Path) -> list[Source]:

@@ -35,6 +35,7 @@ from ..values.history import History, lr_between
 from ..values.text import Text
 from .captions import Caption, caption_at
 from .texts import prompt_path, read_embeddings
+from .variants import suffix
 
 STORE_KIND = "latent store (make one with `longtake cache`)"  # what messages call it
 FORMAT = 2
@@ -42,6 +43,7 @@ IDENTITY = ("codec", "text", "channels", "fps")
 SPECS = "specs"  # in a store's header: of the codec and of the text encoder
 GONE = "gone.json"
 MOST_NAMED = 5  # clips named in a message
+RARE: dict[str, Any] = {"reverse": False, "speed": 1.0, "photos": (), "photo_marks": ()}
 
 
 @frozen(kw_only=True)
@@ -49,14 +51,17 @@ class Record:
     """One clip of a store, as a line of its index says.
 
     Attributes:
-        id: names its file; `mirror` marks the mirrored copy of a video.
-        source, fingerprint: the video it was made of.
+        id: names its file; `mirror` marks the mirrored copy of a video, `reverse` one that runs
+            backwards, `speed` one that is faster: its variants (`longtake.core.data.variants`).
+        source, fingerprint: the video or the film that it was made of, the same for its variants.
         latents, height, width: its latent size; `frames` and `fps` its video's, as cached.
         captions: its prompts, each with the seconds it is about.
         cuts: seconds of its hard cuts; None where they were not looked for.
         rates: of the LR latents inside the clip's file; `added` of those in files of their own.
         placement: how frames were resized and cropped.
         revision: of several lines of a clip, the highest counts.
+        photos: the photographs that it shows, where it is a film; none: it is a video.
+        photo_marks: the fingerprints of their files.
     """
 
     id: str
@@ -74,11 +79,30 @@ class Record:
     rates: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     revision: int = 0
+    reverse: bool = False
+    speed: float = 1.0
+    photos: tuple[str, ...] = ()
+    photo_marks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The name of the source without its folder and suffix."""
-        return Path(self.source).stem
+        return Path(self.source).name if self.photos else Path(self.source).stem
+
+    @property
+    def original(self) -> bool:
+        """Whether it shows its video as it is: no variant to train on."""
+        return not suffix(self)
+
+    @property
+    def original_id(self) -> str:
+        """The id of the clip that it is a variant of; its own where it is none."""
+        return self.id.removesuffix(suffix(self))
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The fingerprints of all files that it shows: two clips that share none are unrelated."""
+        return frozenset(self.photo_marks or (self.fingerprint,))
 
     @property
     def seconds(self) -> float:
@@ -91,8 +115,13 @@ class Record:
         return caption_at(self.captions, 0.0, self.seconds)
 
     def line(self) -> dict[str, Any]:
-        """Return the record as a line of the index."""
-        return attrs.asdict(self)
+        """Return the record as a line of the index; what only films and variants have, for those.
+
+        So lines of other clips, and what is computed from them, are as they were before there were
+        any.
+        """
+        line = attrs.asdict(self)
+        return {k: v for k, v in line.items() if k not in RARE or v != RARE[k]}
 
 
 def clip_path(root: Path, clip: str) -> Path:
@@ -121,6 +150,18 @@ def read_index(root: Path) -> list[Record]:
     return [records[key] for key in sorted(records)]
 
 
+def read_gone(root: Path) -> list[str]:
+    """Return the videos that `note_gone` wrote down last.
+
+    Raises:
+        UserError: the note of them is damaged.
+    """
+    path = root / GONE
+    if not path.exists():
+        return []
+    return list(read_object(path, "note of `longtake cache`", "sources")["sources"])
+
+
 def note_gone(root: Path, sources: list[str]) -> None:
     """Write down the videos that `cache` no longer found, for whoever trains on their clips.
 
@@ -138,6 +179,7 @@ def note_gone(root: Path, sources: list[str]) -> None:
 def _record(line: Mapping[str, Any], path: Path) -> Record:
     try:
         lists = {name: tuple(line[name]) for name in ("rates", "added")}
+        lists |= {name: tuple(line.get(name, ())) for name in ("photos", "photo_marks")}
         cuts = None if line["cuts"] is None else tuple(line["cuts"])
         captions = tuple(Caption(**caption) for caption in line["captions"])
         return Record(**{**line, **lists, "cuts": cuts, "captions": captions})
@@ -215,10 +257,7 @@ class Store:
         Raises:
             UserError: the note of them is damaged.
         """
-        path = self.root / GONE
-        if not path.exists():
-            return {}
-        sources = set(read_object(path, "note of `longtake cache`", "sources")["sources"])
+        sources = set(read_gone(self.root))
         now = {r.fingerprint: r.source for r in self.records if r.source not in sources}
         old = {r.source: r.fingerprint for r in self.records if r.source in sources}
         return {source: now.get(mark, "") for source, mark in sorted(old.items())}

@@ -70,7 +70,8 @@ class Retriever(ABC, Generic[S]):
 
     `learned` is False on floors: they read the history itself, not the memory, are measured once
     (masking changes nothing for them) and drawn as lines to beat. A floor that is a
-    `guide` is drawn, too, but nothing is asked of the distance to it: it passes no codec.
+    `guide` is drawn, too, but nothing is asked of the distance to it: it passes no codec, or says
+    what could be reached.
     """
 
     learned: ClassVar[bool] = True

@@ -23,6 +23,8 @@ from ..errors import UserError
 from ..registry import origins
 from ..tools.device import versions
 from ..tools.files import open_tensors, read_header, remove_folder, write_tensors
+from .linear import NAME as LINEAR
+from .linear import LinearGuide
 from .prepare import MeasureSetup
 from .quality import ClipGain, ClipQuality
 from .result import FrameScores
@@ -103,6 +105,7 @@ def kept_facts(setup: MeasureSetup, checkpoint: Path) -> dict[str, Any]:
         checkpoint: the folder that the model was read from.
     """
     experiment = setup.model.experiment
+    guide = setup.retrievers.get(LINEAR)
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(checkpoint)), path.stat()) for path in files]
     weights = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
@@ -115,6 +118,7 @@ def kept_facts(setup: MeasureSetup, checkpoint: Path) -> dict[str, Any]:
         "versions": versions(),
         "plugins": origins(experiment),
         "weights": _digest(weights),
+        LINEAR: guide.linear.digest if isinstance(guide, LinearGuide) else None,
         "store": _digest([setup.store.header, clips]),
     }
     plain: dict[str, Any] = json.loads(json.dumps(facts))

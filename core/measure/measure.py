@@ -56,11 +56,12 @@ def measure(
 ) -> MeasureResult:
     """Measure the quality of retrieval and the gain of the memory over every clip of a store.
 
-    Of each clip that is no mirror image, the first `measure.seconds` are the history, shorter
-    clips whole. Every latent frame is asked of the memory of the clean history; learned
-    retrievers also give back the Ω of 6 masked queries. Floors and the codec's reconstruction are
-    compared with the same original pixels. Clips of `measure.long_seconds` are asked a second
-    time, unmasked, at that length. The same seed gives the same figures on one device.
+    Of each clip that is no variant (mirrored, backwards, at another speed), the first
+    `measure.seconds` are the history, shorter clips whole. Every latent frame is asked of the
+    memory of the clean history; learned retrievers also give back the Ω of 6 masked queries. Floors
+    and the codec's reconstruction are compared with the same original pixels. Clips of
+    `measure.long_seconds` are asked a second time, unmasked, at that length. The same seed gives
+    the same figures on one device.
 
     Args:
         setup: of the model and the store; its `retrieved` is filled, so that `make_strips` and
@@ -146,7 +147,7 @@ def _result(
         fps=setup.store.fps,
         queries=QUERIES,
         seed=setup.seed,
-        mirrored=sum(record.mirror for record in setup.store.records),
+        mirrored=sum(not record.original for record in setup.store.records),
         took=sum(clip.took for clip in (*clips, *long)),
         spec=config.to_json(experiment),
         versions=versions(),

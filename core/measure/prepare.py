@@ -26,6 +26,8 @@ from ..values.draws import step_generator
 from ..values.grid import Size3
 from ..values.history import History
 from ..values.text import Text
+from .linear import NAME as LINEAR
+from .linear import LinearCode, LinearGuide
 from .result import MetricInfo
 
 
@@ -61,13 +63,20 @@ class MeasureSetup:
     retrieved: dict[tuple[str, str], Tensor] = field(factory=dict)
 
     @classmethod
-    def build(cls, model: Model, store: Store, seed: int | None = None) -> Self:
+    def build(
+        cls,
+        model: Model,
+        store: Store,
+        seed: int | None = None,
+        linear: LinearCode | None = None,
+    ) -> Self:
         """Build everything, after what cannot be measured was refused.
 
         Args:
             model: what to measure, on its device.
             store: clips with pixels and all LR rates of the experiment.
             seed: of Ω and noise; None: `measure.seed` of the experiment.
+            linear: of the guide `linear`; None: it is not measured.
 
         Raises:
             UserError: the experiment has no memory, the store was made for something else or
@@ -81,21 +90,27 @@ class MeasureSetup:
             raise UserError(f"{experiment.name} has no compressor, so no memory to measure")
         codec: Codec[CodecSpec] = build(experiment.backbone.codec)
         check_fits(experiment, store, all_needs(experiment).rates, codec=codec)
-        if all(record.mirror for record in store.records):
-            raise UserError(f"{store.root} holds mirrored clips only: there is nothing to measure")
+        if not any(record.original for record in store.records):
+            raise UserError(
+                f"{store.root} holds mirrored clips only, or other variants: there is nothing to "
+                "measure"
+            )
         store.apply_margin(codec.to(device).eval())
         length = geometry.latents(geometry.frames(experiment.measure.seconds, store.fps))
         if length < 1:
             raise UserError(f"measure.seconds {experiment.measure.seconds:g}: less than a frame")
         metrics, infos = _build_metrics(unique_names(experiment.metrics))
         _check_metrics(store, metrics, infos, codec.stride)
-        retrievers = unique_names(experiment.retrievers)
+        specs = unique_names(experiment.retrievers)
+        retrievers = {name: build_retriever(spec) for name, spec in specs.items()}
+        if linear is not None:
+            retrievers[LINEAR] = LinearGuide(linear.to(device))
         return cls(
             model=model,
             store=store,
             codec=codec,
             masker=build(experiment.masker).fit_to(model.backbone.geometry),
-            retrievers={name: build_retriever(spec) for name, spec in retrievers.items()},
+            retrievers=retrievers,
             metrics=metrics,
             infos=infos,
             null_text=store.null_text().to(device),
@@ -146,8 +161,8 @@ class MeasureSetup:
         return compressor_needs(self.model.experiment).pixels
 
     def records(self) -> list[Record]:
-        """Return the clips to measure: all that are no mirror image of another."""
-        return [record for record in self.store.records if not record.mirror]
+        """Return the clips to measure: all that are no variant of another."""
+        return [record for record in self.store.records if record.original]
 
     def partners(self) -> dict[str, Record]:
         """Return for each clip, by id, the next one of its size; clips alone have none."""

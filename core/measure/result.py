@@ -239,8 +239,8 @@ class RetrieverResult:
 
     Attributes:
         name: unique among the retrievers of the result.
-        kind: learned, part (learned, of one part of the memory alone), floor, guide (a floor that
-            had no codec to pass) or ceiling.
+        kind: learned, part (learned, of one part of the memory alone), floor, guide (no bar: it
+            had no codec to pass, or says what could be reached) or ceiling.
         unmasked: from the memory of the clean history, every frame asked for.
         masked: from the memory of masked histories, Ω asked for; learned ones only.
         numbers: how many numbers a clip is kept as (median over clips), where it is known.
@@ -356,7 +356,7 @@ class MeasureResult:
         long: clips that have `long_asked` seconds, measured at that length, too.
         spec: the experiment, resolved.
         asked: seconds of history asked for; `queries` masked queries for each clip.
-        mirrored: mirrored clips of the store, which are never measured.
+        mirrored: variants of clips (mirrored, backwards, faster), which are never measured.
         took: seconds that measuring took.
         unfinished: why there are not all clips, and how many there are; "": there are all.
     """

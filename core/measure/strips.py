@@ -145,7 +145,7 @@ def check_names(store: Store, names: Sequence[str]) -> None:
     Raises:
         UserError: it holds none of a name or id; the message lists its clips, nearest first.
     """
-    records = [record for record in store.records if not record.mirror]
+    records = [record for record in store.records if record.original]
     known = {key for record in records for key in (record.id, record.name)}
     for name in names:
         if name not in known:

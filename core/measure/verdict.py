@@ -15,6 +15,7 @@ from attrs import frozen
 
 from ..experiment import Target
 from .compare import RateTable, compare_rates
+from .linear import NAME as LINEAR
 from .result import (
     Distance,
     GainFigures,
@@ -45,6 +46,7 @@ def verdict(result: MeasureResult) -> tuple[VerdictLine, ...]:
     """Return the sentences: first what was asked and reached or not, then notes."""
     lines = (
         *_distances(result),
+        *_way(result),
         *_targets(result),
         *_masking(result),
         *_gain(result.gain),
@@ -59,6 +61,7 @@ def as_data(result: MeasureResult, rates: RateTable | None = None) -> dict[str, 
     """Return result, verdict and figures by rate as plain data for JSON."""
     return {
         **result.to_json(),
+        "way_to_linear": attrs.asdict(way) if (way := way_to_linear(result)) else None,
         "by_rate": attrs.asdict(rates or compare_rates(result)),
         "verdict": [attrs.asdict(line) for line in verdict(result)],
     }
@@ -156,6 +159,61 @@ def _least_distance(result: MeasureResult, floor: str, metric: MetricInfo) -> fl
     """Return by how much the main retriever is asked to be better than a floor."""
     targets = [t for t in _own_targets(result) if (t.over, t.metric) == (floor, metric.plugin)]
     return targets[0].low if targets else 0.0
+
+
+@frozen(kw_only=True)
+class Way:
+    """How far the main retriever is from a floor to the best linear code of as many numbers.
+
+    Attributes:
+        start: the floor's name.
+        share: 0 at the floor, 1 at the code, of the first metric, paired by clip.
+        gap: from the floor to the code, mean over clips.
+    """
+
+    start: str
+    share: Interval
+    gap: float
+
+
+def way_to_linear(result: MeasureResult) -> Way | None:
+    """Return how far the way is that the first floor leaves; None where either was not measured.
+
+    None, too, where the code is no better than the floor: then there is no way to go.
+    """
+    floors = [one.name for one in result.retrievals if one.kind == "floor"]
+    if not floors or not any(one.name == LINEAR for one in result.retrievals):
+        return None
+    metric, start = result.metrics[0], floors[0]
+
+    def merits(name: str) -> list[float]:
+        return [metric.merit(clip.unmasked[name][metric.name]) for clip in result.clips]
+
+    own, floor, code = merits(result.main), merits(start), merits(LINEAR)
+    gap = sum(code) / len(code) - sum(floor) / len(floor)
+    if gap <= 0:
+        return None
+    share = interval([(one - low) / gap for one, low in zip(own, floor, strict=True)])
+    return Way(start=start, share=share, gap=gap)
+
+
+def _way(result: MeasureResult) -> Iterator[VerdictLine]:
+    """Say how much of what its size could hold the memory gives beyond the floor."""
+    if not any(one.name == LINEAR for one in result.retrievals):
+        return
+    way, metric = way_to_linear(result), result.metrics[0]
+    if way is None:
+        text = f"The best linear code of as many numbers ({LINEAR}) is no better than the floor."
+        yield _note(text)
+        return
+    low, high = way.share.low, way.share.high
+    ends = "" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    own = f"{100 * way.share.mean:.0f} %{ends}".replace("-", "−")
+    yield _note(
+        f"{result.main} goes {own} of the way of "
+        f"{format_figure(way.gap, metric)} {metric.title} from {way.start} to {LINEAR}, the best "
+        "linear code of as many numbers."
+    )
 
 
 def _side(value: float, metric: MetricInfo) -> str:

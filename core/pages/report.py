@@ -39,7 +39,7 @@ MEANING = {
     "learned": "from memory",
     "part": "from one part of the memory alone",
     "floor": "floor, reads the history itself",
-    "guide": "guide, never passes the codec",
+    "guide": "guide, no bar to pass",
 }
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
 from attrs import frozen
 from PIL import Image
 
 from ..errors import UserError
+from .camera import Framing, Shot, film
 from .decode import Pixels
 from .write import write_video
 
@@ -38,27 +38,6 @@ CREDITS = (
     Credit("rocket.jpg", "Launch of DSCOVR on Falcon 9", "SpaceX", "public domain"),
     Credit("camera.png", "Photographer", "Lav Varshney", "CC0"),
 )
-
-
-@frozen
-class Framing:
-    """What the camera sees: how far it zooms in, and where the picture then lies."""
-
-    across: float  # 0 left … 1 right
-    down: float  # 0 top … 1 bottom
-    zoom: float  # 1: the largest picture of the clip's shape that the photograph holds
-
-
-@frozen
-class Shot:
-    """One shot: the camera eases over `photo` from `first` to `last` in `start` … `end` seconds."""
-
-    photo: str
-    start: float
-    end: float
-    move: str  # in words
-    first: Framing
-    last: Framing
 
 
 _FACE, _SHUTTLE = Framing(0.45, 0.15, 1.5), Framing(0.85, 0.45, 1.5)
@@ -119,14 +98,7 @@ def render_shots(
         UserError: scikit-image lacks a photograph; said before the first frame is asked for.
     """
     photos = {photo: _photo(photo) for photo in dict.fromkeys(shot.photo for shot in script)}
-
-    def render(moment: float) -> Pixels:
-        shot = next(s for s in reversed(script) if s.start <= moment + 1e-6)
-        photo = photos[shot.photo]
-        box = _crop_box(shot, moment, photo.size, size)
-        return np.asarray(photo.resize(size, Image.Resampling.BICUBIC, box=box))
-
-    return (render(index / fps) for index in range(int(seconds * fps + 1e-6)))
+    return film(script, photos, seconds, fps, size)
 
 
 def _photo(name: str) -> Image.Image:
@@ -135,26 +107,6 @@ def _photo(name: str) -> Image.Image:
         raise UserError(f"scikit-image's photograph {name} is missing; install scikit-image again")
     with file.open("rb") as stream:
         return Image.open(stream).convert("RGB")
-
-
-def _crop_box(
-    shot: Shot, moment: float, photo: tuple[int, int], size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """Return the box (left, top, right, bottom) of the photograph that is seen at `moment`."""
-    done = (moment - shot.start) / (shot.end - shot.start)
-    eased = done * done * (3 - 2 * done)
-    across, down, zoom = (
-        begin + (end - begin) * eased
-        for begin, end in (
-            (shot.first.across, shot.last.across),
-            (shot.first.down, shot.last.down),
-            (shot.first.zoom, shot.last.zoom),
-        )
-    )
-    scale = min(photo[0] / size[0], photo[1] / size[1]) / zoom
-    wide, high = size[0] * scale, size[1] * scale
-    left, top = (photo[0] - wide) * across, (photo[1] - high) * down
-    return left, top, left + wide, top + high
 
 
 def write_builtin_clip(

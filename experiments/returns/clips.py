@@ -12,7 +12,8 @@ from attrs import field, frozen
 from ...core.errors import UserError
 from ...core.interfaces.codec import frames_of
 from ...core.tools.files import read_json, write_json
-from ...core.video.builtin_clip import CREDITS, Framing, Shot, render_shots
+from ...core.video.builtin_clip import CREDITS, render_shots
+from ...core.video.camera import Framing, Shot
 from ...core.video.decode import Pixels, VideoError, probe
 from ...core.video.read import read_frames
 from ...core.video.write import write_video

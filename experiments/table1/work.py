@@ -246,7 +246,7 @@ def _history(experiment: Experiment, store: Store) -> Any:
     """Return the measured window of the first clip that is long enough, else of the longest."""
     shapes = experiment.backbone.geometry
     latents = shapes.latents(shapes.frames(experiment.measure.seconds, store.fps))
-    own: list[Record] = [record for record in store.records if not record.mirror]
+    own: list[Record] = [record for record in store.records if record.original]
     long = [record for record in own if record.latents >= latents]
     record = long[0] if long else max(own, key=lambda record: record.latents)
     needs = all_needs(experiment)

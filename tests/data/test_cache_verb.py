@@ -32,7 +32,8 @@ def place(tmp_path: Path) -> Path:
 def told(place: Path, capsys: pytest.CaptureFixture[str], *sets: str, **how: object) -> list[str]:
     """Standard output of the verb, by line."""
     given = {"workers": 1, "rank": None, "world": None, "as_json": False} | how
-    cache(str(place / "small.json"), place / "v", place / "s", sets=list(sets), **given)
+    out, videos = place / "s", place / "v"
+    cache(str(place / "small.json"), out, videos=videos, sets=list(sets), **given)
     return capsys.readouterr().out.splitlines()
 
 
@@ -193,7 +194,7 @@ def test_a_cache_that_fails_leaves_no_folder_behind(
     for path in (place / "v").glob("*.mp4"):
         path.write_bytes(bytes(5000))
     with pytest.raises(UserError, match="none of the 2 videos"):
-        cache(str(place / "small.json"), place / "v", out, sets=[])
+        cache(str(place / "small.json"), out, videos=place / "v", sets=[])
     assert (place / "deep").exists() == made_before and not (place / "deep" / "er").exists()
 
 
@@ -210,5 +211,5 @@ def test_a_cache_that_fails_keeps_what_was_there(
     (place / "t").mkdir()
     (place / "t" / "mine.txt").write_text("x")
     with pytest.raises(UserError, match="other files in it"):
-        cache(str(place / "small.json"), place / "v", place / "t", sets=[])
+        cache(str(place / "small.json"), place / "t", videos=place / "v", sets=[])
     assert [path.name for path in (place / "t").iterdir()] == ["mine.txt"]
