@@ -83,6 +83,10 @@ class DualEncoderCompressor(Compressor[DualEncoder]):
         """Return all that may still change."""
         return self.encoder.pending(split_state(state, len(self.encoder.members)))
 
+    def cut(self, state: State) -> State:
+        """Return the state of each encoder after a hard cut."""
+        return join_states(self.encoder.cut(split_state(state, len(self.encoder.members))))
+
 
 def _class_of(spec: CompressorSpec) -> type[Compressor[Any]]:
     cls: type[Compressor[Any]] = registry().load(spec)

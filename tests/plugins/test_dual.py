@@ -98,7 +98,8 @@ def test_the_length_is_the_sum_and_exact_where_all_are() -> None:
         return found.tokens, found.exact
 
     assert length(TINY) == (11 * 16, True)
-    assert length(TINY, Window(latents=3)) == (11 * 16 + 3 * 64, True)
+    assert length(TINY, Window(latents=3, across_cuts=True)) == (11 * 16 + 3 * 64, True)
+    assert length(TINY, Window(latents=3)) == (11 * 16 + 3 * 64, False), "it may end at a cut"
     assert length(TINY, Keyframes(shots=True, newest=2)) == (11 * 16 + 2 * 64, False)
 
 

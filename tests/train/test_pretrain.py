@@ -30,12 +30,15 @@ from longtake.core.train.checkpoint import (
     save_encoder,
 )
 from longtake.core.train.liveness import DeadMemory, Liveness, memory_parameters
-from longtake.core.train.loss import StageOne
+from longtake.core.train.loss import StageOne, shuffled
 from longtake.core.train.optim import learning_rate
 from longtake.core.train.pretrain import pretrain
+from longtake.core.values.draws import Draws
 from longtake.core.values.grid import Rate
+from longtake.plugins.compressors.specs import Window
 
 from ..small import RATE, small
+from .runs import batches_of, stage_of
 
 
 def test_checkpoints_are_kept_few_and_load_to_the_same_outputs(store: Path, tmp_path: Path) -> None:
@@ -73,6 +76,34 @@ def test_memory_dropout_leaves_every_parameter_a_gradient(store: Path) -> None:
     stage(WindowBatches(opened, windows, needs, 1)[0], 0).backward()
     gradients = [p.grad for p in model.encoder.parameters()]
     assert all(g is not None and not g.any() for g in gradients)
+
+
+def test_a_window_beside_the_memory_ends_at_cuts(store: Path) -> None:
+    """Of two samples one ends with a cut: its loss is that without a window, the other's is not."""
+    experiment = small(memory_dropout=0.0)
+    both = evolve(experiment, compressors=(*experiment.compressors, Window(latents=2)))
+    stage, batch = stage_of(both, store), batches_of(both, store)[0]
+    clips, history = Store.open(store), batch.history
+    first, length = int(history.start[0]), history.size.time
+    cut = evolve(history, cuts=((clips.span(first, length)[1],), ()))
+    query = stage.masker(cut, batch.text, Draws.of(0, 0, batch.places, "test"))
+    memory, drawn = (
+        stage.encoder(query.history),
+        stage.draw_noise(query, Draws.of(0, 0, batch.places, "noise")),
+    )
+    window = memory.parts[1]
+    assert window.name == "1.window-2" and window.tokens.shape[1] > 0
+    assert window.valid.any(dim=1).tolist() == [False, True]
+    with torch.no_grad():
+        losses = stage.loss(query, memory, drawn)
+        alone = stage.loss(query, evolve(memory, parts=memory.parts[:1]), drawn)
+    assert float(losses[0]) == pytest.approx(float(alone[0]), rel=1e-5)
+    assert abs(float(losses[1] - alone[1])) > 1e-6
+    swapped = shuffled(memory).parts[1]
+    assert not bool(swapped.valid.any()), "one of the two has no window to give"
+    stage(evolve(batch, history=cut), 0).backward()
+    named = dict(stage.encoder.named_parameters())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in named.values())
 
 
 def test_liveness_names_a_dead_parameter(store: Path) -> None:
