@@ -55,6 +55,15 @@ class HunyuanSpec(DiTSpec):
     rope: tuple[int, ...] = _rope_field((16, 56, 56))
     theta: float = number_field(256.0, "base of the rotary embedding's frequencies")
     guidance: float | None = _guidance_field(6.0)
+    places: str = field(
+        default="absolute",
+        validator=in_(("absolute", "relative")),
+        metadata=doc(
+            "where time begins: absolute, with the video, as frames of one longer video are; "
+            "relative, with the first target, as the model was trained: text has no place, so "
+            "absolute ones change its weight as a take grows. One value for both stages and takes"
+        ),
+    )
     image_condition: str = field(
         default="none",
         validator=in_(("none", "token_replace")),
