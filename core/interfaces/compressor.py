@@ -306,7 +306,14 @@ class MemoryEncoder(nn.Module):
         results = [c.step(s, chunk) for c, s in zip(self.members, before, strict=True)]
         pairs = zip(self.members, results, strict=True)
         settled = [check_memory(c, memory, chunk.batch) for c, (_, memory) in pairs]
-        return [s for s, _ in results], side_by_side(settled)
+        states = [s for s, _ in results]
+        if state is None and len(states) > 1:
+            # Parts stand in the order of the compressors, also before they have tokens.
+            empty = [
+                c.pending(s).without_tokens() for c, s in zip(self.members, states, strict=True)
+            ]
+            settled = [merge(pair) for pair in zip(settled, empty, strict=True)]
+        return states, side_by_side(settled)
 
     def pending(self, state: list[State]) -> Memory:
         """Return all that may still change."""
