@@ -254,7 +254,7 @@ def _attention(
     """
     visibility, rotary = context.visibility, context.rotary
     memory_kv = context.cached if memory is None else concat(context.cached, memory.kv)
-    seen = _rotated(memory_kv, rotary.seen) if rotary else memory_kv
+    seen = _rotated(memory_kv, rotary.seen) if memory_kv and rotary else memory_kv
     every = concat(seen, None if main is None else main.kv)
     query = None if memory is None else memory.query
     if main is not None and main.query is not None and query is not None and visibility.joint:
@@ -270,11 +270,9 @@ def _attention(
     return main_read, memory_read, memory_kv
 
 
-def _rotated(kv: KeyValue | None, table: RotaryTable | None) -> KeyValue | None:
+def _rotated(kv: KeyValue, table: RotaryTable | None) -> KeyValue:
     """Return keys and values with the keys rotated; without a table as they are, read by nobody."""
-    if kv is None or table is None:
-        return kv
-    return KeyValue(_rotate_latents(kv.key, table), kv.value)
+    return kv if table is None else KeyValue(_rotate_latents(kv.key, table), kv.value)
 
 
 def _joined(heads: Tensor) -> Tensor:
