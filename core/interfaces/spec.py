@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from attrs import Attribute, field, frozen
 from attrs.validators import ge, gt, in_, instance_of, le, lt
 
-from ..values.grid import Geometry, Rate
+from ..values.grid import Geometry, Rate, shared_period
 
 __all__ = [
     "BackboneSpec", "CodecSpec", "CompressorSpec", "MaskerSpec", "MetricSpec", "PluginSpec",
@@ -205,6 +205,34 @@ class BackboneSpec(PluginSpec):
         Raises:
             ValueError: (in subclasses) a rate cannot be taken; the message names it.
         """
+
+    def check_reading(self, trained: BackboneSpec) -> None:
+        """Refuse to read a memory otherwise than it was trained; here nothing is refused.
+
+        Args:
+            trained: the backbone as it was trained.
+
+        Raises:
+            ValueError: (in subclasses) a field says otherwise; the message names it.
+        """
+
+    def check_start(self, before: BackboneSpec) -> None:
+        """Refuse to go on from what an earlier stage trained; here nothing is refused.
+
+        Args:
+            before: the backbone of that stage.
+
+        Raises:
+            ValueError: (in subclasses) a field must be the same in all stages; the message names
+                it.
+        """
+
+    def memory_block(self, rates: Iterable[Rate]) -> int:
+        """Return the latents of a block by which memory of these rates can be dropped.
+
+        Here it is the least that holds whole tokens of all of them.
+        """
+        return shared_period(tuple(rates))
 
 
 @frozen(kw_only=True)
