@@ -54,7 +54,7 @@ def read_experiment(text: str, sets: list[str] | None) -> tuple[str, Changed[Exp
 
 @define
 class SwapNotice:
-    """What a change of backbone brought along, in one line on stderr once work begins.
+    """What an experiment became, such as by a change of backbone, on stderr once work begins.
 
     Bad input is found before that, and has a line of its own alone.
 
@@ -69,6 +69,10 @@ class SwapNotice:
         """Return the notice of what `--set` made of an experiment."""
         swap = changed.swap
         return cls("" if swap is None else f"{swap.line} (`longtake show` lists them)")
+
+    def add(self, line: str) -> None:
+        """Say another line, too, before what there is."""
+        self.line = f"{line}\n{self.line}" if self.line else line
 
     def say(self) -> None:
         """Print the line, unless it was."""

@@ -54,13 +54,17 @@ STATE_FOLDER = "training_state"
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the whole checkpoints of a run, oldest first."""
-    whole = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(whole, key=step_of)
+    return sorted(filter(is_checkpoint, run.glob("checkpoint-*")), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
     """Return the number of steps that a checkpoint has trained."""
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder has the name of a whole checkpoint of a run."""
+    return re.fullmatch(r"checkpoint-\d+", folder.name) is not None
 
 
 def prune(run: Path, keep: int) -> None:
@@ -110,7 +114,7 @@ def older_offered(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if not re.fullmatch(r"checkpoint-\d+", checkpoint.name):
+        if not is_checkpoint(checkpoint):
             raise
         older = [x for x in checkpoints(checkpoint.parent) if step_of(x) < step_of(checkpoint)]
         found = next((x for x in reversed(older) if is_whole(x)), None)
@@ -256,6 +260,45 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
     return model
 
 
+def load_parts(folder: Path, experiment: Experiment, parts: str) -> Model:
+    """Return the model of an experiment with some of the weights of a checkpoint, the rest fresh.
+
+    A DiT that was trained whole is no adapter: where the experiment trains all of the DiT it goes
+    on from that one.
+
+    Args:
+        folder: the checkpoint, of any stage.
+        experiment: what is to train.
+        parts: `encoder`, `adapters` or `both`.
+
+    Raises:
+        UserError: it has not got them, or they do not fit; or LoRA is to train on another DiT than
+            the one that was trained whole.
+    """
+    weights, train = folder / "backbone", experiment.train
+    if weights.is_dir() and train.trains == "all":
+        experiment = with_weights(experiment, weights)
+    elif weights.is_dir() and not _is_same(config.to_json(experiment.backbone), weights):
+        raise UserError(
+            f"{folder} holds a DiT trained whole, to which its encoder belongs: --set "
+            f"backbone.weights={weights}"
+        )
+    model = build_model(experiment, adapters=True)
+    if parts in ("encoder", "both"):
+        fit, path = model.backbone.fit(), folder / "memory.safetensors"
+        load_encoder(path, model.encoder, width=fit.geometry.width, digest=fit.digest)
+    if parts in ("adapters", "both"):
+        if not model.backbone.adapters():
+            raise UserError(f"finetune.start={parts}, but train.trains={train.trains} has no LoRA")
+        model.backbone.load_adapters(folder / "lora.safetensors")
+    return model
+
+
+def _is_same(backbone: Mapping[str, Any], weights: Path) -> bool:
+    named = backbone.get("weights")
+    return isinstance(named, str) and Path(named).absolute() == weights.absolute()
+
+
 def with_weights(experiment: Experiment, folder: Path) -> Experiment:
     """Return the experiment with its backbone's weights taken from `folder`."""
     return config.apply_sets(experiment, [f"backbone.weights={folder}"])
@@ -289,7 +332,7 @@ def encoder_header(model: Model) -> dict[str, Any]:
     fit = model.backbone.fit()
     return {
         "format": 1,
-        "stage": "pretrain",
+        "stage": model.experiment.stage,
         "compressors": config.to_json(model.experiment)["compressors"],
         "backbone": config.to_json(model.experiment)["backbone"]["type"],
         "codec": config.to_json(model.experiment.backbone.codec),
