@@ -214,7 +214,7 @@ class ContinuationSampler:
 def past_lengths(
     seconds: tuple[float, float], geometry: Geometry, fps: float, period: int
 ) -> list[int]:
-    """Return the lengths ≡ 1 modulo `period` of pasts of some seconds; at least one, be it shorter."""
+    """Return the lengths ≡ 1 modulo `period` of pasts of some seconds, at least one."""
     low, high = (max(1, geometry.latents(geometry.frames(s, fps))) for s in seconds)
     first = 1 + period * min(ceil_div(low - 1, period), (high - 1) // period)
     return list(range(first, high + 1, period))
