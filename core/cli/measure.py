@@ -37,6 +37,8 @@ def measure(
 ) -> None:
     """Measure what the memory gives back, masked and unmasked, against floors and the ceiling.
 
+    Of a Stage II run also the loss of the future: with memory, without, with another clip's.
+
     Example: longtake measure runs/first --data stores/val --beside runs/other
     """
     from ..data.store import Store
@@ -44,7 +46,7 @@ def measure(
     from ..measure.measure import measure as measure_model
     from ..measure.prepare import MeasureSetup
     from ..measure.strips import make_sliders, make_strips
-    from ..measure.verdict import as_data, verdict
+    from ..measure.verdict import as_data, continuation_table, verdict
     from ..pages.picture import save_picture
     from ..pages.report import Page, write_report
     from ..tools.device import pick_device
@@ -68,7 +70,7 @@ def measure(
         result = measure_model(setup, run=run, step=_step(place), progress=report)
     rates = compare_rates(result, others)
     summary = as_data(result, rates)
-    lines = [*map(str, verdict(result))]
+    lines = [*continuation_table(result), *map(str, verdict(result))]
     try:
         write_json(folder / "measure.json", summary)
         page = write_report(

@@ -15,7 +15,9 @@ from ..experiment import Experiment
 from ..interfaces.metric import merit
 from ..tools.device import versions
 from ..tools.progress import Report
+from ..train.past import PastEncoder
 from ..values.grid import Rate, Size3
+from .continuations import ClipContinuation, measure_continuations
 from .prepare import MeasureSetup, evaluating
 from .quality import (
     CEILING,
@@ -29,8 +31,10 @@ from .quality import (
 )
 from .result import (
     ClipRow,
+    ContinuationRow,
     Distance,
     FrameScores,
+    GainFigures,
     Interval,
     LongRow,
     MeasureResult,
@@ -55,7 +59,9 @@ def measure(
     clips whole. Every latent frame is asked of the memory of the clean history; learned
     retrievers also give back the Ω of 6 masked queries. Floors and the codec's reconstruction are
     compared with the same original pixels. Clips of `measure.long_seconds` are asked a second
-    time, unmasked, at that length. The same seed gives the same figures on one device.
+    time, unmasked, at that length. Of a Stage II run clips are also cut into past and target, whose
+    loss is measured with the memory of the past. The same seed gives the same figures on one
+    device.
 
     Args:
         setup: of the model and the store; its `retrieved` is filled, so that `make_strips` and
@@ -74,6 +80,7 @@ def measure(
         tick = _ticks(setup, progress)
         clips = list(_measure_clips(setup, tick))
         long = list(_measure_long_clips(setup, tick))
+        continued = list(_measure_continuations(setup, tick))
     for quality in [clip.quality for clip in clips] + [clip.quality for clip in long]:
         quality.keep_metrics(setup.metrics)
     for clip in clips:
@@ -95,7 +102,8 @@ def measure(
         retrievals=retrievals,
         distances=_distances(setup, retrievals, qualities),
         gain=gain_over_clips([clip.gain for clip in clips], experiment.measure.draws),
-        clips=tuple(_clip_row(setup, clip) for clip in clips),
+        continuations=_continuation_figures(setup, continued),
+        clips=tuple(_clip_row(setup, clip, continued) for clip in clips),
         long=tuple(_long_row(setup, clip) for clip in long),
         asked=experiment.measure.seconds,
         long_asked=experiment.measure.long_seconds,
@@ -127,7 +135,8 @@ class _Ticks:
 def _ticks(setup: MeasureSetup, progress: Report | None) -> _Ticks:
     once = 1 + len(setup.retrievers)  # ceiling, retrievers
     clips, long_clips = len(setup.records()), len(_long_records(setup))
-    return _Ticks(progress, (once + QUERIES + 1) * clips + once * long_clips)
+    continued = clips if setup.model.experiment.finetune else 0
+    return _Ticks(progress, (once + QUERIES + 1) * clips + once * long_clips + continued)
 
 
 @frozen(eq=False, kw_only=True)
@@ -173,6 +182,41 @@ def _measure_long_clips(setup: MeasureSetup, tick: _Ticks) -> Iterator[_Measured
         tick.clip = f"{record.name}, {setup.model.experiment.measure.long_seconds:g} s"
         quality = clip_quality(longer, record, tick, masked=False)
         yield _MeasuredLongClip(record=record, size=longer.size(record), quality=quality)
+
+
+def _measure_continuations(setup: MeasureSetup, tick: _Ticks) -> Iterator[ClipContinuation]:
+    """Yield how clips go on, of a Stage II run."""
+    experiment = setup.model.experiment
+    if experiment.finetune is None:
+        return
+    ends = PastEncoder.of(experiment, setup.store, setup.device)
+    for clip in measure_continuations(setup, experiment.finetune, ends):
+        tick.clip = clip.record.name
+        tick("continuation")
+        yield clip
+
+
+def _continuation_figures(
+    setup: MeasureSetup, clips: Sequence[ClipContinuation]
+) -> GainFigures | None:
+    draws = setup.model.experiment.measure.draws
+    return gain_over_clips([clip.losses for clip in clips], draws) if clips else None
+
+
+def _continuation_row(
+    setup: MeasureSetup, record: Record, clips: Sequence[ClipContinuation]
+) -> ContinuationRow | None:
+    step = setup.codec.stride.time / setup.store.fps
+    for clip in clips:
+        if clip.record is record:
+            return ContinuationRow(
+                past=clip.past * step,
+                target=clip.target * step,
+                true=clip.losses.true,
+                none=clip.losses.none,
+                shuffled=clip.losses.shuffled,
+            )
+    return None
 
 
 def _long_row(setup: MeasureSetup, clip: _MeasuredLongClip) -> LongRow:
@@ -265,7 +309,9 @@ def _distance(
     return interval([clip_merit(clip, setup.main) - clip_merit(clip, other) for clip in clips])
 
 
-def _clip_row(setup: MeasureSetup, clip: _MeasuredClip) -> ClipRow:
+def _clip_row(
+    setup: MeasureSetup, clip: _MeasuredClip, continued: Sequence[ClipContinuation]
+) -> ClipRow:
     record, quality, gain = clip.record, clip.quality, clip.gain
     size, width = setup.size(record), _age_width(setup)
     ages = quality.unmasked[setup.main].means_by_age(setup.store.fps, width)
@@ -288,6 +334,7 @@ def _clip_row(setup: MeasureSetup, clip: _MeasuredClip) -> ClipRow:
         same={n: quality.unmasked[n].like(s).means() for n, s in quality.masked.items()},
         ages={f"{number * width:g}": means for number, means in ages.items()},
         swapped=quality.foreign.means() if quality.foreign else None,
+        continuation=_continuation_row(setup, record, continued),
     )
 
 

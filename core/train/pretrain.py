@@ -56,6 +56,7 @@ from .ema import EMA, trainable_parameters
 from .liveness import Liveness
 from .log import LogWriter, MetricsLogger
 from .optim import learning_rate, make_optimizer
+from .past import PastEncoder
 from .step import build_stage
 from .trainer import Trainer, TrainResult
 from .worker import TrainWorker
@@ -175,6 +176,7 @@ def _prepare(
     distributed.check_launch(train)
     accelerator = _accelerator()
     check_shares(train, accelerator.num_processes)
+    ends = PastEncoder.of(experiment, store, accelerator.device)
     with older_offered(newest or start or out):
         step, state = (
             (step_of(newest), read_state(newest)) if newest else (0, {"live": bool(start)})
@@ -194,7 +196,7 @@ def _prepare(
     world = (accelerator.process_index, accelerator.num_processes)
     return Trainer(
         worker=worker,
-        batches=WindowBatches(store, windows, needs, train.steps, *world),
+        batches=WindowBatches(store, windows, needs, train.steps, *world, ends=ends),
         logger=MetricsLogger.of(worker, writer, store, state),
         liveness=Liveness.of(worker.stage) if watched else None,
         step=step,

@@ -16,7 +16,13 @@ from longtake.core.data.store import Store
 from longtake.core.data.windows import Batch, WindowBatches
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment, FinetuneSpec
+from longtake.core.measure.compare import compare_rates
+from longtake.core.measure.continuations import measure_continuations
+from longtake.core.measure.measure import measure
+from longtake.core.measure.prepare import MeasureSetup, evaluating
+from longtake.core.measure.verdict import continuation_table, verdict
 from longtake.core.model import build_model, compressor_needs
+from longtake.core.pages.report import Page, write_report
 from longtake.core.tools.files import read_json, read_json_lines, write_json
 from longtake.core.train.checkpoint import (
     checkpoints,
@@ -297,3 +303,41 @@ def test_controls_differ_by_one_field() -> None:
     ):
         _, control = config.load_experiment(f"tiny-wan-2x2x2-finetune-{name}")
         assert evolve(config.apply_sets(whole, [change]), name=control.name) == control
+
+
+def test_measure_prints_what_memory_does_to_the_future(
+    store: Path, stage_one: Path, tmp_path: Path
+) -> None:
+    run, experiment = tmp_path / "run", small_finetune(steps=2, gain_every=99)
+    finetune(experiment, store, run, start=stage_one)
+    setup = MeasureSetup.build(load_run(run), Store.open(store))
+    result = measure(setup)
+    figures, rows = result.continuations, [clip.continuation for clip in result.clips]
+    assert figures is not None and figures.shuffled is not None and figures.true.n == len(rows) == 3
+    for row in rows:
+        assert row is not None and (row.past, row.target) == (1.5, 1.0)
+    mean = sum(row.none - row.true for row in rows if row) / len(rows)
+    assert figures.gain.mean == pytest.approx(mean)
+    table = continuation_table(result)
+    assert [line.split()[0] for line in table[1:3]] == ["memory", "no"]
+    assert f"{figures.true.mean:.4f}" in table[1] and "(3 clips)" in table[1]
+    assert any("of the future" in str(line) for line in verdict(result))
+    page = write_report(
+        result, Page(strips=[], sliders=[], rates=compare_rates(result, [])), tmp_path / "x.html"
+    )
+    assert "What the memory does to the future" in page.read_text()
+    assert result.to_json()["continuations"]["true"]["n"] == 3
+
+
+def test_a_clip_is_measured_with_its_own_memory_alone(store: Path) -> None:
+    experiment = small_finetune()
+    model = build_model(experiment, adapters=True).eval()
+    opened = Store.open(store)
+    assert experiment.finetune is not None
+    alone = []
+    for records in (opened.records, opened.records[:1]):
+        setup = MeasureSetup.build(model, Store(opened.root, opened.header, records))
+        with evaluating(model):
+            alone.append(next(iter(measure_continuations(setup, experiment.finetune))).losses)
+    assert (alone[0].true, alone[0].none) == (alone[1].true, alone[1].none)
+    assert alone[1].shuffled is None and alone[0].shuffled is not None
