@@ -114,6 +114,8 @@ def _check_picture(store: Store, picture: Path | None, names: Sequence[str]) -> 
 
 
 def _default_folder(run: str, place: Path) -> Path:
+    if place.is_file():
+        return place.with_name(f"{place.stem}-measure")
     return Path(f"measure-{run}") if o.is_shipped(place) else place / "measure"
 
 

@@ -151,13 +151,16 @@ def set_aside(run: Path, checkpoint: Path) -> list[Path]:
 def read_run(place: Path) -> tuple[Experiment, Path]:
     """Return the experiment and the newest checkpoint folder of a run.
 
-    `place` may also be one checkpoint, or a folder of shipped weights with its own spec.json.
-    Relative paths of weights in the spec that are not here are looked for beside it, in its
+    `place` may also be one checkpoint, a folder of shipped weights with its own spec.json, or a
+    bundle that `longtake export` wrote, which says in its header what it is; it stands in for the
+    folder. Relative paths of weights in the spec that are not here are looked for beside it, in its
     folder and those above it: a project that was moved as a whole stays together.
 
     Raises:
         UserError: there is no run, or it has no checkpoint yet.
     """
+    if place.is_file():
+        return _read_bundle(place), place
     if not place.is_dir():
         raise UserError(f"{place}: no such run")
     shipped = any((place / part).exists() for part in ("memory.safetensors", "backbone"))
@@ -172,6 +175,39 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
     if not checkpoints(place):
         raise UserError(f"{place} has no checkpoint yet: let `longtake pretrain` reach one")
     return experiment, checkpoints(place)[-1]
+
+
+def _read_bundle(path: Path) -> Experiment:
+    """Return the experiment in the header of an exported file: UserError where it has none."""
+    with open_tensors(_memory_file(path)) as file:
+        header = read_header(file, path)
+    data = header.get("experiment") if isinstance(header, dict) else None
+    if data is None:
+        raise UserError(f"{path} is no run, and no file that `longtake export` wrote")
+    try:
+        experiment: Experiment = config.from_json(beside_spec(data, path.parent), Experiment)
+    except config.SpecError as error:
+        raise UserError(f"{path}: {error}") from error
+    return experiment
+
+
+def _lora_file(folder: Path) -> Path:
+    """Return the file that the adapters of a checkpoint, or of a bundle, are in."""
+    return folder if folder.is_file() else folder / "lora.safetensors"
+
+
+def _memory_file(folder: Path) -> Path:
+    """Return the file that the encoder of a checkpoint, or of a bundle of one or two files, is in.
+
+    Raises:
+        UserError: a bundle cannot be read.
+    """
+    if not folder.is_file():
+        return folder / "memory.safetensors"
+    with open_tensors(folder) as file:
+        alone = any(name.startswith(PREFIX) for name in file.keys())
+    beside = folder.with_suffix(".memory.safetensors")
+    return folder if alone or not beside.is_file() else beside
 
 
 def beside_spec(data: Any, folder: Path) -> Any:
@@ -235,7 +271,7 @@ def load_run(place: Path) -> Model:
 
 
 def load_model(folder: Path, experiment: Experiment) -> Model:
-    """Load the model of a checkpoint folder.
+    """Load the model of a checkpoint folder, or of a bundle.
 
     Raises:
         UserError: something is missing, damaged, or of another model.
@@ -246,7 +282,7 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
     elif experiment.train.trains == "all":
         raise UserError(f"{folder} has no backbone/, but its experiment trains all of the DiT")
     model = build_model(experiment, adapters=True)
-    lora = folder / "lora.safetensors"
+    lora = _lora_file(folder)
     if model.backbone.adapters() and weights.is_dir() and not lora.exists():
         raise UserError(
             f"{folder} holds a DiT trained whole, without LoRA: to train LoRA on it, leave it out "
@@ -255,7 +291,7 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
     if model.backbone.adapters():
         model.backbone.load_adapters(lora)
     if experiment.remembers:
-        fit, path = model.backbone.fit(), folder / "memory.safetensors"
+        fit, path = model.backbone.fit(), _memory_file(folder)
         load_encoder(path, model.encoder, width=fit.geometry.width, digest=fit.digest)
     return model
 
@@ -267,7 +303,7 @@ def load_parts(folder: Path, experiment: Experiment, parts: str) -> Model:
     on from that one.
 
     Args:
-        folder: the checkpoint, of any stage.
+        folder: the checkpoint, of any stage, or a bundle.
         experiment: what is to train.
         parts: `encoder`, `adapters` or `both`.
 
@@ -285,12 +321,12 @@ def load_parts(folder: Path, experiment: Experiment, parts: str) -> Model:
         )
     model = build_model(experiment, adapters=True)
     if parts in ("encoder", "both"):
-        fit, path = model.backbone.fit(), folder / "memory.safetensors"
+        fit, path = model.backbone.fit(), _memory_file(folder)
         load_encoder(path, model.encoder, width=fit.geometry.width, digest=fit.digest)
     if parts in ("adapters", "both"):
         if not model.backbone.adapters():
             raise UserError(f"finetune.start={parts}, but train.trains={train.trains} has no LoRA")
-        model.backbone.load_adapters(folder / "lora.safetensors")
+        model.backbone.load_adapters(_lora_file(folder))
     return model
 
 
