@@ -177,10 +177,9 @@ def _prepare(
     accelerator = _accelerator()
     check_shares(train, accelerator.num_processes)
     ends = PastEncoder.of(experiment, store, accelerator.device)
+    trained = start is not None and experiment.finetune is None  # Stage II has a fresh LoRA
     with older_offered(newest or start or out):
-        step, state = (
-            (step_of(newest), read_state(newest)) if newest else (0, {"live": bool(start)})
-        )
+        step, state = (step_of(newest), read_state(newest)) if newest else (0, {"live": trained})
         settled = settle_precision(experiment, state, accelerator.device)
         worker = _worker(settled, store, out, accelerator, newest, start)
     check_out_folder(out, room=_least_of_a_checkpoint(worker))

@@ -32,6 +32,7 @@ from longtake.core.train.checkpoint import (
     read_run,
 )
 from longtake.core.train.finetune import finetune
+from longtake.core.train.liveness import DeadMemory
 from longtake.core.train.log import Previews
 from longtake.core.train.loss import StageTwo, corrupted
 from longtake.core.train.pretrain import pretrain
@@ -206,6 +207,16 @@ def test_without_pretraining_begins_with_a_fresh_encoder(store: Path, tmp_path: 
     cut = FinetuneSpec(past=(0.5, 1.5), target=(0.5, 1.0), start="none")
     finetune(small_finetune(cut, steps=2, gain_every=99), store, tmp_path / "run")
     assert "start" not in read_json(tmp_path / "run" / "spec.json", "spec")
+
+
+def test_a_memory_that_nothing_reads_is_found_dead(
+    store: Path, stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = StageTwo.loss
+    monkeypatch.setattr(StageTwo, "loss", lambda self, a, memory, d: real(self, a, Memory(), d))
+    experiment = small_finetune(steps=4, gain_every=99, memory_dropout=0.0)
+    with pytest.raises(DeadMemory, match="memory.compressors"):
+        finetune(experiment, store, tmp_path / "run", start=stage_one)
 
 
 def test_other_threads_are_said(
