@@ -51,6 +51,14 @@ PAPER: Mapping[str, Any] = {
     "train.gain_every": 500,
     "measure.seconds": 20.0,
     "measure.long_seconds": 0.0,
+    # Stage II. The paper cuts clips at random, and says neither steps nor lengths (its batch of 32
+    # has targets of 4 or 5 latents): targets of up to 5 s are what these models make at once.
+    # Cuts are looked for, since no target should have one in it.
+    "finetune.cache.cuts": True,
+    "finetune.past": (2.0, 20.0),
+    "finetune.target": (2.0, 5.0),
+    "finetune.train.steps": 10_000,
+    "finetune.train.memory_dropout": 0.1,
 }
 
 # Stage I on a DiT of 7 M parameters, for two CPU cores.
@@ -90,6 +98,12 @@ TINY: Mapping[str, Any] = {
     "measure.seconds": 10.0,
     "measure.long_seconds": 20.0,
     "measure.targets": ({"metric": "psnr", "low": 1.0, "over": "mean-frame"},),
+    "finetune.cache.cuts": True,
+    "finetune.past": (2.0, 10.0),
+    "finetune.target": (1.0, 3.0),
+    "finetune.train.steps": 600,
+    "finetune.train.memory_dropout": 0.1,
+    "finetune.train.pure": 0.0,
 }
 
 

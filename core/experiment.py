@@ -214,7 +214,7 @@ def _check_crop(instance: object, attribute: object, value: tuple[int, int]) -> 
 
 @frozen(kw_only=True)
 class TrainSpec:
-    """How Stage 0 and Stage I train (Eq. 3)."""
+    """How Stage 0, Stage I (Eq. 3) and Stage II (Eq. 4) train."""
 
     steps: int = field(default=2000, validator=ge(1), metadata=doc("optimizer steps, ≥ 1"))
     batch: int = field(
@@ -228,7 +228,7 @@ class TrainSpec:
     seconds: tuple[float, float] = field(
         default=(4.0, 20.0),
         validator=_check_span,
-        metadata=doc("shortest and longest training window, seconds"),
+        metadata=doc("shortest and longest window of Stage 0 and I, seconds"),
     )
     crop: tuple[int, int] = field(
         default=(0, 0),
@@ -343,6 +343,67 @@ class TrainSpec:
 
 
 @frozen(kw_only=True)
+class FinetuneSpec:
+    """What Stage II trains on beside `train`: a clip is cut into a past and the target behind it.
+
+    The cut is a latent h ≡ 1 modulo the lcm of the time rates, so that memory covers all that lies
+    before it.
+    """
+
+    past: tuple[float, float] = field(
+        default=(2.0, 20.0),
+        validator=_check_span,
+        metadata=doc("shortest and longest past that memory is made of, seconds"),
+    )
+    target: tuple[float, float] = field(
+        default=(2.0, 5.0),
+        validator=_check_span,
+        metadata=doc("shortest and longest target, the video to go on with, seconds"),
+    )
+    borders: float = field(
+        default=0.25,
+        validator=unit,
+        metadata=doc("share of the samples cut at a border of shots, where the clip has one"),
+    )
+    cuts_inside: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc("let hard cuts lie inside a target; false: it begins at a cut or has none"),
+    )
+    beginnings: float = field(
+        default=0.5,
+        validator=unit,
+        metadata=doc(
+            "share of the batches without memory (train.memory_dropout) that are beginnings of "
+            "clips, as a take's first segment; of the others the past is hidden"
+        ),
+    )
+    encoder: str = field(
+        default="trainable",
+        validator=in_(("trainable", "frozen")),
+        metadata=doc(
+            "trainable: the encoder goes on training; frozen: it stays as Stage I left it"
+        ),
+    )
+    start: str = field(
+        default="encoder",
+        validator=in_(("encoder", "adapters", "both", "none")),
+        metadata=doc(
+            "what comes from the run that --start names: encoder (the paper's: LoRA begins "
+            "afresh), adapters, both; none: without pretraining"
+        ),
+    )
+    corruption: str = field(
+        default="none",
+        validator=in_(("none", "noise", "frames")),
+        metadata=doc(
+            "noise in the past, against drift: noise, in 9 of 10 samples of one level up to 1/3; "
+            "frames, of a level for each latent frame; none"
+        ),
+    )
+
+
+@frozen(kw_only=True)
 class Target:
     """A range that a measured figure should lie in: the report says whether it does."""
 
@@ -434,12 +495,35 @@ def as_tuples(value: Any) -> Any:
     return tuple(as_tuples(x) for x in value) if isinstance(value, list | tuple) else value
 
 
+STAGE_TWO = "finetune."  # begins keys of a recipe that only Stage II reads
+
+
+def stage_recipe(recipe: Mapping[str, Any], *, finetunes: bool) -> dict[str, Any]:
+    """Return a recipe as the experiments of a stage read it.
+
+    Stage II reads `finetune.train.rate` as `train.rate`, in place of Stage I's, and so for `cache`.
+    """
+    own = {key: value for key, value in recipe.items() if not key.startswith(STAGE_TWO)}
+    if not finetunes:
+        return own
+    second = {key: value for key, value in recipe.items() if key.startswith(STAGE_TWO)}
+    return own | {second_stage_key(key): value for key, value in second.items()}
+
+
+def second_stage_key(key: str) -> str:
+    """Return the path of the field that a key of a recipe is for in Stage II."""
+    shared = (f"{STAGE_TWO}train.", f"{STAGE_TWO}cache.")
+    return key.removeprefix(STAGE_TWO) if key.startswith(shared) else key
+
+
 def _by_recipe(name: str, cls: type[S]) -> S:
     """Return the default of a part of an experiment: what its backbone's recipe says of it."""
 
     def make(experiment: Any) -> S:
         backbone = getattr(experiment, "backbone", None)  # None: of JSON whose backbone is faulty
-        recipe = backbone.recipe if isinstance(backbone, BackboneSpec) else {}
+        finetunes = getattr(experiment, "finetune", None) is not None
+        raw = backbone.recipe if isinstance(backbone, BackboneSpec) else {}
+        recipe = stage_recipe(raw, finetunes=finetunes)
         found = {tuple(key.split(".")): as_tuples(value) for key, value in recipe.items()}
         lists = ("measure", "targets")  # they are an experiment's own, beside the recipe's
         part: S = evolved(
@@ -454,7 +538,8 @@ def _by_recipe(name: str, cls: type[S]) -> S:
 class Experiment:
     """A backbone, its memory, and how they are cached, trained and measured.
 
-    `cache`, `train` and `measure` are by default as the recipe of the backbone has them.
+    `cache`, `train` and `measure` are by default as the recipe of the backbone has them for the
+    stage that it trains.
     """
 
     name: str = field(
@@ -480,6 +565,11 @@ class Experiment:
     metrics: tuple[MetricSpec, ...] = field(
         validator=each(instance_of(MetricSpec), at_least=1), metadata=doc("figures of a frame")
     )
+    finetune: FinetuneSpec | None = field(
+        default=None,
+        validator=optional(instance_of(FinetuneSpec)),
+        metadata=doc("Stage II: how clips are cut into past and target; null: Stage 0 or I"),
+    )
     cache: CacheSpec = field(
         default=_by_recipe("cache", CacheSpec),
         validator=instance_of(CacheSpec),
@@ -488,7 +578,7 @@ class Experiment:
     train: TrainSpec = field(
         default=_by_recipe("train", TrainSpec),
         validator=instance_of(TrainSpec),
-        metadata=doc("Stage I, or Stage 0 where no compressor is named"),
+        metadata=doc("how the stage trains: II under `finetune`, 0 without compressors, else I"),
     )
     measure: MeasureSpec = field(
         default=_by_recipe("measure", MeasureSpec),
@@ -501,7 +591,16 @@ class Experiment:
         """Whether there is a memory; without one, training is Stage 0."""
         return bool(self.compressors)
 
+    @property
+    def stage(self) -> str:
+        """The stage that it trains: `base` (Stage 0), `pretrain` (I) or `finetune` (II)."""
+        if self.finetune is not None:
+            return "finetune"
+        return "pretrain" if self.remembers else "base"
+
     def __attrs_post_init__(self) -> None:
+        if self.finetune is not None and not self.remembers:
+            raise ValueError("finetune is Stage II, which needs a memory: name a compressor")
         if len(set(self.compressors)) < len(self.compressors):
             raise ValueError("two compressors are the same: the second would remember nothing new")
         self.backbone.check_rates(rate for spec in self.compressors for rate in _rates(spec))

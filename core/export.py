@@ -86,6 +86,8 @@ def export(
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: name a file that ends in .safetensors")
     check_out_file(out)
+    if run.is_file():
+        raise UserError(f"{run} is exported already: name the run that it is of")
     experiment, checkpoint = read_run(run)
     with older_offered(checkpoint):
         loras = _loras(experiment, checkpoint, layout)

@@ -10,6 +10,7 @@ from .paper import BACKBONES, RATES
 
 TINY = "longtake.experiments.tiny"
 PAPER = "longtake.experiments.paper"
+CONTINUATIONS = "longtake.experiments.continuations"
 
 
 @impl
@@ -23,13 +24,24 @@ def longtake_experiments() -> Mapping[str, str]:
         "tiny-wan-4x4x2-crops": f"{TINY}:TINY_WAN_4X4X2_CROPS",
         "tiny-wan-2x2x2-only-lr": f"{TINY}:TINY_WAN_ONLY_LR",
         "tiny-wan-2x2x2-without-lr": f"{TINY}:TINY_WAN_WITHOUT_LR",
-        **dict(_paper(f"{backbone}-{rate}") for backbone in BACKBONES for rate in RATES),
+        **{name: _target(PAPER, name) for name in _PAPER},
+        **{
+            f"{name}-finetune": _target(CONTINUATIONS, f"{name}-finetune")
+            for name in (*_TINY, *_PAPER)
+        },
+        f"{_CONTROLS}-frozen-encoder": f"{CONTINUATIONS}:TINY_WAN_FROZEN_ENCODER",
+        f"{_CONTROLS}-without-pretraining": f"{CONTINUATIONS}:TINY_WAN_WITHOUT_PRETRAINING",
     }
 
 
-def _paper(name: str) -> tuple[str, str]:
-    """Return name and target: `wan22-5b-2x2x1` is `WAN22_5B_2X2X1` of the module."""
-    return name, f"{PAPER}:{name.upper().replace('-', '_').replace('.', '_')}"
+_CONTROLS = "tiny-wan-2x2x2-finetune"
+_TINY = ("tiny-wan-2x2x2", "tiny-wan-4x4x2")
+_PAPER = tuple(f"{backbone}-{rate}" for backbone in BACKBONES for rate in RATES)
+
+
+def _target(module: str, name: str) -> str:
+    """Return where an experiment stands: `wan22-5b-2x2x1` is `WAN22_5B_2X2X1` of its module."""
+    return f"{module}:{name.upper().replace('-', '_').replace('.', '_')}"
 
 
 @impl

@@ -14,7 +14,13 @@ from longtake.backbones.texts.specs import Bytes
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.cache.cache import cache
 from longtake.core.cache.encode import MultiRateEncoder
-from longtake.core.experiment import CacheSpec, Experiment, MeasureSpec, TrainSpec
+from longtake.core.experiment import (
+    CacheSpec,
+    Experiment,
+    FinetuneSpec,
+    MeasureSpec,
+    TrainSpec,
+)
 from longtake.core.interfaces.codec import Codec
 from longtake.core.interfaces.spec import CodecSpec, LoRA
 from longtake.core.model import all_needs
@@ -49,6 +55,13 @@ def small(**train: object) -> Experiment:
         train=evolve(TrainSpec(), **(settings | train)),
         measure=MeasureSpec(seconds=2.0, draws=1),
     )  # fmt: skip
+
+
+def small_finetune(finetune: FinetuneSpec | None = None, **train: object) -> Experiment:
+    """Stage II of `small`: LoRA over the same random DiT, a second of past and half of target."""
+    cut = finetune or FinetuneSpec(past=(0.5, 1.5), target=(0.5, 1.0), cuts_inside=True)
+    experiment = small(**({"trains": "lora", "memory_dropout": 0.3} | train))
+    return evolve(experiment, name="small-finetune", finetune=cut)
 
 
 def moving(seed: int, seconds: float = 2.5, fps: int = 8, size: tuple[int, int] = (32, 48)):

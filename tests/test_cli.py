@@ -37,14 +37,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_verb_has_help_with_an_example() -> None:
     shown = ("demo", "list", "show", "cache", "pretrain", "retrieve", "measure", "probe", "bench")
-    for verb in (*shown, "export", "check"):
+    for verb in (*shown, "export", "check", "finetune"):
         code, out, _ = run(verb, "--help")
         assert code == 0 and f"longtake {verb}" in out, verb
 
 
 def test_verbs_that_do_not_exist_yet_are_refused() -> None:
-    for verb in ("generate", "finetune", "plan"):
+    for verb in ("generate", "plan"):
         assert run(verb)[0] == 2
+
+
+def test_finetune_goes_on_from_a_run_of_stage_one(place: Path, tmp_path: Path) -> None:
+    words = ["finetune", place / "mine.py", "--data", place / "store", "--out", tmp_path / "two"]
+    words += ["--set", "finetune.past=[0.5, 1.5]", "--set", "finetune.target=[0.5, 1.0]"]
+    code, _, said = run(*words)
+    assert code == 2 and "--start RUN" in said and not (tmp_path / "two").exists()
+    words += ["--start", place / "run", "--resume", "latest", "--json"]
+    for _ in range(2):  # the second time it is over
+        code, told, said = run(*words)
+        assert code == 0 and json.loads(told)["step"] == 3
+        assert "small is Stage I: its Stage II, small-finetune, is trained" in said
+    spec = json.loads((tmp_path / "two" / "spec.json").read_text())
+    assert spec["start"] == "run/checkpoint-3"
+    assert spec["experiment"]["finetune"]["past"] == [0.5, 1.5]
 
 
 def test_list_names_every_kind() -> None:
@@ -199,6 +214,19 @@ CASES = [
         ("pretrain", "{root}/mine.py", "--data", "{root}/store", "--out", "{root}/r2")
         + ("--resume", "latest", "--start", "{root}/run"),
         "leave out --start",
+    ),
+    (
+        ("finetune", "{root}/mine.py", "--data", "{root}/store", "--out", "{root}/r2")
+        + ("--start", "{root}/videos"),
+        "run (make one with `longtake pretrain`)",
+    ),
+    (
+        ("finetune", "tiny-base", "--data", "{root}/store", "--out", "{root}/r2"),
+        "tiny-base is Stage 0",
+    ),
+    (
+        ("pretrain", "tiny-wan-2x2x2-finetune", "--data", "{root}/store", "--out", "{root}/r2"),
+        "train it with `longtake finetune`",
     ),
     (("bench", "--out", "{root}"), "is a folder"),
     (("bench", "--out", "{root}/run/spec.json"), "belongs to a run"),

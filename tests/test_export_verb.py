@@ -15,17 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from longtake.backbones.wan.experts import Wan22MoeBackbone
 from longtake.backbones.wan.specs import Wan22Moe14B
+from longtake.core.cli.options import find_run
 from longtake.core.config import to_json
 from longtake.core.errors import UserError
 from longtake.core.experiment import Experiment
 from longtake.core.export import export, without_local_paths
 from longtake.core.model import Model, build_model
 from longtake.core.tools.files import part_path, write_json
-from longtake.core.train.checkpoint import load_encoder, save_model
+from longtake.core.train.checkpoint import load_encoder, load_run, save_model
 from longtake.core.train.pretrain import resolved_spec
 
 from .program import run
-from .small import small
+from .small import small, write_clips
 
 
 def make_run(place: Path, experiment: Experiment) -> Model:
@@ -85,6 +86,27 @@ def test_a_bundle_loads_back(place: Path, model: Model, layout: str, tmp_path: P
     again = tmp_path / "again.safetensors"
     assert run("export", place / "lora", "--to", layout, "--out", again)[0] == 0
     assert header(again) == facts  # of which the hash is of all tensors
+
+
+@pytest.mark.parametrize("layout", ["comfyui", "diffusers"])
+def test_an_export_is_a_run(place: Path, model: Model, layout: str, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    assert run("export", place / "lora", "--to", layout, "--out", out)[0] == 0
+    assert (tmp_path / "x.memory.safetensors").exists() == (layout == "diffusers")
+    loaded = load_run(find_run(str(out)))
+    assert loaded.experiment == model.experiment
+    for name, weight in model.backbone.adapters().items():
+        assert torch.equal(loaded.backbone.adapters()[name], weight), name
+    for name, weight in model.encoder.state_dict().items():
+        assert torch.equal(loaded.encoder.state_dict()[name], weight), name
+    write_clips(tmp_path, seeds=(1,))
+    frames = tmp_path / "frames"
+    words = ("retrieve", out, tmp_path / "clip-1.mp4", "--at", "0.5", "--steps", "1")
+    assert run(*words, "--out", frames)[0] == 0 and (frames / "strip.png").exists()
+    code, _, said = run("export", out, "--to", layout, "--out", tmp_path / "y.safetensors")
+    assert code == 2 and "exported already" in said
+    code, _, said = run("retrieve", place / "lora/checkpoint-3/memory.safetensors", *words[2:])
+    assert code == 2 and "no file that `longtake export` wrote" in said
 
 
 def test_diffusers_has_the_lora_alone(place: Path, model: Model, tmp_path: Path) -> None:

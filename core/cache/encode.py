@@ -327,7 +327,7 @@ class LowRes:
                 f"a chunk holds one frame or more as floats in [−1, 1], not {pixels.shape[2]} as "
                 f"{pixels.dtype}"
             )
-        small = self._shrink(pixels)
+        small = self.shrink(pixels)
         if state is None:
             lone, rest = small[:, :, :1], small[:, :, 1:]
         else:
@@ -337,7 +337,8 @@ class LowRes:
         means = reduce(whole, "b c (n r) p q -> b c n p q", "mean", r=self.rate.time)
         return torch.cat([lone, means], dim=2), {"waiting": left.clone()}
 
-    def _shrink(self, pixels: Pixels) -> Tensor:
+    def shrink(self, pixels: Pixels) -> Tensor:
+        """Return frames at the rate's size in space, each for itself."""
         rate, stride = self.rate, self.stride
         padded = pad_to(pixels, rate.height * stride.height, rate.width * stride.width)
         boxes = {"h": rate.height, "w": rate.width}

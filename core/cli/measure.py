@@ -48,6 +48,8 @@ def measure(
 ) -> None:
     """Measure what the memory gives back, masked and unmasked, against floors and the ceiling.
 
+    Of a Stage II run also the loss of the future: with memory, without, with another clip's.
+
     Example: longtake measure runs/first --data stores/val --fit stores/train
     """
     from ..data.store import Store
@@ -57,7 +59,7 @@ def measure(
     from ..measure.measure import measure as measure_model
     from ..measure.prepare import MeasureSetup
     from ..measure.strips import make_sliders, make_strips
-    from ..measure.verdict import as_data, verdict
+    from ..measure.verdict import as_data, continuation_table, verdict
     from ..pages.picture import save_picture
     from ..pages.report import Page, write_report
     from ..tools.device import pick_device
@@ -99,7 +101,7 @@ def measure(
         )
     rates = compare_rates(result, others)
     summary = as_data(result, rates)
-    lines = [*map(str, verdict(result))]
+    lines = [*continuation_table(result), *map(str, verdict(result))]
     if kept.used:
         lines.append(f"{len(kept.used)} of these had been measured before, and were kept")
     if code is None:
@@ -176,6 +178,8 @@ def _check_picture(store: Store, picture: Path | None, names: Sequence[str]) -> 
 
 
 def _default_folder(run: str, place: Path) -> Path:
+    if place.is_file():
+        return place.with_name(f"{place.stem}-measure")
     return Path(f"measure-{run}") if o.is_shipped(place) else place / "measure"
 
 

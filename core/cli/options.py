@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 ExperimentArg = Annotated[
     str, typer.Argument(help="a shipped name, module:name, or file.py:name", metavar="EXPERIMENT")
 ]
-RunArg = Annotated[str, typer.Argument(help="a run's folder, or a shipped name", metavar="RUN")]
+RunArg = Annotated[
+    str,
+    typer.Argument(help="a run's folder, a bundle of `export`, or a shipped name", metavar="RUN"),
+]
 Data = Annotated[Path, typer.Option("--data", help="a latent store, made by `longtake cache`")]
 Sets = Annotated[
     list[str] | None,
@@ -54,7 +57,7 @@ def read_experiment(text: str, sets: list[str] | None) -> tuple[str, Changed[Exp
 
 @define
 class SwapNotice:
-    """What a change of backbone brought along, in one line on stderr once work begins.
+    """What an experiment became, such as by a change of backbone, on stderr once work begins.
 
     Bad input is found before that, and has a line of its own alone.
 
@@ -69,6 +72,10 @@ class SwapNotice:
         """Return the notice of what `--set` made of an experiment."""
         swap = changed.swap
         return cls("" if swap is None else f"{swap.line} (`longtake show` lists them)")
+
+    def add(self, line: str) -> None:
+        """Say another line, too, before what there is."""
+        self.line = f"{line}\n{self.line}" if self.line else line
 
     def say(self) -> None:
         """Print the line, unless it was."""
@@ -87,12 +94,12 @@ class SwapNotice:
 
 
 def find_run(text: str) -> Path:
-    """Return the folder that RUN names: a run, a checkpoint, or shipped weights by name.
+    """Return what RUN names: a run, a checkpoint, shipped weights by name, or a bundle's file.
 
     Raises:
-        UserError: there is no such folder, and no weights of that name ship or load.
+        UserError: there is no such folder or file, and no weights of that name ship or load.
     """
-    if Path(text).is_dir():
+    if Path(text).is_dir() or (Path(text).is_file() and text.endswith(".safetensors")):
         return Path(text)
     shipped = registry().weights
     if text in shipped:

@@ -16,7 +16,15 @@ import attrs
 from attrs import Attribute, frozen
 
 from ..errors import UserError
-from ..experiment import Experiment, Target, as_tuples, evolved
+from ..experiment import (
+    Experiment,
+    FinetuneSpec,
+    Target,
+    as_tuples,
+    evolved,
+    second_stage_key,
+    stage_recipe,
+)
 from ..interfaces.spec import BackboneSpec, PluginSpec, RetrieverSpec
 from ..registry import registry
 from ..values.grid import Rate
@@ -137,23 +145,67 @@ def _default(attribute: Attribute[Any]) -> Any:
     return default
 
 
-def recipe_of(backbone: BackboneSpec | type[BackboneSpec]) -> dict[str, Any]:
+def recipe_of(
+    backbone: BackboneSpec | type[BackboneSpec], *, finetunes: bool = False
+) -> dict[str, Any]:
     """Return the recipe of a backbone's class, lists as tuples.
+
+    Args:
+        backbone: its spec, or the class of that.
+        finetunes: as experiments of Stage II read it; else as those of Stage 0 and I do.
 
     Raises:
         UserError: a key of it is the path of no field of an experiment, or of the backbone, or
             goes into a field of the backbone, which a recipe sets whole.
     """
     cls = backbone if isinstance(backbone, type) else type(backbone)
-    roots = hints(Experiment) | {"backbone": cls}
+    roots = hints(Experiment) | {"backbone": cls, "finetune": FinetuneSpec}
     for key in cls.recipe:
-        first, _, rest = key.partition(".")
-        if first in ("backbone", "cache", "train", "measure"):
+        first, _, rest = second_stage_key(key).partition(".")
+        if first in ("backbone", "cache", "train", "measure", "finetune"):
             _check_path(f"the recipe of {cls.__name__}: {key}", roots[first], rest)
         if first == "backbone" and "." in rest:
             whole = f"backbone.{rest.partition('.')[0]}"
             raise UserError(f"the recipe of {cls.__name__}: {key}: set {whole} whole")
-    return {key: as_tuples(value) for key, value in cls.recipe.items()}
+    recipe = stage_recipe(cls.recipe, finetunes=finetunes)
+    return {key: as_tuples(value) for key, value in recipe.items()}
+
+
+def _recipe_for(experiment: Experiment, backbone: BackboneSpec | type[BackboneSpec]) -> Recipe:
+    """Return the recipe of a backbone as the experiment's stage reads it."""
+    return recipe_of(backbone, finetunes=experiment.finetune is not None)
+
+
+def second_stage(experiment: Experiment) -> Experiment:
+    """Return Stage II of a Stage I experiment, as the recipe of its backbone has it.
+
+    `train` and `cache` move to the recipe's values for Stage II as a new backbone would move them:
+    what the experiment sets itself stays. The name gets `-finetune` behind it. One that is Stage II
+    already is returned as it is.
+
+    Raises:
+        UserError: it has no memory.
+    """
+    if experiment.finetune is not None:
+        return experiment
+    if not experiment.remembers:
+        raise UserError(f"{experiment.name} is Stage 0: it has no memory to go on from")
+    old = recipe_of(experiment.backbone)
+    new = recipe_of(experiment.backbone, finetunes=True)
+    found = changes(experiment, old, new)
+    name = f"{experiment.name}-finetune"
+    started = evolved(experiment, {**found, ("name",): name, ("finetune",): FinetuneSpec()})
+    made: Experiment = evolved(started, _finetune_of(started, new))
+    return made
+
+
+def _finetune_of(experiment: Experiment, recipe: Recipe) -> dict[Path, Any]:
+    """Return what a recipe has of the fields of `finetune`, by path."""
+    return {
+        leaf.path: recipe[leaf.key]
+        for leaf in leaves(experiment.finetune, ("finetune",))
+        if leaf.key in recipe
+    }
 
 
 def _check_path(where: str, owner: Any, rest: str) -> None:
@@ -258,7 +310,7 @@ def moved(experiment: Experiment, backbone: type[BackboneSpec]) -> dict[Path, An
         experiment: as it is.
         backbone: the class of the other one's spec.
     """
-    old, new = recipe_of(experiment.backbone), recipe_of(backbone)
+    old, new = (_recipe_for(experiment, x) for x in (experiment.backbone, backbone))
     result = {("name",): _renamed(experiment, backbone), **changes(experiment, old, new)}
     if experiment.remembers:
         rate = rate_of(experiment)
@@ -329,7 +381,7 @@ def from_recipe(experiment: Experiment, data: Any = None) -> Experiment:
         data: the JSON that it was read from: what that leaves out was not set. None: a field that
             holds the default of its class counts as not set.
     """
-    found = changes(experiment, {}, recipe_of(experiment.backbone))
+    found = changes(experiment, {}, _recipe_for(experiment, experiment.backbone))
     if data is not None:
         named = {leaf.path for leaf in leaves(experiment) if in_data(data, leaf.path)}
         together = {leaf.key for leaf in leaves(experiment) if leaf.path in named}
@@ -395,7 +447,7 @@ def swap_of(
         backbone: the class of the other one's spec.
         changed: what `moved` returned.
     """
-    old, new = recipe_of(experiment.backbone), recipe_of(backbone)
+    old, new = (_recipe_for(experiment, x) for x in (experiment.backbone, backbone))
     follow = [(path_text(p), _at(experiment, p), value) for p, value in changed.items()]
     kept = []
     for leaf in leaves(experiment):
@@ -438,7 +490,7 @@ def origins(experiment: Experiment, sets: Sequence[str] = ()) -> dict[str, str]:
     Returns:
         `--set`; `recipe`, of the backbone; `default`, of the field; or `experiment`.
     """
-    recipe = recipe_of(experiment.backbone)
+    recipe = _recipe_for(experiment, experiment.backbone)
     known: dict[Path, Sequence[Any]] = {
         ("retrievers",): retrievers_of(recipe, rate_of(experiment)),
         ("measure", "targets"): targets_of(recipe),

@@ -243,8 +243,11 @@ def _value(text: str, hint: Any) -> Any:
 def _recipe(root: _Place) -> Recipe:
     """Return the recipe of the backbone that an experiment's JSON names; none of other specs."""
     backbone = root.value.get("backbone") if root.hint is Experiment else None
+    if not isinstance(backbone, dict):
+        return {}
     try:
-        return recipe_of(choose(backbone, BackboneSpec)) if isinstance(backbone, dict) else {}
+        finetunes = root.value.get("finetune") is not None
+        return recipe_of(choose(backbone, BackboneSpec), finetunes=finetunes)
     except ValueError:  # the fault of the backbone comes later
         return {}
 

@@ -45,6 +45,21 @@ def caption_at(captions: Sequence[Caption], start: float, end: float) -> str:
     return best.text if best is not None and best.covers(start, end) > 0 else ""
 
 
+def caption_nearest(captions: Sequence[Caption], start: float, end: float) -> str:
+    """Return the text of the caption that covers most of [start, end), else of the nearest one.
+
+    "" where there is no caption. Of two that are as near, the first one listed counts.
+    """
+
+    def nearness(caption: Caption) -> tuple[float, float]:
+        last = float("inf") if caption.end is None else caption.end
+        distance = max(0.0, caption.start - end, start - last)
+        return caption.covers(start, end), -distance
+
+    best = max(captions, key=nearness, default=None)
+    return "" if best is None else best.text
+
+
 def name_in_words(path: Path) -> str:
     """Return a file's name as words: without suffix, dashes and underscores as spaces."""
     return printable(path.stem).replace("-", " ").replace("_", " ")

@@ -33,7 +33,7 @@ from ..tools.files import disk_errors, open_tensors, read_json_lines, read_objec
 from ..values.grid import Geometry, Rate, shared_period
 from ..values.history import History, lr_between
 from ..values.text import Text
-from .captions import Caption, caption_at
+from .captions import INSTANT, Caption, caption_at, caption_nearest
 from .texts import prompt_path, read_embeddings
 from .variants import suffix
 
@@ -42,6 +42,7 @@ FORMAT = 2
 IDENTITY = ("codec", "text", "channels", "fps")
 SPECS = "specs"  # in a store's header: of the codec and of the text encoder
 GONE = "gone.json"
+NO_FRAMES = "the store keeps no frames: cache with --set cache.pixels=true"
 MOST_NAMED = 5  # clips named in a message
 RARE: dict[str, Any] = {"reverse": False, "speed": 1.0, "photos": (), "photo_marks": ()}
 
@@ -318,6 +319,16 @@ class Store:
         begin, end = self.span(start, length)  # a cut at the end: another shot follows
         return (tuple(cut for cut in record.cuts if begin < cut <= end),)
 
+    def cuts_before(self, record: Record, start: int, past: int) -> tuple[tuple[float, ...], ...]:
+        """Return the cuts that a past of a window knows: those in it, and one at its very end.
+
+        As `History.cuts` has them, seconds of one sample; none where they were not looked for.
+        """
+        if record.cuts is None or not past:
+            return () if record.cuts is None else ((),)
+        begin, end = self.span(start, past)
+        return (tuple(c for c in record.cuts if begin < c <= end + INSTANT),)
+
     def span(self, start: int, length: int) -> tuple[float, float]:
         """Return the seconds of the video that latents start … start + length − 1 stand for."""
         last = frames_of(start + length - 1, self.stride)
@@ -337,6 +348,29 @@ class Store:
         prompt = caption_at(record.captions, *self.span(start, count))
         return read_embeddings(prompt_path(self.root, prompt))
 
+    def text_nearest(self, record: Record, start: int, length: int) -> Text:
+        """Read the embedded caption that covers most of a window, or else is nearest to it.
+
+        Args:
+            record: the clip.
+            start: first latent of the window.
+            length: its latents.
+        """
+        prompt = caption_nearest(record.captions, *self.span(start, length))
+        return read_embeddings(prompt_path(self.root, prompt))
+
+    def frames(self, record: Record, first: int, last: int) -> Tensor:
+        """Read video frames first … last of a clip, uint8 `[1, 3, n, P, Q]`.
+
+        Raises:
+            UserError: the clip's file is missing or damaged, or the store has no frames.
+        """
+        with open_tensors(clip_path(self.root, record.id)) as file:
+            if "pixels" not in file.keys():
+                raise UserError(NO_FRAMES)
+            frames: Tensor = file.get_slice("pixels")[:, first : last + 1]
+        return frames[None]
+
     def null_text(self) -> Text:
         """Read the embedding of the empty prompt."""
         return read_embeddings(prompt_path(self.root, ""))
@@ -351,7 +385,7 @@ def _lr_slice(file: Any, name: str, rate: Rate, start: int, length: int) -> Tens
 
 def _pixel_slice(file: Any, start: int, length: int, stride: int) -> Tensor:
     if "pixels" not in file.keys():
-        raise UserError("the store keeps no frames: cache with --set cache.pixels=true")
+        raise UserError(NO_FRAMES)
     first = start * stride
     frames: Tensor = file.get_slice("pixels")[:, first : first + 1 + stride * (length - 1)]
     return frames[None]

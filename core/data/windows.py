@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Self
+from typing import Protocol, Self
 
 import attrs
 import numpy as np
@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..experiment import TrainSpec
 from ..interfaces.compressor import Needs
 from ..values.grid import Geometry, Rate, ceil_div, shared_period
-from ..values.history import History
+from ..values.history import Continuation, History
 from ..values.text import Text
 from .store import Record, Store
 
@@ -34,14 +34,17 @@ class Batch:
 
     Attributes:
         history: the windows.
-        text: their captions, embedded.
+        text: their captions, embedded; in Stage II the prompts of the targets.
         names: which clips they are of.
+        past: Stage II: how many latents of a window are past, the others are the target; 0: none.
+            None: Stage 0 and I.
         places: the place of each sample in the step's batch over all processes.
     """
 
     history: History
     text: Text
     names: tuple[str, ...]
+    past: int | None = None
     places: tuple[int, ...] = field()
 
     @places.default
@@ -58,7 +61,25 @@ class Batch:
             history=self.history.select(order),
             text=self.text.select(order),
             names=tuple(self.names[i] for i in order),
+            past=self.past,
             places=tuple(self.places[i] for i in order),
+        )
+
+    def continuation(self) -> Continuation:
+        """Return what Stage II asks: the windows cut at `past`.
+
+        Raises:
+            ValueError: it is a batch of another stage.
+        """
+        if self.past is None:
+            raise ValueError("a batch of Stage I has no past and no target")
+        window, count = self.history, self.history.size.time - self.past
+        history = window.chunk(0, self.past) if self.past else window.without_latents()
+        return Continuation(
+            history=history,
+            target=window.latents[:, :, self.past :],
+            frames=window.start[:, None] + self.past + torch.arange(count),
+            prompt=self.text,
         )
 
     def deal(self, count: int) -> list[Batch]:
@@ -77,6 +98,8 @@ def collate(
     texts: Sequence[Text],
     names: Sequence[str],
     places: Sequence[int] | None = None,
+    *,
+    past: int | None = None,
 ) -> Batch:
     """Return one batch of single samples; shorter histories are padded by zeros at their end.
 
@@ -85,6 +108,7 @@ def collate(
         texts: their captions.
         names: which clips they are of.
         places: of the samples in the step's batch; None: their order here.
+        past: latents of each that are past, in Stage II.
     """
     pixels = [history.pixels for history in histories if history.pixels is not None]
     history = History(
@@ -99,6 +123,7 @@ def collate(
         history=history,
         text=stack_texts(texts),
         names=tuple(names),
+        past=past,
         places=tuple(range(len(names)) if places is None else places),
     )
 
@@ -201,12 +226,16 @@ def crop(history: History, area: Area) -> History:
 
 @frozen(kw_only=True)
 class ClipWindow:
-    """A slice of a clip: latents start … start + length − 1, of all of the frame or an area."""
+    """A slice of a clip: latents start … start + length − 1, of all of the frame or an area.
+
+    `past` of them are past and the others the target, in Stage II; None in Stage 0 and I.
+    """
 
     record: Record
     start: int
     length: int
     area: Area | None = None
+    past: int | None = None
 
 
 @frozen(eq=False)
@@ -234,13 +263,17 @@ class Bucket:
         return np.array([latents**0.5 for latents in self.latents.tolist()], np.float64)
 
     def draw(self, rng: random.Random, count: int, length: int) -> list[Record]:
-        """Draw `count` of the clips that have `length` latents, by their weights.
+        """Draw `count` of the clips that have `length` latents, by their weights."""
+        return self.draw_among(rng, count, self.latents >= length)
+
+    def draw_among(self, rng: random.Random, count: int, chosen: NDArray[np.bool_]) -> list[Record]:
+        """Draw `count` of the clips that are `chosen`, `[n]`, by their weights.
 
         None is drawn twice, but where there are fewer than `count`; then each comes again only
         after all the others have. The draws are those of `rng.choices` among the clips that are
         left, in their order, to the bit.
         """
-        fitting = np.flatnonzero(self.latents >= length)
+        fitting = np.flatnonzero(chosen)
         weights = self.weights[fitting]
         drawn: list[int] = []
         for number in range(count):
@@ -253,6 +286,16 @@ class Bucket:
             if len(fitting) > 1:
                 weights[place] = 0.0  # adds nothing: the bounds are as if it were not there
         return [self.records[fitting[place]] for place in drawn]
+
+
+def size_buckets(store: Store, crops: Crops | None, *, least: int) -> list[Bucket]:
+    """Return the clips of a store of `least` latents or more by the size that they train at."""
+    buckets: dict[tuple[int, int], list[Record]] = defaultdict(list)
+    for record in store.records:
+        if record.latents >= least:
+            size = crops.size(record) if crops else (record.height, record.width)
+            buckets[size].append(record)
+    return [Bucket(buckets[size]) for size in sorted(buckets)]
 
 
 @define
@@ -289,19 +332,14 @@ class WindowSampler:
         if not lengths:
             raise UserError(f"train.seconds {spec.seconds}: shorter than one latent frame")
         crops = Crops.of(spec.crop, geometry, needs.rates)
-        buckets: dict[tuple[int, int], list[Record]] = defaultdict(list)
-        for record in store.records:
-            if record.latents >= lengths[0]:
-                size = crops.size(record) if crops else (record.height, record.width)
-                buckets[size].append(record)
+        buckets = size_buckets(store, crops, least=lengths[0])
         if not buckets:
             longest = max(record.latents for record in store.records)
             raise UserError(
                 f"{store.root}: its longest clip has {longest} latents, the shortest training "
                 f"window {lengths[0]} (train.seconds)"
             )
-        ordered = [Bucket(buckets[size]) for size in sorted(buckets)]
-        return cls(ordered, lengths, period, spec.batch, spec.seed, crops)
+        return cls(buckets, lengths, period, spec.batch, spec.seed, crops)
 
     def plan(self, step: int) -> list[ClipWindow]:
         """Return the windows of a step, over all processes."""
@@ -318,16 +356,36 @@ class WindowSampler:
         return ClipWindow(record=record, start=start, length=length, area=area)
 
 
+class Sampler(Protocol):
+    """Says which windows a step trains on: those of Stage I, or of Stage II."""
+
+    def plan(self, step: int) -> list[ClipWindow]:
+        """Return the windows of a step, over all processes."""
+
+
+class PastEnds(Protocol):
+    """Encodes the end of a past anew, for a codec that looks beyond it."""
+
+    def __call__(self, record: Record, history: History, past: int) -> History:
+        """Return a window of a clip whose first `past` latents know nothing of what follows."""
+
+
 @define
 class WindowBatches(Dataset[Batch]):
-    """The batches of a run by step, for a `torch.utils.data.DataLoader` with `batch_size=None`."""
+    """The batches of a run by step, for a `torch.utils.data.DataLoader` with `batch_size=None`.
+
+    Attributes:
+        windows: what a step's batch is made of.
+        ends: for Stage II with a codec that is not causal.
+    """
 
     store: Store
-    windows: WindowSampler
+    windows: Sampler
     needs: Needs
     steps: int
     rank: int = 0
     world: int = 1
+    ends: PastEnds | None = None
 
     def __len__(self) -> int:
         return self.steps
@@ -339,12 +397,24 @@ class WindowBatches(Dataset[Batch]):
         windows = [plan[place] for place in places]
         return collate(
             [self._history(window) for window in windows],
-            [self.store.text(w.record, w.start, w.length) for w in windows],
+            [self._text(window) for window in windows],
             [w.record.id for w in windows],
             places,
+            past=plan[0].past,
         )
+
+    def _text(self, window: ClipWindow) -> Text:
+        if window.past is None:
+            return self.store.text(window.record, window.start, window.length)
+        count = window.length - window.past
+        return self.store.text_nearest(window.record, window.start + window.past, count)
 
     def _history(self, window: ClipWindow) -> History:
         rates, pixels = sorted(self.needs.rates), self.needs.pixels
         history = self.store.window(window.record, window.start, window.length, rates, pixels)
+        if window.past is not None:
+            cuts = self.store.cuts_before(window.record, window.start, window.past)
+            history = attrs.evolve(history, cuts=cuts)
+        if self.ends and window.past:
+            history = self.ends(window.record, history, window.past)
         return crop(history, window.area) if window.area else history

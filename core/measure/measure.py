@@ -17,7 +17,9 @@ from ..experiment import Experiment
 from ..interfaces.metric import merit
 from ..tools.device import versions
 from ..tools.progress import Report
+from ..train.past import PastEncoder
 from ..values.grid import Rate, Size3
+from .continuations import ClipContinuation, measure_continuations
 from .kept import KeptClip, KeptClips
 from .prepare import MeasureSetup, evaluating, failure
 from .quality import (
@@ -32,8 +34,10 @@ from .quality import (
 )
 from .result import (
     ClipRow,
+    ContinuationRow,
     Distance,
     FrameScores,
+    GainFigures,
     Interval,
     LongRow,
     MeasureResult,
@@ -60,8 +64,9 @@ def measure(
     `measure.seconds` are the history, shorter clips whole. Every latent frame is asked of the
     memory of the clean history; learned retrievers also give back the Ω of 6 masked queries. Floors
     and the codec's reconstruction are compared with the same original pixels. Clips of
-    `measure.long_seconds` are asked a second time, unmasked, at that length. The same seed gives
-    the same figures on one device.
+    `measure.long_seconds` are asked a second time, unmasked, at that length. Of a Stage II run
+    clips are also cut into past and target, whose loss is measured with the memory of the past. The
+    same seed gives the same figures on one device.
 
     Args:
         setup: of the model and the store; its `retrieved` is filled, so that `make_strips` and
@@ -80,9 +85,10 @@ def measure(
     """
     clips: list[_MeasuredClip] = []
     long: list[_MeasuredLongClip] = []
+    continued: list[ClipContinuation] = []
 
     def result(unfinished: str = "") -> MeasureResult:
-        return _result(setup, clips, long, run=run, step=step, unfinished=unfinished)
+        return _result(setup, clips, long, continued, run=run, step=step, unfinished=unfinished)
 
     with evaluating(setup.model):
         tick = _ticks(setup, progress)
@@ -91,6 +97,7 @@ def measure(
                 clips.append(clip)
             for longer in _measure_long_clips(setup, tick, kept):
                 long.append(longer)
+            continued.extend(_measure_continuations(setup, tick))
         except Exception as error:  # a plugin may raise anything
             if clips and stopped:
                 stopped(result(f"{_done(setup, clips, long)}; {tick.clip} {failure(error)}"))
@@ -113,6 +120,7 @@ def _result(
     setup: MeasureSetup,
     clips: Sequence[_MeasuredClip],
     long: Sequence[_MeasuredLongClip],
+    continued: Sequence[ClipContinuation],
     *,
     run: str,
     step: int | None,
@@ -140,7 +148,8 @@ def _result(
         retrievals=retrievals,
         distances=_distances(setup, retrievals, qualities),
         gain=gain_over_clips([clip.gain for clip in clips], experiment.measure.draws),
-        clips=tuple(_clip_row(setup, clip) for clip in clips),
+        continuations=_continuation_figures(setup, continued),
+        clips=tuple(_clip_row(setup, clip, continued) for clip in clips),
         long=tuple(_long_row(setup, clip) for clip in long),
         asked=experiment.measure.seconds,
         long_asked=experiment.measure.long_seconds,
@@ -172,7 +181,8 @@ class _Ticks:
 
 def _ticks(setup: MeasureSetup, progress: Report | None) -> _Ticks:
     clips, long_clips = len(setup.records()), len(_long_records(setup))
-    return _Ticks(progress, _parts(setup) * clips + _long_parts(setup) * long_clips)
+    parts = _parts(setup) + (setup.model.experiment.finetune is not None)
+    return _Ticks(progress, parts * clips + _long_parts(setup) * long_clips)
 
 
 def _long_parts(setup: MeasureSetup) -> int:
@@ -262,6 +272,41 @@ def _measure_long_clips(
         took = time.perf_counter() - began
         _keep(kept, record, longer.length, KeptClip(quality=quality, gain=None, took=took))
         yield _MeasuredLongClip(record=record, size=size, quality=quality, took=took)
+
+
+def _measure_continuations(setup: MeasureSetup, tick: _Ticks) -> Iterator[ClipContinuation]:
+    """Yield how clips go on, of a Stage II run."""
+    experiment = setup.model.experiment
+    if experiment.finetune is None:
+        return
+    ends = PastEncoder.of(experiment, setup.store, setup.device)
+    for clip in measure_continuations(setup, experiment.finetune, ends):
+        tick.clip = clip.record.name
+        tick("continuation")
+        yield clip
+
+
+def _continuation_figures(
+    setup: MeasureSetup, clips: Sequence[ClipContinuation]
+) -> GainFigures | None:
+    draws = setup.model.experiment.measure.draws
+    return gain_over_clips([clip.losses for clip in clips], draws) if clips else None
+
+
+def _continuation_row(
+    setup: MeasureSetup, record: Record, clips: Sequence[ClipContinuation]
+) -> ContinuationRow | None:
+    step = setup.codec.stride.time / setup.store.fps
+    for clip in clips:
+        if clip.record is record:
+            return ContinuationRow(
+                past=clip.past * step,
+                target=clip.target * step,
+                true=clip.losses.true,
+                none=clip.losses.none,
+                shuffled=clip.losses.shuffled,
+            )
+    return None
 
 
 def _long_row(setup: MeasureSetup, clip: _MeasuredLongClip) -> LongRow:
@@ -354,7 +399,9 @@ def _distance(
     return interval([clip_merit(clip, setup.main) - clip_merit(clip, other) for clip in clips])
 
 
-def _clip_row(setup: MeasureSetup, clip: _MeasuredClip) -> ClipRow:
+def _clip_row(
+    setup: MeasureSetup, clip: _MeasuredClip, continued: Sequence[ClipContinuation]
+) -> ClipRow:
     record, quality, gain = clip.record, clip.quality, clip.gain
     size, width = setup.size(record), _age_width(setup)
     ages = quality.unmasked[setup.main].means_by_age(setup.store.fps, width)
@@ -377,6 +424,7 @@ def _clip_row(setup: MeasureSetup, clip: _MeasuredClip) -> ClipRow:
         same={n: quality.unmasked[n].like(s).means() for n, s in quality.masked.items()},
         ages={f"{number * width:g}": means for number, means in ages.items()},
         swapped=quality.foreign.means() if quality.foreign else None,
+        continuation=_continuation_row(setup, record, continued),
     )
 
 

@@ -293,6 +293,22 @@ class GainFigures:
 
 
 @frozen(kw_only=True)
+class ContinuationRow:
+    """How one clip goes on: seconds of past and target, and the losses of the target.
+
+    Attributes:
+        true, none, shuffled: with the memory of the past, without any, with another clip's (None:
+            no other is cut alike).
+    """
+
+    past: float
+    target: float
+    true: float
+    none: float
+    shuffled: float | None
+
+
+@frozen(kw_only=True)
 class ClipRow:
     """One clip: what was measured of it, and its own figures.
 
@@ -307,6 +323,7 @@ class ClipRow:
         ages: of the main retriever, mean by metric over the frames of each age bin, by its start
             in seconds before the end.
         swapped: of the main retriever by metric, from the memory of another clip of this size.
+        continuation: of Stage II, None where the clip was not cut.
     """
 
     id: str
@@ -327,6 +344,7 @@ class ClipRow:
     same: Mapping[str, Mapping[str, float]] = field(factory=dict)
     ages: Mapping[str, Mapping[str, float]] = field(factory=dict)
     swapped: Mapping[str, float] | None = None
+    continuation: ContinuationRow | None = None
 
 
 @frozen(kw_only=True)
@@ -357,6 +375,7 @@ class MeasureResult:
         spec: the experiment, resolved.
         asked: seconds of history asked for; `queries` masked queries for each clip.
         mirrored: variants of clips (mirrored, backwards, faster), which are never measured.
+        continuations: of a Stage II run, losses of the video that follows a past.
         took: seconds that measuring took.
         unfinished: why there are not all clips, and how many there are; "": there are all.
     """
@@ -374,6 +393,7 @@ class MeasureResult:
     retrievals: tuple[RetrieverResult, ...]
     distances: tuple[Distance, ...]
     gain: GainFigures
+    continuations: GainFigures | None = None
     clips: tuple[ClipRow, ...]
     long: tuple[LongRow, ...]
     asked: float

@@ -50,6 +50,7 @@ def verdict(result: MeasureResult) -> tuple[VerdictLine, ...]:
         *_targets(result),
         *_masking(result),
         *_gain(result.gain),
+        *_continuations(result),
         *_swapped(result),
         *_long(result),
         *_cautions(result),
@@ -281,7 +282,38 @@ def _masking(result: MeasureResult) -> Iterator[VerdictLine]:
     )
 
 
-def _gain(gain: GainFigures) -> Iterator[VerdictLine]:
+def continuation_table(result: MeasureResult) -> list[str]:
+    """Return the losses of what follows a past, a line for each memory; of a Stage II run."""
+    figures = result.continuations
+    if figures is None:
+        return []
+    rows: list[tuple[str, Interval | None, bool]] = [
+        ("memory of the past", figures.true, False),
+        ("no memory", figures.none, False),
+        ("another clip's memory", figures.shuffled, False),
+        ("none − memory", figures.gain, True),
+        ("another's − memory", figures.specific, True),
+        ("another's − none", figures.foreign, True),
+    ]
+    return ["loss of the future with", *(_row(*row) for row in rows)]
+
+
+def _row(name: str, figure: Interval | None, sign: bool) -> str:
+    if figure is None:
+        return f"  {name:<22} –"
+    mean = format_figure(figure.mean, sign=sign)
+    return f"  {name:<22} {mean:>8} {format_interval(figure, sign=sign)}"
+
+
+def _continuations(result: MeasureResult) -> Iterator[VerdictLine]:
+    """Judge Stage II: the memory of the past must help to go on, another clip's must not."""
+    figures = result.continuations
+    if figures is None:
+        return
+    yield from _gain(figures, "memory_gain of the future")
+
+
+def _gain(gain: GainFigures, name: str = "memory_gain") -> Iterator[VerdictLine]:
     figure = gain.gain
     state = REACHED if figure.low is not None and figure.low > 0 else OPEN
     state = MISSED if figure.mean <= 0 else state
@@ -290,17 +322,17 @@ def _gain(gain: GainFigures) -> Iterator[VerdictLine]:
         MISSED: "the memory does not help",
         OPEN: f"asked: above 0; {_doubt(figure, 0.0)}",
     }[state]
-    head = f"memory_gain (loss without memory − with) is {format_figure(figure.mean, sign=True)}"
+    head = f"{name} (loss without memory − with) is {format_figure(figure.mean, sign=True)}"
     spread = format_interval(figure, sign=True)
     yield VerdictLine(state=state, text=f"{head} {spread}: {meaning}.")
     if gain.foreign is None:
         text = "No clip has another one of its size: there is no figure with shuffled memory."
         yield VerdictLine(state=OPEN, text=text)
         return
-    yield _foreign(gain.foreign)
+    yield _foreign(gain.foreign, "" if name == "memory_gain" else " of the future")
 
 
-def _foreign(figure: Interval) -> VerdictLine:
+def _foreign(figure: Interval, of: str = "") -> VerdictLine:
     """Judge shuffled memory: it must be worse than none, or equal within its interval."""
     helps = figure.mean < 0 and (figure.high is None or figure.high < 0)
     state = MISSED if helps else REACHED
@@ -310,7 +342,7 @@ def _foreign(figure: Interval) -> VerdictLine:
         else "another clip's memory is no better than none"
     )
     mean, spread = format_figure(figure.mean, sign=True), format_interval(figure, sign=True)
-    head = f"Loss with another clip's memory − without any is {mean}"
+    head = f"Loss{of} with another clip's memory − without any is {mean}"
     return VerdictLine(state=state, text=f"{head} {spread}: {meaning}.")
 
 

@@ -23,7 +23,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..measure.compare import RateTable, compare_rates
-from ..measure.result import Interval, MeasureResult, MetricInfo, Quality, RetrieverResult
+from ..measure.result import (
+    GainFigures,
+    Interval,
+    MeasureResult,
+    MetricInfo,
+    Quality,
+    RetrieverResult,
+)
 from ..measure.strips import Strip, StripRow, TimeSlider
 from ..measure.verdict import format_ends, format_figure, format_number, verdict
 from ..tools.files import whole_file
@@ -233,7 +240,8 @@ def _result_values(result: MeasureResult, rates: RateTable | None) -> dict[str, 
         "rates": _rate_values(result, rates) if has_lengths(rates) else None,
         "long_rows": _long_rows(result),
         "contexts": _contexts(result),
-        "gains": _gains(result),
+        "gains": _gains(result.gain),
+        "continued": _gains(result.continuations) if result.continuations else [],
         "clip_columns": columns,
         "clips": [_clip_values(result, index, columns) for index in range(len(result.clips))],
         "spec": json.dumps(result.spec, indent=2, ensure_ascii=False),
@@ -344,8 +352,7 @@ def _contexts(result: MeasureResult) -> list[tuple[str, int, int, int, str]]:
     ]
 
 
-def _gains(result: MeasureResult) -> list[tuple[str, str, Cell]]:
-    gain = result.gain
+def _gains(gain: GainFigures) -> list[tuple[str, str, Cell]]:
     return [
         ("loss, true memory", "", _cell(gain.true)),
         ("loss, another clip's memory", "", _cell(gain.shuffled)),

@@ -54,13 +54,17 @@ STATE_FOLDER = "training_state"
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the whole checkpoints of a run, oldest first."""
-    whole = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(whole, key=step_of)
+    return sorted(filter(is_checkpoint, run.glob("checkpoint-*")), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
     """Return the number of steps that a checkpoint has trained."""
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder has the name of a whole checkpoint of a run."""
+    return re.fullmatch(r"checkpoint-\d+", folder.name) is not None
 
 
 def prune(run: Path, keep: int) -> None:
@@ -110,7 +114,7 @@ def older_offered(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if not re.fullmatch(r"checkpoint-\d+", checkpoint.name):
+        if not is_checkpoint(checkpoint):
             raise
         older = [x for x in checkpoints(checkpoint.parent) if step_of(x) < step_of(checkpoint)]
         found = next((x for x in reversed(older) if is_whole(x)), None)
@@ -147,13 +151,16 @@ def set_aside(run: Path, checkpoint: Path) -> list[Path]:
 def read_run(place: Path) -> tuple[Experiment, Path]:
     """Return the experiment and the newest checkpoint folder of a run.
 
-    `place` may also be one checkpoint, or a folder of shipped weights with its own spec.json.
-    Relative paths of weights in the spec that are not here are looked for beside it, in its
+    `place` may also be one checkpoint, a folder of shipped weights with its own spec.json, or a
+    bundle that `longtake export` wrote, which says in its header what it is; it stands in for the
+    folder. Relative paths of weights in the spec that are not here are looked for beside it, in its
     folder and those above it: a project that was moved as a whole stays together.
 
     Raises:
         UserError: there is no run, or it has no checkpoint yet.
     """
+    if place.is_file():
+        return _read_bundle(place), place
     if not place.is_dir():
         raise UserError(f"{place}: no such run")
     shipped = any((place / part).exists() for part in ("memory.safetensors", "backbone"))
@@ -184,6 +191,39 @@ def check_start(start: Path, experiment: Experiment) -> None:
         experiment.backbone.check_start(before.backbone)
     except ValueError as error:
         raise UserError(f"{start}: {error}") from error
+
+
+def _read_bundle(path: Path) -> Experiment:
+    """Return the experiment in the header of an exported file: UserError where it has none."""
+    with open_tensors(_memory_file(path)) as file:
+        header = read_header(file, path)
+    data = header.get("experiment") if isinstance(header, dict) else None
+    if data is None:
+        raise UserError(f"{path} is no run, and no file that `longtake export` wrote")
+    try:
+        experiment: Experiment = config.from_json(beside_spec(data, path.parent), Experiment)
+    except config.SpecError as error:
+        raise UserError(f"{path}: {error}") from error
+    return experiment
+
+
+def _lora_file(folder: Path) -> Path:
+    """Return the file that the adapters of a checkpoint, or of a bundle, are in."""
+    return folder if folder.is_file() else folder / "lora.safetensors"
+
+
+def _memory_file(folder: Path) -> Path:
+    """Return the file that the encoder of a checkpoint, or of a bundle of one or two files, is in.
+
+    Raises:
+        UserError: a bundle cannot be read.
+    """
+    if not folder.is_file():
+        return folder / "memory.safetensors"
+    with open_tensors(folder) as file:
+        alone = any(name.startswith(PREFIX) for name in file.keys())
+    beside = folder.with_suffix(".memory.safetensors")
+    return folder if alone or not beside.is_file() else beside
 
 
 def beside_spec(data: Any, folder: Path) -> Any:
@@ -247,7 +287,7 @@ def load_run(place: Path) -> Model:
 
 
 def load_model(folder: Path, experiment: Experiment) -> Model:
-    """Load the model of a checkpoint folder.
+    """Load the model of a checkpoint folder, or of a bundle.
 
     Raises:
         UserError: something is missing, damaged, or of another model.
@@ -258,7 +298,7 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
     elif experiment.train.trains == "all":
         raise UserError(f"{folder} has no backbone/, but its experiment trains all of the DiT")
     model = build_model(experiment, adapters=True)
-    lora = folder / "lora.safetensors"
+    lora = _lora_file(folder)
     if model.backbone.adapters() and weights.is_dir() and not lora.exists():
         raise UserError(
             f"{folder} holds a DiT trained whole, without LoRA: to train LoRA on it, leave it out "
@@ -267,9 +307,48 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
     if model.backbone.adapters():
         model.backbone.load_adapters(lora)
     if experiment.remembers:
-        fit, path = model.backbone.fit(), folder / "memory.safetensors"
+        fit, path = model.backbone.fit(), _memory_file(folder)
         load_encoder(path, model.encoder, width=fit.geometry.width, digest=fit.digest)
     return model
+
+
+def load_parts(folder: Path, experiment: Experiment, parts: str) -> Model:
+    """Return the model of an experiment with some of the weights of a checkpoint, the rest fresh.
+
+    A DiT that was trained whole is no adapter: where the experiment trains all of the DiT it goes
+    on from that one.
+
+    Args:
+        folder: the checkpoint, of any stage, or a bundle.
+        experiment: what is to train.
+        parts: `encoder`, `adapters` or `both`.
+
+    Raises:
+        UserError: it has not got them, or they do not fit; or LoRA is to train on another DiT than
+            the one that was trained whole.
+    """
+    weights, train = folder / "backbone", experiment.train
+    if weights.is_dir() and train.trains == "all":
+        experiment = with_weights(experiment, weights)
+    elif weights.is_dir() and not _is_same(config.to_json(experiment.backbone), weights):
+        raise UserError(
+            f"{folder} holds a DiT trained whole, to which its encoder belongs: --set "
+            f"backbone.weights={weights}"
+        )
+    model = build_model(experiment, adapters=True)
+    if parts in ("encoder", "both"):
+        fit, path = model.backbone.fit(), _memory_file(folder)
+        load_encoder(path, model.encoder, width=fit.geometry.width, digest=fit.digest)
+    if parts in ("adapters", "both"):
+        if not model.backbone.adapters():
+            raise UserError(f"finetune.start={parts}, but train.trains={train.trains} has no LoRA")
+        model.backbone.load_adapters(_lora_file(folder))
+    return model
+
+
+def _is_same(backbone: Mapping[str, Any], weights: Path) -> bool:
+    named = backbone.get("weights")
+    return isinstance(named, str) and Path(named).absolute() == weights.absolute()
 
 
 def with_weights(experiment: Experiment, folder: Path) -> Experiment:
@@ -305,7 +384,7 @@ def encoder_header(model: Model) -> dict[str, Any]:
     fit = model.backbone.fit()
     return {
         "format": 1,
-        "stage": "pretrain",
+        "stage": model.experiment.stage,
         "compressors": config.to_json(model.experiment)["compressors"],
         "backbone": config.to_json(model.experiment)["backbone"]["type"],
         "codec": config.to_json(model.experiment.backbone.codec),

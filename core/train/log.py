@@ -1,8 +1,8 @@
 """What a run writes down: metrics.jsonl, pace.jsonl, TensorBoard scalars and pictures.
 
 `MetricsLogger` decides what is due after a step, `LogWriter` writes it, `Previews` draws what the
-memory gives back: originals above, retrieved frames below. Figures are the same whether a run was
-stopped in between or not.
+memory gives back, or in Stage II how the model goes on: originals above, frames of its own below.
+Figures are the same whether a run was stopped in between or not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ from ..interfaces.retriever import LatentFrames, Retrieved
 from ..interfaces.spec import CodecSpec
 from ..model import Model, build_retriever, last_frames, learned_retriever, make_scene
 from ..registry import build
+from ..sample.loop import Conditioning, draw_noise, sample
+from ..sample.spec import Sampler
 from ..tools.files import append_json_line, read_json_lines, whole_file
+from ..values.grid import Size3
+from ..values.memory import Memory
 from ..values.text import Text
 from .distributed import fsdp_requested, reshard
 from .optim import learning_rate
@@ -36,6 +40,7 @@ from .worker import TrainWorker
 METRICS = "metrics.jsonl"  # the same to the byte, however often the run was stopped
 PACE = "pace.jsonl"  # seconds, which are never the same
 PREVIEW_FRAMES = 4
+PREVIEW_SAMPLER = Sampler(scheduler="euler", steps=10, guidance=1.0)  # of continuations
 
 
 @define
@@ -128,12 +133,12 @@ class MetricsLogger:
         if not draws and not (fsdp_requested() and previews.reads_memory):
             return
         model, seed = self.worker.model, self.worker.spec.seed
-        preview = stage.as_forward(
-            lambda: previews.retrieve(model, batch, stage.null_text, seed=seed)
-        )
+        make = previews.retrieve if batch.past is None else previews.go_on
+        preview = stage.as_forward(lambda: make(model, batch, stage.null_text, seed=seed))
         image = previews.draw(preview) if draws else None
+        what = "retrieved" if batch.past is None else "continued"
         if self.writer and image is not None:
-            self.writer.picture(step, "retrieved below original", image)
+            self.writer.picture(step, f"{what} below original", image)
 
 
 class LogWriter:
@@ -184,11 +189,19 @@ def _drop_lines_after(step: int, path: Path) -> None:
 
 @frozen(eq=False, kw_only=True)
 class Preview:
-    """Frames Ω `[1, K]` of true `latents` `[1, C, T, H, W]`, and what was retrieved of them."""
+    """Frames Ω `[1, K]` of true latents, and what the model made of them.
+
+    Attributes:
+        latents: the true ones, `[1, C, T, H, W]`.
+        omega: Ω.
+        retrieved: the frames that the model gave.
+        among: the latents that those are decoded among; `latents`, but for a continuation.
+    """
 
     latents: Tensor
     omega: Tensor
     retrieved: Retrieved
+    among: Tensor
 
 
 @define
@@ -216,7 +229,8 @@ class Previews:
         codec: Codec[CodecSpec] = build(experiment.backbone.codec)
         store.apply_margin(codec)
         try:
-            learned_retriever(experiment)
+            if experiment.finetune is None:
+                learned_retriever(experiment)
         except UserError as error:
             return cls(codec, reads_memory=False, obstacle=str(error))
         if codec.available_offline:
@@ -245,7 +259,35 @@ class Previews:
         generator = torch.Generator().manual_seed(seed)
         retriever = build_retriever(learned_retriever(model.experiment))
         retrieved = retriever.retrieve(scene, omega, generator)
-        return Preview(latents=history.latents, omega=omega, retrieved=retrieved)
+        latents = history.latents
+        return Preview(latents=latents, omega=omega, retrieved=retrieved, among=latents)
+
+    @torch.no_grad()
+    def go_on(self, model: Model, batch: Batch, null_text: Text, *, seed: int) -> Preview:
+        """Go on from the past of the batch's first sample; show four frames spread over the target.
+
+        The memory is that of the clean past; there is none where a batch has no past.
+        """
+        asked = batch.select([0]).continuation()
+        device, past = asked.target.device, asked.history.size.time
+        self.codec.to(device)
+        memory = model.encoder(asked.history) if past else Memory()
+        _, channels, *size = asked.target.shape
+        shape = Size3(time=size[0], height=size[1], width=size[2])
+        noise = draw_noise(channels, shape, torch.Generator().manual_seed(seed)).to(device)
+        conditioning = Conditioning(
+            text=asked.prompt, null_text=null_text.to(device), memory=memory
+        )
+        frames, shift = asked.frames.to(device), model.experiment.backbone.shift
+        made = sample(model.backbone, PREVIEW_SAMPLER, noise, frames, conditioning, shift=shift)
+        count = min(PREVIEW_FRAMES, shape.time)
+        chosen = torch.linspace(0, shape.time - 1, count).round().long().unique()
+        return Preview(
+            latents=batch.history.latents[:1],
+            omega=past + chosen[None],
+            retrieved=LatentFrames(latents=made[:, :, chosen.to(device)]),
+            among=torch.cat([asked.history.latents, made], dim=2),
+        )
 
     @torch.no_grad()
     def draw(self, preview: Preview) -> Tensor | None:
@@ -255,8 +297,9 @@ class Previews:
         """
         latents, omega = preview.latents, preview.omega
         truth = LatentFrames(latents=latents[:, :, omega[0].to(latents.device)])
+        shown = ((latents, truth), (preview.among, preview.retrieved))
         try:
-            rows = [last_frames(self.codec, latents, omega, x) for x in (truth, preview.retrieved)]
+            rows = [last_frames(self.codec, among, omega, frames) for among, frames in shown]
         except (UserError, torch.OutOfMemoryError) as error:
             self.obstacle = str(error).partition("\n")[0]
             self.ready()

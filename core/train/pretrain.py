@@ -1,4 +1,8 @@
-"""The `pretrain` verb: Stage 0 or Stage I over a store, resumable to the bit."""
+"""A run of training over a store, resumable to the bit; and the `pretrain` verb, Stage 0 or I.
+
+`train_on` is the run of every stage: what differs is how windows are drawn, the stage's loss, and
+what comes from the weights that it starts from. `finetune` is Stage II (`finetune.py`).
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,12 @@ from attrs import field, frozen
 from torch import nn
 
 from .. import config
+from ..data.continuations import ContinuationSampler, unwatched
 from ..data.store import IDENTITY, MOST_NAMED, Store, check_fits
-from ..data.windows import WindowBatches, WindowSampler
+from ..data.windows import Sampler, WindowBatches, WindowSampler
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
+from ..interfaces.compressor import Needs
 from ..model import Model, build_model, compressor_needs
 from ..registry import origins
 from ..tools.device import is_main_process, pick_device, uses_bf16, versions
@@ -36,9 +42,11 @@ from . import distributed
 from .checkpoint import (
     check_start,
     checkpoints,
+    is_checkpoint,
     load_average,
     load_model,
     load_optimizer,
+    load_parts,
     load_raw,
     older_offered,
     read_state,
@@ -49,6 +57,7 @@ from .ema import EMA, trainable_parameters
 from .liveness import Liveness
 from .log import LogWriter, MetricsLogger
 from .optim import learning_rate, make_optimizer
+from .past import PastEncoder
 from .step import build_stage
 from .trainer import Trainer, TrainResult
 from .worker import TrainWorker
@@ -88,11 +97,26 @@ def pretrain(
         progress: called with step, steps and a note after every step.
 
     Raises:
-        UserError: the store or the run is of another spec, `out` holds a run and `resume` is not
-            set, another run is at work in it, or it cannot be written.
+        UserError: the experiment is Stage II, the store or the run is of another spec, `out` holds
+            a run and `resume` is not set, another run is at work in it, or it cannot be written.
         DeadMemory: some parameters of the memory do not train.
         LongtakeError: the loss is not finite.
     """
+    if experiment.finetune is not None:
+        raise UserError(f"{experiment.name} is Stage II: train it with `longtake finetune`")
+    return train_on(experiment, data, out, resume=resume, start=start, progress=progress)
+
+
+def train_on(
+    experiment: Experiment,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool | Path,
+    start: Path | None,
+    progress: Report | None,
+) -> TrainResult:
+    """Train the stage of an experiment on a store; arguments and errors are those of `pretrain`."""
     store = Store.open(data)
     check_out_folder(out)
     with ExitStack() as held:
@@ -120,6 +144,17 @@ def _gone_lines(store: Store) -> list[str]:
     ]
 
 
+def _unwatched_lines(experiment: Experiment, store: Store) -> list[str]:
+    """Return what to say of clips whose hard cuts Stage II cannot keep out of targets."""
+    count = unwatched(store)
+    if experiment.finetune is None or experiment.finetune.cuts_inside or not count:
+        return []
+    return [
+        f"hard cuts were not looked for in {count} of {len(store.records)} clips of {store.root}: "
+        "targets may have some in them; to find them, cache again with --set cache.cuts=true"
+    ]
+
+
 def _say(text: str) -> None:
     """Tell the user what is other than might be expected; one process of several speaks."""
     if is_main_process():
@@ -136,33 +171,65 @@ def _prepare(
     if newest is None and start is not None:
         check_start(start, experiment)
     resumption = Resumption.of(experiment, store, out, newest) if newest else None
-    windows = WindowSampler.of(store, experiment.backbone.geometry, train, needs)
+    windows = _sampler(experiment, store, needs)
+    if newest is None:
+        _check_start(experiment, out, start)
+    else:
+        start = None
     distributed.check_launch(train)
     accelerator = _accelerator()
     check_shares(train, accelerator.num_processes)
+    ends = PastEncoder.of(experiment, store, accelerator.device)
+    trained = start is not None and experiment.finetune is None  # Stage II has a fresh LoRA
     with older_offered(newest or start or out):
-        step, state = (
-            (step_of(newest), read_state(newest)) if newest else (0, {"live": bool(start)})
-        )
+        step, state = (step_of(newest), read_state(newest)) if newest else (0, {"live": trained})
         settled = settle_precision(experiment, state, accelerator.device)
         worker = _worker(settled, store, out, accelerator, newest, start)
     check_out_folder(out, room=_least_of_a_checkpoint(worker))
     if worker.writes and step < train.steps:  # a run that is over stays as it was trained
+        for text in _unwatched_lines(experiment, store):
+            _say(text)
         for text in resumption.lines() if resumption else _begun_before(experiment, out):
             _say(f"{out}: {text}")
-        begin_run(experiment, store, out, worker.spec.precision, resumption)
+        begin_run(experiment, store, out, worker.spec.precision, resumption, start=start)
     accelerator.wait_for_everyone()
     watched = experiment.remembers and not state["live"]
     writer = LogWriter(out, step=step) if worker.writes else None
     world = (accelerator.process_index, accelerator.num_processes)
     return Trainer(
         worker=worker,
-        batches=WindowBatches(store, windows, needs, train.steps, *world),
+        batches=WindowBatches(store, windows, needs, train.steps, *world, ends=ends),
         logger=MetricsLogger.of(worker, writer, store, state),
         liveness=Liveness.of(worker.stage) if watched else None,
         step=step,
         saved_step=step if newest else -1,
     )
+
+
+def _sampler(experiment: Experiment, store: Store, needs: Needs) -> Sampler:
+    """Return what draws the windows of the experiment's stage."""
+    geometry, train, finetune = experiment.backbone.geometry, experiment.train, experiment.finetune
+    if finetune is None:
+        return WindowSampler.of(store, geometry, train, needs)
+    return ContinuationSampler.of(store, geometry, train, finetune, needs)
+
+
+def _check_start(experiment: Experiment, out: Path, start: Path | None) -> None:
+    """Refuse a Stage II that would begin with other weights than its spec says: UserError."""
+    if experiment.finetune is None:
+        return
+    parts = experiment.finetune.start
+    if parts == "none" and start is not None:
+        raise UserError(
+            f"finetune.start is none (without pretraining): nothing of {start} would be used; "
+            "leave out --start, or --set finetune.start=encoder"
+        )
+    if parts != "none" and start is None:
+        what = {"encoder": "its encoder", "adapters": "its LoRA"}.get(parts, "its encoder and LoRA")
+        raise UserError(
+            f"{out} begins Stage II of {experiment.name}: name the run that {what} comes from by "
+            "--start RUN; without pretraining: --set finetune.start=none"
+        )
 
 
 def settle_precision(
@@ -195,7 +262,7 @@ def _worker(
 ) -> TrainWorker:
     """Return one process of a run as it begins, or as its newest checkpoint left it."""
     train = experiment.train
-    model = _model(experiment, newest or start, accelerator)
+    model = _model(experiment, newest, start, accelerator)
     stage = build_stage(model, store.null_text())
     optimizer = make_optimizer(stage, train)
     if newest and train.ema:
@@ -218,11 +285,19 @@ def _worker(
     )
 
 
-def _model(experiment: Experiment, origin: Path | None, accelerator: Any) -> Model:
-    """Return the model that trains: of a checkpoint, or as the experiment begins."""
-    if origin is None:
+def _model(
+    experiment: Experiment, newest: Path | None, start: Path | None, accelerator: Any
+) -> Model:
+    """Return the model that trains: of a checkpoint, of another run, or as it begins."""
+    finetune = experiment.finetune
+    if newest is None and start is not None and finetune is not None:
+        model = load_parts(start, experiment, finetune.start)
+    elif origin := newest or start:
+        model = load_model(origin, experiment)
+    else:
+        model = build_model(experiment, adapters=True)
+    if newest is None and (start is None or finetune is not None):
         _warn_of_random_base(experiment)
-    model = load_model(origin, experiment) if origin else build_model(experiment, adapters=True)
     if accelerator.device.type == "cpu":
         _realign(model.backbone)
     return model
@@ -343,6 +418,7 @@ class Resumption:
             both = {key: (old.get(key), value) for key, value in versions().items()}
             changes += [f"{key} was {a}, is {b}" for key, (a, b) in both.items() if a != b]
         changes += _store_change(data.get("store"), store_facts(store))
+        changes += _threads_change(read_state(checkpoint).get("threads"))
         train, step = _experiment_of(run).train, step_of(checkpoint)
         return cls(
             checkpoint=checkpoint,
@@ -368,6 +444,14 @@ def _store_change(old: Any, new: dict[str, Any]) -> list[str]:
         return []
     was, now = (f"{x.get('name')} ({x.get('clips')} clips)" for x in (old, new))
     return [f"the store was {was}, is another: {now}, of which windows are drawn anew"]
+
+
+def _threads_change(old: Any) -> list[str]:
+    """Return what to say of another number of threads, which sums on the CPU in another order."""
+    new = torch.get_num_threads()
+    if not isinstance(old, int) or old == new or pick_device().type != "cpu":
+        return []
+    return [f"threads were {old}, are {new}: results differ in their last bits (OMP_NUM_THREADS)"]
 
 
 def store_facts(store: Store) -> dict[str, Any]:
@@ -422,19 +506,32 @@ def begin_run(
     run: Path,
     precision: str,
     resumption: Resumption | None = None,
+    *,
+    start: Path | None = None,
 ) -> None:
     """Write the resolved spec into the run's folder, and clear what a kill left half-written.
 
     `precision`, fp32 or bf16, is what `train.precision` means for this run. Checkpoints newer than
-    the one that it goes on from are set aside.
+    the one that it goes on from are set aside. `start` is the checkpoint that it began with.
     """
     history = resumption.to_json() if resumption else []
-    facts = {"precision": precision, "store": store_facts(store)}
+    facts = {"precision": precision, "store": store_facts(store), **_origin(run, resumption, start)}
     data = {**resolved_spec(experiment), **facts}
     for path in set_aside(run, resumption.checkpoint) if resumption else ():
         _say(f"{run}: a newer checkpoint is set aside as {path.name}")
     write_json(run / "spec.json", {**data, "history": history} if history else data)
     remove_parts(run)
+
+
+def _origin(run: Path, resumption: Resumption | None, start: Path | None) -> dict[str, Any]:
+    """Return what spec.json says of the weights that a run began with; nothing of fresh ones."""
+    if resumption:
+        old = read_object(run / "spec.json", "run", "experiment")
+        return {"start": old["start"]} if "start" in old else {}
+    if start is None:
+        return {}
+    place = start.absolute()
+    return {"start": f"{place.parent.name}/{place.name}" if is_checkpoint(place) else place.name}
 
 
 def resolved_spec(experiment: Experiment) -> dict[str, Any]:

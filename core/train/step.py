@@ -1,4 +1,4 @@
-"""Stage I as training builds it, and its bare step: for whoever times one without a run."""
+"""A stage as training builds it; and Stage I's bare step, for whoever times one without a run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,37 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..data.windows import Batch
-from ..model import Model
+from ..errors import UserError
+from ..model import Model, compressor_needs
 from ..registry import build
 from ..values.text import Text
 from .ema import trainable_parameters
-from .loss import StageOne
+from .loss import Stage, StageOne, StageTwo
 from .optim import freeze, make_optimizer
 
 
-def build_stage(model: Model, null_text: Text) -> StageOne:
+def build_stage(model: Model, null_text: Text) -> Stage:
+    """Return the stage that a model's experiment trains, all else frozen.
+
+    Raises:
+        UserError: as `freeze`; or noise is asked for in pasts of which a compressor reads pixels.
+    """
+    finetune = model.experiment.finetune
+    if finetune is None:
+        return build_stage_one(model, null_text)
+    if finetune.corruption != "none" and compressor_needs(model.experiment).pixels:
+        raise UserError(
+            f"finetune.corruption={finetune.corruption} is noise in latents, but a compressor "
+            "reads pixels: --set finetune.corruption=none"
+        )
+    freeze(model)
+    if finetune.encoder == "frozen":
+        model.encoder.requires_grad_(False)
+    model.backbone.set_checkpointing(model.experiment.train.checkpointing)
+    return StageTwo(model, finetune, model.experiment.train, null_text)
+
+
+def build_stage_one(model: Model, null_text: Text) -> StageOne:
     """Return Stage I of a model, all frozen that `train.trains` leaves out.
 
     Raises:
@@ -52,7 +74,7 @@ class StageOneStep:
         Raises:
             UserError: as `freeze` and `make_optimizer`.
         """
-        stage = build_stage(model.to(device), null_text).to(device)
+        stage = build_stage_one(model.to(device), null_text).to(device)
         optimizer = make_optimizer(stage, stage.spec)
         return cls(stage, optimizer, list(trainable_parameters(stage).values()))
 

@@ -32,7 +32,7 @@ from .worker import TrainWorker
 
 @define
 class TrainResult:
-    """What a run of `pretrain` ended with.
+    """What a run of training ended with.
 
     Attributes:
         run: its folder.
@@ -157,6 +157,7 @@ class Trainer:
         passed = self.liveness is None or self.liveness.passed
         state = {"step": self.step, **self.logger.state_dict(), "live": passed}
         state["precision"] = worker.spec.precision  # kept on resume, on any machine
+        state["threads"] = torch.get_num_threads()  # sums on a CPU follow them
         with self._checkpoint_folder() as folder:
             with worker.averaged(), full_weights(worker.stage, here=worker.writes):
                 if folder:

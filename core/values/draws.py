@@ -65,3 +65,9 @@ def step_generator(seed: int, step: int, place: int, salt: str) -> torch.Generat
     """Return the random numbers of one sample of a step for one purpose, the same on resume."""
     number = random.Random(f"{salt}-{seed}-{step}-{place}").getrandbits(63)
     return torch.Generator().manual_seed(number)
+
+
+def drops_memory(seed: int, step: int, chance: float) -> bool:
+    """Return whether the batch of a step reads no memory: drawn from the step, on all ranks."""
+    generator = step_generator(seed, step, 0, "dropout")
+    return bool(torch.rand((), generator=generator) < chance)

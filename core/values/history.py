@@ -89,6 +89,16 @@ class History:
             cuts=tuple(self.cuts[i] for i in order) if self.cuts else (),
         )
 
+    def without_latents(self) -> History:
+        """Return the same window with nothing in it: a past before the first frame."""
+        return attrs.evolve(
+            self,
+            latents=self.latents[:, :, :0],
+            lr={rate: x[:, :, :0] for rate, x in self.lr.items()},
+            length=torch.zeros_like(self.length),
+            pixels=None if self.pixels is None else self.pixels[:, :, :0],
+        )
+
     def chunk(self, first: int, last: int) -> History:
         """Return latents first … last − 1 of the window, with the LR latents and pixels of them.
 

@@ -19,9 +19,14 @@ from longtake.core.interfaces.codec import (
     decode_whole,
     encode_whole,
     frames_of,
+    from_bytes,
 )
 from longtake.core.interfaces.spec import CodecSpec
+from longtake.core.train.past import PastEncoder
+from longtake.core.values.grid import Rate
+from longtake.core.values.history import History
 
+from ..small import encode_lowres
 from .vaes import HUNYUAN, diffusers_hunyuan, hunyuan_codec, video
 
 TILES = ((16, 12), (8, 4), (8, 8))  # frames of a tile, and to the next
@@ -169,3 +174,48 @@ def test_tiles_that_cannot_be_are_refused() -> None:
         with pytest.raises(ValueError, match="half to all of the frames"):
             HunyuanVae(tile_frames=frames, tile_step=step)
     assert HunyuanVae().channels == 16 and HunyuanVae().stride.time == 4
+
+
+class Frames:
+    """A store of one video."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.pixels = pixels
+
+    def frames(self, record: Any, first: int, last: int) -> torch.Tensor:
+        assert 0 <= first <= last < self.pixels.shape[2]
+        return self.pixels[:, :, first : last + 1]
+
+
+@pytest.mark.parametrize("cut,start", [(3, 0), (5, 2), (9, 0), (21, 6)])
+def test_a_past_holds_nothing_of_what_follows(codec: HunyuanVaeCodec, cut: int, start: int) -> None:
+    """Stage II's past is the encode of the frames up to the cut; a store's latents know more."""
+    generator = torch.Generator().manual_seed(0)
+    film = torch.randint(0, 256, (1, 3, 93, 16, 16), generator=generator, dtype=torch.uint8)
+    rate = Rate(height=1, width=1, time=2)
+
+    def encoded(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        floats = from_bytes(pixels)
+        return encode_whole(codec, floats), encode_lowres(codec, rate, [floats])
+
+    def past_of(pixels: torch.Tensor) -> History:
+        latents, lowres = encoded(pixels)
+        lr = {rate: lowres[:, :, start // 2 :]}
+        window = History(latents=latents[:, :, start:], lr=lr, start=torch.tensor([start]))
+        made = PastEncoder(Frames(pixels), codec)(None, window, cut - start)  # type: ignore[arg-type]
+        later = made.latents[:, :, cut - start :]
+        assert torch.equal(later, latents[:, :, cut:]), "the target is the store's"
+        return made.chunk(0, cut - start)
+
+    made, (whole, _) = past_of(film), encoded(film)
+    known, known_lr = encoded(film[:, :, : 4 * (cut - 1) + 1])
+    torch.testing.assert_close(made.latents, known[:, :, start:cut], rtol=0, atol=1e-5)
+    torch.testing.assert_close(made.lr[rate], known_lr[:, :, start // 2 :], rtol=0, atol=1e-5)
+    on_tiles = (cut - 5) % 3 == 0  # there a tile is full, and the next one only fades in
+    holds_answer = not torch.allclose(whole[:, :, cut - 1], known[:, :, -1], atol=1e-3)
+    assert holds_answer != on_tiles
+    other = film.clone()
+    other[:, :, 4 * (cut - 1) + 1 :] = 255 - other[:, :, 4 * (cut - 1) + 1 :]
+    changed = past_of(other)
+    assert torch.equal(made.latents, changed.latents)
+    assert torch.equal(made.lr[rate], changed.lr[rate])
