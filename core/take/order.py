@@ -34,7 +34,9 @@ class Entry:
         steps, guidance: of the sampler; None: the take's.
         loras: the user's own LoRA files, `file@scale`, with the hash of each: `(text, sha256)`.
         section: of the storyboard, counted from 0; None for a source.
-        start, end: of the section, seconds of new video, as they were asked for; None: not known.
+        start, end: of the section, seconds of new video, as they were asked for; None: until
+            stopped.
+        place, places: its place in its section, and how many segments that has.
         note: kept, not read.
         source: whether it is of the user's own video or picture: encoded, not sampled.
         wish: hash of what was asked for, by which a storyboard given later is compared.
@@ -53,6 +55,8 @@ class Entry:
     section: int | None = None
     start: float | None = None
     end: float | None = None
+    place: int = 0
+    places: int = 1
     note: str = ""
     source: bool = False
     wish: str = ""
