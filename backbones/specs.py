@@ -204,6 +204,12 @@ class DiTSpec(BackboneSpec):
                     f"{rate}, as isolated-causal memory needs"
                 )
 
+    def memory_block(self, rates: Iterable[Rate]) -> int:
+        """Return the latents of a block by which memory can be dropped: of a cache that grows."""
+        if self.attention == "isolated-causal":
+            return self.cache_block
+        return super().memory_block(rates)
+
     @property
     def config(self) -> dict[str, Any]:
         """Diffusers' config of the model, without `_class_name`."""

@@ -454,6 +454,13 @@ class Experiment:
             raise ValueError("two compressors are the same: the second would remember nothing new")
         self.backbone.check_rates(rate for spec in self.compressors for rate in _rates(spec))
 
+    @property
+    def memory_block(self) -> int:
+        """Latents of a block by which a take's memory goes where there is a budget."""
+        return self.backbone.memory_block(
+            rate for spec in self.compressors for rate in _rates(spec)
+        )
+
 
 def _rates(value: Any) -> Iterator[Rate]:
     """Yield the rates that a spec names, and those of the specs in it."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from attrs import Attribute, field, frozen
 from attrs.validators import ge, gt, in_, instance_of, le, lt
 
-from ..values.grid import Geometry, Rate
+from ..values.grid import Geometry, Rate, shared_period
 
 __all__ = [
     "BackboneSpec", "CodecSpec", "CompressorSpec", "MaskerSpec", "MetricSpec", "PluginSpec",
@@ -205,6 +205,13 @@ class BackboneSpec(PluginSpec):
         Raises:
             ValueError: (in subclasses) a rate cannot be taken; the message names it.
         """
+
+    def memory_block(self, rates: Iterable[Rate]) -> int:
+        """Return the latents of a block by which memory of these rates can be dropped.
+
+        Here it is the least that holds whole tokens of all of them.
+        """
+        return shared_period(tuple(rates))
 
 
 @frozen(kw_only=True)
