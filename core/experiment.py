@@ -26,7 +26,7 @@ from .interfaces.spec import (
     instance_of,
     unit,
 )
-from .sample.spec import Sampler
+from .sample.spec import MemoryBudget, Sampler
 from .values.grid import Rate, shared_period
 
 S = TypeVar("S")
@@ -317,21 +317,10 @@ class GenerateSpec:
         validator=gt(0.0),
         metadata=doc("the longest segment that is sampled at once, seconds (81 frames at 16 fps)"),
     )
-    max_history_seconds: float | None = field(
-        default=None,
-        validator=optional(ge(0.0)),
-        metadata=doc(
-            "how much of the past stays in memory, seconds, ≥ 0; 0 all; null: the longest that it "
-            "was trained with (train.seconds)"
-        ),
-    )
-    max_memory_tokens: int = field(
-        default=0, validator=ge(0), metadata=doc("the most tokens of memory, ≥ 0; 0 any number")
-    )
-    keep_first_seconds: float = field(
-        default=0.0,
-        validator=ge(0.0),
-        metadata=doc("the beginning that stays in memory whatever is dropped, seconds, ≥ 0"),
+    budget: MemoryBudget = field(
+        default=MemoryBudget(),
+        validator=instance_of(MemoryBudget),
+        metadata=doc("how much of the past stays in memory"),
     )
     grid: int | None = field(
         default=None,

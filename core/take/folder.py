@@ -324,9 +324,7 @@ class TakeFolder:
                 "made": dict(made),
             }  # fmt: skip
             write_json(part / "segment.json", data)
-        return Segment(
-            id=recipe.id, recipe=recipe.to_json(), made=dict(made), latents_hash=hashed
-        )
+        return Segment(id=recipe.id, recipe=recipe.to_json(), made=dict(made), latents_hash=hashed)
 
     def chain(self, hashes: Sequence[str]) -> str:
         """Return the hash of a past: of the spec, and of the latents of each segment of it."""
@@ -364,9 +362,7 @@ class TakeFolder:
                     if (place := self.root / folder / id).is_dir():
                         ignored = shutil.ignore_patterns(".*.part")
                         to = part / folder / id
-                        shutil.copytree(
-                            place, to, copy_function=_link_or_copy, ignore=ignored
-                        )
+                        shutil.copytree(place, to, copy_function=_link_or_copy, ignore=ignored)
             write_json(part / "order.json", order.to_json())
 
 

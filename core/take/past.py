@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from attrs import define, field, frozen
 from einops import rearrange
@@ -583,13 +582,11 @@ class Past:
     def _final_lr(
         self, index: int, rate: Rate, own: Mapping[Rate, Tensor] | None
     ) -> tuple[list[Tensor], int]:
-        """Return LR latents from before the first that φ has not seen on, and how many are final."""
+        """Return LR latents, the last one that is final last, and how many are final in all."""
         if self.codec.causal:  # a segment brings all that it asks for
             link = self.links[index]
-            assert own is not None or link.end == self.stepped
-            parts = [own[rate]] if own is not None else []
-            made = own[rate].shape[2] if own is not None else 0
-            return parts or [torch.zeros(0)], -(-link.first // rate.time) + made
+            assert own is not None
+            return [own[rate]], -(-link.first // rate.time) + own[rate].shape[2]
         parts, count = [], 0
         for place in range(index + 1):
             link = self.links[place]
@@ -656,8 +653,3 @@ def whole_memory(settled: Sequence[Memory], pending: Memory) -> Memory:
     """Return one memory of what has settled and what may still change."""
     memories = [m for m in (*settled, pending) if m.parts or m.size is not None]
     return merge(memories) if memories else Memory()
-
-
-def evolve_links(links: Sequence[Link], **changes: Any) -> list[Link]:
-    """Return links with other values."""
-    return [attrs.evolve(link, **changes) for link in links]

@@ -101,7 +101,9 @@ def take_period(experiment: Experiment) -> int:
     """
     grid, least = experiment.generate.grid, experiment.period
     if grid is not None and grid % least:
-        raise UserError(f"generate.grid {grid}: the memory's time rates ask for multiples of {least}")
+        raise UserError(
+            f"generate.grid {grid}: the memory's time rates ask for multiples of {least}"
+        )
     return grid or least
 
 

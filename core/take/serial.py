@@ -60,9 +60,7 @@ def state_tensors(states: Sequence[State]) -> dict[str, Tensor]:
     return {f"state.{i}.{key}": x for i, state in enumerate(states) for key, x in state.items()}
 
 
-def read_states(
-    tensors: Mapping[str, Tensor], count: int, device: torch.device
-) -> list[State]:
+def read_states(tensors: Mapping[str, Tensor], count: int, device: torch.device) -> list[State]:
     """Return the states of `count` compressors; what is computed with is moved to `device`."""
     states: list[State] = [{} for _ in range(count)]
     for name, x in tensors.items():

@@ -277,9 +277,7 @@ class SourceEncoder:
         return LowTail(frames, firsts, end)
 
 
-def _borders(
-    chunks: Iterator[Tensor], lengths: list[int], stride: int
-) -> Iterator[Tensor]:
+def _borders(chunks: Iterator[Tensor], lengths: list[int], stride: int) -> Iterator[Tensor]:
     """Yield chunks cut where segments end, so that those of a resumed run are the same."""
     left = [stride * n for n in lengths]
     left[0] -= stride - 1
