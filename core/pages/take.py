@@ -1,4 +1,4 @@
-"""One self-contained HTML page that shows what a take says of itself (`core.take.report`)."""
+"""One self-contained HTML page that shows what a take says of itself (`core.take.findings`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..take.figures import FrameFigures
-from ..take.report import Join, Seam, SectionLengths, SegmentFacts, TakeReport
+from ..take.findings import Join, Seam, SectionLengths, SegmentFacts, TakeReport
 from ..tools.files import whole_file, write_json
 from .charts import LEARNED, CssColours, LegendEntry, svg_chart
 from .report import page_style, page_template

@@ -19,12 +19,14 @@ from ..video.decode import Pixels
 Figures = np.ndarray[Any, Any]
 
 NETWORK, HISTOGRAM = "P(cut) of TransNetV2", "histogram distance"
-# BT.709: R, G, B of 255 to Y, U, V of 255, U and V around 0.
-TO_YUV = np.array(
-    [[0.2126, -0.2126 / 1.8556, 0.7874 / 1.5748],
-     [0.7152, -0.7152 / 1.8556, -0.7152 / 1.5748],
-     [0.0722, 0.9278 / 1.8556, -0.0722 / 1.5748]], dtype=np.float32
+# BT.709: R, G, B of 255 to Y, U and V of 255, as PIL takes it; U and V lie around 128.
+TO_YUV = (
+    0.2126, 0.7152, 0.0722, 0.0,
+    -0.2126 / 1.8556, -0.7152 / 1.8556, 0.9278 / 1.8556, 128.0,
+    0.7874 / 1.5748, -0.7152 / 1.5748, -0.0722 / 1.5748, 128.0,
 )  # fmt: skip
+LEVELS = np.arange(256)
+COARSE = 2  # of so many rows and columns one is read, where a mean over the frame is the same
 WIDEST = 320  # pixels of a picture that is kept
 MOST_PICTURES = 200  # pairs
 
@@ -99,7 +101,7 @@ def measure_frames(
         if last is not None and frame.shape != last.shape:
             raise ValueError(f"frame {index} is {frame.shape}, the first ones are {last.shape}")
         figures, now = _frame_figures(frame)
-        change = float("nan") if luma is None else float(np.abs(now - luma).mean())
+        change = float("nan") if luma is None else _mean_size(now - luma)
         rows.append((*figures, change))
         cuts.add(frame)
         if index in kept and last is not None:
@@ -120,11 +122,16 @@ def measure_frames(
 
 def _frame_figures(frame: Pixels) -> tuple[tuple[float, ...], Figures]:
     """Return mean Y, U, V, contrast, saturation and sharpness of a frame, and its Y `[H, W]`."""
-    yuv = frame.reshape(-1, 3).astype(np.float32) @ TO_YUV
-    luma = yuv[:, 0].reshape(frame.shape[:2])
-    means = yuv.mean(axis=0, dtype=np.float64)
-    saturation = float(np.hypot(yuv[:, 1], yuv[:, 2]).mean(dtype=np.float64))
-    return (*map(float, means), float(luma.std()), saturation, _sharpness(luma)), luma
+    picture = Image.fromarray(frame).convert("RGB", TO_YUV)
+    counts = np.array(picture.histogram(), dtype=np.float64).reshape(3, 256)
+    means = counts @ LEVELS / counts[0].sum()
+    contrast = float(np.sqrt(counts[0] @ (LEVELS - means[0]) ** 2 / counts[0].sum()))
+    yuv = np.asarray(picture)
+    u, v = (yuv[::COARSE, ::COARSE, i].astype(np.float32) - 128 for i in (1, 2))
+    saturation = float(np.hypot(u, v).mean(dtype=np.float64))
+    luma = yuv[..., 0].astype(np.int16)
+    colour = (float(means[0]), float(means[1]) - 128, float(means[2]) - 128)
+    return (*colour, contrast, saturation, _sharpness(luma)), luma
 
 
 def _sharpness(luma: Figures) -> float:
@@ -132,7 +139,12 @@ def _sharpness(luma: Figures) -> float:
     if min(luma.shape) < 3:
         return 0.0
     around = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
-    return float(np.abs(4 * luma[1:-1, 1:-1] - around).mean())
+    return _mean_size(4 * luma[1:-1, 1:-1] - around)
+
+
+def _mean_size(values: Figures) -> float:
+    """Return the mean absolute value of int16 values."""
+    return float(np.abs(values).sum(dtype=np.int64)) / values.size
 
 
 @define
@@ -148,7 +160,7 @@ class HistogramDistance:
 
     def add(self, frame: Pixels) -> None:
         """Read the next frame, uint8 [H, W, 3]."""
-        step = (frame >> 5).astype(np.int64)
+        step = (frame[::COARSE, ::COARSE] >> 5).astype(np.int16)
         bins = (step[..., 0] * 64 + step[..., 1] * 8 + step[..., 2]).ravel()
         shares = np.bincount(bins, minlength=512) / bins.size
         far = 0.0 if self.last is None else float(np.abs(shares - self.last).sum()) / 2

@@ -13,7 +13,7 @@ import torch
 
 from longtake.core.pages.take import render_take, write_take_report
 from longtake.core.take.figures import HISTOGRAM, NETWORK, measure_frames
-from longtake.core.take.report import (
+from longtake.core.take.findings import (
     SectionFacts,
     SegmentFacts,
     TakeFacts,
@@ -85,16 +85,16 @@ def test_figures_are_those_of_the_frames():
     point = grey.copy()
     point[2, 3] = 160
     found = measured([grey, red, grey, point], joins=())
-    assert np.allclose(found.colour[0], [100, 0, 0], atol=1e-3)
-    assert np.allclose(found.colour[1], [0.2126 * 255, -29.21, 127.5], atol=0.02)
+    assert found.colour[0].tolist() == [100, 0, 0]
+    assert np.allclose(found.colour[1], [0.2126 * 255, -29.21, 127.5], atol=0.51)
     assert np.isnan(found.difference[0])
-    assert found.difference[1] == pytest.approx(100 - 0.2126 * 255, abs=1e-3)
+    assert found.difference[1] == pytest.approx(100 - 0.2126 * 255, abs=0.51)
     assert found.contrast[0] == pytest.approx(0, abs=1e-3)
     assert found.saturation[0] == pytest.approx(0, abs=1e-3)
-    assert found.saturation[1] == pytest.approx(np.hypot(29.21, 127.5), abs=0.02)
+    assert found.saturation[1] == pytest.approx(np.hypot(29.21, 127.5), abs=0.6)
     # its Laplacian is 4 · 60, that of its four neighbours 60, and 3 × 4 pixels are inside
     assert found.sharpness[3] == pytest.approx((4 * 60 + 4 * 60) / 12, abs=1e-3)
-    assert found.cuts.tolist() == pytest.approx([0, 1, 1, 1 / 30])
+    assert found.cuts.tolist() == pytest.approx([0, 1, 1, 0])
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_drift_is_the_change_from_first_to_last():
     count = int(0.15 * 2 * COUNT)
     luma = [(frame @ np.array([0.2126, 0.7152, 0.0722])).mean() for frame in frames]
     first, last = np.mean(luma[:count]), np.mean(luma[-count:])
-    assert drift["brightness"].relative == pytest.approx((first - last) / first, rel=1e-4)
+    assert drift["brightness"].relative == pytest.approx((first - last) / first, rel=2e-3)
     assert drift["brightness"].segments == pytest.approx(
-        [np.mean(luma[:COUNT]), np.mean(luma[COUNT:])], rel=1e-4
+        [np.mean(luma[:COUNT]), np.mean(luma[COUNT:])], rel=2e-3
     )
     assert ("drift", None) in findings(report)
     assert any("brightness drifts by 3" in line for line in summary_lines(report))

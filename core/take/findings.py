@@ -579,8 +579,8 @@ def _drift_findings(drift: Sequence[Drift]) -> list[Finding]:
         Finding(
             state="warning",
             check="drift",
-            text=f"{one.measure} drifts by {one.relative:.0%}: {one.first:.1f} in the first "
-            f"{ENDS:.0%}, {one.last:.1f} in the last",
+            text=f"{one.measure} drifts by {one.relative:.0%}: {one.first:.3g} in the first "
+            f"{ENDS:.0%}, {one.last:.3g} in the last",
         )
         for one in drift
         if one.relative is not None and one.relative > DRIFT
