@@ -87,6 +87,9 @@ TINY: Mapping[str, Any] = {
     "train.checkpointing": False,
     "train.save_every": 100,
     "train.gain_every": 200,
+    "generate.sampler.scheduler": "euler",
+    "generate.sampler.steps": 20,
+    "generate.sampler.guidance": 1.0,
     "measure.seconds": 10.0,
     "measure.long_seconds": 20.0,
     "measure.targets": ({"metric": "psnr", "low": 1.0, "over": "mean-frame"},),
@@ -200,6 +203,12 @@ class DiTSpec(BackboneSpec):
                     f"backbone.cache_block {self.cache_block} is no multiple of the time rate of "
                     f"{rate}, as isolated-causal memory needs"
                 )
+
+    def memory_block(self, rates: Iterable[Rate]) -> int:
+        """Return the latents of a block by which memory can be dropped: of a cache that grows."""
+        if self.attention == "isolated-causal":
+            return self.cache_block
+        return super().memory_block(rates)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import functools
 import operator
 from collections.abc import Sequence
 
+import attrs
 import torch
 from attrs import define, frozen
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from .interfaces.compressor import Compressor, Fit, MemoryEncoder, Needs
 from .interfaces.retriever import LatentFrames, Retrieved, Retriever, Scene
 from .interfaces.spec import BackboneSpec, CodecSpec, CompressorSpec, RetrieverSpec
 from .registry import build, registry
-from .values.grid import Geometry
+from .sample.spec import MemoryBudget
+from .values.grid import Geometry, MemoryLimit, Size3
 from .values.text import Text
 
 
@@ -96,6 +98,39 @@ def all_needs(experiment: Experiment) -> Needs:
     """Return what must be cached to train and to measure: for compressors and retrievers."""
     retrievers = [registry().load(spec).needs(spec) for spec in experiment.retrievers]
     return functools.reduce(operator.or_, retrievers, compressor_needs(experiment))
+
+
+def memory_limit(
+    experiment: Experiment, budget: MemoryBudget, size: Size3, *, trained: float | None = None
+) -> MemoryLimit:
+    """Return what a take's memory may be at most, in latents and tokens.
+
+    Args:
+        experiment: whose compressors and backbone they are.
+        budget: in seconds and tokens.
+        size: of the latents (only height and width are read).
+        trained: seconds of the longest history that was trained; None: of `train.seconds`.
+
+    Raises:
+        UserError: the budget does not hold the first seconds and one block more.
+    """
+    geometry = experiment.backbone.geometry
+    seconds = experiment.train.seconds[1] if trained is None else trained
+    limit = budget.limit(geometry, experiment.memory_block, trained=seconds)
+    if limit.tokens is None:
+        return limit
+    # The first blocks, the newest complete one, and that which is not complete.
+    needed = attrs.evolve(size, time=limit.first_covered + 2 * limit.block)
+    specs = experiment.compressors
+    lengths = [registry().load(spec).context_length(spec, geometry, needed) for spec in specs]
+    least = sum(length.tokens for length in lengths)
+    if limit.tokens < least:
+        raise UserError(
+            f"max_memory_tokens {limit.tokens:,} is too few: keep_first_seconds "
+            f"{budget.keep_first_seconds:g} and two blocks of {limit.block} latents at "
+            f"{size.height}×{size.width} latent cells have {least:,} tokens, give as many or more"
+        )
+    return limit
 
 
 def build_retriever(spec: RetrieverSpec) -> Retriever[RetrieverSpec]:

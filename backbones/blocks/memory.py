@@ -18,12 +18,10 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.interfaces.backbone import Cache, Context, ContextCall, Feature, RememberCall
-from ...core.values.memory import Memory, Part, merge
+from ...core.values.memory import Memory, Part, blocks_of, merge
 from ...core.values.text import Text
 from .attention import BlockGroup, KeyValue
 from .base import Setup
-
-SLACK = 1e-9  # of a block; positions are sums of halves, exact, but a plugin's may be rounded
 
 # The keys and values of a memory block by block, out of: the tokens to run, the keys and values
 # that stand before them (None: none), and all tokens of the memory as one part.
@@ -64,6 +62,7 @@ def remember(
         keys=tuple(kv.key for kv in computed),
         values=tuple(kv.value for kv in computed),
         positions=part.positions,
+        extents=part.extents,
         valid=part.valid,
         memory=memory,
     )
@@ -86,6 +85,7 @@ def _empty_cache(device: torch.device) -> Cache:
         keys=(),
         values=(),
         positions=torch.zeros(0, 0, 3, dtype=torch.float64),
+        extents=torch.zeros(0, 0, 3, dtype=torch.float64),
         valid=torch.zeros(0, 0, dtype=torch.bool, device=device),
     )
 
@@ -167,8 +167,8 @@ def block_numbers(part: Part, size: int) -> Tensor:
     """
     reach = (part.extents[..., 0].to(torch.float64) - 1) / 2
     first, last = part.positions[..., 0] - reach, part.positions[..., 0] + reach
-    blocks = (last / size - SLACK).ceil()
-    split = part.valid & (blocks != (first / size - SLACK).ceil())
+    blocks = blocks_of(last, size)
+    split = part.valid & (blocks != blocks_of(first, size))
     if bool(split.any()):
         raise UserError(
             f"a memory token covers latents {float(first[split][0]):g} to "

@@ -10,7 +10,15 @@ from attrs import Attribute, field, frozen
 from ...core.interfaces.spec import doc, in_, instance_of
 from ...core.values.grid import Geometry, Size3
 from ..codecs.specs import Dct, HunyuanVae
-from ..specs import TINY, DiTSpec, count_field, dtype_field, number_field, weights_field
+from ..specs import (
+    PAPER,
+    TINY,
+    DiTSpec,
+    count_field,
+    dtype_field,
+    number_field,
+    weights_field,
+)
 from ..texts.specs import Bytes, LlamaClip
 
 HUB = "hunyuanvideo-community/HunyuanVideo"
@@ -110,6 +118,11 @@ class Hunyuan(HunyuanSpec):
     """HunyuanVideo 12.8B: text to video, distilled on guidance; or its image to video weights."""
 
     published: ClassVar[bool] = True
+    recipe: ClassVar[Mapping[str, Any]] = {
+        **PAPER,
+        "generate.sampler.scheduler": "euler",
+        "generate.sampler.guidance": 1.0,
+    }
 
     weights: str | None = weights_field(HUB)
     dtype: str = dtype_field("bfloat16")

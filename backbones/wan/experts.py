@@ -40,7 +40,7 @@ from ...core.interfaces.backbone import (
 from ...core.interfaces.compressor import Fit
 from ...core.interfaces.spec import BackboneSpec, LoRA
 from ...core.tools.files import open_tensors, whole_file, whole_folder
-from ...core.values.grid import Geometry
+from ...core.values.grid import Geometry, MemoryLimit
 from ...core.values.text import Text
 from ..weights.find import find_dit
 from . import specs
@@ -101,6 +101,11 @@ class ExpertCache(Cache):
     """The cache of the high-noise expert, and beside it that of the other."""
 
     low: Cache
+
+    def from_block(self, oldest: Tensor, limit: MemoryLimit) -> Self:
+        """Return the rows of the first blocks and of those from `oldest` on, of both."""
+        own = super().from_block(oldest, limit)
+        return attrs.evolve(own, low=self.low.from_block(oldest, limit))
 
 
 @frozen(eq=False, kw_only=True)

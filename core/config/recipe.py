@@ -145,7 +145,7 @@ def recipe_of(backbone: BackboneSpec | type[BackboneSpec]) -> dict[str, Any]:
     roots = hints(Experiment) | {"backbone": cls}
     for key in cls.recipe:
         first, _, rest = key.partition(".")
-        if first in ("backbone", "cache", "train", "measure"):
+        if first in ("backbone", "cache", "train", "measure", "generate"):
             _check_path(f"the recipe of {cls.__name__}: {key}", roots[first], rest)
     return {key: as_tuples(value) for key, value in cls.recipe.items()}
 

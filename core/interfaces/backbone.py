@@ -10,14 +10,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, cast
 
+import attrs
 import torch
 from attrs import field, frozen
 from torch import Tensor
 from torch.nn import Parameter
 
 from ..errors import UserError
-from ..values.grid import Geometry
-from ..values.memory import Memory, Part, grid_points
+from ..values.grid import Geometry, MemoryLimit
+from ..values.memory import (
+    Memory,
+    Part,
+    from_block,
+    grid_points,
+    last_covered,
+    oldest_block,
+    stays,
+)
 from ..values.shapes import Coordinates, Frames, Targets, Valid
 from ..values.text import Text
 from .base import Interface
@@ -46,7 +55,7 @@ class Cache:
 
     Attributes:
         keys, values: one `[B, N, heads, head width]` a block, rotary already applied to keys.
-        positions: of the cached tokens in the order of the keys, `[B, N, 3]`.
+        positions, extents: of the cached tokens in the order of the keys, `[B, N, 3]`.
         valid: `[B, N]`.
         memory: what it was made of: the tokens to go on from, and their features. They weigh as
             much as the keys and values of half a block.
@@ -55,6 +64,7 @@ class Cache:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     positions: Coordinates
+    extents: Coordinates
     valid: Valid
     memory: Memory = field(factory=Memory)
 
@@ -62,6 +72,45 @@ class Cache:
     def length(self) -> int:
         """The number of cached tokens N."""
         return int(self.valid.shape[1])
+
+    def drop_oldest(self, limit: MemoryLimit, beside: Memory | None = None) -> Self:
+        """Return the cache without the oldest blocks of its memory, as `values.memory.drop_oldest`.
+
+        What stays is not computed again: its keys and values still know what they once attended
+        to. So the cost is flat, and going on with a take means dropping at the same moments again.
+
+        Args:
+            limit: what may stay; its block must be that of the backbone.
+            beside: memory that is read beside it and counts, too.
+
+        Raises:
+            ValueError: of the samples not the same rows would stay, or the limit is too small.
+        """
+        memories = [self.memory] if beside is None else [self.memory, beside]
+        oldest = oldest_block(memories, limit)
+        return self if oldest is None else self.from_block(oldest, limit)
+
+    def from_block(self, oldest: Tensor, limit: MemoryLimit) -> Self:
+        """Return the rows of the first blocks and of those from `oldest` on, float64 `[B]`."""
+        if not self.length:
+            return self
+        kept = self.valid.cpu() & stays(last_covered(self.positions, self.extents), oldest, limit)
+        if not bool((kept == kept[:1]).all()):
+            raise ValueError("the samples of a cache must cover the same latents to be dropped")
+        rows = kept[0].nonzero()[:, 0]
+
+        def pick(x: Tensor) -> Tensor:
+            return x[:, rows.to(x.device)]
+
+        return attrs.evolve(
+            self,
+            keys=tuple(map(pick, self.keys)),
+            values=tuple(map(pick, self.values)),
+            positions=pick(self.positions),
+            extents=pick(self.extents),
+            valid=pick(self.valid),
+            memory=from_block(self.memory, oldest, limit),
+        )
 
 
 @frozen(eq=False, kw_only=True)
@@ -163,9 +212,11 @@ class Backbone(Interface):
                 x = scheduler.step(v0 + w * (v1 - v0), t, x)
             state, settled = encoder.step(state, History(x))        # `held` is thrown away
             cache = backbone.remember(settled, cache)               # append, go on
+            cache = cache.drop_oldest(limit, encoder.pending(state))  # where there is a budget
 
     `isolated` cannot append: `held = backbone.remember(merge([*all_settled, pending]))` once a
     segment. With `full` attention there is no cache: `context(text, memory)` carries the tokens.
+    A budget drops from either by `values.memory.drop_oldest`.
     """
 
     # Names of the block classes, as diffusers' models have them: FSDP shards block by block.

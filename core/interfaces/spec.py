@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from attrs import Attribute, field, frozen
 from attrs.validators import ge, gt, in_, instance_of, le, lt
 
-from ..values.grid import Geometry, Rate
+from ..values.grid import Geometry, Rate, shared_period
 
 __all__ = [
     "BackboneSpec", "CodecSpec", "CompressorSpec", "MaskerSpec", "MetricSpec", "PluginSpec",
@@ -168,8 +168,8 @@ class BackboneSpec(PluginSpec):
 
     Attributes:
         recipe: what experiments on this backbone take where they set nothing else, plain values by
-            key: `backbone.…`, `cache.…`, `train.…` and `measure.…` are paths of an experiment;
-            `encoder.widths`, `encoder.heads`, `encoder.head_width`, `encoder.ffn`,
+            key: `backbone.…`, `cache.…`, `train.…`, `measure.…` and `generate.…` are paths of an
+            experiment; `encoder.widths`, `encoder.heads`, `encoder.head_width`, `encoder.ffn`,
             `masker.counts`, `masker.clean` and `metric.scales` are read by whatever plugin has
             such a field (`doc(..., recipe="encoder.heads")`); `retrievers` lists plugins with
             their fields, a `rate` that is left out being the memory's; `measure.targets` are more
@@ -205,6 +205,13 @@ class BackboneSpec(PluginSpec):
         Raises:
             ValueError: (in subclasses) a rate cannot be taken; the message names it.
         """
+
+    def memory_block(self, rates: Iterable[Rate]) -> int:
+        """Return the latents of a block by which memory of these rates can be dropped.
+
+        Here it is the least that holds whole tokens of all of them.
+        """
+        return shared_period(tuple(rates))
 
 
 @frozen(kw_only=True)

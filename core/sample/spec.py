@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from attrs import Attribute, field, frozen
 
+from ..errors import UserError
 from ..interfaces.spec import doc, ge, in_, unit
+from ..values.grid import Geometry, MemoryLimit
 
 
 class DiffusersScheduler(NamedTuple):
@@ -79,3 +82,76 @@ class Sampler:
     def guided(self) -> bool:
         """Whether some step reads the empty prompt, too."""
         return {self.guidance, self.low_guidance} - {None, 1.0} != set()
+
+
+def _check_seconds(instance: Any, attribute: Attribute[Any], value: float | None) -> None:
+    if value is not None and value < 0:
+        raise ValueError(f"must be 0 (no limit) or more, or null for the trained, not {value:g}")
+
+
+def _check_tokens(instance: Any, attribute: Attribute[Any], value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"must be 1 or more, or null for no limit, not {value}")
+
+
+@frozen(kw_only=True)
+class MemoryBudget:
+    """How much of the past a take remembers; what is older is dropped, by whole blocks of latents.
+
+    So memory and the cost of a step grow up to the budget and are flat from there on.
+    """
+
+    max_history_seconds: float | None = field(
+        default=None,
+        validator=_check_seconds,
+        metadata=doc(
+            "seconds of video that memory covers at most, the first ones counted; 0: no limit; "
+            "null: the longest history that was trained, or where max_memory_tokens is given, none"
+        ),
+    )
+    max_memory_tokens: int | None = field(
+        default=None,
+        validator=_check_tokens,
+        metadata=doc("tokens that memory has at most, the first ones counted, ≥ 1; null: no limit"),
+    )
+    keep_first_seconds: float = field(
+        default=0.0,
+        validator=ge(0.0),
+        metadata=doc("seconds at the beginning of a take that are never dropped, ≥ 0"),
+    )
+
+    def seconds(self, trained: float) -> float | None:
+        """Return the seconds that memory covers at most, `trained` ones by default; None: any."""
+        if self.max_history_seconds is None:
+            return trained if self.max_memory_tokens is None else None
+        return self.max_history_seconds or None
+
+    def limit(self, geometry: Geometry, block: int, *, trained: float) -> MemoryLimit:
+        """Return the budget in latents and tokens.
+
+        Args:
+            geometry: of the backbone.
+            block: latents by which memory goes, `Experiment.memory_block`.
+            trained: seconds of the longest history that was trained.
+
+        Raises:
+            UserError: the budget does not hold the first seconds and one block more.
+        """
+        seconds, first = self.seconds(trained), _latents(geometry, self.keep_first_seconds)
+        every = MemoryLimit(block=block, tokens=self.max_memory_tokens, first=first)
+        if seconds is None:
+            return every
+        latents, least = _latents(geometry, seconds), every.first_covered + block
+        if latents < least:
+            frames = 1 + (least - 1) * geometry.vae_stride.time
+            shortest = math.ceil(100 * frames / geometry.fps) / 100
+            raise UserError(
+                f"max_history_seconds {seconds:g} is too short: with keep_first_seconds "
+                f"{self.keep_first_seconds:g} and blocks of {block} latents at {geometry.fps:g} "
+                f"frames a second it must be {shortest:.2f} or more, or 0 for no limit"
+            )
+        return MemoryLimit(block=block, latents=latents, tokens=every.tokens, first=first)
+
+
+def _latents(geometry: Geometry, seconds: float) -> int:
+    return geometry.latents(geometry.frames(seconds))

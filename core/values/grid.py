@@ -114,6 +114,44 @@ def shared_period(rates: frozenset[Rate] | tuple[Rate, ...]) -> int:
 
 
 @frozen(kw_only=True)
+class MemoryLimit:
+    """How much of a memory stays while a video grows: the oldest goes first, by whole blocks.
+
+    Blocks stand on an absolute grid: block 0 is latent 0, block j holds latents b(j − 1) + 1 … bj.
+    A token belongs to the block of the last latent that it covers.
+
+    Attributes:
+        block: latents of a block, b: a multiple of all time rates.
+        latents: the most latents that memory may cover, the first ones counted; None: any number.
+        tokens: the most tokens that it may have, likewise; None: any number.
+        first: latents at the beginning of the video whose blocks stay whatever comes; 0: none.
+
+    Raises:
+        ValueError: the first blocks and one more are longer than `latents`.
+    """
+
+    block: int = field()
+    latents: int | None = None
+    tokens: int | None = None
+    first: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        least = self.first_covered + self.block
+        if self.latents is not None and self.latents < least:
+            raise ValueError(f"a memory of {self.latents} latents must hold {least}")
+
+    @property
+    def first_blocks(self) -> int:
+        """How many blocks at the beginning stay whatever comes."""
+        return 1 + ceil_div(self.first - 1, self.block) if self.first > 0 else 0
+
+    @property
+    def first_covered(self) -> int:
+        """How many latents these blocks hold."""
+        return 1 + (self.first_blocks - 1) * self.block if self.first_blocks else 0
+
+
+@frozen(kw_only=True)
 class Geometry:
     """What a compressor may know of a backbone's shapes: plain values, hashable (design §3)."""
 

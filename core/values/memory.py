@@ -17,10 +17,11 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from .grid import Rate, Rounding, Size3, ceil_div
+from .grid import MemoryLimit, Rate, Rounding, Size3, ceil_div
 from .shapes import Coordinates, Tokens, Valid
 
 Ends = tuple[Tensor, Tensor]  # first and last cell of each of several runs of cells, float64
+SLACK = 1e-9  # of a block; positions are sums of halves, exact, but a plugin's may be rounded
 
 
 @frozen(eq=False, kw_only=True)
@@ -48,7 +49,7 @@ class Part:
     @property
     def last_covered(self) -> Tensor:
         """The last latent frame that each token covers, `[B, N]`."""
-        return self.positions[..., 0] + (self.extents[..., 0] - 1) / 2
+        return last_covered(self.positions, self.extents)
 
     def take(self, order: Tensor) -> Part:
         """Return the tokens along N in `order`, int64 `[B, N']`."""
@@ -58,6 +59,17 @@ class Part:
             return x.gather(1, index.to(x.device))
 
         return self._each(pick)
+
+    def keep(self, kept: Tensor) -> Part:
+        """Return the tokens that a mask `[B, N]` marks, in their order, as they are.
+
+        Samples that keep fewer than others have padding behind, which is not valid.
+        """
+        kept = kept.cpu()
+        count = int(kept.sum(dim=1).max())
+        order = (~kept).int().argsort(dim=1, stable=True)[:, :count]
+        part = self.take(order)
+        return attrs.evolve(part, valid=part.valid & kept.gather(1, order).to(part.valid.device))
 
     def select(self, order: Sequence[int]) -> Part:
         """Return the samples in the order of the indices `order`."""
@@ -210,6 +222,96 @@ def _shared_size(sizes: Sequence[Size3]) -> Size3 | None:
     if len({(size.height, size.width) for size in sizes}) > 1:
         raise ValueError(f"memories of different latent sizes cannot merge: {sizes}")
     return max(sizes, key=lambda size: size.time)
+
+
+def drop_oldest(memory: Memory, limit: MemoryLimit, beside: Memory | None = None) -> Memory:
+    """Return a memory without its oldest blocks of latents, so that it keeps to a limit.
+
+    Of two memories that are read side by side (what has settled, what is pending) each can be
+    given with the other one beside it: what stays of both is what stays of them merged. Rows that
+    stay are not touched, and where all stay, the memory is returned as it is.
+
+    Args:
+        memory: tokens at absolute places.
+        limit: what may stay.
+        beside: counts, too: its newest latent, and its tokens.
+
+    Raises:
+        ValueError: the first blocks and the newest one alone have more tokens than the limit.
+    """
+    oldest = oldest_block([memory] if beside is None else [memory, beside], limit)
+    return memory if oldest is None else from_block(memory, oldest, limit)
+
+
+def oldest_block(memories: Sequence[Memory], limit: MemoryLimit) -> Tensor | None:
+    """Return the oldest block of each sample that stays behind the first ones, float64 `[B]`.
+
+    None: nothing has to go. For the arguments see `drop_oldest`.
+    """
+    parts = [part for memory in memories for part in memory.parts if part.tokens.shape[1]]
+    if not parts:
+        return None
+    valid = torch.cat([part.valid.cpu() for part in parts], dim=1)
+    last = torch.cat([part.last_covered.cpu() for part in parts], dim=1).to(torch.float64)
+    last = torch.where(valid, last, -torch.inf)
+    blocks = blocks_of(last, limit.block)
+    oldest = torch.zeros(len(last), dtype=torch.float64)
+    if limit.latents is not None:
+        room = limit.latents - limit.first_covered
+        beyond = last.amax(dim=1) - room  # the last latent that is too old
+        is_over = beyond >= limit.first_covered
+        oldest = torch.where(is_over, blocks_of(beyond, limit.block) + 1, oldest)
+    if limit.tokens is not None:
+        of_tokens = [_oldest_by_tokens(row[row.isfinite()], limit) for row in blocks]
+        oldest = torch.maximum(oldest, torch.tensor(of_tokens, dtype=torch.float64))
+    return oldest if bool((oldest > 0).any()) else None
+
+
+def _oldest_by_tokens(blocks: Tensor, limit: MemoryLimit) -> float:
+    """Return the oldest block that stays of a sample whose tokens belong to `blocks`, `[N]`."""
+    assert limit.tokens is not None
+    first = int((blocks < limit.first_blocks).sum())
+    numbers, counts = blocks[blocks >= limit.first_blocks].unique(return_counts=True)
+    kept = first + counts.flip(0).cumsum(0)  # from the newest on
+    least = int(kept[0]) if len(kept) else first
+    if least > limit.tokens:
+        raise ValueError(
+            f"the first {limit.first_blocks} blocks of the memory and its newest one have "
+            f"{least} tokens, at most {limit.tokens} may stay"
+        )
+    fitting = int((kept <= limit.tokens).sum())
+    return 0.0 if fitting == len(numbers) else float(numbers[-fitting])
+
+
+def from_block(memory: Memory, oldest: Tensor, limit: MemoryLimit) -> Memory:
+    """Return the tokens of a memory's first blocks and of those from `oldest` on."""
+    parts = []
+    for part in memory.parts:
+        kept = part.valid.cpu() & stays(part.last_covered, oldest, limit)
+        same = torch.equal(kept, part.valid.cpu())
+        parts.append(part if same else part.keep(kept))
+    if all(new is old for new, old in zip(parts, memory.parts, strict=True)):
+        return memory
+    return attrs.evolve(memory, parts=tuple(parts))
+
+
+def stays(last: Tensor, oldest: Tensor, limit: MemoryLimit) -> Tensor:
+    """Return which tokens, by the last latent that they cover `[B, N]`, stay: bool, on the CPU."""
+    blocks = blocks_of(last.cpu().to(torch.float64), limit.block)
+    return (blocks < limit.first_blocks) | (blocks >= oldest[:, None])
+
+
+def blocks_of(latents: Tensor, size: int) -> Tensor:
+    """Return the blocks of `size` latents that latent frames belong to, as floats (`MemoryLimit`).
+
+    Block 0 is latent 0, block j holds latents size·(j − 1) + 1 … size·j.
+    """
+    return (latents / size - SLACK).ceil()
+
+
+def last_covered(positions: Tensor, extents: Tensor) -> Tensor:
+    """Return the last latent frame that tokens cover, `[B, N]`."""
+    return positions[..., 0] + (extents[..., 0] - 1) / 2
 
 
 def grid_part(

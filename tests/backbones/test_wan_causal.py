@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import attrs
@@ -18,7 +19,7 @@ from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import Cache
 from longtake.core.interfaces.compressor import MemoryEncoder
-from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.grid import MemoryLimit, Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory, Part, merge, token_places
 
@@ -369,3 +370,69 @@ def test_a_take_with_a_growing_cache_is_the_take_without(wan: Any) -> None:
     truth, same = take(wan, model, cached=False)
     assert lengths == same and video.shape[2] == 1 + 4 * CHUNK
     assert apart(video, truth) < 1e-9
+
+
+def grown(wan: Any, model: TinyWanBackbone, limit: MemoryLimit, segments: int) -> list[Cache]:
+    """A cache after each segment of one block of latents, its oldest blocks dropped."""
+    memory, cache, caches = history(wan, 1 + BLOCK * segments), None, []
+    ends = [(CELLS * (1 + 2 * n), CELLS * (1 + n)) for n in range(segments + 1)]
+    cuts = [((0, 0), (0, 0)), *[((0, fine), (0, coarse)) for fine, coarse in ends]]
+    for first, last in itertools.pairwise(cuts):
+        new = between(memory, tuple((a[1], b[1]) for a, b in zip(first, last, strict=True)))
+        cache = model.remember(new, cache).drop_oldest(limit)
+        caches.append(cache)
+    return caches
+
+
+def places_of(cache: Cache) -> list[tuple[object, ...]]:
+    """The place of each row, and how many rows before it have the same (latent 0 of two rates)."""
+    places = [tuple(row) for row in torch.cat([cache.positions, cache.extents], -1)[0].tolist()]
+    return [(place, places[:i].count(place)) for i, place in enumerate(places)]
+
+
+@torch.no_grad()
+def test_a_budget_drops_whole_blocks_and_the_cost_is_flat(wan: Any) -> None:
+    model, ran = causal(wan), []
+    limit = MemoryLimit(block=BLOCK, latents=1 + 2 * BLOCK, first=1)
+    hook = model.blocks[0].attn1.to_k.register_forward_hook(
+        lambda _, x, y: ran.append(x[0].shape[1])
+    )
+    caches = grown(wan, model, limit, 8)
+    hook.remove()
+    assert ran == [2 * CELLS] + [3 * CELLS] * 8, "a segment costs its own tokens, however long"
+    of_blocks = [2 * CELLS, *[2 * CELLS + n * 3 * CELLS for n in (1, 2, 2, 2, 2, 2, 2, 2)]]
+    assert [cache.length for cache in caches] == of_blocks
+    assert [cache.memory.length for cache in caches] == of_blocks
+    for before, after in itertools.pairwise(caches):
+        rows = {place: i for i, place in enumerate(places_of(before))}
+        stayed = [(rows[p], i) for i, p in enumerate(places_of(after)) if p in rows]
+        assert len(stayed) == after.length - 3 * CELLS, "all but the new block was there before"
+        old, new = (list(each) for each in zip(*stayed, strict=True))
+        for x, y in zip((*before.keys, *before.values), (*after.keys, *after.values), strict=True):
+            assert torch.equal(x[:, old], y[:, new])
+    last = caches[-1]
+    order = in_causal_order(last.memory.joined(), BLOCK)  # type: ignore[arg-type]
+    assert torch.equal(order.positions, last.positions), "keys and tokens are the same ones"
+    again = grown(wan, model, limit, 8)[-1]
+    assert all(map(torch.equal, again.keys, last.keys)), "the same drops give the same cache"
+    assert bool(velocity(model, wan, last).isfinite().all())
+
+
+@torch.no_grad()
+def test_dropping_more_is_dropping_at_once_and_counts_what_is_beside(wan: Any) -> None:
+    model, memory = causal(wan), history(wan, 1 + 3 * BLOCK)
+    cache = model.remember(memory)
+    limit = MemoryLimit(block=BLOCK, latents=2 * BLOCK)
+    assert cache.drop_oldest(attrs.evolve(limit, latents=1 + 3 * BLOCK)) is cache
+    kept = cache.drop_oldest(limit)
+    assert kept.length == 2 * 3 * CELLS and kept.memory.length == kept.length
+    assert torch.equal(kept.keys[0], cache.keys[0][:, -kept.length :])
+    fewer = kept.drop_oldest(limit, history(wan, 2 + 3 * BLOCK))
+    assert fewer.length == 3 * CELLS
+    assert cache.drop_oldest(MemoryLimit(block=BLOCK, tokens=fewer.length)).length == fewer.length
+    nothing = model.remember(Memory())
+    assert nothing.drop_oldest(limit, history(wan, 40)) is nothing
+    two = model.remember(history(wan, 9, batch=2))
+    ragged = attrs.evolve(two, valid=torch.tensor([[True] * two.length, [False] * two.length]))
+    with pytest.raises(ValueError, match="cover the same latents"):
+        ragged.drop_oldest(attrs.evolve(limit, latents=BLOCK))

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longtake.backbones.texts.specs import Umt5
-from longtake.backbones.wan.experts import Experts, take_rows
+from longtake.backbones.wan.experts import ExpertCache, Experts, take_rows
 from longtake.backbones.wan.specs import Wan22Moe14B
 from longtake.core.contract.backbone import check_backbone
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import Backbone, Context
 from longtake.core.interfaces.spec import LoRA
 from longtake.core.registry import registry
+from longtake.core.values.grid import MemoryLimit
 from longtake.core.values.memory import Memory, Part
 
 MODES: list[dict[str, Any]] = [
@@ -116,7 +117,11 @@ def test_a_cache_holds_both(mode: dict[str, Any]) -> None:
     half = [memory(4).parts[0].take(torch.arange(a, b).expand(4, -1)) for a, b in ((0, 2), (2, 5))]
     first = model.remember(Memory(parts=(half[0],)))
     grown = model.remember(Memory(parts=(half[1],)), first)
+    assert isinstance(grown, ExpertCache)
     assert grown.length == 5 and close(velocity(model, t, grown), velocity(model, t, cache))
+    dropped = grown.drop_oldest(MemoryLimit(block=1, latents=2))
+    assert isinstance(dropped, ExpertCache) and dropped.length == dropped.low.length == 2
+    assert torch.equal(dropped.low.keys[0], grown.low.keys[0][:, -2:])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,8 +16,10 @@ from torch import Tensor
 from longtake.backbones.texts.specs import Bytes
 from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.backbones.wan.specs import TinyWan as TinyWanSpec
+from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import Backbone, Context
 from longtake.core.interfaces.retriever import Scene
+from longtake.core.model import memory_limit
 from longtake.core.sample.loop import (
     TIMESTEPS,
     Conditioning,
@@ -29,13 +32,16 @@ from longtake.core.sample.loop import (
     times_of,
     weight_at,
 )
-from longtake.core.sample.spec import SCHEDULERS, Sampler
-from longtake.core.values.grid import Size3
+from longtake.core.sample.spec import SCHEDULERS, MemoryBudget, Sampler
+from longtake.core.values.grid import MemoryLimit, Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory, Part
 from longtake.core.values.text import Text
+from longtake.plugins.compressors.specs import Pool, Window
 from longtake.plugins.retrievers.flow import FlowRetriever
 from longtake.plugins.retrievers.specs import Flow
+
+from ..small import small as small_experiment
 
 CPU = torch.device("cpu")
 SPREAD = 0.5  # of the clean values, whose flow is known
@@ -289,3 +295,49 @@ def test_noise_is_the_same_for_a_seed_and_normal() -> None:
 def test_specs_refuse_nonsense(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Sampler(**bad)
+
+
+TINY = TinyWanSpec(heads=2, head_width=20, layers=1, ffn=16)  # 8 frames a second, 4 to a latent
+
+
+def test_a_budget_is_in_latents_and_tokens() -> None:
+    def limit(block: int = 4, trained: float = 10.0, **fields: Any) -> MemoryLimit:
+        return MemoryBudget(**fields).limit(TINY.geometry, block, trained=trained)
+
+    assert limit() == MemoryLimit(block=4, latents=20), "by default what was trained: 77 frames"
+    assert limit(max_history_seconds=0) == MemoryLimit(block=4), "0 is no limit"
+    assert limit(max_memory_tokens=500) == MemoryLimit(block=4, tokens=500), "tokens alone decide"
+    both = limit(max_history_seconds=6, max_memory_tokens=500, keep_first_seconds=1)
+    assert both == MemoryLimit(block=4, latents=12, tokens=500, first=2)
+    assert both.first_covered == 5
+    with pytest.raises(UserError, match=r"max_history_seconds 4 is too short: .* 4\.13 or more"):
+        limit(max_history_seconds=4, keep_first_seconds=1)
+    assert limit(max_history_seconds=4.13, keep_first_seconds=1).latents == 9
+
+
+@pytest.mark.parametrize(
+    ("bad", "line"),
+    [
+        ({"max_history_seconds": -1}, r"0 \(no limit\) or more"),
+        ({"max_memory_tokens": 0}, "1 or more"),
+        ({"keep_first_seconds": -0.5}, ">= 0"),
+    ],
+)
+def test_a_budget_refuses_nonsense(bad: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        MemoryBudget(**bad)
+
+
+def test_a_budget_of_too_few_tokens_is_refused_before_anything_is_made() -> None:
+    size, few = Size3(time=1, height=8, width=8), MemoryBudget(max_memory_tokens=20)
+    coarse, fine = Pool(rate=Rate(height=2, width=2, time=4)), Window(latents=1)
+    experiment = attrs.evolve(small_experiment(), backbone=TINY, compressors=(coarse, fine))
+    assert experiment.memory_block == 4
+    line = r"max_memory_tokens 20 is too few: .* two blocks of 4 latents at 8×8 .* 28 tokens"
+    with pytest.raises(UserError, match=line):
+        memory_limit(experiment, few, size)
+    enough = memory_limit(experiment, MemoryBudget(max_memory_tokens=28), size)
+    assert enough == MemoryLimit(block=4, tokens=28)
+    causal = attrs.evolve(TINY, attention="isolated-causal", memory_time=0.0, cache_block=8)
+    assert attrs.evolve(experiment, backbone=causal).memory_block == 8
+    assert attrs.evolve(experiment, compressors=()).memory_block == 1
