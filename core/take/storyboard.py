@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -225,6 +225,10 @@ class Section:
         return known | ({"image": str(self.image)} if self.image is not None else {})
 
 
+def _in_order(sections: Iterable[Section]) -> tuple[Section, ...]:
+    return tuple(sections)
+
+
 def _check_order(board: Storyboard, _: Attribute[Any], sections: tuple[Section, ...]) -> None:
     if not sections or not all(isinstance(section, Section) for section in sections):
         raise UserError(f"{board.name or 'a storyboard'} {NO_SECTION}")
@@ -268,7 +272,7 @@ class Storyboard:
     segment_seconds: float | None = _field(_length)
     source: Path | None = _path_field()
     image: Path | None = _path_field()
-    sections: tuple[Section, ...] = field(converter=tuple, validator=_check_order)
+    sections: tuple[Section, ...] = field(converter=_in_order, validator=_check_order)
     name: str = field(default="", eq=False)
     remarks: tuple[str, ...] = field(default=(), eq=False)
 
@@ -383,8 +387,8 @@ def _read_plain(text: str, name: str, seconds: float | None) -> Storyboard:
     """Return a section a paragraph, its lines joined."""
     for pattern, what in FOREIGN:
         if match := re.search(pattern, text):
-            line = text.count("\n", 0, match.start() + len(match[0]) - len(match[0].lstrip())) + 1
-            shown = " ".join(match[0].split())
+            before = match.start() + len(match[0]) - len(match[0].lstrip())
+            line, shown = text.count("\n", 0, before) + 1, " ".join(match[0].split())
             raise UserError(
                 f"{name}, line {line}: {shown!r} looks like {what}, which this version does not "
                 "read: write one paragraph a section, or native JSON"
@@ -395,12 +399,12 @@ def _read_plain(text: str, name: str, seconds: float | None) -> Storyboard:
         )
     paragraphs: list[tuple[int, list[str]]] = []
     blank = True
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
+    for number, row in enumerate(text.split("\n"), start=1):
+        if row.strip():
             if blank:
                 paragraphs.append((number, []))
-            paragraphs[-1][1].append(line.strip())
-        blank = not line.strip()
+            paragraphs[-1][1].append(row.strip())
+        blank = not row.strip()
     return Storyboard(
         name=name,
         sections=tuple(
