@@ -28,6 +28,7 @@ from torch import Tensor
 from ..data.texts import PromptEmbedder, prompt_path, read_embeddings
 from ..errors import LongtakeError, UserError
 from ..experiment import Experiment
+from ..interfaces.backbone import Cache
 from ..interfaces.codec import Codec
 from ..interfaces.compressor import Needs
 from ..interfaces.spec import CodecSpec
@@ -777,19 +778,21 @@ class _Worker:
         self._check_made(order)
         self._embed(order)
         yield from self._follow()
-        while self.limit is None or self.limit > 0:
+        while True:
             order = take.order
-            if order.made == len(order.entries):
+            number = order.made + 1
+            if number <= len(order.entries) and order.entries[number - 1].source:
+                yield from self._source(order)
+                continue
+            if self.limit is not None and self.limit <= 0:
+                return
+            if number > len(order.entries):
                 grid = take._grid(order, None)
                 more = gone_on(order, grid, take._defaults(None, None))
                 if more is None:
                     return
-                take.folder.write_order(attrs.evolve(more, open=True))
-                order = take.order
-            number = order.made + 1
-            if order.entries[number - 1].source:
-                yield from self._source(order)
-                continue
+                order = attrs.evolve(more, open=True)
+                take.folder.write_order(order)
             yield from self._segment(order, number)
             if self.limit is not None:
                 self.limit -= 1
@@ -892,6 +895,9 @@ class _Worker:
             )
             settled, pending = self.past.memory()
             memory, tokens = self._remembering(model, limit).held(settled, pending, task)
+            read = memory.memory if isinstance(memory, Cache) else memory
+            whole = sum(m.length for m in settled) + pending.length
+            limited = entry.memory == "all" and not entry.cut
             self._count_rest(order, number)
             latents: Tensor | None = None
             rgb = self.past.codec.rgb
@@ -906,6 +912,8 @@ class _Worker:
             assert latents is not None
             made = {
                 "at": _now(), "seconds": round(time.monotonic() - began, 3), "tokens": tokens,
+                "parts": {part.name: int(part.tokens.shape[1]) for part in read.parts},
+                "dropped": whole - tokens if limited else 0,
                 "device": str(take.device), "threads": torch.get_num_threads(),
                 "peak_memory": _peak(take.device),
             }  # fmt: skip

@@ -123,14 +123,16 @@ def _copy_packets(container: Any, clips: Sequence[Path]) -> int:
 def count_frames(path: Path, comment: str | None = None) -> int | None:
     """Return how many frames a video file holds, without decoding; None: not of that comment.
 
-    None also where it cannot be read.
+    None also where it cannot be read, or was cut short.
     """
     try:
         with av.open(str(path)) as source:
             if comment is not None and source.metadata.get("comment") != comment:
                 return None
-            packets = source.demux(source.streams.video[0])
-            return sum(packet.dts is not None for packet in packets)
+            stream = source.streams.video[0]
+            packets = [p for p in source.demux(stream) if p.dts is not None]
+            damaged = any(packet.is_corrupt or not packet.size for packet in packets)
+            return None if damaged or len(packets) != stream.frames else len(packets)
     except (av.error.FFmpegError, OSError, IndexError):
         return None
 
