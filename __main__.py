@@ -15,6 +15,7 @@ from .core.cli.cache import cache
 from .core.cli.check import check
 from .core.cli.demo import demo
 from .core.cli.export import export
+from .core.cli.generate import generate
 from .core.cli.list import list_
 from .core.cli.measure import measure
 from .core.cli.options import Verbs, exit_stopped
@@ -46,7 +47,7 @@ def _options(
 
 
 app.command("list")(list_)
-for verb in (show, cache, pretrain, retrieve, measure, bench, demo, export, probe, check):
+for verb in (show, cache, pretrain, generate, retrieve, measure, bench, demo, export, probe, check):
     app.command()(verb)
 
 

@@ -123,7 +123,8 @@ def replanned(
         own = [entry for entry in order.entries if entry.section == index]
         end = _end(border, section)
         whole = own and len(own) == own[0].places and own[0].place == 0
-        if not whole or own[0].wish != wish_of(section, border.seconds, end):
+        other_loras = own and defaults.loras and own[0].loras != defaults.loras
+        if not whole or other_loras or own[0].wish != wish_of(section, border.seconds, end):
             break
         kept += own
         latents = sum(entry.latents for entry in kept)
@@ -139,7 +140,7 @@ def replanned(
         for entry in entries_of(one, place, defaults):
             number = len(entries)
             old = order.entries[number] if number < len(order.entries) else None
-            fits = old is not None and alike(old, entry)
+            fits = old is not None and alike(old, entry, defaults)
             same = same and fits
             found = old if fits and old is not None else entry
             entries.append(found if same else attrs.evolve(found, id=None))
@@ -258,8 +259,10 @@ def wish_of(section: Section, start: Fraction, end: Fraction | None) -> str:
     return digest([asked, str(start), None if end is None else str(end)])[:12]
 
 
-def alike(old: Entry, new: Entry) -> bool:
+def alike(old: Entry, new: Entry, defaults: Defaults) -> bool:
     """Return whether an entry is of the same wish, place and length as another."""
+    if defaults.loras and old.loras != new.loras:
+        return False
     return (old.wish, old.place, old.latents) == (new.wish, new.place, new.latents)
 
 

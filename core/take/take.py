@@ -442,6 +442,16 @@ class Take:
         self.folder.branch(place, Order(entries=order.entries[:count]))
         return Take(TakeFolder.open(place), self.source_run, self.device)
 
+    def discard(self) -> None:
+        """Remove the folder of a take that has nothing yet.
+
+        Raises:
+            UserError: it has segments, or orders of them.
+        """
+        if self.order.entries or (self.root / "history").exists():
+            raise UserError(f"{self.root} is not empty: it is not removed")
+        remove_folder(self.root)
+
     def garbage(self) -> list[Path]:
         """Return the folders and files that no order names, and those that can be made again."""
         named = {entry.id for entry in self.order.entries if entry.id is not None}

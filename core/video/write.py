@@ -43,9 +43,7 @@ def write_video(
         _encode(part, iter(frames), Fraction(fps).limit_denominator(1001), crf, comment)
 
 
-def _encode(
-    part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int, comment: str
-) -> None:
+def _encode(part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int, comment: str) -> None:
     stream, size, reformatter = None, (0, 0), VideoReformatter()
     with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
         container.metadata["comment"] = comment
