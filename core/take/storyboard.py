@@ -28,6 +28,7 @@ from ..errors import UserError, printable
 FORMAT = 1
 MOST_FAULTS = 20  # of a file that are said
 LONGEST = 24 * 3600.0  # seconds of a storyboard
+SAME = 1e-6  # seconds; times that sums of decimals move apart by less are one
 SEEDS = 2**63
 MEMORIES = ("all", "since_cut", "none")
 NO_SECTION = "holds no section: give at least one with a prompt and a duration"
@@ -664,8 +665,9 @@ class _Timing:
         start, way = known.get("start"), "end" if "end" in row else "duration"
         if row.get("start") is not None and start is None:
             return None  # it is none, which is said already
-        start = before if start is None else start
-        if before is not None and start is not None and start != before:
+        if start is None or (before is not None and abs(start - before) < SAME):
+            start = before
+        elif before is not None:
             self._apart(index, start, before)
         if row[way] is None:
             if index < len(self.rows) - 1:

@@ -88,6 +88,15 @@ def test_native_json_is_read_with_all_it_says(tmp_path):
     assert [one.guidance for one in whole] == [4, 4, 4]
 
 
+def test_times_that_a_program_summed_up_follow_each_other(tmp_path):
+    rows = [(0.0, 0.1), (0.1, 0.1 + 0.2), (0.3, 0.7), (0.1 + 0.6, 2.0)]
+    sections = [{"start": a, "end": b, "prompt": "A"} for a, b in rows]
+    text = json.dumps({"format": 1, "sections": sections})
+    board = read_storyboard(written(tmp_path / "a.json", text))
+    assert [s.seconds for s in board.sections] == pytest.approx([0.1, 0.2, 0.4, 1.3])
+    assert board.seconds == 2.0
+
+
 def test_what_is_told_by_content_then_by_suffix():
     assert told_by(NATIVE, ".txt") == "json"
     assert told_by(TWO_CUES, ".txt") == "srt"
