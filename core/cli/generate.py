@@ -13,7 +13,7 @@ import attrs
 import typer
 from attrs import frozen
 
-from ..errors import UserError
+from ..errors import LongtakeError, UserError
 from . import options as o
 
 if TYPE_CHECKING:
@@ -212,7 +212,11 @@ def _create(asked: Asked) -> Take:
     )
     if seed is None and not asked.as_json:
         print(f"seed {take.folder.spec['seed']}", file=sys.stderr)
-    take.use_loras(asked.loras)
+    try:
+        take.use_loras(asked.loras)
+    except UserError:
+        take.discard()
+        raise
     return take
 
 
@@ -282,7 +286,13 @@ def _run(asked: Asked, take: Take, *, new: bool) -> None:
     _follow(
         asked,
         take,
-        take.run(story, segments=asked.segments, seed=asked.seed, replace=replace),
+        take.run(
+            story,
+            segments=asked.segments,
+            seed=asked.seed,
+            replace=replace,
+            original=asked.story,
+        ),
     )
 
 
@@ -445,6 +455,8 @@ def _show(event: Event, report: Any, last: dict[str, Any]) -> dict[str, Any]:
         )
     elif event.kind == "done":
         print("\n".join(_ending(event)))  # type: ignore[arg-type]
+        if any(line.startswith("error: ") for line in data["report"]):
+            raise LongtakeError(f"what was delivered is not what was promised: {data['files'][0]}")
     return last
 
 
@@ -455,7 +467,7 @@ def _ending(done: Done) -> list[str]:
         f"{done.segments} segments, {done.frames:,} frames, {done.duration:.2f} s: {asked}"
         f"snapped {done.snapped:.2f} s, delivered {done.delivered:.2f} s of new video"
     ]
-    lines += [str(path) for path in done.files]
+    lines += [*done.report, *map(str, done.files)]
     return lines + ([f"{done.to_make} segments to make"] if done.to_make else [])
 
 

@@ -43,10 +43,12 @@ from ..values.text import Text
 from ..video.decode import Pixels
 from ..video.write import count_frames, join_videos, write_video
 from .events import Done, Event, PixelsMade, SegmentMade, Told
+from .findings import TakeReport, summary_lines
 from .folder import Recipe, Segment, TakeFolder, facts_of
 from .order import Entry, Order, draw_seed, spans
 from .past import CRF, Frames, Past, links_of, whole_memory
 from .plan import Defaults, Plan, appended, gone_on, grid_of, replanned
+from .report import write_report
 from .sampling import Pace, Remembering, Task, colours, is_memory_error, sample_segment
 from .setup import Opened, Run, check_identity, new_spec, open_take, take_size
 from .snapping import TakeGrid
@@ -495,6 +497,7 @@ class Take:
         seconds: float | None = None,
         seed: int | None = None,
         replace: bool = False,
+        original: Path | None = None,
     ) -> Iterator[Event]:
         """Make what is asked for, and yield an event for all that happens.
 
@@ -508,6 +511,7 @@ class Take:
             seconds: length of the sections of a plain text.
             seed: base of the seeds of new sections.
             replace: make segments again that the storyboard changes; else that is refused.
+            original: the file that a storyboard was read from, of which a copy is kept.
 
         Raises:
             UserError: what is wrong with the storyboard; it changes what is made; the take is in
@@ -528,14 +532,19 @@ class Take:
                         break
             else:
                 if story is not None:
-                    yield from self._take_story(story, seconds, seed, replace)
+                    yield from self._take_story(story, seconds, seed, replace, original)
                 yield from self._logged(worker.all_to_be_made())
             yield from self._logged(self._delivered(worker.past, began))
 
     def _take_story(
-        self, story: Story | Section, seconds: float | None, seed: int | None, replace: bool
+        self,
+        story: Story | Section,
+        seconds: float | None,
+        seed: int | None,
+        replace: bool,
+        original: Path | None,
     ) -> Iterator[Event]:
-        path = Path(story) if isinstance(story, str | Path) else None
+        path = Path(story) if isinstance(story, str | Path) else original
         board = story if isinstance(story, Section) else self._board(story, seconds)
         if isinstance(board, Storyboard):
             for remark in board.remarks:
@@ -582,10 +591,8 @@ class Take:
             past.follow()
             return self._deliver(past, None if path is None else Path(path))
 
-    def report(self) -> Any:
+    def report(self) -> TakeReport:
         """Write report.json and report.html, and return what they say."""
-        from .report import write_report
-
         return write_report(self)
 
     # Parts
@@ -682,8 +689,10 @@ class Take:
     def _delivered(self, past: Past, began: float) -> Iterator[Event]:
         order = self.order
         files: tuple[Path, ...] = ()
+        lines: tuple[str, ...] = ()
         if order.made:
             files = self._deliver(past, None)
+            lines = tuple(summary_lines(self.report())[1:])
         if order.made == len(order.entries) and order.open:
             order = attrs.evolve(order, open=False)
             self.folder.write_order(order)
@@ -704,6 +713,7 @@ class Take:
             / self.folder.fps,
             delivered=fresh / self.folder.fps,
             took=round(time.monotonic() - began, 3),
+            report=lines,
         )
 
     def _first(self, order: Order, entry: Entry) -> int:
