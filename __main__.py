@@ -16,6 +16,7 @@ from .core.cli.check import check
 from .core.cli.demo import demo
 from .core.cli.export import export
 from .core.cli.finetune import finetune
+from .core.cli.generate import generate
 from .core.cli.list import list_
 from .core.cli.measure import measure
 from .core.cli.options import Verbs, exit_stopped
@@ -47,7 +48,9 @@ def _options(
 
 
 app.command("list")(list_)
-for verb in (show, cache, pretrain, finetune, retrieve, measure, bench, demo, export, probe, check):
+for verb in (
+    show, cache, pretrain, finetune, generate, retrieve, measure, bench, demo, export, probe, check,
+):  # fmt: skip
     app.command()(verb)
 
 

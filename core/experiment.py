@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -26,7 +27,8 @@ from .interfaces.spec import (
     instance_of,
     unit,
 )
-from .values.grid import Rate
+from .sample.spec import MemoryBudget, Sampler
+from .values.grid import Rate, shared_period
 
 S = TypeVar("S")
 
@@ -471,6 +473,49 @@ class MeasureSpec:
     )
 
 
+def _check_size(instance: object, attribute: object, value: str | None) -> None:
+    if value is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", value):
+        raise ValueError(f"must be WIDTHxHEIGHT in pixels, such as 832x480, or null, not {value!r}")
+
+
+@frozen(kw_only=True)
+class GenerateSpec:
+    """How a take is made, segment by segment (Eq. 4)."""
+
+    sampler: Sampler = field(
+        default=Sampler(),
+        validator=instance_of(Sampler),
+        metadata=doc("from noise to latents; a section may have steps and guidance of its own"),
+    )
+    size: str | None = field(
+        default=None,
+        validator=_check_size,
+        metadata=doc("WIDTHxHEIGHT of the video, one of the buckets; null: the 16:9 one"),
+    )
+    segment_seconds: float = field(
+        default=5.0625,
+        validator=gt(0.0),
+        metadata=doc("the longest segment that is sampled at once, seconds (81 frames at 16 fps)"),
+    )
+    budget: MemoryBudget = field(
+        default=MemoryBudget(),
+        validator=instance_of(MemoryBudget),
+        metadata=doc("how much of the past stays in memory"),
+    )
+    grid: int | None = field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata=doc(
+            "latents that segments are multiples of; null: where all time rates of the memory meet"
+        ),
+    )
+    deliver_every: int = field(
+        default=0,
+        validator=ge(0),
+        metadata=doc("segments after which take.mp4 is written before the end, ≥ 0; 0 at the end"),
+    )
+
+
 def evolved(spec: Any, changed: Mapping[tuple[str | int, ...], Any]) -> Any:
     """Return a spec, or a tuple of specs, with other values at some paths.
 
@@ -536,10 +581,10 @@ def _by_recipe(name: str, cls: type[S]) -> S:
 
 @frozen(kw_only=True)
 class Experiment:
-    """A backbone, its memory, and how they are cached, trained and measured.
+    """A backbone, its memory, and how they are cached, trained, measured and make takes.
 
-    `cache`, `train` and `measure` are by default as the recipe of the backbone has them for the
-    stage that it trains.
+    `cache`, `train`, `measure` and `generate` are by default as the recipe of the backbone has them
+    for the stage that it trains.
     """
 
     name: str = field(
@@ -585,6 +630,17 @@ class Experiment:
         validator=instance_of(MeasureSpec),
         metadata=doc("measuring"),
     )
+    generate: GenerateSpec = field(
+        default=_by_recipe("generate", GenerateSpec),
+        validator=instance_of(GenerateSpec),
+        metadata=doc("takes"),
+    )
+
+    @property
+    def period(self) -> int:
+        """Where all time rates of the memory meet, in latents: their least common multiple."""
+        rates = [rate for spec in self.compressors for rate in _rates(spec)]
+        return shared_period(tuple(rates))
 
     @property
     def remembers(self) -> bool:

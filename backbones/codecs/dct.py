@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from ...core.interfaces.codec import Codec
@@ -66,6 +66,22 @@ class DctCodec(Codec[Dct]):
     def margin(self) -> int:
         """1: no pixel depends on the latent before, but a first latent decodes to one frame."""
         return 1
+
+    @property
+    def decode_reach(self) -> int:
+        """1, as `margin`: the state only says whether the first latent is behind."""
+        return 1
+
+    @property
+    def encode_reach(self) -> int:
+        """1: the same of the first frame."""
+        return 1
+
+    @property
+    def rgb(self) -> tuple[Tensor, Tensor]:
+        """The mean colour of a block, which is exact: the codec is linear."""
+        means = reduce(self.basis, "channel (rgb cell) -> rgb channel", "mean", rgb=COLOURS)
+        return means * self.std, means @ self.mean
 
     @property
     def channel_reach(self) -> Tensor:

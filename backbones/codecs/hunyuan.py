@@ -63,6 +63,16 @@ class HunyuanVaeCodec(VaeCodec[HunyuanVae]):
         """Latents from a tile to the next: a slice must begin where a tile does."""
         return self.spec.tile_step // TIME
 
+    @property
+    def decode_reach(self) -> int:
+        """One more than `margin`: with the tile before, whose end is blended into the next."""
+        return self.margin + 1
+
+    @property
+    def encode_reach(self) -> int:
+        """The same of the encoder's tiles."""
+        return self.margin + 1
+
     def prepare(self, vae: Any) -> None:
         """Set its tiles in space."""
         tile, step = self.spec.tile, (self.spec.tile or 0) - self.spec.overlap

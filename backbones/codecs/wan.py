@@ -76,6 +76,16 @@ class WanVaeCodec(VaeCodec[WanVae]):
         return decode_reach(self.spec.blocks) if self.measured is None else self.measured
 
     @property
+    def decode_reach(self) -> int:
+        """All that the decoder can see, whatever margin was measured."""
+        return decode_reach(self.spec.blocks)
+
+    @property
+    def encode_reach(self) -> int:
+        """All that the encoder can see (28 latents for two blocks a level)."""
+        return encode_reach(self.spec.blocks)
+
+    @property
     def margin_is_bound(self) -> bool:
         """True until a measured margin is taken: what is that far back can hardly be seen."""
         return self.measured is None
@@ -238,6 +248,15 @@ def decode_reach(blocks: int) -> int:
     """
     level = 4 * (blocks + 1)
     return -(-(4 * (12 + level) + 2 * (level + 2) + 2 * level + 2) // 4)
+
+
+def encode_reach(blocks: int) -> int:
+    """Return how many latents before its own the encoder can see at most, for b blocks a level.
+
+    Counted as in `decode_reach`: 2 + 4b + 4b frames and 2 before time is halved first, 4b and 2
+    before it is again, and 4b + 8 + 2 after that.
+    """
+    return -(-((2 + 8 * blocks + 2) + 2 * (4 * blocks + 2) + 4 * (4 * blocks + 10)) // 4)
 
 
 def config(spec: WanVae) -> dict[str, Any]:

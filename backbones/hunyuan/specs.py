@@ -131,7 +131,12 @@ class Hunyuan(HunyuanSpec):
 
     published: ClassVar[bool] = True
     # Its codec is not causal: the end of a past is encoded anew from frames.
-    recipe: ClassVar[Mapping[str, Any]] = {**PAPER, "finetune.cache.pixels": True}
+    recipe: ClassVar[Mapping[str, Any]] = {
+        **PAPER,
+        "finetune.cache.pixels": True,
+        "generate.sampler.scheduler": "euler",
+        "generate.sampler.guidance": 1.0,
+    }
 
     weights: str | None = weights_field(HUB)
     dtype: str = dtype_field("bfloat16")

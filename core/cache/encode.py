@@ -278,6 +278,20 @@ class LowResEncoder:
         left = {"frames": frames[:, :, ready:].clone()}
         return latents, left | _with_prefix(reduced, "lowres.") | _with_prefix(coded, "codec.")
 
+    def begin_at(self, frames: Pixels, lowres: State) -> State:
+        """Return the state of a stream that has been going on, from its last LR frames alone.
+
+        Args:
+            frames: LR frames 4j, 4j + 1, … up to the last that came; LR latent j lies at a
+                `boundary` of the codec, and far enough back (`Codec.encode_reach`).
+            lowres: the state of `lowres` behind them.
+        """
+        stride = self.codec.stride.time
+        ready = 1 + (frames.shape[2] - 1) // stride * stride
+        _, coded = self.codec.encode(frames[:, :, :ready])
+        left = {"frames": frames[:, :, ready:].clone()}
+        return left | _with_prefix(lowres, "lowres.") | _with_prefix(coded, "codec.")
+
     def rest(self, state: State) -> Latents | None:
         """Return the provisional LR latents that a codec holds back, None for a causal one."""
         coded = _without_prefix(state, "codec.")
@@ -336,6 +350,10 @@ class LowRes:
         whole, left = rest.split([rest.shape[2] - extra, extra], dim=2)
         means = reduce(whole, "b c (n r) p q -> b c n p q", "mean", r=self.rate.time)
         return torch.cat([lone, means], dim=2), {"waiting": left.clone()}
+
+    def between(self, pixels: Pixels) -> State:
+        """Return the state between two LR frames, behind the first, of a video of this size."""
+        return {"waiting": self.shrink(pixels[:, :, :1])[:, :, :0]}
 
     def shrink(self, pixels: Pixels) -> Tensor:
         """Return frames at the rate's size in space, each for itself."""

@@ -14,8 +14,8 @@ def show(
     experiment: Annotated[
         str,
         typer.Argument(
-            help="a shipped name, module:name, or file.py:name; or a kind of plugins",
-            metavar="EXPERIMENT|KIND",
+            help="a shipped name, module:name, or file.py:name; a kind of plugins; or a take",
+            metavar="EXPERIMENT|KIND|TAKE",
         ),
     ],
     name: Annotated[
@@ -40,10 +40,17 @@ def show(
     Example: longtake show tiny-wan-2x2x2 --set compressor.rate=4x4x2
 
     Example: longtake show compressor conv
+
+    Example: longtake show walk
     """
     from .. import show as describe
     from ..errors import UserError
 
+    if (Path(experiment) / "order.json").is_file():
+        if name is not None or sets or fields or picture is not None or video is not None:
+            raise UserError(f"{experiment} is a take, which is shown without options")
+        _show_take(Path(experiment), as_json)
+        return
     if name is not None or describe.is_kind(experiment):
         if sets or fields or picture is not None or video is not None:
             raise UserError("--set, --fields, --picture and --video are for experiments")
@@ -78,3 +85,11 @@ def _show_plugin(kind: str, name: str | None, as_json: bool) -> None:
         return
     text = describe.interface(kind)
     o.print_json({"kind": kind, "interface": text}) if as_json else print(text)
+
+
+def _show_take(root: Path, as_json: bool) -> None:
+    """Print the segments of a take, what they were made of, and what is still to make."""
+    from ..take.show import describe_take, lines_of
+
+    data = describe_take(root)
+    o.print_result(data, lines_of(data), as_json=as_json)

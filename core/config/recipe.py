@@ -162,7 +162,7 @@ def recipe_of(
     roots = hints(Experiment) | {"backbone": cls, "finetune": FinetuneSpec}
     for key in cls.recipe:
         first, _, rest = second_stage_key(key).partition(".")
-        if first in ("backbone", "cache", "train", "measure", "finetune"):
+        if first in ("backbone", "cache", "train", "measure", "finetune", "generate"):
             _check_path(f"the recipe of {cls.__name__}: {key}", roots[first], rest)
         if first == "backbone" and "." in rest:
             whole = f"backbone.{rest.partition('.')[0]}"

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from attrs import define
+from attrs import define, frozen
 
 from ..errors import UserError, printable
 from .captions import Caption
@@ -34,6 +34,25 @@ TEXTS = ("prompt", "caption", "text")
 EXAMPLE = '{"time_range_s": [0, 4], "prompt": "..."}'
 
 
+@frozen(kw_only=True)
+class Cue:
+    """One cue of an .srt or .vtt file.
+
+    Attributes:
+        number: its place among the cues of the file, from 1.
+        line: of the file where its times stand.
+        start: seconds; where it begins.
+        end: seconds; start or later.
+        text: without tags, on one line; "" where it is blank.
+    """
+
+    number: int
+    line: int
+    start: float
+    end: float
+    text: str
+
+
 def read_subtitles(path: Path, passed: list[str] | None = None) -> tuple[Caption, ...]:
     """Read the cues of an .srt or .vtt file, by their start, without tags and blank ones.
 
@@ -43,25 +62,52 @@ def read_subtitles(path: Path, passed: list[str] | None = None) -> tuple[Caption
         UserError: text without a time, a time that is none, or a cue that ends before it starts;
             a .vtt file that does not begin with WEBVTT. With file and line.
     """
-    lines = LineReader(
-        printable(path.name), read_text_file(path).split("\n"), [] if passed is None else passed
-    )
-    web = path.suffix.lower() == ".vtt"
+    name, captions = printable(path.name), []
+    for cue in parse_cues(read_text_file(path), name, web=path.suffix.lower() == ".vtt"):
+        if cue.start == cue.end:
+            if passed is not None:
+                passed.append(f"{name}, line {cue.line}: a cue of no length, passed over")
+        elif cue.text:
+            captions.append(Caption(start=cue.start, end=cue.end, text=cue.text))
+    return tuple(sorted(captions, key=lambda caption: caption.start))
+
+
+def parse_cues(
+    text: str, name: str, *, web: bool, faults: list[UserError] | None = None
+) -> Iterator[Cue]:
+    """Yield all cues of a SubRip or WebVTT text, in its order, blank ones, too.
+
+    Args:
+        text: with newlines as line ends.
+        name: of its file, for messages.
+        web: whether it is WebVTT, which begins with WEBVTT and may hold other blocks.
+        faults: where given, a cue that cannot be read is added as an error, and reading goes on
+            behind the next blank line.
+
+    Raises:
+        UserError: as `read_subtitles`, where `faults` are not asked for.
+    """
+    lines = LineReader(name, text.split("\n"))
     if web and any(map(str.strip, lines.all)):
         _skip_header(lines)
-    return tuple(sorted(_cues(lines, web), key=lambda cue: cue.start))
+    number = 0
+    while _next_block(lines, web):
+        number += 1
+        try:
+            yield _cue(lines, web, number)
+        except UserError as error:
+            if faults is None:
+                raise
+            faults.append(error)
+            _skip_block(lines)
 
 
 @define
 class LineReader:
-    """Takes the lines of a file one by one; `at` is the index of the next one.
-
-    `passed` names what is passed over.
-    """
+    """Takes the lines of a file one by one; `at` is the index of the next one."""
 
     name: str
     all: list[str]
-    passed: list[str]
     at: int = 0
 
     @property
@@ -95,14 +141,16 @@ def _skip_header(lines: LineReader) -> None:
         pass
 
 
-def _cues(lines: LineReader, web: bool) -> Iterator[Caption]:
+def _next_block(lines: LineReader, web: bool) -> bool:
+    """Go to the next block that should be a cue; return whether there is one."""
     while lines.at < len(lines.all):
         if not lines.now.strip():
             lines.at += 1
         elif web and lines.now.split()[0] in BLOCKS:
             _skip_block(lines)
         else:
-            yield from _cue(lines, web)
+            return True
+    return False
 
 
 def _skip_block(lines: LineReader) -> None:
@@ -111,17 +159,14 @@ def _skip_block(lines: LineReader) -> None:
         lines.at += 1
 
 
-def _cue(lines: LineReader, web: bool) -> Iterator[Caption]:
+def _cue(lines: LineReader, web: bool, number: int) -> Cue:
     if "-->" not in lines.now and "-->" in lines.after:
         lines.at += 1  # the cue's number or name
     start, end = _times(lines)
-    if start == end:
-        lines.passed.append(str(lines.wrong("a cue of no length, passed over")))
-    lines.at += 1
-    text = TAGS.sub("", " ".join(line.strip() for line in lines.paragraph()))
+    line = lines.at = lines.at + 1
+    text = TAGS.sub("", " ".join(part.strip() for part in lines.paragraph()))
     text = " ".join((html.unescape(text) if web else text).split())
-    if text and start < end:
-        yield Caption(start=start, end=end, text=text)
+    return Cue(number=number, line=line, start=start, end=end, text=text)
 
 
 def _times(lines: LineReader) -> tuple[float, float]:

@@ -74,6 +74,31 @@ class Codec(Interface, Generic[S]):
         return 1
 
     @property
+    def decode_reach(self) -> int | None:
+        """Latents before a place whose decode alone gives the state there, bit for bit.
+
+        None: that is not known, and a stream is only rebuilt from the video's first latent. A
+        codec that is exact at `boundary` only then begins at the one before.
+        """
+        return None
+
+    @property
+    def encode_reach(self) -> int | None:
+        """Latents before a place whose frames, encoded alone, give the state there, bit for bit.
+
+        None: as `decode_reach`.
+        """
+        return None
+
+    @property
+    def rgb(self) -> tuple[Tensor, Tensor] | None:
+        """A matrix `[3, C]` and an offset `[3]` from a latent cell to its colour in [−1, 1].
+
+        A preview of latents that costs nothing; None: there is no such matrix.
+        """
+        return None
+
+    @property
     def margin_is_bound(self) -> bool:
         """Whether `margin` is more than can be seen, so that `cache` should measure it."""
         return False

@@ -168,8 +168,8 @@ class BackboneSpec(PluginSpec):
 
     Attributes:
         recipe: what experiments on this backbone take where they set nothing else, plain values by
-            key: `backbone.…`, `cache.…`, `train.…` and `measure.…` are paths of an experiment;
-            `encoder.widths`, `encoder.heads`, `encoder.head_width`, `encoder.ffn`,
+            key: `backbone.…`, `cache.…`, `train.…`, `measure.…` and `generate.…` are paths of an
+            experiment; `encoder.widths`, `encoder.heads`, `encoder.head_width`, `encoder.ffn`,
             `masker.counts`, `masker.clean` and `metric.scales` are read by whatever plugin has
             such a field (`doc(..., recipe="encoder.heads")`); `retrievers` lists plugins with
             their fields, a `rate` that is left out being the memory's; `measure.targets` are more

@@ -92,14 +92,11 @@ def write_report(result: MeasureResult | None, page: Page, path: Path) -> Path:
 
 def render(result: MeasureResult | None, page: Page) -> str:
     """Return the page as text."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     metrics = result.metrics if result else ()
     script = _text("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     values = {
-        "css": Markup(_text("report.css")),
+        "css": page_style(),
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",  # by which the page's policy knows the script
         "title": page.title or (result.experiment if result else "longtake"),
@@ -110,7 +107,20 @@ def render(result: MeasureResult | None, page: Page) -> str:
     }
     if result is not None:
         values |= _result_values(result, page.rates)
-    return environment.from_string(_text("report.html.jinja")).render(values)
+    return page_template("report.html.jinja").render(values)
+
+
+def page_template(name: str) -> jinja2.Template:
+    """Return the template of a page that lies beside this file; what is put in is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_text(name))
+
+
+def page_style() -> Markup:
+    """Return the style of all pages."""
+    return Markup(_text("report.css"))
 
 
 def _text(name: str) -> str:

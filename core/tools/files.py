@@ -76,23 +76,51 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk refuses.
     """
+    with _folder_part(path) as part:
+        yield part
+        _sync_all(part)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
+        _sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill, as `whole_folder`; one that is at `path` stays as it is.
+
+    Raises:
+        UserError: something is there already, or the disk refuses.
+    """
+    with _folder_part(path) as part:
+        yield part
+        _sync_all(part)
+        if path.exists():  # an empty folder would be replaced by the rename
+            raise UserError(f"{path} is there already, and is not replaced")
+        os.rename(part, path)
+        _sync(path.parent)
+
+
+@contextmanager
+def _folder_part(path: Path) -> Iterator[Path]:
     part = part_path(path)
     with disk_errors(path):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        mode = _mode_of_new_file(part / "mode")
         try:
             yield part
-            for file in part.rglob("*"):
-                if file.is_file():
-                    _set_mode(file, mode)
-                _sync(file)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(part, path)
-            _sync(path.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync_all(folder: Path) -> None:
+    """Give the files in a folder the permissions of new ones, and wait until all is on the disk."""
+    mode = _mode_of_new_file(folder / "mode")
+    for file in folder.rglob("*"):
+        if file.is_file():
+            _set_mode(file, mode)
+        _sync(file)
+    _sync(folder)
 
 
 def _mode_of_new_file(path: Path) -> int:
@@ -236,6 +264,8 @@ def claimed_folder(folder: Path) -> Iterator[list[str]]:
         UserError: a living process holds it, or the disk refuses.
     """
     own, made = part_path(folder / CLAIM), _missing_folders(folder)
+    if (started := _started(os.getpid())) and _read_claim(own).get("started") == started:
+        raise UserError(f"{folder} is in use by this very process: close what works in it first")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         own.write_text(json.dumps(_claim_of_this_process()) + "\n", encoding="utf-8")

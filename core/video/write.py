@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from .decode import SCALING, Pixels
 BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour space and range that are written and tagged
 
 
-def write_video(path: Path, frames: Iterable[Pixels], fps: float, crf: int = 18) -> None:
+def write_video(
+    path: Path, frames: Iterable[Pixels], fps: float, crf: int = 18, comment: str = ""
+) -> None:
     """Write `frames` as an H.264 mp4 at `path`; the file appears whole or not at all.
 
     Colours are 4:2:0, or 4:4:4 where a side is odd so that the size stays (browsers do not play
@@ -29,6 +31,7 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float, crf: int = 18)
         frames: uint8 [F, H, W, 3], or an iterable of [H, W, 3], which is never held whole.
         fps: frames a second.
         crf: quality of libx264, 0 (lossless but for the colour conversion) to 51 (worst).
+        comment: for the file's metadata.
 
     Raises:
         UserError: no frame came, `fps` is not positive, a frame is not uint8 [H, W, 3] of the
@@ -37,12 +40,13 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float, crf: int = 18)
     if not fps > 0:
         raise UserError(f"a video needs a positive frame rate, not {fps}")
     with whole_file(path) as part:
-        _encode(part, iter(frames), Fraction(fps).limit_denominator(1001), crf)
+        _encode(part, iter(frames), Fraction(fps).limit_denominator(1001), crf, comment)
 
 
-def _encode(part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int) -> None:
+def _encode(part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int, comment: str) -> None:
     stream, size, reformatter = None, (0, 0), VideoReformatter()
     with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        container.metadata["comment"] = comment
         for index, pixels in enumerate(frames):
             if stream is None:
                 size = pixels.shape[:2]
@@ -60,6 +64,77 @@ def _encode(part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int) -> N
         if stream is None:
             raise UserError("a video needs at least one frame")
         container.mux(stream.encode())
+
+
+def join_videos(path: Path, clips: Sequence[Path], comment: str = "") -> int:
+    """Join mp4 files that `write_video` wrote alike, without encoding again; return the frames.
+
+    The file appears whole or not at all.
+
+    Args:
+        path: replaced where it exists.
+        clips: at least one, in order.
+        comment: for the file's metadata.
+
+    Raises:
+        UserError: a clip cannot be read or was encoded otherwise than the first, or the disk
+            refuses.
+    """
+    with whole_file(path) as part:
+        options = {"movflags": "faststart"}
+        with av.open(str(part), "w", format="mp4", options=options) as container:
+            container.metadata["comment"] = comment
+            return _copy_packets(container, clips)
+
+
+def _copy_packets(container: Any, clips: Sequence[Path]) -> int:
+    out, kind, frames = None, None, 0
+    for clip in clips:
+        try:
+            opened = av.open(str(clip))
+        except (av.error.FFmpegError, OSError) as error:
+            raise UserError(f"{clip} is no clip that can be read: {error}") from None
+        with opened as source:
+            stream = source.streams.video[0]
+            context = stream.codec_context
+            own = (context.extradata, stream.average_rate, context.width, context.height)
+            if out is None:
+                out, kind = container.add_stream_from_template(stream), own
+                out.time_base = 1 / stream.average_rate
+            if own != kind:
+                raise UserError(f"{clip} is encoded otherwise than {clips[0]}: it is not joined")
+            first = frames
+            for packet in source.demux(stream):
+                if packet.dts is None:  # the end
+                    continue
+                ticks = packet.time_base * stream.average_rate  # frames to a tick
+                packet.pts = first + round(packet.pts * ticks)
+                packet.dts = first + round(packet.dts * ticks)
+                packet.duration = 1
+                packet.time_base = 1 / stream.average_rate
+                packet.stream = out
+                container.mux(packet)
+                frames += 1
+    if out is None:
+        raise UserError("no clip to join")
+    return frames
+
+
+def count_frames(path: Path, comment: str | None = None) -> int | None:
+    """Return how many frames a video file holds, without decoding; None: not of that comment.
+
+    None also where it cannot be read, or was cut short.
+    """
+    try:
+        with av.open(str(path)) as source:
+            if comment is not None and source.metadata.get("comment") != comment:
+                return None
+            stream = source.streams.video[0]
+            packets = [p for p in source.demux(stream) if p.dts is not None]
+            damaged = any(packet.is_corrupt or not packet.size for packet in packets)
+            return None if damaged or len(packets) != stream.frames else len(packets)
+    except (av.error.FFmpegError, OSError, IndexError):
+        return None
 
 
 def _stream(container: Any, size: tuple[int, int], rate: Fraction, crf: int) -> Any:

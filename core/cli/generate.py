@@ -1,0 +1,489 @@
+"""`longtake generate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import attrs
+import typer
+from attrs import frozen
+
+from ..errors import LongtakeError, UserError
+from . import options as o
+
+if TYPE_CHECKING:
+    from ..take.events import Done, Event
+    from ..take.plan import Plan
+    from ..take.storyboard import Section, Storyboard
+    from ..take.take import Take
+
+ASKS_FROM = 3  # segments to be made again, from which on a person is asked
+STORY = "storyboard: native JSON, .srt, .vtt or plain text"
+
+
+def generate(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="a run's folder, or a shipped name; known of a take", metavar="[RUN]"),
+    ] = None,
+    out: Annotated[Path, o.out_option("the take's folder")] = Path("take"),
+    story: Annotated[Path | None, typer.Option(help=STORY)] = None,
+    prompt: Annotated[str | None, typer.Option(help="of one section, or with --redo")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="length of the section, or of each one of a plain text")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", "--image_path", help="a picture to begin with")
+    ] = None,
+    extend: Annotated[Path | None, typer.Option(help="a video to begin with")] = None,
+    extend_from: Annotated[
+        float | None, typer.Option(help="seconds of that video to go on from; all else is cut")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="base of the seeds; with --redo that segment's", min=0)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", "--infer_steps", help="sampling steps", min=1)
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", "--guidance_scale", help="weight of the prompt", min=0.0),
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option("--negative", "--negative_prompt", help="what not to show")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, one of the run's")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="a LoRA file, or file@scale; may be repeated")
+    ] = None,
+    sets: o.Sets = None,
+    segments: Annotated[
+        int | None, typer.Option(help="stop after so many new segments", min=0)
+    ] = None,
+    redo: Annotated[
+        int | None, typer.Option(help="make segment K, and those behind it, anew")
+    ] = None,
+    keep_seed: Annotated[bool, typer.Option("--keep-seed", help="with --redo: its seed")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="with --redo: K alone for now")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="the order before the last edit")] = False,
+    branch: Annotated[Path | None, typer.Option(help="a new take of the first segments")] = None,
+    at: Annotated[int | None, typer.Option(help="with --branch: how many segments")] = None,
+    drop_after: Annotated[int | None, typer.Option(help="end the take behind segment K")] = None,
+    tidy: Annotated[
+        bool, typer.Option("--tidy", help="remove what no order names or can be made again")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "--dry_run", help="say what would be made, make nothing")
+    ] = False,
+    resume: Annotated[
+        str | None, typer.Option(help="accepted: the same command always goes on")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(hidden=True)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print events as JSON lines")] = False,
+) -> None:
+    """Make a long video from a storyboard, segment by segment; the same command goes on.
+
+    Example: longtake generate runs/whole --out walk --prompt "A dog on a beach" --seconds 10
+    """
+    if fps is not None:
+        raise UserError("--fps: the frame rate is the backbone's; leave it out")
+    edits = {
+        "--redo": redo is not None, "--undo": undo, "--branch": branch is not None,
+        "--drop-after": drop_after is not None, "--tidy": tidy,
+    }  # fmt: skip
+    named = [name for name, given in edits.items() if given]
+    _check(named, prompt, story, seconds, redo, keep_seed, stop, at, branch)
+    if image is not None and extend is not None:
+        raise UserError("--image and --extend: a take begins with one of the two")
+    if extend_from is not None and extend is None:
+        raise UserError("--extend-from goes with --extend")
+    asked = Asked(
+        run=run, out=out, story=story, prompt=prompt, seconds=seconds, image=image, extend=extend,
+        extend_from=extend_from, seed=seed, steps=steps, guidance=guidance, negative=negative,
+        size=size, loras=tuple(lora or ()), sets=tuple(sets or ()), segments=segments, yes=yes,
+        as_json=as_json, dry_run=dry_run,
+    )  # fmt: skip
+    exists = (out / "spec.json").exists()
+    if named and not exists:
+        raise UserError(f"{named[0]}: {out} is no take")
+    if dry_run and not exists:
+        with tempfile.TemporaryDirectory() as place:
+            _dry_run(asked, _create(attrs.evolve(asked, out=Path(place) / "take")))
+        return
+    take = _open(asked) if exists else _create(asked)
+    if redo is not None:
+        _redo(asked, take, redo, keep_seed, stop)
+    elif drop_after is not None:
+        _drop(asked, take, drop_after)
+    elif undo:
+        _undo(asked, take)
+    elif branch is not None:
+        _branch(asked, take, branch, at)
+    elif tidy:
+        _tidy(asked, take)
+    elif dry_run:
+        _dry_run(asked, take)
+    else:
+        _run(asked, take, new=not exists)
+
+
+@frozen(kw_only=True)
+class Asked:
+    """The options of the verb, as they were given."""
+
+    run: str | None
+    out: Path
+    story: Path | None
+    prompt: str | None
+    seconds: float | None
+    image: Path | None
+    extend: Path | None
+    extend_from: float | None
+    seed: int | None
+    steps: int | None
+    guidance: float | None
+    negative: str | None
+    size: str | None
+    loras: tuple[str, ...]
+    sets: tuple[str, ...]
+    segments: int | None
+    yes: bool
+    as_json: bool
+    dry_run: bool
+
+
+def _check(
+    named: list[str], prompt: str | None, story: Path | None, seconds: float | None,
+    redo: int | None, keep_seed: bool, stop: bool, at: int | None, branch: Path | None,
+) -> None:  # fmt: skip
+    """Refuse options that do not go together."""
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)}: one of them at a time")
+    if named and story is not None:
+        raise UserError(f"{named[0]} and --story: one of them at a time")
+    if named and prompt is not None and redo is None:
+        raise UserError(f"{named[0]} and --prompt: one of them at a time")
+    if redo is None and (keep_seed or stop):
+        raise UserError(f"{'--keep-seed' if keep_seed else '--stop'} goes with --redo")
+    if at is not None and branch is None:
+        raise UserError("--at goes with --branch")
+    if story is not None and prompt is not None:
+        raise UserError("--story and --prompt: one of them at a time")
+    if prompt is not None and not named and seconds is None:
+        raise UserError("--prompt goes with --seconds: how long the section is to be")
+    if seconds is not None and prompt is None and story is None:
+        raise UserError("--seconds goes with --prompt, or with a --story of plain text")
+    if seconds is not None and not seconds > 0:
+        raise UserError(f"--seconds {seconds:g}: more than 0")
+
+
+def _create(asked: Asked) -> Take:
+    """Begin a take; what is asked for is read first, so that nothing is left of what is refused."""
+    from ..take.take import Take
+
+    if asked.run is None:
+        raise UserError(f"{asked.out} is no take yet: name the RUN that makes it")
+    board = _board(asked)
+    beginning = asked.extend or asked.image
+    size, seed = asked.size, asked.seed
+    if board is not None:
+        size = size or board.size
+        seed = board.seed if seed is None else seed
+        beginning = beginning or board.source or board.image
+    if board is None and asked.prompt is None and beginning is None:
+        raise UserError("nothing to make: --story, or --prompt and --seconds, or --extend a video")
+    sets = list(asked.sets)
+    sets += [] if asked.steps is None else [f"generate.sampler.steps={asked.steps}"]
+    sets += [] if asked.guidance is None else [f"generate.sampler.guidance={asked.guidance}"]
+    take = Take.create(
+        asked.out,
+        run=o.find_run(asked.run),
+        size=size,
+        like=beginning,
+        seed=seed,
+        negative=asked.negative or "",
+        sets=sets,
+    )
+    if seed is None and not asked.as_json:
+        print(f"seed {take.folder.spec['seed']}", file=sys.stderr)
+    try:
+        take.use_loras(asked.loras)
+    except UserError:
+        take.discard()
+        raise
+    return take
+
+
+def _open(asked: Asked) -> Take:
+    from ..take.take import Take
+
+    run = None if asked.run is None else o.find_run(asked.run)
+    take = Take.open(asked.out, run, sets=asked.sets)
+    own = take.folder.spec["size"]
+    if asked.size is not None and asked.size != f"{own[1]}x{own[0]}":
+        raise UserError(f"--size {asked.size}: {asked.out} is {own[1]}x{own[0]}")
+    take.use_loras(asked.loras)
+    return take
+
+
+def _board(asked: Asked) -> Storyboard | None:
+    """Return the storyboard that is asked for, with the options that hold where it says nothing."""
+    from ..take.storyboard import read_storyboard
+
+    if asked.story is None:
+        return None
+    board = read_storyboard(asked.story, asked.seconds)
+    return attrs.evolve(
+        board,
+        steps=asked.steps if board.steps is None else board.steps,
+        guidance=asked.guidance if board.guidance is None else board.guidance,
+        negative=asked.negative if board.negative is None else board.negative,
+        seed=board.seed if asked.seed is None else asked.seed,
+    )
+
+
+def _story(asked: Asked) -> Storyboard | Section | None:
+    """Return what is asked for: a storyboard, one more section, or None."""
+    from ..take.storyboard import Section
+
+    if asked.prompt is None:
+        return _board(asked)
+    return Section(
+        prompt=asked.prompt, seconds=asked.seconds, negative=asked.negative, steps=asked.steps,
+        guidance=asked.guidance,
+    )  # fmt: skip
+
+
+def _begin(asked: Asked, take: Take) -> None:
+    """Begin with the video or the picture that was named, unless the take has it already."""
+    if asked.extend is None and asked.image is None:
+        return
+    line = take.begin(asked.extend, image=asked.image, until=asked.extend_from)
+    if not asked.as_json:
+        print(line, file=sys.stderr)
+
+
+def _run(asked: Asked, take: Take, *, new: bool) -> None:
+    """Make what is asked for, and what is still to be made."""
+    replace = asked.yes
+    try:
+        _begin(asked, take)
+        story = _story(asked)
+        plan = None if story is None else take.plan(story, seed=asked.seed)
+    except UserError:
+        if new:
+            take.discard()
+        raise
+    if plan is not None and not replace:
+        if plan.lost and sys.stdin.isatty() and not asked.as_json:
+            replace = _agreed(asked, f"this remakes {_segments(plan)}", len(plan.lost), always=True)
+    _follow(
+        asked,
+        take,
+        take.run(
+            story,
+            segments=asked.segments,
+            seed=asked.seed,
+            replace=replace,
+            original=asked.story,
+        ),
+    )
+
+
+def _segments(plan: Plan) -> str:
+    from ..take.order import spans
+
+    return f"segments {spans(plan.lost)}"
+
+
+def _agreed(asked: Asked, what: str, count: int, *, always: bool = False) -> bool:
+    """Say what an edit costs; on a terminal, ask where it is much. Return whether to go on."""
+    if asked.as_json:
+        return True
+    print(what, file=sys.stderr)
+    if asked.yes or not sys.stdin.isatty() or (count < ASKS_FROM and not always):
+        return True
+    return typer.confirm("go on?", err=True)
+
+
+def _redo(asked: Asked, take: Take, number: int, keep_seed: bool, stop: bool) -> None:
+    from ..take.order import draw_seed, spans
+
+    order = take.order
+    order.check_number(number, "--redo")
+    entry = order.entries[number - 1]
+    lost = [n for n in range(number, len(order.entries) + 1) if order.entries[n - 1].id is not None]
+    pending = entry.id is None and (asked.seed in (None, entry.seed) or keep_seed)
+    seed = asked.seed
+    if seed is None and not keep_seed:
+        # the same command, after it was stopped, keeps the seed that it drew
+        same = pending and order.open and asked.prompt in (None, entry.prompt)
+        seed = entry.seed if same else draw_seed()
+    shown = entry.seed if keep_seed else seed
+    cost = _seconds_of(take, lost)
+    again = f"segments {spans(lost)} are made again" if lost else "nothing made is lost"
+    what = f"segment {number} with seed {shown}: {again}{cost}"
+    if asked.dry_run:
+        _print(asked, {"kind": "plan", "remakes": lost, "seed": shown}, what)
+        return
+    if not _agreed(asked, what, len(lost)):
+        return
+    take.redo(number, prompt=asked.prompt, seed=seed, keep_seed=keep_seed)
+    limit = 1 if stop else asked.segments
+    _follow(asked, take, take.run(segments=limit))
+
+
+def _drop(asked: Asked, take: Take, number: int) -> None:
+    from ..take.order import spans
+
+    order = take.order
+    order.check_number(number, "--drop-after", least=0)
+    gone = list(range(number + 1, len(order.entries) + 1))
+    what = f"segments {spans(gone)} leave the take" if gone else "nothing lies behind it"
+    if asked.dry_run:
+        _print(asked, {"kind": "plan", "drops": gone}, what)
+    elif _agreed(asked, f"{what} (--undo brings them back)", len(gone)):
+        take.drop_after(number)
+        _follow(asked, take, take.run(segments=asked.segments))
+
+
+def _undo(asked: Asked, take: Take) -> None:
+    if asked.dry_run:
+        raise UserError("--undo has nothing to say before it is done: leave --dry-run out")
+    order = take.undo()
+    left = sum(entry.id is None for entry in order.entries)
+    text = f"back to {len(order.entries)} segments, {left} of them to make"
+    if not asked.as_json:
+        print(text, file=sys.stderr)
+    _follow(asked, take, take.run(segments=asked.segments))
+
+
+def _branch(asked: Asked, take: Take, out: Path, at: int | None) -> None:
+    count = take.order.made if at is None else at
+    if not asked.dry_run:
+        take.branch(out, at=at)
+    text = f"{out}: a take of the first {count} segments; go on: longtake generate --out {out} …"
+    _print(asked, {"kind": "branch", "out": str(out), "segments": count}, text)
+
+
+def _tidy(asked: Asked, take: Take) -> None:
+    found = take.garbage()
+    size = sum(f.stat().st_size for p in found for f in (p.rglob("*") if p.is_dir() else [p])
+               if f.is_file())  # fmt: skip
+    data = {"kind": "tidy", "paths": [str(path) for path in found], "bytes": size}
+    lines = [*map(str, found), f"{len(found)} to remove, {size / 1e6:.1f} MB"]
+    _print(asked, data, "\n".join(lines))
+    if asked.dry_run or not found:
+        return
+    if not asked.yes:
+        if not sys.stdin.isatty() or asked.as_json:
+            raise UserError("--tidy: add --yes to remove these")
+        if not typer.confirm("remove these?", err=True):
+            return
+    take.tidy()
+
+
+def _dry_run(asked: Asked, take: Take) -> None:
+    """Say what would be made, with lengths, tokens and time; nothing is written."""
+    from ..take.forecast import forecast
+
+    _begin_dry(asked, take)
+    story = _story(asked)
+    plan = None if story is None else take.plan(story, seed=asked.seed)
+    found = forecast(take, take.order if plan is None else plan.order)
+    rows = () if plan is None else plan.rows
+    lost = () if plan is None else plan.lost
+    data = {"kind": "plan", "rows": list(rows), "remakes": list(lost), **found.to_json()}
+    _print(asked, data, "\n".join([*rows, *found.lines(lost)]))
+
+
+def _begin_dry(asked: Asked, take: Take) -> None:
+    if not take.order.entries:  # of a take that does not exist: it lies in a folder of its own
+        _begin(asked, take)
+
+
+def _seconds_of(take: Take, numbers: list[int]) -> str:
+    """Return how long some segments took, in words; "" where that is not known."""
+    times = [take.segment(number).stored.made.get("seconds") for number in numbers]
+    known = [float(x) for x in times if x]
+    return f", about {sum(known):.0f} s" if known and len(known) == len(times) else ""
+
+
+def _print(asked: Asked, data: dict[str, Any], text: str) -> None:
+    print(json.dumps(data, ensure_ascii=False) if asked.as_json else text)
+
+
+def _follow(asked: Asked, take: Take, events: Iterator[Event]) -> None:
+    """Show what happens, to the end; at Ctrl-C say what is done, and end with 130."""
+    from ..tools.progress import progress_bar
+
+    last: dict[str, Any] = {}
+    try:
+        with progress_bar("segment") as report:
+            for event in events:
+                if asked.as_json:
+                    if event.kind != "preview":
+                        print(json.dumps(event.to_json(), ensure_ascii=False), flush=True)
+                    last = event.to_json() if event.kind == "step" else last
+                    continue
+                last = _show(event, report, last)
+    except KeyboardInterrupt:
+        _stopped(take, last)
+
+
+def _show(event: Event, report: Any, last: dict[str, Any]) -> dict[str, Any]:
+    data = event.to_json()
+    if event.kind == "note":
+        print(data["text"], file=sys.stderr)
+    elif event.kind == "step":
+        eta = data["eta_all"]
+        left = f", {eta:.0f} s left in all" if eta else ""
+        report(data["done"], data["total"], f"segment {data['segment']}/{data['segments']}{left}")
+        return data
+    elif event.kind == "segment":
+        took = "was there" if data["adopted"] else f"{data['took']:.1f} s"
+        print(
+            f"segment {data['segment']}/{data['segments']}: {data['duration']:.2f} s of video, "
+            f"seed {data['seed']}, {data['tokens']:,} memory tokens, {took}",
+            file=sys.stderr,
+        )
+    elif event.kind == "done":
+        print("\n".join(_ending(event)))  # type: ignore[arg-type]
+        if any(line.startswith("error: ") for line in data["report"]):
+            raise LongtakeError(f"what was delivered is not what was promised: {data['files'][0]}")
+    return last
+
+
+def _ending(done: Done) -> list[str]:
+    """Return the last lines: what was delivered, and its lengths."""
+    asked = "" if done.asked is None else f"asked {done.asked:.2f} s, "
+    lines = [
+        f"{done.segments} segments, {done.frames:,} frames, {done.duration:.2f} s: {asked}"
+        f"snapped {done.snapped:.2f} s, delivered {done.delivered:.2f} s of new video"
+    ]
+    lines += [*done.report, *map(str, done.files)]
+    return lines + ([f"{done.to_make} segments to make"] if done.to_make else [])
+
+
+def _stopped(take: Take, last: dict[str, Any]) -> NoReturn:
+    """Deliver what is made, say it in one line, and end with 130."""
+    order = take.order
+    total = sum(entry.latents for entry in order.entries[: order.made])
+    if order.made:
+        take.deliver()
+    seconds = take.frames_of(0, total) / take.folder.fps if total else 0.0
+    where = ""
+    if last:
+        where = f" in segment {last['segment']} at step {last['done']} of {last['total']}"
+    print(
+        f"longtake: stopped{where}; {order.made} segments ({seconds:.1f} s) in {take.root}; "
+        f"go on: longtake generate --out {take.root}",
+        file=sys.stderr,
+    )
+    sys.exit(130)

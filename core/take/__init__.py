@@ -1,0 +1,1 @@
+"""Takes: long videos made section by section from a storyboard, each segment remembering."""

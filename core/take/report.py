@@ -1,0 +1,235 @@
+"""Write what a take says of itself, report.json and report.html, from its folder and take.mp4."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from ..experiment import Experiment
+from ..pages.take import write_take_report
+from ..tools.files import read_json_lines, read_object, write_json
+from ..video.decode import SCALING, Pixels, VideoError, open_video
+from ..video.write import count_frames
+from .figures import measure_frames
+from .findings import SectionFacts, SegmentFacts, TakeFacts, TakeReport, report_take
+from .folder import Segment, TakeFolder
+from .order import Entry, Order
+
+VIDEO = "take.mp4"
+
+
+class Reported(Protocol):
+    """What of a take is asked here; `Take` is one."""
+
+    @property
+    def folder(self) -> TakeFolder:
+        """Its files."""
+
+    @property
+    def order(self) -> Order:
+        """Its segments, made or not."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """What makes it."""
+
+    def frames_of(self, first: int, count: int) -> int:
+        """Return how many video frames latents have."""
+
+    def frames(self, number: int | None = None) -> Iterator[Pixels]:
+        """Yield the frames of a segment, from its latents."""
+
+
+def write_report(take: Reported, *, network: bool | None = None) -> TakeReport:
+    """Write report.json and report.html into the folder of a take, and return what they say.
+
+    take.mp4 is read frame by frame, where it is there and of the segments that are made now; else
+    the report says what the take knows without it.
+
+    Args:
+        take: whose report it is.
+        network: whether TransNetV2 judges cuts; None: where it is installed.
+
+    Raises:
+        UserError: a segment is gone or damaged, or the disk refuses.
+        VideoError: take.mp4 cannot be read.
+    """
+    facts, figures, path = take_facts(take), None, take.folder.root / VIDEO
+    if facts.segments and count_frames(path, video_comment(take.folder, take.order)) is not None:
+        figures = measure_frames(every_frame(path), facts.joins, network=network)
+    report = report_take(facts, figures)
+    write_take_report(report, figures, take.folder.root)
+    return report
+
+
+def video_comment(folder: TakeFolder, order: Order) -> str:
+    """Return what stands in a video of the segments that are made, which tells it from others."""
+    ids = [entry.id for entry in order.entries[: order.made] if entry.id is not None]
+    hashes = [folder.segment(id, n).latents_hash for n, id in enumerate(ids, start=1)]
+    return f"longtake take of {folder.chain(hashes)[:32]}"
+
+
+def every_frame(path: Path) -> Iterator[Pixels]:
+    """Yield every frame of a video as it is stored, uint8 `[H, W, 3]`.
+
+    Raises:
+        VideoError: it cannot be read, or not to its end.
+    """
+    reformatter: Any = VideoReformatter()
+    with open_video(path) as video:
+        for timed in video.frames():
+            shown = reformatter.reformat(timed.frame, format="rgb24", interpolation=SCALING)
+            yield shown.to_ndarray()
+        if video.damage:
+            raise VideoError(path, f"is damaged: {video.damage}")
+
+
+def take_facts(take: Reported) -> TakeFacts:
+    """Return what a take knows of itself.
+
+    Raises:
+        UserError: a segment is gone or damaged.
+    """
+    folder, order = take.folder, take.order
+    source = sum(entry.latents for entry in order.entries if entry.source)
+    entries = order.entries[: order.made]
+    return TakeFacts(
+        name=folder.root.absolute().name,
+        fps=folder.fps,
+        source_frames=take.frames_of(0, source) if source and entries else 0,
+        sections=_sections(take, order),
+        segments=tuple(_segments(take, entries)),
+        budget=_budget(take.experiment),
+        notes=(_made_by(folder),),
+    )
+
+
+def _sections(take: Reported, order: Order) -> tuple[SectionFacts, ...]:
+    rows: dict[int, list[tuple[Entry, int]]] = {}
+    for number, entry in enumerate(order.entries, start=1):
+        if entry.section is not None:
+            frames = take.frames_of(order.first(number), entry.latents)
+            rows.setdefault(entry.section, []).append((entry, frames))
+    return tuple(
+        SectionFacts(
+            prompt=own[0][0].prompt,
+            start=own[0][0].start or 0.0,
+            end=own[0][0].end,
+            frames=sum(frames for _, frames in own),
+            segments=len(own),
+        )
+        for _, own in sorted(rows.items())
+    )
+
+
+def _segments(take: Reported, entries: tuple[Entry, ...]) -> Iterator[SegmentFacts]:
+    folder, first, hashes = take.folder, 0, list[str]()
+    numbers = {section: n for n, section in enumerate(_order_of_sections(take.order), start=1)}
+    spent = _seconds_beside(folder)
+    for number, entry in enumerate(entries, start=1):
+        assert entry.id is not None
+        stored = folder.segment(entry.id, number)
+        after_source = number > 1 and entries[number - 2].source and not entry.source
+        yield SegmentFacts(
+            number=number,
+            section=None if entry.section is None else numbers[entry.section],
+            first=first,
+            latents=entry.latents,
+            frames=0 if entry.source else take.frames_of(first, entry.latents),
+            cut=entry.cut,
+            stream="source" if after_source else "continued",
+            memory=entry.memory,
+            tokens=int(stored.made.get("tokens") or 0),
+            parts={str(k): int(n) for k, n in (stored.made.get("parts") or {}).items()},
+            dropped=int(stored.made.get("dropped") or 0),
+            psnr=_loss_before(take, number - 1, entries[number - 2].id) if after_source else None,
+            seconds=_seconds(stored) | spent.get(entry.id, {}),
+            other_past=stored.recipe.get("past") != folder.chain(hashes),
+        )
+        hashes.append(stored.latents_hash)
+        first += entry.latents
+
+
+def _order_of_sections(order: Order) -> list[int]:
+    return sorted({entry.section for entry in order.entries if entry.section is not None})
+
+
+def _seconds(stored: Segment) -> dict[str, float]:
+    seconds = stored.made.get("seconds")
+    return {} if seconds is None else {"sampling": float(seconds)}
+
+
+def _seconds_beside(folder: TakeFolder) -> dict[str, dict[str, float]]:
+    """Return what decoding, LR latents and memory took, by the segment's id; the last time counts.
+
+    They are in the log, since what follows from a segment is no part of it.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for line in read_json_lines(folder.root / "log.jsonl"):
+        if line.get("kind") == "pixels" and isinstance(line.get("took"), int | float):
+            found[Path(str(line.get("clip"))).parent.name] = {"following": float(line["took"])}
+    return found
+
+
+def _loss_before(take: Reported, number: int, id: str | None) -> float | None:
+    """Return the codec's PSNR in dB over the last second of a source, which `number` ends.
+
+    None where the clip is no longer the source's own frames, or the codec holds frames back. It is
+    kept beside the clip, since it never changes.
+    """
+    clip = take.folder.cache_path(id or "") / "clip.mp4"
+    kept = clip.with_name("loss.json")
+    if not clip.is_file():
+        return None
+    if kept.is_file():
+        data: Mapping[str, Any] = read_object(kept, "codec's loss of a take", "psnr")
+        return None if data["psnr"] is None else float(data["psnr"])
+    count = max(1, round(take.folder.fps))
+    shown, total = _last(every_frame(clip), count)
+    coded, other = _last(take.frames(number), count)
+    psnr = _psnr(shown, coded) if total == other else None
+    write_json(kept, {"psnr": psnr})
+    return psnr
+
+
+def _last(frames: Iterator[Pixels], count: int) -> tuple[list[Pixels], int]:
+    """Return the last frames, and how many there were in all."""
+    kept: deque[Pixels] = deque(maxlen=count)
+    total = 0
+    for frame in frames:
+        kept.append(frame)
+        total += 1
+    return list(kept), total
+
+
+def _psnr(shown: list[Pixels], coded: list[Pixels]) -> float | None:
+    squares = [
+        float(np.square(a.astype(np.float32) - b).mean()) for a, b in zip(shown, coded, strict=True)
+    ]
+    mean = sum(squares) / len(squares) if squares else 0.0
+    return 20 * math.log10(255) - 10 * math.log10(mean) if mean > 0 else None
+
+
+def _budget(experiment: Experiment) -> str:
+    if not experiment.remembers:
+        return ""
+    budget = experiment.generate.budget
+    seconds = budget.seconds(experiment.train.seconds[1])
+    parts = [
+        *([f"{seconds:g} s"] if seconds is not None else []),
+        *([f"{budget.max_memory_tokens:,} tokens"] if budget.max_memory_tokens else []),
+        *([f"the first {budget.keep_first_seconds:g} s kept"] if budget.keep_first_seconds else []),
+    ]
+    return ", ".join(parts)
+
+
+def _made_by(folder: TakeFolder) -> str:
+    spec = folder.spec
+    run = f"run {spec['run']} ({spec['checkpoint']})" if spec.get("run") else "a model in memory"
+    return f"Made by {run}, seed {spec['seed']}."

@@ -1,0 +1,279 @@
+"""What a take is made with: the run, its hashes, the sizes; written once, into spec.json."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, frozen
+
+from .. import config
+from ..errors import UserError
+from ..experiment import Experiment
+from ..interfaces.codec import Codec
+from ..interfaces.spec import CodecSpec
+from ..model import Model
+from ..registry import build
+from ..tools.device import versions
+from ..tools.files import read_object
+from ..train.checkpoint import beside_spec, load_model, older_offered, read_run
+from ..video.placement import buckets, place
+from .folder import WHAT, TakeFolder, hash_of
+from .order import check_format
+from .plan import take_period
+
+WIDE = (1920, 1080)  # of no particular video
+
+
+@frozen(kw_only=True)
+class Run:
+    """Where the model of a take comes from.
+
+    Attributes:
+        experiment: as the run resolved it, with what `--set` changed.
+        place: folder of the run; None: the model was given.
+        checkpoint: its folder of weights.
+        model: as it was given.
+    """
+
+    experiment: Experiment
+    place: Path | None = None
+    checkpoint: Path | None = None
+    model: Model | None = None
+
+    @classmethod
+    def of(cls, run: Path | str | Model, sets: list[str]) -> Run:
+        """Return the run of a folder, or of a model in memory.
+
+        Raises:
+            UserError, SpecError: there is no such run, or `sets` change what is not there.
+        """
+        if isinstance(run, Model):
+            if sets:
+                raise UserError("a model that was built already cannot be changed by sets")
+            return cls(experiment=run.experiment, model=run)
+        experiment, folder = read_run(Path(run))
+        return cls(
+            experiment=config.apply_sets(experiment, sets), place=Path(run), checkpoint=folder
+        )
+
+    def load(self, loras: tuple[str, ...] = ()) -> Model:
+        """Return the model, with more LoRA files beside those of the run.
+
+        Raises:
+            UserError: weights are missing or damaged.
+        """
+        if self.model is not None:
+            if loras:
+                raise UserError("a model that was built already takes no more LoRA files")
+            return self.model.eval()
+        assert self.checkpoint is not None
+        sets = [f"backbone.loras={_json([*_loras(self.experiment), *loras])}"] if loras else []
+        with older_offered(self.checkpoint):
+            return load_model(self.checkpoint, config.apply_sets(self.experiment, sets)).eval()
+
+    def identity(self, codec: Codec[CodecSpec]) -> dict[str, Any]:
+        """Return the hashes of all weights that latents depend on, and the specs of how.
+
+        Raises:
+            UserError: weights are missing.
+        """
+        spec = config.to_json(self.experiment)
+        found: dict[str, Any] = {
+            "codec": codec.identity,
+            "text_encoder": build(self.experiment.backbone.text_encoder).identity,
+            "compressors": spec["compressors"],
+            "backbone": spec["backbone"],
+        }
+        if self.model is not None:
+            states = (self.model.encoder.state_dict(), self.model.backbone.state_dict())
+            found["encoder"], found["weights"] = map(_hash_state, states)
+            return found
+        assert self.checkpoint is not None
+        found["encoder"] = _hash_file(self.checkpoint / "memory.safetensors")
+        found["lora"] = _hash_file(self.checkpoint / "lora.safetensors")
+        found["weights"] = _hash_folder(self.checkpoint / "backbone")
+        return found
+
+
+def _loras(experiment: Experiment) -> tuple[str, ...]:
+    found: tuple[str, ...] = getattr(experiment.backbone, "loras", ())
+    return found
+
+
+def _json(values: list[str]) -> str:
+    import json
+
+    return json.dumps(values)
+
+
+def _hash_state(state: dict[str, Any]) -> str:
+    hashed = hashlib.sha256()
+    for name in sorted(state):
+        hashed.update(f"{name} {hash_of(state[name])}\n".encode())
+    return hashed.hexdigest()[:16]
+
+
+def _hash_file(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _hash_folder(folder: Path) -> str | None:
+    """Return the hash of the tensors' files of a folder; None where there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    hashed = hashlib.sha256("".join(f"{p.name} {_hash_file(p)}\n" for p in files).encode())
+    return hashed.hexdigest()[:16] if files else None
+
+
+def take_size(experiment: Experiment, size: str | None, like: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of a take in pixels.
+
+    Args:
+        experiment: of the run.
+        size: `WIDTHxHEIGHT` that was asked for; None: the experiment's.
+        like: width and height of what has the aspect that is wanted, where no size is named.
+
+    Raises:
+        UserError: it is not among the run's sizes.
+    """
+    text = size or experiment.generate.size
+    area, multiple = experiment.cache.area, experiment.backbone.geometry.multiple
+    most = experiment.cache.max_aspect
+    if text is None:
+        placement = place(*like, area, multiple, most)
+        return placement.height, placement.width
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise UserError(f"--size {text}: WIDTHxHEIGHT in pixels is wanted, such as 832x480")
+    known = buckets(area, multiple, most)
+    if (int(height), int(width)) not in known:
+        near = sorted(known, key=lambda s: abs(s[0] - int(height)) + abs(s[1] - int(width)))
+        shown = ", ".join(f"{w}x{h}" for h, w in near[:4])
+        raise UserError(f"--size {text}: this run has other sizes (cache.area {area}): {shown}")
+    return int(height), int(width)
+
+
+def new_spec(
+    run: Run, size: tuple[int, int], *, seed: int, negative: str, asked_size: bool
+) -> dict[str, Any]:
+    """Return what spec.json of a new take holds, but its format.
+
+    Raises:
+        UserError: weights are missing, or `generate` does not fit the run.
+    """
+    experiment = run.experiment
+    geometry = experiment.backbone.geometry
+    codec: Codec[CodecSpec] = build(experiment.backbone.codec)
+    latent = geometry.latent_size(frames=1, height=size[0], width=size[1])
+    place = None if run.place is None else str(run.place.absolute())
+    return {
+        "run": place,
+        "checkpoint": None if run.checkpoint is None else run.checkpoint.name,
+        "experiment": config.to_json(experiment),
+        "identity": run.identity(codec) | {"size": list(size)},
+        "size": list(size),
+        "size_asked": asked_size,
+        "latent_size": [latent.height, latent.width],
+        "channels": geometry.channels,
+        "fps": geometry.fps,
+        "stride": geometry.vae_stride.time,
+        "period": take_period(experiment),
+        "seed": seed,
+        "negative": negative,
+        "causal": codec.causal,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+@define
+class Opened:
+    """A take that is there, and the run that it was made with.
+
+    Attributes:
+        folder: of the take.
+        run: as the take's spec has it.
+        notes: what differs from when it began, in words.
+    """
+
+    folder: TakeFolder
+    run: Run
+    notes: list[str]
+
+
+def open_take(root: Path, run: Path | str | Model | None, sets: list[str]) -> Opened:
+    """Open a take, with its own run, or with one that must be the same.
+
+    Raises:
+        UserError: it is no take, its run is gone, or another run has other weights.
+    """
+    if not (root / "spec.json").exists():
+        raise UserError(f"{root} is no {WHAT}")
+    folder = TakeFolder.open(root)
+    experiment = _experiment(root)
+    experiment = config.apply_sets(experiment, sets)
+    notes = [f"{text} differs from what {root} began with" for text in sets]
+    if isinstance(run, Model):
+        found = Run(experiment=experiment, model=run)
+    else:
+        found = _find_run(folder, experiment, None if run is None else Path(run))
+    threads = folder.spec.get("threads")
+    if threads != torch.get_num_threads():
+        notes.append(
+            f"{root} began with {threads} CPU threads, here are {torch.get_num_threads()}: on a "
+            "CPU latents then differ in their last digits (OMP_NUM_THREADS sets them)"
+        )
+    return Opened(folder, found, notes)
+
+
+def _experiment(root: Path) -> Experiment:
+    data = read_object(root / "spec.json", WHAT, "experiment", "format")
+    check_format(data, str(root), "spec")
+    try:
+        return config.from_json(beside_spec(data["experiment"], root), Experiment)
+    except config.SpecError as error:
+        raise UserError(f"{root / 'spec.json'}: {error}") from error
+
+
+def _find_run(folder: TakeFolder, experiment: Experiment, run: Path | None) -> Run:
+    """Return where the weights of a take are: its own checkpoint, where the run still has it."""
+    recorded = folder.spec.get("run")
+    if run is None and recorded is None:
+        raise UserError(f"{folder.root} was made with a model in memory: give it, or name RUN")
+    place = Path(recorded) if run is None else run
+    name = folder.spec.get("checkpoint")
+    if not place.is_dir():
+        raise UserError(f"{folder.root} was made with the run {place}, which is gone: name RUN")
+    own = place / str(name)
+    checkpoint = own if name and own.is_dir() else read_run(place)[1]
+    return Run(experiment=experiment, place=place, checkpoint=checkpoint)
+
+
+def check_identity(opened: Opened) -> None:
+    """Refuse a run with other weights than the take was made with.
+
+    Raises:
+        UserError: it is another encoder, or others of its weights differ.
+    """
+    before = opened.folder.spec["identity"]
+    codec: Codec[CodecSpec] = build(opened.run.experiment.backbone.codec)
+    now = opened.run.identity(codec)
+    if opened.run.model is not None and "lora" in before:
+        return  # a model in memory cannot be compared with files
+    place, root = opened.run.place or "the model", opened.folder.root
+    if before.get("encoder") != now.get("encoder"):
+        raise UserError(
+            f"{root} was made with encoder {before.get('encoder')}, {place} has "
+            f"{now.get('encoder')}: memory would not fit; begin a new take"
+        )
+    for key in ("lora", "weights", "text_encoder"):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{root} was made with {key} {before.get(key)}, {place} has {now.get(key)}: "
+                "begin a new take"
+            )

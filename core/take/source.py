@@ -1,0 +1,292 @@
+"""A user's own video, or picture, as the beginning of a take.
+
+It is read at the backbone's frame rate and placed as `cache` does, encoded by one streaming encoder
+and committed in segments of about ten seconds. Its end is kept to the frame: the last frame that is
+taken is the last of a latent, and the latents are 1 mod R, so that the join is exact; what that
+leaves over stays out at the beginning. LR latents come from its own pixels, as in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, frozen
+from einops import rearrange
+from torch import Tensor
+
+from ..cache.encode import LowResEncoder, regroup
+from ..errors import UserError
+from ..interfaces.codec import Codec, from_bytes
+from ..interfaces.compressor import State
+from ..interfaces.spec import CodecSpec
+from ..tools.files import read_object, write_json
+from ..values.grid import Rate
+from ..video.decode import Pixels, VideoError, probe
+from ..video.placement import Placement, cover
+from ..video.read import iter_frames
+from .folder import TakeFolder
+from .past import LowTail
+
+SECONDS = 10.0  # of a source's segment
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@frozen(kw_only=True)
+class Source:
+    """What of a video a take begins with.
+
+    Attributes:
+        path: of the file; `hash` is its sha256, `size` its bytes.
+        skip: frames at the beginning, at the take's rate, that are left out.
+        frames: that are taken: 1 + 4k.
+        placement: how they are fitted into the take's size.
+        picture: whether it is one picture.
+        note: what was wrong with the file, "" where nothing was.
+    """
+
+    path: Path
+    hash: str
+    size: int
+    skip: int
+    frames: int
+    placement: Placement
+    picture: bool
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what source/source.json holds."""
+        return {
+            "path": str(self.path.absolute()), "sha256": self.hash, "size": self.size,
+            "skip": self.skip, "frames": self.frames, "placement": str(self.placement),
+            "picture": self.picture,
+        }  # fmt: skip
+
+    def line(self, fps: float) -> str:
+        """What is taken of it, in one line."""
+        if self.picture:
+            return f"{self.path.name}: {self.placement}, the first frame"
+        left = f", {self.skip} frames at its beginning left out" if self.skip else ""
+        return (
+            f"{self.path.name}: {self.placement}, {self.frames} frames at {fps:g} fps "
+            f"({self.frames / fps:.2f} s){left}{f'; {self.note}' if self.note else ''}"
+        )
+
+
+def find_source(
+    path: Path, folder: TakeFolder, *, stride: int, until: float | None, picture: bool
+) -> Source:
+    """Return what of a video file a take begins with.
+
+    Args:
+        path: of the video, or of the picture.
+        folder: of the take, for size, frame rate and period.
+        stride: video frames to a latent.
+        until: seconds of the video after which it is cut; None: all of it.
+        picture: whether only its first frame is taken.
+
+    Raises:
+        UserError: it is no video or picture, or shorter than needed.
+    """
+    info = probe(path)
+    height, width = folder.spec["size"]
+    placement = cover(info.width, info.height, (height, width))
+    hashed, size = _hash_file(path)
+    if picture:
+        return Source(
+            path=path, hash=hashed, size=size, skip=0, frames=1, placement=placement, picture=True
+        )
+    if until is not None and not until > 0:
+        raise UserError(f"--extend-from {until:g}: a time in the video is wanted, more than 0")
+    most = None if until is None else max(1, round(until * folder.fps))
+    read = iter_frames(path, fps=folder.fps, size=placement, count=most)
+    total = sum(len(chunk) for chunk in read)
+    if until is not None and most is not None and total < most and total / folder.fps < until - 0.5:
+        raise UserError(f"--extend-from {until:g}: {path.name} has {total / folder.fps:.2f} s")
+    step = stride * int(folder.spec["period"])
+    if total < 1 + stride:
+        raise VideoError(path, f"has {total} frames at {folder.fps:g} fps: {1 + stride} or more")
+    frames = 1 + (total - 1) // step * step
+    return Source(
+        path=path,
+        hash=hashed,
+        size=size,
+        skip=total - frames,
+        frames=frames,
+        placement=placement,
+        picture=False,
+        note=read.warning,
+    )
+
+
+def _hash_file(path: Path) -> tuple[str, int]:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_source(folder: TakeFolder) -> Source | None:
+    """Return the source of a take; None where it has none.
+
+    Raises:
+        UserError: source.json is damaged.
+    """
+    path = folder.root / "source" / "source.json"
+    if not path.exists():
+        return None
+    keys = ("path", "sha256", "size", "skip", "frames", "picture")
+    data = read_object(path, "source of a take", *keys)
+    file = Path(data["path"])
+    height, width = folder.spec["size"]
+    try:
+        info = probe(file)
+        placement = cover(info.width, info.height, (height, width))
+    except UserError:  # it is only needed as long as its segments are not made
+        placement = cover(width, height, (height, width))
+    return Source(
+        path=file,
+        hash=data["sha256"],
+        size=data["size"],
+        skip=data["skip"],
+        frames=data["frames"],
+        placement=placement,
+        picture=data["picture"],
+    )
+
+
+def write_source(folder: TakeFolder, source: Source) -> None:
+    """Write source.json."""
+    write_json(folder.root / "source" / "source.json", source.to_json())
+
+
+def source_is_there(source: Source) -> bool:
+    """Return whether the file of a source is what it was when the take began."""
+    try:
+        return source.path.is_file() and _hash_file(source.path)[0] == source.hash
+    except UserError:
+        return False
+
+
+def source_frames(source: Source, fps: float, *, chunk: int = 32) -> Iterator[Pixels]:
+    """Yield the frames that are taken, uint8 `[n, P, Q, 3]`.
+
+    Raises:
+        UserError: the file changed since the take began, or cannot be read.
+    """
+    if not source_is_there(source):
+        raise UserError(
+            f"{source.path} changed since the take began, or is gone (sha256): it is still "
+            "needed; put it back, or begin a new take"
+        )
+    count = source.skip + source.frames
+    read = iter_frames(source.path, fps=fps, size=source.placement, count=count, chunk=chunk)
+    return _cut(read, source.skip, source.frames)
+
+
+def _cut(chunks: Iterable[Pixels], skip: int, count: int) -> Iterator[Pixels]:
+    """Yield frames skip … skip + count − 1; counted from the first, as they were when measured."""
+    at = 0
+    for chunk in chunks:
+        part = chunk[max(0, skip - at) : max(0, skip + count - at)]
+        at += len(chunk)
+        if len(part):
+            yield part
+
+
+def split_source(latents: int, period: int, fps: float, stride: int) -> list[int]:
+    """Return the latents of each segment of a source: about ten seconds each."""
+    longest = max(period, int(SECONDS * fps) // stride // period * period)
+    lengths = [min(latents, 1 + longest)]
+    while left := latents - sum(lengths):
+        lengths.append(min(left, longest))
+    return lengths
+
+
+@define
+class SourceEncoder:
+    """Encodes a source segment by segment, with its LR latents and their tail.
+
+    Attributes:
+        codec: of the take.
+        rates: of LR latents.
+        device: where the codec runs.
+    """
+
+    codec: Codec[CodecSpec]
+    rates: tuple[Rate, ...]
+    device: torch.device
+
+    @torch.no_grad()
+    def segments(
+        self, chunks: Iterator[Pixels], lengths: list[int]
+    ) -> Iterator[tuple[Tensor, dict[Rate, Tensor], LowTail | None]]:
+        """Yield latents and LR latents of each segment; with the last one, the tail of LR frames.
+
+        LR latents of a segment are those that its frames complete.
+        """
+        stride = self.codec.stride.time
+        tensors = (rearrange(torch.from_numpy(c), "n p q c -> 1 c n p q") for c in chunks)
+        state: State | None = None
+        lowres = {rate: LowResEncoder(self.codec, rate) for rate in self.rates}
+        states: dict[Rate, State] = {}
+        lows: dict[Rate, State] = {}
+        small: dict[Rate, list[Tensor]] = {rate: [] for rate in self.rates}
+        waiting: list[Tensor] = []
+        low: dict[Rate, list[Tensor]] = {rate: [] for rate in self.rates}
+        frames_seen, left = 0, list(lengths)
+        total = 1 + stride * (sum(lengths) - 1)
+        for chunk in regroup(_borders(tensors, lengths, stride), stride):
+            frames = from_bytes(chunk.to(self.device))
+            latents, state = self.codec.encode(frames, state)
+            waiting.append(latents.cpu())
+            for rate, encoder in lowres.items():
+                made, states[rate] = encoder.push(frames, states.get(rate))
+                low[rate].append(made.cpu())
+                few, lows[rate] = encoder.lowres.push(frames, lows.get(rate))
+                small[rate].append(few.cpu())
+            frames_seen += chunk.shape[2]
+            if frames_seen == total:
+                rest = self.codec.encode_rest(state)
+                waiting += [] if rest is None else [rest.cpu()]
+            have = sum(x.shape[2] for x in waiting)
+            while left and have >= left[0] and (len(left) > 1 or frames_seen == total):
+                joined = torch.cat(waiting, dim=2)
+                count = left.pop(0)
+                waiting, have = [joined[:, :, count:]], have - count
+                parts = {rate: torch.cat(x, dim=2) for rate, x in low.items()}
+                low = {rate: [x[:, :, :0]] for rate, x in parts.items()}
+                tail = self._tail(small, total) if not left else None
+                yield joined[:, :, :count], parts, tail
+        if left:
+            raise UserError(f"the source ended after {frames_seen} of {total} frames")
+
+    def _tail(self, small: dict[Rate, list[Tensor]], end: int) -> LowTail:
+        frames, firsts = {}, {}
+        for rate, parts in small.items():
+            joined = torch.cat(parts, dim=2)
+            stride, reach = self.codec.stride.time, self.codec.encode_reach
+            latents = 1 + (joined.shape[2] - 1) // stride
+            begin = 0 if reach is None else max(0, latents - reach)
+            first = stride * (begin // self.codec.boundary * self.codec.boundary)
+            frames[rate], firsts[rate] = joined[:, :, first:].clone(), first
+        return LowTail(frames, firsts, end)
+
+
+def _borders(chunks: Iterator[Tensor], lengths: list[int], stride: int) -> Iterator[Tensor]:
+    """Yield chunks cut where segments end, so that those of a resumed run are the same."""
+    left = [stride * n for n in lengths]
+    left[0] -= stride - 1
+    for chunk in chunks:
+        while chunk.shape[2]:
+            count = min(chunk.shape[2], left[0] if left else chunk.shape[2])
+            yield chunk[:, :, :count]
+            chunk = chunk[:, :, count:]
+            if left:
+                left[0] -= count
+                if not left[0]:
+                    left.pop(0)
