@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -61,6 +61,9 @@ from .source import (
     write_source,
 )
 from .storyboard import Section, Storyboard, read_storyboard
+
+if TYPE_CHECKING:
+    from .findings import TakeReport
 
 SLACK_BYTES = 64_000_000  # of the disk that are left free
 Story = Storyboard | Path | str | Iterable[Section]
@@ -582,8 +585,12 @@ class Take:
             past.follow()
             return self._deliver(past, None if path is None else Path(path))
 
-    def report(self) -> Any:
-        """Write report.json and report.html, and return what they say."""
+    def report(self) -> TakeReport:
+        """Write report.json and report.html beside the video, and return what they say.
+
+        Raises:
+            UserError: a segment is gone or damaged, or the disk refuses.
+        """
         from .report import write_report
 
         return write_report(self)
@@ -800,6 +807,7 @@ class _Worker:
             every = take.experiment.generate.deliver_every
             if every and number % every == 0:
                 take._deliver(self.past, None)
+                take.report()
 
     def _check_made(self, order: Order) -> None:
         """Read all latents once: an edited or damaged segment is found before anything is made."""

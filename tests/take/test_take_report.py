@@ -11,11 +11,14 @@ import torch
 from longtake.core.experiment import GenerateSpec
 from longtake.core.model import build_model
 from longtake.core.sample.spec import Sampler
+from longtake.core.take import figures
+from longtake.core.take import report as report_file
 from longtake.core.take.report import every_frame, take_facts, write_report
 from longtake.core.take.storyboard import Section
 from longtake.core.take.take import Take
 from longtake.core.video.write import count_frames, write_video
 
+from ..program import run as longtake
 from ..small import moving, small
 
 BOARD = (Section(prompt="a dog", seconds=2), Section(prompt="a cat", seconds=1, cut=True))
@@ -94,3 +97,27 @@ def test_a_take_without_segments_has_a_report(model, tmp_path):
     report = write_report(Take.create(tmp_path / "new", model=model, seed=3), network=False)
     assert (report.frames, report.sections, report.joins) == (None, (), ())
     assert (tmp_path / "new" / "report.html").is_file()
+
+
+def test_the_verb_ends_with_what_the_take_says_of_itself(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "has_cut_network", lambda: False)
+    story = tmp_path / "story.txt"
+    story.write_text("a dog\n\na cat\n", encoding="utf-8")
+    asked = ("generate", run, "--out", tmp_path / "walk", "--story", story, "--seconds", 1)
+    code, out, err = longtake(*asked, "--seed", 3, "--steps", 1)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert any(line.startswith("joins: 1 (1 continued)") for line in lines)
+    assert any(line.startswith("seconds: ") for line in lines)
+    assert (tmp_path / "walk" / "report.html").is_file()
+
+    code, out, _ = longtake("generate", "--out", tmp_path / "walk", "--json")
+    last = json.loads(out.splitlines()[-1])
+    assert (code, last["kind"]) == (0, "report")
+    data = json.loads((tmp_path / "walk" / "report.json").read_text(encoding="utf-8"))
+    assert last["findings"] == data["findings"]
+
+    monkeypatch.setattr(report_file, "every_frame", lambda path: iter(list(every_frame(path))[1:]))
+    code, out, err = longtake("generate", "--out", tmp_path / "walk")
+    assert code == 1
+    assert "frames were promised" in err
