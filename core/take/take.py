@@ -120,6 +120,13 @@ class MadeSegment:
         """The memory of the take up to its end."""
         return self.take.memory(after=self.number)
 
+    @property
+    def report(self) -> TakeReport:
+        """What there is to say of it: how it joins the one before, its memory and its time."""
+        from .report import report_segment
+
+        return report_segment(self.take, self.number)
+
     def frames(self) -> Iterator[Pixels]:
         """Yield its frames, uint8 `[P, Q, 3]`, decoded among those before it."""
         return self.take.frames(self.number)

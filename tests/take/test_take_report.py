@@ -72,6 +72,19 @@ def test_it_says_what_was_asked_made_and_delivered(take):
     assert data["sections"][0]["delivered"] == 16
 
 
+def test_a_segment_says_how_it_joins_the_one_before(take, monkeypatch):
+    monkeypatch.setattr(figures, "has_cut_network", lambda: False)
+    whole = write_report(take)
+    for join in whole.joins:
+        own = take.segment(join.segment).report
+        (found,) = own.joins
+        assert (found.segment, found.stream, found.cut) == (join.segment, join.stream, join.cut)
+        assert found.motion.step == join.motion.step, "of the same frames"
+        assert found.colour.step == join.colour.step and found.psnr == join.psnr
+        assert not own.failed
+    assert take.segment(1).report.joins == ()
+
+
 def test_the_codecs_loss_is_that_of_the_last_second_before_the_join(take):
     psnr = take_facts(take).segments[1].psnr
     shown = torch.stack([torch.tensor(f) for f in every_frame(take.root / "take.mp4")])[9:17]
