@@ -433,8 +433,27 @@ def _follow(asked: Asked, take: Take, events: Iterator[Event]) -> None:
                     last = event.to_json() if event.kind == "step" else last
                     continue
                 last = _show(event, report, last)
+        _report(asked, take)
     except KeyboardInterrupt:
         _stopped(take, last)
+
+
+def _report(asked: Asked, take: Take) -> None:
+    """Write the report of a take, and say what it says, behind the lengths that are said already.
+
+    Raises:
+        LongtakeError: what was delivered is not what was promised.
+    """
+    from ..take.findings import summary_lines
+
+    if not take.order.made:
+        return
+    report = take.report()
+    findings = [attrs.asdict(one) for one in report.findings]
+    data = {"kind": "report", "file": str(take.root / "report.html"), "findings": findings}
+    _print(asked, data, "\n".join(summary_lines(report)[1:]))
+    if report.failed:
+        raise LongtakeError(next(one.text for one in report.findings if one.state == "error"))
 
 
 def _show(event: Event, report: Any, last: dict[str, Any]) -> dict[str, Any]:
@@ -477,6 +496,7 @@ def _stopped(take: Take, last: dict[str, Any]) -> NoReturn:
     total = sum(entry.latents for entry in order.entries[: order.made])
     if order.made:
         take.deliver()
+        take.report()
     seconds = take.frames_of(0, total) / take.folder.fps if total else 0.0
     where = ""
     if last:

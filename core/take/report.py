@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import attrs
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
@@ -66,6 +68,44 @@ def write_report(take: Reported, *, network: bool | None = None) -> TakeReport:
     report = report_take(facts, figures)
     write_take_report(report, figures, take.folder.root)
     return report
+
+
+def report_segment(take: Reported, number: int, *, network: bool | None = None) -> TakeReport:
+    """Return what there is to say of one segment, beside the one before it; nothing is written.
+
+    Its clip and that of the segment before are read, or decoded where they are not made yet.
+
+    Args:
+        take: that it is of.
+        number: of a segment that is made, from 1.
+        network: whether TransNetV2 judges cuts; None: where it is installed.
+
+    Raises:
+        UserError: a segment is gone or damaged.
+    """
+    order, whole = take.order, take_facts(take)
+    entries = order.entries
+    near = [n for n in (number - 1, number) if n > 0]
+    given = [n for n in near if entries[n - 1].source]
+    counts = {n: take.frames_of(order.first(n), entries[n - 1].latents) for n in near}
+    facts = attrs.evolve(
+        whole,
+        source_frames=sum(counts[n] for n in given),
+        sections=(),
+        segments=tuple(one for one in whole.segments if one.number in near),
+    )
+    frames = chain.from_iterable(_frames_of(take, n) for n in near)
+    figures = measure_frames(frames, facts.joins, network=network)
+    held_back = figures.frames != sum(counts.values())  # by a codec that is not causal
+    report = report_take(facts, None if held_back else figures)
+    own = tuple(one for one in report.findings if one.segment in (None, number))
+    return attrs.evolve(report, findings=own)
+
+
+def _frames_of(take: Reported, number: int) -> Iterator[Pixels]:
+    """Return the frames of a segment: of its clip, else from its latents."""
+    clip = take.folder.cache_path(take.order.entries[number - 1].id or "") / "clip.mp4"
+    return every_frame(clip) if clip.is_file() else take.frames(number)
 
 
 def video_comment(folder: TakeFolder, order: Order) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -63,6 +63,9 @@ from .source import (
     write_source,
 )
 from .storyboard import Section, Storyboard, read_storyboard
+
+if TYPE_CHECKING:
+    from .findings import TakeReport
 
 SLACK_BYTES = 64_000_000  # of the disk that are left free
 Story = Storyboard | Path | str | Iterable[Section]
@@ -118,6 +121,13 @@ class MadeSegment:
     def memory(self) -> Memory:
         """The memory of the take up to its end."""
         return self.take.memory(after=self.number)
+
+    @property
+    def report(self) -> TakeReport:
+        """What there is to say of it: how it joins the one before, its memory and its time."""
+        from .report import report_segment
+
+        return report_segment(self.take, self.number)
 
     def frames(self) -> Iterator[Pixels]:
         """Yield its frames, uint8 `[P, Q, 3]`, decoded among those before it."""
@@ -592,7 +602,11 @@ class Take:
             return self._deliver(past, None if path is None else Path(path))
 
     def report(self) -> TakeReport:
-        """Write report.json and report.html, and return what they say."""
+        """Write report.json and report.html beside the video, and return what they say.
+
+        Raises:
+            UserError: a segment is gone or damaged, or the disk refuses.
+        """
         return write_report(self)
 
     # Parts
@@ -810,6 +824,7 @@ class _Worker:
             every = take.experiment.generate.deliver_every
             if every and number % every == 0:
                 take._deliver(self.past, None)
+                take.report()
 
     def _check_made(self, order: Order) -> None:
         """Read all latents once: an edited or damaged segment is found before anything is made."""

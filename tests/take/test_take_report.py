@@ -11,11 +11,14 @@ import torch
 from longtake.core.experiment import GenerateSpec
 from longtake.core.model import build_model
 from longtake.core.sample.spec import Sampler
+from longtake.core.take import figures
+from longtake.core.take import report as report_file
 from longtake.core.take.report import every_frame, take_facts, write_report
 from longtake.core.take.storyboard import Section
 from longtake.core.take.take import Take
 from longtake.core.video.write import count_frames, write_video
 
+from ..program import run as longtake
 from ..small import moving, small
 
 BOARD = (Section(prompt="a dog", seconds=2), Section(prompt="a cat", seconds=1, cut=True))
@@ -69,6 +72,19 @@ def test_it_says_what_was_asked_made_and_delivered(take):
     assert data["sections"][0]["delivered"] == 16
 
 
+def test_a_segment_says_how_it_joins_the_one_before(take, monkeypatch):
+    monkeypatch.setattr(figures, "has_cut_network", lambda: False)
+    whole = write_report(take)
+    for join in whole.joins:
+        own = take.segment(join.segment).report
+        (found,) = own.joins
+        assert (found.segment, found.stream, found.cut) == (join.segment, join.stream, join.cut)
+        assert found.motion.step == join.motion.step, "of the same frames"
+        assert found.colour.step == join.colour.step and found.psnr == join.psnr
+        assert not own.failed
+    assert take.segment(1).report.joins == ()
+
+
 def test_the_codecs_loss_is_that_of_the_last_second_before_the_join(take):
     psnr = take_facts(take).segments[1].psnr
     shown = torch.stack([torch.tensor(f) for f in every_frame(take.root / "take.mp4")])[9:17]
@@ -94,3 +110,27 @@ def test_a_take_without_segments_has_a_report(model, tmp_path):
     report = write_report(Take.create(tmp_path / "new", model=model, seed=3), network=False)
     assert (report.frames, report.sections, report.joins) == (None, (), ())
     assert (tmp_path / "new" / "report.html").is_file()
+
+
+def test_the_verb_ends_with_what_the_take_says_of_itself(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "has_cut_network", lambda: False)
+    story = tmp_path / "story.txt"
+    story.write_text("a dog\n\na cat\n", encoding="utf-8")
+    asked = ("generate", run, "--out", tmp_path / "walk", "--story", story, "--seconds", 1)
+    code, out, err = longtake(*asked, "--seed", 3, "--steps", 1)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert any(line.startswith("joins: 1 (1 continued)") for line in lines)
+    assert any(line.startswith("seconds: ") for line in lines)
+    assert (tmp_path / "walk" / "report.html").is_file()
+
+    code, out, _ = longtake("generate", "--out", tmp_path / "walk", "--json")
+    last = json.loads(out.splitlines()[-1])
+    assert (code, last["kind"]) == (0, "report")
+    data = json.loads((tmp_path / "walk" / "report.json").read_text(encoding="utf-8"))
+    assert last["findings"] == data["findings"]
+
+    monkeypatch.setattr(report_file, "every_frame", lambda path: iter(list(every_frame(path))[1:]))
+    code, out, err = longtake("generate", "--out", tmp_path / "walk")
+    assert code == 1
+    assert "frames were promised" in err
