@@ -52,7 +52,7 @@ CELL = Size3(time=2, height=4, width=4)
 class Bent(Codec[CodecSpec]):
     """A codec whose pixels move less the further they are, and twice as far by channel 1."""
 
-    channels, stride, causal, margin = 2, Size3(time=4, height=1, width=1), True, 1
+    channels, stride, causal, margin = 2, Size3(time=1, height=1, width=1), True, 1
     identity = "bent"
     reach = (1.0, 2.0)
 
