@@ -170,22 +170,6 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
     return experiment, checkpoints(place)[-1]
 
 
-def check_start(start: Path, experiment: Experiment) -> None:
-    """Raise UserError if an experiment cannot go on from what a run trained, by their backbones.
-
-    Args:
-        start: a checkpoint, or a folder of weights; without a spec.json nothing is known of it.
-        experiment: what is to train.
-    """
-    if not any((folder / "spec.json").exists() for folder in (start, start.parent)):
-        return
-    before, _ = read_run(start)
-    try:
-        experiment.backbone.check_start(before.backbone)
-    except ValueError as error:
-        raise UserError(f"{start}: {error}") from error
-
-
 def beside_spec(data: Any, folder: Path) -> Any:
     """Return a spec as JSON whose relative paths of weights are found from its folder, too.
 
@@ -275,6 +259,23 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
 def with_weights(experiment: Experiment, folder: Path) -> Experiment:
     """Return the experiment with its backbone's weights taken from `folder`."""
     return config.apply_sets(experiment, [f"backbone.weights={folder}"])
+
+
+def check_start(start: Path, experiment: Experiment) -> None:
+    """Raise UserError if an experiment cannot go on from what a run trained, by their backbones.
+
+    Args:
+        start: a checkpoint, or a folder of weights; of one without a spec.json nothing is known.
+        experiment: what is to train.
+    """
+    known = any((folder / "spec.json").exists() for folder in (start, start.parent))
+    if start.is_dir() and not known:
+        return
+    before, _ = read_run(start)
+    try:
+        experiment.backbone.check_start(before.backbone)
+    except ValueError as error:
+        raise UserError(f"{start}: {error}") from error
 
 
 def save_model(folder: Path, model: Model) -> None:
