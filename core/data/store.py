@@ -314,10 +314,8 @@ class Store:
         )
 
     def _cuts(self, record: Record, start: int, length: int) -> tuple[tuple[float, ...], ...]:
-        if record.cuts is None:
-            return ()
-        begin, end = self.span(start, length)  # a cut at the end: another shot follows
-        return (tuple(cut for cut in record.cuts if begin < cut <= end),)
+        begin, end = self.span(start, length)
+        return () if record.cuts is None else (tuple(c for c in record.cuts if begin < c < end),)
 
     def cuts_before(self, record: Record, start: int, past: int) -> tuple[tuple[float, ...], ...]:
         """Return the cuts that a past of a window knows: those in it, and one at its very end.

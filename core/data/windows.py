@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from ..errors import UserError
 from ..experiment import TrainSpec
 from ..interfaces.compressor import Needs
-from ..values.grid import Geometry, Rate, ceil_div, shared_period
+from ..values.grid import Geometry, Rate, shared_period
 from ..values.history import Continuation, History
 from ..values.text import Text
 from .store import Record, Store
@@ -327,7 +327,7 @@ class WindowSampler:
         low, high = (geometry.latents(geometry.frames(s, store.fps)) for s in spec.seconds)
         lengths = [n for n in range(1, high + 1) if (n - 1) % period == 0]
         # Rounded down to the grid, but where a long period would leave less than half of it, up.
-        least = max(low - period + 1, ceil_div(low, 2))
+        least = max(low - period + 1, (low + 1) // 2)
         lengths = [n for n in lengths if n >= least] or lengths[-1:]
         if not lengths:
             raise UserError(f"train.seconds {spec.seconds}: shorter than one latent frame")

@@ -195,7 +195,7 @@ class Compressor(Interface, Generic[S]):
       cached and what a history costs, without building anything;
     - `forward(history)` makes the memory of a whole window, which is what training runs;
     - `step(state, chunk)` and `pending(state)` make the same memory chunk by chunk, which is what
-      generation runs.
+      generation runs; `cut(state)` is for those that read `history.cuts`.
 
     `core.interfaces.streaming` has bases that ask for less, down to one method (`CellCompressor`).
     Tokens that bring features for cross-attention also name them in `features(spec)`.

@@ -177,22 +177,6 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
     return experiment, checkpoints(place)[-1]
 
 
-def check_start(start: Path, experiment: Experiment) -> None:
-    """Raise UserError if an experiment cannot go on from what a run trained, by their backbones.
-
-    Args:
-        start: a checkpoint, or a folder of weights; without a spec.json nothing is known of it.
-        experiment: what is to train.
-    """
-    if not any((folder / "spec.json").exists() for folder in (start, start.parent)):
-        return
-    before, _ = read_run(start)
-    try:
-        experiment.backbone.check_start(before.backbone)
-    except ValueError as error:
-        raise UserError(f"{start}: {error}") from error
-
-
 def _read_bundle(path: Path) -> Experiment:
     """Return the experiment in the header of an exported file: UserError where it has none."""
     with open_tensors(_memory_file(path)) as file:
@@ -354,6 +338,23 @@ def _is_same(backbone: Mapping[str, Any], weights: Path) -> bool:
 def with_weights(experiment: Experiment, folder: Path) -> Experiment:
     """Return the experiment with its backbone's weights taken from `folder`."""
     return config.apply_sets(experiment, [f"backbone.weights={folder}"])
+
+
+def check_start(start: Path, experiment: Experiment) -> None:
+    """Raise UserError if an experiment cannot go on from what a run trained, by their backbones.
+
+    Args:
+        start: a checkpoint, or a folder of weights; of one without a spec.json nothing is known.
+        experiment: what is to train.
+    """
+    known = any((folder / "spec.json").exists() for folder in (start, start.parent))
+    if start.is_dir() and not known:
+        return
+    before, _ = read_run(start)
+    try:
+        experiment.backbone.check_start(before.backbone)
+    except ValueError as error:
+        raise UserError(f"{start}: {error}") from error
 
 
 def save_model(folder: Path, model: Model) -> None:

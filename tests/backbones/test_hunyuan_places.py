@@ -151,15 +151,21 @@ def test_patches_as_memory_are_a_video_whose_time_begins_with_the_targets(
     assert far(ours, hunyuan.reference(other, video, t, text)[:, :, 3:]) < gap
 
 
+@pytest.mark.parametrize("rotary", ["centre", "averaged"])
 @pytest.mark.parametrize("attention", KINDS[1:])
 @torch.no_grad()
-def test_one_cache_serves_steps_prompts_and_places_to_the_bit(hunyuan: Any, attention: str) -> None:
-    model, memory = model_of(hunyuan, attention=attention), whole(hunyuan)
+def test_one_cache_serves_steps_prompts_and_places_to_the_bit(
+    hunyuan: Any, attention: str, rotary: str
+) -> None:
+    model, memory = model_of(hunyuan, attention=attention, rotary=rotary), whole(hunyuan)
+    wide = memory.parts[0].extents.clone()
+    wide[..., 1:] = 2.0
+    memory = Memory(parts=(attrs.evolve(memory.parts[0], extents=wide),))
     cache = model.remember(memory)
     for first, seed, t in ((9, 5, 1.0), (9, 5, 0.2), (9, 8, 0.6), (30, 5, 0.6)):
         held, made = (velocity(hunyuan, model, m, first, seed, t) for m in (cache, memory))
         assert torch.equal(held, made)
-    absolute = model_of(hunyuan, "absolute", attention=attention).remember(memory)
+    absolute = model_of(hunyuan, "absolute", attention=attention, rotary=rotary).remember(memory)
     assert torch.equal(cache.values[-1], absolute.values[-1]), "memory reads itself alike"
     assert far(cache.keys[0], absolute.keys[0]) > 1e-2, "its keys are not rotated"
     assert torch.equal(model.remember(moved(memory, 50)).keys[0], cache.keys[0])

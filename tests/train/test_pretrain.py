@@ -24,6 +24,7 @@ from longtake.core.interfaces.compressor import Needs
 from longtake.core.model import all_needs, build_model, compressor_needs
 from longtake.core.registry import build, registry
 from longtake.core.tools.files import claimed_folder, part_path, read_json_lines
+from longtake.core.train import loss
 from longtake.core.train.checkpoint import (
     beside_spec,
     checkpoints,
@@ -32,7 +33,7 @@ from longtake.core.train.checkpoint import (
     save_encoder,
 )
 from longtake.core.train.liveness import DeadMemory, Liveness, memory_parameters
-from longtake.core.train.loss import StageOne, shuffled
+from longtake.core.train.loss import StageOne
 from longtake.core.train.optim import learning_rate
 from longtake.core.train.pretrain import pretrain
 from longtake.core.values.draws import Draws
@@ -101,7 +102,7 @@ def test_a_window_beside_the_memory_ends_at_cuts(store: Path) -> None:
         alone = stage.loss(query, evolve(memory, parts=memory.parts[:1]), drawn)
     assert float(losses[0]) == pytest.approx(float(alone[0]), rel=1e-5)
     assert abs(float(losses[1] - alone[1])) > 1e-6
-    swapped = shuffled(memory).parts[1]
+    swapped = loss.shuffled(memory).parts[1]
     assert not bool(swapped.valid.any()), "one of the two has no window to give"
     stage(evolve(batch, history=cut), 0).backward()
     named = dict(stage.encoder.named_parameters())
