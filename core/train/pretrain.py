@@ -22,7 +22,7 @@ from torch import nn
 from .. import config
 from ..data.continuations import ContinuationSampler, unwatched
 from ..data.store import IDENTITY, MOST_NAMED, Store, check_fits
-from ..data.windows import Sampler, WindowBatches, WindowSampler
+from ..data.windows import WindowBatches, WindowPlan, WindowSampler
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
 from ..interfaces.compressor import Needs
@@ -203,7 +203,7 @@ def _prepare(
     )
 
 
-def _sampler(experiment: Experiment, store: Store, needs: Needs) -> Sampler:
+def _sampler(experiment: Experiment, store: Store, needs: Needs) -> WindowPlan:
     """Return what draws the windows of the experiment's stage."""
     geometry, train, finetune = experiment.backbone.geometry, experiment.train, experiment.finetune
     if finetune is None:
