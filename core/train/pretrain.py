@@ -169,6 +169,7 @@ def _prepare(
     newest = check_run(experiment, out, resume=resume)
     resumption = Resumption.of(experiment, store, out, newest) if newest else None
     windows = _sampler(experiment, store, needs)
+    unused = _unused_start(out, start) if newest else []
     if newest is None:
         _check_start(experiment, out, start)
     else:
@@ -184,7 +185,7 @@ def _prepare(
         worker = _worker(settled, store, out, accelerator, newest, start)
     check_out_folder(out, room=_least_of_a_checkpoint(worker))
     if worker.writes and step < train.steps:  # a run that is over stays as it was trained
-        for text in _unwatched_lines(experiment, store):
+        for text in (*unused, *_unwatched_lines(experiment, store)):
             _say(text)
         for text in resumption.lines() if resumption else _begun_before(experiment, out):
             _say(f"{out}: {text}")
@@ -227,6 +228,14 @@ def _check_start(experiment: Experiment, out: Path, start: Path | None) -> None:
             f"{out} begins Stage II of {experiment.name}: name the run that {what} comes from by "
             "--start RUN; without pretraining: --set finetune.start=none"
         )
+
+
+def _unused_start(out: Path, start: Path | None) -> list[str]:
+    """Return what to say of a `start` that a run which goes on did not begin with."""
+    began = read_object(out / "spec.json", "run", "experiment").get("start")
+    if start is None or began is None or _start_name(start) == began:
+        return []
+    return [f"{out} goes on from its own weights, which began with {began}: --start is not used"]
 
 
 def settle_precision(
@@ -525,10 +534,13 @@ def _origin(run: Path, resumption: Resumption | None, start: Path | None) -> dic
     if resumption:
         old = read_object(run / "spec.json", "run", "experiment")
         return {"start": old["start"]} if "start" in old else {}
-    if start is None:
-        return {}
+    return {} if start is None else {"start": _start_name(start)}
+
+
+def _start_name(start: Path) -> str:
+    """Return what spec.json calls a checkpoint, a folder of weights or a bundle."""
     place = start.absolute()
-    return {"start": f"{place.parent.name}/{place.name}" if is_checkpoint(place) else place.name}
+    return f"{place.parent.name}/{place.name}" if is_checkpoint(place) else place.name
 
 
 def resolved_spec(experiment: Experiment) -> dict[str, Any]:
