@@ -130,6 +130,7 @@ def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, ob
     return {
         "command": command(experiment, run, data, start),
         "train": to_json(experiment)["train"],
+        **({"finetune": to_json(experiment)["finetune"]} if experiment.finetune else {}),
         "area": experiment.cache.area,
         "steps": step_of(checkpoint),
         "minutes": round(sum(paces) / max(1, len(paces)) * step_of(checkpoint) / 60, 1),
@@ -144,7 +145,8 @@ def command(experiment: Experiment, run: Path, data: Path, start: Path | None) -
     """
     name = experiment.name
     shipped = registry().experiments.get(name)
-    words = ["longtake", "pretrain", name if shipped else f"{name}.json"]
+    verb = "pretrain" if experiment.finetune is None else "finetune"
+    words = ["longtake", verb, name if shipped else f"{name}.json"]
     words += ["--data", str(data), "--out", str(run)]
     words += ["--start", str(start)] if start else []
     old = load_experiment(name)[1] if shipped else experiment

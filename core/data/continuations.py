@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from functools import partial
+from bisect import bisect_right
 from typing import Self
 
 import numpy as np
@@ -60,13 +60,18 @@ class CutGrid:
             target: K, latents of the target.
             least: of h.
         """
-        period = self.period
-        low = 1 + period * ceil_div(max(0, least - 1), period)
-        places = list(range(low, record.latents - target + 1, period))
-        if self.cuts_inside:
-            return places
         shots = self.shot_frames(record)
-        return [h for h in places if not self._cut_inside(shots, h, target)]
+        return [h for h in self._places(record, target, least) if self._fits(shots, h, target)]
+
+    def last(self, record: Record, target: int) -> int:
+        """Return the last of `legal`; `NOWHERE`: there is none."""
+        shots, places = self.shot_frames(record), reversed(self._places(record, target, 1))
+        return next((h for h in places if self._fits(shots, h, target)), NOWHERE)
+
+    def _places(self, record: Record, target: int, least: int) -> range:
+        """Return the places of the grid that leave room for a target."""
+        first = 1 + self.period * ceil_div(max(0, least - 1), self.period)
+        return range(first, record.latents - target + 1, self.period)
 
     def borders(self, record: Record, target: int, *, least: int = 1) -> list[int]:
         """Return those of `legal` that begin a shot: at its first frame or the next place after it.
@@ -80,14 +85,17 @@ class CutGrid:
 
     def begins_whole(self, record: Record, length: int) -> bool:
         """Return whether the first `length` latents of a clip may be a target."""
-        if record.latents < length:
-            return False
-        shots = [] if self.cuts_inside else self.shot_frames(record)
-        return not self._cut_inside(shots, 0, length)
+        return record.latents >= length and self._fits(self.shot_frames(record), 0, length)
 
-    def _cut_inside(self, shots: list[int], first: int, count: int) -> bool:
-        begin, end = self.first_frame(first), self.first_frame(first + count)
-        return any(begin < frame < end for frame in shots)
+    def _fits(self, shots: list[int], first: int, count: int) -> bool:
+        """Return whether latents first … first + count − 1 may be a target.
+
+        `shots` are the first frames of shots, ascending.
+        """
+        if self.cuts_inside:
+            return True
+        behind = bisect_right(shots, self.first_frame(first))
+        return behind == len(shots) or shots[behind] >= self.first_frame(first + count)
 
 
 @frozen(eq=False)
@@ -101,21 +109,31 @@ class CutPlaces:
 
     bucket: Bucket
     grid: CutGrid
+    _cut: list[int] = field(init=False, repr=False)  # the clips that have hard cuts
     _last: dict[int, NDArray[np.int64]] = field(factory=dict, init=False, repr=False)
     _whole: dict[int, NDArray[np.bool_]] = field(factory=dict, init=False, repr=False)
+
+    @_cut.default
+    def _with_cuts(self) -> list[int]:
+        return [index for index, record in enumerate(self.bucket.records) if record.cuts]
 
     def last(self, target: int) -> NDArray[np.int64]:
         """Return the last place at which each clip may be cut, `[n]`; `NOWHERE`: it has none."""
         if target not in self._last:
-            places = (self.grid.legal(record, target) for record in self.bucket.records)
-            self._last[target] = np.array([p[-1] if p else NOWHERE for p in places], np.int64)
+            period, room = self.grid.period, self.bucket.latents - target - 1
+            last = np.where(room >= 0, 1 + room // period * period, NOWHERE)
+            for index in self._cut:  # often few: the others are not looked at one by one
+                last[index] = self.grid.last(self.bucket.records[index], target)
+            self._last[target] = last
         return self._last[target]
 
     def whole(self, length: int) -> NDArray[np.bool_]:
         """Return which clips may begin with a target of `length` latents, `[n]`."""
         if length not in self._whole:
-            begins = partial(self.grid.begins_whole, length=length)
-            self._whole[length] = np.array([begins(r) for r in self.bucket.records], np.bool_)
+            whole = self.bucket.latents >= length
+            for index in self._cut:
+                whole[index] = self.grid.begins_whole(self.bucket.records[index], length)
+            self._whole[length] = whole
         return self._whole[length]
 
 

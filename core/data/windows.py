@@ -356,7 +356,7 @@ class WindowSampler:
         return ClipWindow(record=record, start=start, length=length, area=area)
 
 
-class Sampler(Protocol):
+class WindowPlan(Protocol):
     """Says which windows a step trains on: those of Stage I, or of Stage II."""
 
     def plan(self, step: int) -> list[ClipWindow]:
@@ -380,7 +380,7 @@ class WindowBatches(Dataset[Batch]):
     """
 
     store: Store
-    windows: Sampler
+    windows: WindowPlan
     needs: Needs
     steps: int
     rank: int = 0

@@ -22,7 +22,7 @@ from torch import nn
 from .. import config
 from ..data.continuations import ContinuationSampler, unwatched
 from ..data.store import IDENTITY, MOST_NAMED, Store, check_fits
-from ..data.windows import Sampler, WindowBatches, WindowSampler
+from ..data.windows import WindowBatches, WindowPlan, WindowSampler
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
 from ..interfaces.compressor import Needs
@@ -172,6 +172,7 @@ def _prepare(
         check_start(start, experiment)
     resumption = Resumption.of(experiment, store, out, newest) if newest else None
     windows = _sampler(experiment, store, needs)
+    unused = _unused_start(out, start) if newest else []
     if newest is None:
         _check_start(experiment, out, start)
     else:
@@ -187,7 +188,7 @@ def _prepare(
         worker = _worker(settled, store, out, accelerator, newest, start)
     check_out_folder(out, room=_least_of_a_checkpoint(worker))
     if worker.writes and step < train.steps:  # a run that is over stays as it was trained
-        for text in _unwatched_lines(experiment, store):
+        for text in (*unused, *_unwatched_lines(experiment, store)):
             _say(text)
         for text in resumption.lines() if resumption else _begun_before(experiment, out):
             _say(f"{out}: {text}")
@@ -206,7 +207,7 @@ def _prepare(
     )
 
 
-def _sampler(experiment: Experiment, store: Store, needs: Needs) -> Sampler:
+def _sampler(experiment: Experiment, store: Store, needs: Needs) -> WindowPlan:
     """Return what draws the windows of the experiment's stage."""
     geometry, train, finetune = experiment.backbone.geometry, experiment.train, experiment.finetune
     if finetune is None:
@@ -230,6 +231,14 @@ def _check_start(experiment: Experiment, out: Path, start: Path | None) -> None:
             f"{out} begins Stage II of {experiment.name}: name the run that {what} comes from by "
             "--start RUN; without pretraining: --set finetune.start=none"
         )
+
+
+def _unused_start(out: Path, start: Path | None) -> list[str]:
+    """Return what to say of a `start` that a run which goes on did not begin with."""
+    began = read_object(out / "spec.json", "run", "experiment").get("start")
+    if start is None or began is None or _start_name(start) == began:
+        return []
+    return [f"{out} goes on from its own weights, which began with {began}: --start is not used"]
 
 
 def settle_precision(
@@ -528,10 +537,13 @@ def _origin(run: Path, resumption: Resumption | None, start: Path | None) -> dic
     if resumption:
         old = read_object(run / "spec.json", "run", "experiment")
         return {"start": old["start"]} if "start" in old else {}
-    if start is None:
-        return {}
+    return {} if start is None else {"start": _start_name(start)}
+
+
+def _start_name(start: Path) -> str:
+    """Return what spec.json calls a checkpoint, a folder of weights or a bundle."""
     place = start.absolute()
-    return {"start": f"{place.parent.name}/{place.name}" if is_checkpoint(place) else place.name}
+    return f"{place.parent.name}/{place.name}" if is_checkpoint(place) else place.name
 
 
 def resolved_spec(experiment: Experiment) -> dict[str, Any]:

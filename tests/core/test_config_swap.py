@@ -25,7 +25,13 @@ from longtake.core.config import (
     origins,
     to_json,
 )
-from longtake.core.config.recipe import check_recipe, leaves, recipe_of, recommended
+from longtake.core.config.recipe import (
+    check_recipe,
+    leaves,
+    recipe_of,
+    recommended,
+    second_stage,
+)
 from longtake.core.errors import UserError
 from longtake.core.experiment import CacheSpec, Experiment, TrainSpec
 from longtake.core.hooks import Plugin
@@ -305,6 +311,9 @@ def test_every_recipe_fits_the_fields(name: str) -> None:
     made = on_backbone(shipped("tiny-wan-2x2x2"), name)
     found = {leaf.key for leaf in leaves(made)} | {"retrievers", "measure.targets", "encoder.ffn"}
     assert set(recipe_of(cls)) <= found, "no key of it is read by nothing"
+    found |= {leaf.key for leaf in leaves(second_stage(made))}
+    assert set(recipe_of(cls, finetunes=True)) <= found
+    assert not any(key.startswith("finetune.") for key in recipe_of(cls))
 
 
 def test_where_every_value_comes_from_is_told() -> None:

@@ -10,9 +10,14 @@ import torch
 from attrs import evolve
 
 from longtake.core.data.captions import Caption, caption_nearest
-from longtake.core.data.continuations import ContinuationSampler, CutGrid
+from longtake.core.data.continuations import (
+    NOWHERE,
+    ContinuationSampler,
+    CutGrid,
+    CutPlaces,
+)
 from longtake.core.data.store import Record, Store
-from longtake.core.data.windows import WindowBatches
+from longtake.core.data.windows import Bucket, WindowBatches
 from longtake.core.errors import UserError
 from longtake.core.experiment import FinetuneSpec
 from longtake.core.model import compressor_needs
@@ -49,6 +54,12 @@ def test_no_target_has_a_cut_in_it_and_every_place_is_on_the_grid(period: int) -
         for h in range(1, latents - target + 1):
             whole = len(shots_in(range(h, h + target), cuts)) == 1
             assert (h in legal) == ((h - 1) % period == 0 and whole), (latents, cuts, h)
+        assert grid.last(clip, target) == max(legal, default=NOWHERE)
+        bucket = CutPlaces(Bucket([record(30, ()), clip]), grid)
+        assert bucket.last(target)[1] == grid.last(clip, target)
+        assert bucket.last(target)[0] == max(grid.legal(record(30, ()), target))
+        whole = latents >= target and len(shots_in(range(target), cuts)) == 1
+        assert bucket.whole(target).tolist() == [True, whole]
         for h in grid.borders(clip, target):
             assert h in legal
             before = range(max(0, h - period), h + 1)

@@ -4,7 +4,7 @@
     python -m tests.proofs.kills finetune   # Stage II, 20 kills
 
 trains once without kills and once with them, holds the ends to each other bit for bit, and writes
-`tests/proofs/kills.json` or `kills-finetune.json`. CI does the same with three kills of Stage I
+`tests/proofs/kills.json` or `kills-finetune.json`. CI does the same with three kills of each
 (`tests/train/test_kills.py`).
 """
 

@@ -15,15 +15,17 @@ import torch
 
 from longtake.core.data.windows import Batch, WindowBatches
 from longtake.core.errors import LongtakeError
-from longtake.core.experiment import Experiment
+from longtake.core.experiment import Experiment, FinetuneSpec
 from longtake.core.tools.files import read_json_lines
 from longtake.core.train import trainer as step
 from longtake.core.train.checkpoint import checkpoints, load_run
+from longtake.core.train.finetune import finetune
 from longtake.core.train.loss import StageOne
 from longtake.core.train.pretrain import pretrain
+from longtake.core.values.draws import drops_memory
 
 from ..program import FSDP, ROOT, SECONDS, TWO, Forked, pair, python_path
-from ..small import small
+from ..small import small, small_finetune
 from .launched import spoil
 from .runs import batches_of, stage_of, tensors
 
@@ -227,3 +229,27 @@ def test_fsdp2_saves_resumes_and_gives_the_files_of_one_process(
     both_trained(together(tmp_path, long, store, back, *FSDP, "--resume"))
     agree(whole, back, rate=1e-3)  # saved without shards, resumed with them
     assert load_run(back).experiment.train == small(**long).train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), FSDP], ids=["ddp", "fsdp"])
+def test_stage_two_trains_as_one_process(
+    store: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """With steps whose memory is dropped, beginnings of clips, and pictures."""
+    cut = FinetuneSpec(past=(0.5, 1.5), target=(0.5, 1.0), start="none")
+    settings = {"batch": 4, "gain_every": 2, "memory_dropout": 0.5, "text_dropout": 0.5}
+    experiment = small_finetune(cut, **settings)
+    plans = [drops_memory(experiment.train.seed, step, 0.5) for step in range(4)]
+    assert set(plans) == {True, False}
+    one, two, path = tmp_path / "one", tmp_path / "two", tmp_path / "mine.py"
+    path.write_text(
+        "from longtake.core.experiment import FinetuneSpec\n"
+        "from tests.small import small_finetune\n\n"
+        f"MINE = small_finetune({cut!r}, **{settings!r})\n",
+        "utf-8",
+    )
+    words = ["finetune", f"{path}:MINE", "--data", store, "--out", two]
+    both_trained(pair(words, tmp_path, *flags))
+    finetune(experiment, store, one)
+    agree(one, two, rate=1e-3)

@@ -42,6 +42,7 @@ from longtake.core.values.flow import interpolate
 from longtake.core.values.grid import Rate
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory
+from longtake.experiments.ship import command
 
 from ..small import RATE, small, small_finetune
 from .runs import same
@@ -182,6 +183,7 @@ def test_resume_equals_never_stopped(store: Path, stage_one: Path, tmp_path: Pat
     ended = finetune(experiment, store, parts, resume=True)
     assert ended.step == 7 and ended.gain is not None
     same(whole, parts)
+    assert command(experiment, whole, store, stage_one).startswith("longtake finetune ")
     for run in (whole, parts):
         header, _ = read_encoder(checkpoints(run)[-1] / "memory.safetensors")
         assert header["stage"] == "finetune"
@@ -228,7 +230,8 @@ def test_other_threads_are_said(
     state = read_json(path, "state")
     assert state["threads"] == torch.get_num_threads()
     write_json(path, state | {"threads": 7})
-    finetune(experiment, store, run, resume=True)
+    finetune(experiment, store, run, resume=True, start=tmp_path / "other")
+    assert "began with run/checkpoint-3: --start is not used" in caplog.text
     assert f"threads were 7, are {torch.get_num_threads()}" in caplog.text
     changes = read_json(run / "spec.json", "spec")["history"][0]["changes"]
     assert any("threads were 7" in text for text in changes)
