@@ -64,7 +64,7 @@ def build_clips(folder: Path, photos: Path | None = None) -> tuple[ChangeClip, .
     _note_plan(folder)
     clips = []
     for place, (name, photo) in enumerate(found):
-        things = tuple(found[(place + step) % len(found)][1] for step in (1, 2))
+        things = (found[(place + 1) % len(found)][1], found[(place + 2) % len(found)][1])
         for when in WHEN:
             for what in WHAT:
                 path = folder / f"{when}-{what}-{name}.mp4"

@@ -11,8 +11,8 @@ from einops import rearrange
 
 from ...core.tools.files import whole_file
 from ..returns.ask import ALONE, CEILING, LAST, MEMORY, NONE, OWN, TRUTH, WINDOW
+from ..returns.clips import RETURN, SECONDS
 from .ask import WAS, ChangeResult
-from .clips import RETURN, SECONDS
 
 FIRST_SHOWN = (WAS, TRUTH, MEMORY, ALONE, NONE)
 
