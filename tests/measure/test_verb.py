@@ -80,6 +80,7 @@ def test_it_writes_report_json_and_picture(tmp_path, quick, builds, store, resul
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_fit_keeps_the_linear_code_beside_the_run(tmp_path, monkeypatch, quick, store, capsys):
     run, given = tmp_path / "run", []
     run.mkdir()
