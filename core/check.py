@@ -265,7 +265,10 @@ class _Trial:
             model = self.plugin.load().load(spec, seed=0)
             self.unchecked.extend(check_backbone(model, spec=spec))
         elif kind == "compressor":
-            check_compressor(self.plugin.load(), spec)
+            cls = self.plugin.load()
+            reads_pixels = cls.needs(spec).pixels
+            codec = self.experiment.backbone.codec if reads_pixels else None
+            check_compressor(cls, spec, codec=codec)
         elif kind in ("codec", "text_encoder"):
             made = build(spec)
             if not made.available_offline:

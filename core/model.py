@@ -56,7 +56,8 @@ def build_model(experiment: Experiment, *, adapters: bool = False) -> Model:
     """
     seed = experiment.train.seed
     backbone = registry().load(experiment.backbone).load(experiment.backbone, seed=seed)
-    encoder = build_encoder(experiment, fit_of(backbone), seed=seed)
+    fit = attrs.evolve(fit_of(backbone), codec=experiment.backbone.codec)
+    encoder = build_encoder(experiment, fit, seed=seed)
     backbone.add_enhancer(encoder.features, seed=seed)
     if adapters and experiment.train.trains == "lora":
         backbone.add_lora(experiment.train.adapter)
@@ -217,7 +218,7 @@ def model_sizes(spec: BackboneSpec, compressors: Sequence[CompressorSpec] = ()) 
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         backbone = registry().load(spec).load(spec)
-        fit = _with_zeros(backbone.fit())
+        fit = attrs.evolve(_with_zeros(backbone.fit()), codec=spec.codec)
         encoders = [MemoryEncoder([build(each, fit)]) for each in compressors]
     return ModelSizes(
         geometry=backbone.geometry,

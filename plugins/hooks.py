@@ -56,6 +56,12 @@ def longtake_compressors() -> list[Plugin]:
             "compressors.keyframes:KeyframesCompressor",
         ),
         _record(
+            "contact-sheet",
+            "the newest frames shrunk into one 3x3 picture, encoded by the codec; needs pixels",
+            specs.ContactSheet,
+            "compressors.sheet:ContactSheetCompressor",
+        ),
+        _record(
             "patchifier",
             "FramePack: one strided projection a rate, one for all or coarser with age",
             specs.Patchifier,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .compressors.specs import (
     Clip,
+    ContactSheet,
     Conv,
     DualEncoder,
     Keyframes,
@@ -19,7 +20,7 @@ from .metrics.specs import HighBand, Lpips, MsSsim, Psnr, Ssim
 from .retrievers.specs import Flow, MeanFrame, Probe, Thumbnail, Upsample
 
 __all__ = [
-    "Clip", "Conv", "Drop", "DualEncoder", "Flow", "HighBand", "Keyframes", "Lpips", "MeanFrame",
-    "Merge", "MsSsim", "Noise", "Patchifier", "Pool", "Probe", "Psnr", "Scale", "Shift", "Ssim",
-    "Thumbnail", "Transformer", "Unmasked", "Upsample", "VaeProj", "Window",
+    "Clip", "ContactSheet", "Conv", "Drop", "DualEncoder", "Flow", "HighBand", "Keyframes", "Lpips",
+    "MeanFrame", "Merge", "MsSsim", "Noise", "Patchifier", "Pool", "Probe", "Psnr", "Scale",
+    "Shift", "Ssim", "Thumbnail", "Transformer", "Unmasked", "Upsample", "VaeProj", "Window",
 ]  # fmt: skip

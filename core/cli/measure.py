@@ -153,12 +153,15 @@ def _linear_code(model: Model, fit: Path | None, places: Sequence[Path]) -> Line
     from ..tools.device import pick_device
     from ..tools.progress import progress_bar
 
+    kept = next((place / FILE for place in places if (place / FILE).is_file()), None)
+    if fit is None and kept is None:
+        return None
     codec = build(model.experiment.backbone.codec).to(pick_device()).eval()
     if fit is not None:
         with progress_bar("fit") as report:
             return fit_linear_code(model.experiment, Store.open(fit), codec, progress=report)
-    kept = next((place / FILE for place in places if (place / FILE).is_file()), None)
-    return None if kept is None else read_linear_code(kept, model.experiment, codec)
+    assert kept is not None  # else there was nothing to do
+    return read_linear_code(kept, model.experiment, codec)
 
 
 def _run_folder(place: Path) -> Path:

@@ -20,7 +20,10 @@ from attrs import frozen
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..interfaces.codec import Codec
 from ..interfaces.compressor import Compressor, Fit, Needs, State
+from ..interfaces.spec import CodecSpec
+from ..registry import build
 from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.history import History
 from ..values.memory import Memory, Part, merge
@@ -40,17 +43,23 @@ def check_compressor(
     geometry: Geometry = SMALL,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    codec: CodecSpec | None = None,
 ) -> None:
     """Check that a compressor keeps every law of `core.interfaces.compressor.Compressor`.
 
-    Give it a spec of small widths and of a window that 65 latents fill. In float64 equal means
-    to 1e-12 of the largest token, in other dtypes to 1e-4.
+    One that encodes pictures of its own reads `fit.codec`: give it a codec that needs no weights,
+    whose channels and stride the geometry then takes. Give it a spec of small widths and of a
+    window that 65 latents fill. In float64 equal means to 1e-12 of the largest token, in other
+    dtypes to 1e-4.
 
     Raises:
         AssertionError: a law is broken; the message names it in one line.
     """
     torch.manual_seed(seed)
-    fit = sample_fit(geometry, seed=seed, dtype=dtype)
+    if codec is not None:
+        made: Codec[CodecSpec] = build(codec)
+        geometry = attrs.evolve(geometry, channels=made.channels, vae_stride=made.stride)
+    fit = sample_fit(geometry, seed=seed, dtype=dtype, codec=codec)
     test = CompressorTest(compressor_cls=compressor_cls, spec=spec, fit=fit, seed=seed, dtype=dtype)
     check_reads(test)
     check_liveness(test.built(), test.history(Size3(time=11, height=16, width=18)))

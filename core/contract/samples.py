@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..interfaces.compressor import Fit, Needs
+from ..interfaces.spec import CodecSpec
 from ..values.grid import Geometry, Size3
 from ..values.history import History
 
@@ -23,7 +24,11 @@ SMALL = Geometry(
 
 
 def sample_fit(
-    geometry: Geometry = SMALL, *, seed: int = 0, dtype: torch.dtype = torch.float64
+    geometry: Geometry = SMALL,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    codec: CodecSpec | None = None,
 ) -> Fit:
     """Return a fit with a random first projection, of the size that keeps unit variance."""
     random = torch.Generator().manual_seed(seed)
@@ -35,6 +40,7 @@ def sample_fit(
         geometry=geometry,
         patch_weight=weight / (geometry.channels * patch.cells) ** 0.5,
         patch_bias=bias / 2,
+        codec=codec,
     )
 
 

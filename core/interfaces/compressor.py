@@ -25,7 +25,7 @@ from ..values.memory import Memory, Part, merge
 from ..values.shapes import Latents
 from .base import Interface
 from .checks import check_shape, check_type
-from .spec import CompressorSpec
+from .spec import CodecSpec, CompressorSpec
 
 
 @frozen(kw_only=True)
@@ -78,11 +78,14 @@ class Fit:
         geometry: plain values.
         patch_weight: the DiT's patch embedding `[D, C, p_t, p_h, p_w]`, a detached copy.
         patch_bias: `[D]`.
+        codec: the spec of the codec whose latents the DiT reads, for compressors that encode
+            pictures of their own; None: it is not known.
     """
 
     geometry: Geometry
     patch_weight: Tensor
     patch_bias: Tensor
+    codec: CodecSpec | None = None
 
     def tokens(self, latents: Latents) -> Tensor:
         """Return the DiT's own tokens of latents, `[B, T', H', W', D]`.

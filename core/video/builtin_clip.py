@@ -97,11 +97,16 @@ def render_shots(
     Raises:
         UserError: scikit-image lacks a photograph; said before the first frame is asked for.
     """
-    photos = {photo: _photo(photo) for photo in dict.fromkeys(shot.photo for shot in script)}
+    photos = {photo: open_credited(photo) for photo in dict.fromkeys(shot.photo for shot in script)}
     return film(script, photos, seconds, fps, size)
 
 
-def _photo(name: str) -> Image.Image:
+def open_credited(name: str) -> Image.Image:
+    """Read one of scikit-image's photographs as RGB.
+
+    Raises:
+        UserError: scikit-image lacks it.
+    """
     file = resources.files("skimage") / "data" / name
     if not file.is_file():
         raise UserError(f"scikit-image's photograph {name} is missing; install scikit-image again")

@@ -9,6 +9,7 @@ was trained with a window as its memory, such as a row of Table 1, answers besid
 
     python -m longtake.experiments.returns RUN --window-run table1/runs/window-0 --out returns
 
+So does any run by `--beside table1/runs/contact-sheet-0`, under the name of its folder.
 Writes `returns.json`, `returns.md`, which says how it was asked, and `returns.png`; clips and
 their latents that are there are used again. Exit 2: bad input.
 """
@@ -23,24 +24,15 @@ from typing import Any
 
 import attrs
 
-from ...core.cache.cache import cache
-from ...core.cli.options import find_run
-from ...core.data.store import Store
 from ...core.errors import UserError
-from ...core.experiment import Experiment
-from ...core.model import Model, compressor_needs
 from ...core.plugin_errors import exit_code
-from ...core.tools.device import pick_device
 from ...core.tools.files import check_out_folder, whole_file, write_json
 from ...core.tools.progress import progress_bar
-from ...core.train.checkpoint import load_run, read_run
-from ...plugins.compressors.specs import Window
 from ..common import commit, machine_facts
 from .ask import ReturnProbe, ReturnResult, over_clips, probe_clip
 from .clips import ReturnClips, build_clips
+from .models import cached_clips, load_models
 from .page import ProbeDescription, page, picture
-
-SAME_PARTS = {"codec": "codec", "text_encoder": "text encoder", "geometry": "shapes"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,10 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", help="a run, a checkpoint, or shipped weights by name")
     parser.add_argument("--videos", type=Path, help="real videos to run back; default: none")
     parser.add_argument("--window-run", help="a run trained with `window`, to answer beside RUN")
+    parser.add_argument(
+        "--beside", action="append", default=[], help="a run with another memory; may be repeated"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of clips and results")
     args = parser.parse_args(arguments)
     try:
-        measure_returns(args.run, args.videos, args.out, window=args.window_run)
+        measure_returns(args.run, args.videos, args.out, window=args.window_run, beside=args.beside)
     except Exception as error:  # a plugin may raise anything
         return exit_code(error, "returns")
     print(args.out / "returns.md")
@@ -64,7 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_returns(
-    run: str, videos: Path | None, out: Path, *, window: str | None = None
+    run: str,
+    videos: Path | None,
+    out: Path,
+    *,
+    window: str | None = None,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Build and cache the clips, ask for the returns, and write the results.
 
@@ -73,64 +73,27 @@ def measure_returns(
         videos: a folder of real videos to run back; None: none.
         out: folder of clips and results.
         window: a run that was trained with a sliding window as its memory; None: none.
+        beside: further runs, whose answers are named after their folders.
 
     Raises:
         UserError: no such run or folder, an `out` that cannot be written, a run without memory, or
-            a `window` that is none or is not on the same codec and shapes.
+            a `window` or one `beside` that is none or is not on the same codec and shapes.
     """
     if videos is not None and not videos.is_dir():
         raise UserError(f"--videos {videos}: no such folder")
     check_out_folder(out)
-    models = _models(run, window)
+    models = load_models(run, window, beside)
     returning = build_clips(out / "clips", videos)
-    probe = ReturnProbe.of(models[0], _cached(models, out), *models[1:])
+    store = cached_clips(models, out)
+    probe = ReturnProbe.of(models.own, store, models.window, models.beside)
     clips = _ask(probe, returning)
     fps, stride = probe.store.fps, probe.codec.stride.time
-    name = models[0].experiment.name
+    name = models.own.experiment.name
     description = ProbeDescription(
-        run=run, window=window, experiment=name, fps=fps, stride=stride, left_out=returning.left_out
-    )
+        run=run, window=window, experiment=name, fps=fps, stride=stride,
+        left_out=returning.left_out, beside=tuple(models.beside),
+    )  # fmt: skip
     return _write(out, description, clips)
-
-
-def _models(run: str, window: str | None) -> list[Model]:
-    """Return the models that are asked; none is loaded before all are known to fit."""
-    own = read_run(find_run(run))[0]
-    if not own.remembers:
-        raise UserError(f"{run} has no memory to probe")
-    if window is not None:
-        _check_window(run, own, window, read_run(find_run(window))[0])
-    runs = [run, *([window] if window is not None else [])]
-    return [load_run(find_run(one)).to(pick_device()) for one in runs]
-
-
-def _check_window(run: str, own: Experiment, window: str, other: Experiment) -> None:
-    """Refuse a run whose memory is no window, or that would see other latents than the first."""
-    option = f"--window-run {window}"
-    if len(other.compressors) != 1 or not isinstance(other.compressors[0], Window):
-        raise UserError(f"{option}: it was not trained with the `window` compressor alone")
-    if type(own.backbone) is not type(other.backbone):
-        raise UserError(f"{option}: its backbone is another than that of {run}")
-    for part, words in SAME_PARTS.items():
-        if getattr(own.backbone, part) != getattr(other.backbone, part):
-            raise UserError(f"{option}: the {words} of its backbone are not those of {run}")
-
-
-def _cached(models: Sequence[Model], out: Path) -> Store:
-    experiment = models[0].experiment
-    spec = attrs.evolve(experiment.cache, mirror=False, pixels=True)
-    needs = [compressor_needs(model.experiment).rates for model in models]
-    with progress_bar("cache") as report:
-        cache(
-            attrs.evolve(experiment, cache=spec),
-            out / "clips",
-            out / "store",
-            rates=frozenset().union(*needs),
-            pixels=True,
-            device=pick_device(),
-            progress=report,
-        )
-    return Store.open(out / "store")
 
 
 def _ask(probe: ReturnProbe, returning: ReturnClips) -> list[ReturnResult]:

@@ -54,20 +54,33 @@ class ReturnProbe:
         codec: of its latents, on its device.
         store: clips with their pixels.
         window: a model trained with a sliding window as its memory; None: there is none.
+        beside: further models that answer from their own memory, by the names of their answers.
     """
 
     model: Model
     codec: Codec[CodecSpec]
     store: Store
     window: Model | None = None
+    beside: Mapping[str, Model] = field(factory=dict)
+
+    @property
+    def others(self) -> dict[str, Model]:
+        """The models beside its own, by the names of their answers."""
+        return {**({OWN: self.window} if self.window else {}), **self.beside}
 
     @classmethod
-    def of(cls, model: Model, store: Store, window: Model | None = None) -> ReturnProbe:
+    def of(
+        cls,
+        model: Model,
+        store: Store,
+        window: Model | None = None,
+        beside: Mapping[str, Model] | None = None,
+    ) -> ReturnProbe:
         """Build the codec once for all clips."""
         device = next(model.backbone.parameters()).device
         codec: Codec[CodecSpec] = build(model.experiment.backbone.codec).to(device).eval()
         store.apply_margin(codec)
-        return cls(model=model, codec=codec, store=store, window=window)
+        return cls(model=model, codec=codec, store=store, window=window, beside=beside or {})
 
 
 @frozen(kw_only=True)
@@ -111,22 +124,29 @@ def probe_clip(probe: ReturnProbe, record: Record, seed: int = 0) -> ReturnResul
     times = TIMES[kind_of(record.name)]
     seen = times.seen(store.fps, stride, record.latents)
     asked = times.asked(store.fps, stride, record.latents)
-    scene = _scene(probe, record, seen)
-    truth = torch.cat([_frames(scene, frames_of(index, stride)) for index in asked])
+    scene = scene_of(probe, record, seen)
+    truth = torch.cat([true_frames(scene, frames_of(index, stride)) for index in asked])
     frames_by_way = {
-        **_answers(probe, scene, _past(probe, record, seen), asked, f"return {record.id}", seed),
-        LAST: _frames(scene, frames_of(seen - 1, stride)[-1:]).expand_as(truth),
-        FIRST: _frames(scene, _first(record, asked, stride, store.fps)),
-        CEILING: _decoded(scene, asked, scene.history.latents[:, :, list(asked)]),
+        **answers(probe, scene, past_of(probe, record, seen), asked, f"return {record.id}", seed),
+        LAST: true_frames(scene, frames_of(seen - 1, stride)[-1:]).expand_as(truth),
+        FIRST: true_frames(scene, _first(record, asked, stride, store.fps)),
+        CEILING: decoded(scene, asked, scene.history.latents[:, :, list(asked)]),
     }
     psnr = {
         way: float(build(Psnr())(truth, frames).mean()) for way, frames in frames_by_way.items()
     }
-    shown = {way: _picture(frames) for way, frames in {**frames_by_way, TRUTH: truth}.items()}
+    shown = {way: middle_frame(frames) for way, frames in {**frames_by_way, TRUTH: truth}.items()}
     return ReturnResult(name=record.name, seen=seen, asked=asked, psnr=psnr, shown=shown)
 
 
-def _scene(probe: ReturnProbe, record: Record, seen: int) -> Scene:
+def scene_of(probe: ReturnProbe, record: Record, seen: int) -> Scene:
+    """Return the scene of a whole clip, whose memory is yet to be put in.
+
+    Args:
+        probe: whose model and codec it has.
+        record: the clip.
+        seen: latents of the history, whose caption is read.
+    """
     model, store = probe.model, probe.store
     device = next(model.backbone.parameters()).device
     whole = store.window(record, 0, record.latents, (), True).to(device)
@@ -142,8 +162,9 @@ def _scene(probe: ReturnProbe, record: Record, seen: int) -> Scene:
     )
 
 
-def _past(probe: ReturnProbe, record: Record, seen: int) -> History:
-    models = [probe.model, *([probe.window] if probe.window else [])]
+def past_of(probe: ReturnProbe, record: Record, seen: int) -> History:
+    """Return the history of a clip's first `seen` latents, with all that the models read."""
+    models = [probe.model, *probe.others.values()]
     rates = frozenset().union(*(compressor_needs(model.experiment).rates for model in models))
     past = probe.store.window(record, 0, seen, sorted(rates), True)
     past = past.to(next(probe.model.backbone.parameters()).device)
@@ -161,9 +182,19 @@ def encode_as_whole(codec: Codec[CodecSpec], past: History) -> History:
     return attrs.evolve(past, latents=latents, lr={r: x.to(latents) for r, x in lr.items()})
 
 
-def _answers(
+def answers(
     probe: ReturnProbe, scene: Scene, past: History, asked: Sequence[int], salt: str, seed: int
 ) -> dict[str, Tensor]:
+    """Return the frames of latents `asked` by way to answer, `[F, 3, P, Q]` in [0, 1].
+
+    Args:
+        probe: the models.
+        scene: of the clip.
+        past: what their memories are made of.
+        asked: latent frames of the clip.
+        salt: with `seed`, what the noise follows from, the same for all ways.
+        seed: the same.
+    """
     omega = torch.tensor([list(asked)], device=past.latents.device)
     frames_by_way = {}
     for way, model, memory in _memories(probe, past):
@@ -176,7 +207,7 @@ def _answers(
         random = step_generator(seed, 0, 0, salt)
         result = build_retriever(Flow(steps=1))(model_scene, omega, random)
         assert isinstance(result, LatentFrames)  # as Flow gives
-        frames_by_way[way] = _decoded(scene, asked, result.latents)
+        frames_by_way[way] = decoded(scene, asked, result.latents)
     return frames_by_way
 
 
@@ -190,10 +221,10 @@ def _memories(probe: ReturnProbe, past: History) -> list[tuple[str, Model, Memor
     both = attrs.evolve(memory, parts=(*memory.parts, *further))
     memories = {MEMORY: memory, BOTH: both, ALONE: window, NONE: Memory()}
     own = [(way, model, one) for way, one in memories.items()]
-    return [*own, *([(OWN, probe.window, probe.window.encoder(past))] if probe.window else [])]
+    return [*own, *((way, other, other.encoder(past)) for way, other in probe.others.items())]
 
 
-def _decoded(scene: Scene, asked: Sequence[int], latents: Tensor) -> Tensor:
+def decoded(scene: Scene, asked: Sequence[int], latents: Tensor) -> Tensor:
     """Return the frames of latents, decoded among true predecessors: `[F, 3, P, Q]` in [0, 1]."""
     true = scene.history.latents
     each = zip(asked, latents.to(true.dtype).split(1, dim=2), strict=True)
@@ -207,14 +238,15 @@ def _first(record: Record, asked: Sequence[int], stride: int, fps: float) -> lis
     return [max(0, round(first_seen(kind, frame / fps) * fps)) for frame in frames]
 
 
-def _frames(scene: Scene, frames: Sequence[int]) -> Tensor:
+def true_frames(scene: Scene, frames: Sequence[int]) -> Tensor:
     """Return true frames, `[F, 3, P, Q]` in [0, 1]."""
     assert scene.history.pixels is not None  # windows are read with their pixels
     pixels = scene.history.pixels[0, :, list(frames)]
     return rearrange(pixels, "c f h w -> f c h w").float() / 255
 
 
-def _picture(frames: Tensor) -> Tensor:
+def middle_frame(frames: Tensor) -> Tensor:
+    """Return the frame in the middle, uint8 `[3, P, Q]`."""
     return (frames[len(frames) // 2] * 255).round().to(torch.uint8).cpu()
 
 

@@ -11,11 +11,24 @@ from einops import rearrange
 
 from ...core.tools.files import whole_file
 from ...core.video.builtin_clip import CREDITS
-from .ask import ALONE, ANSWERS, FIRST, LAST, MEMORY, NONE, OWN, TRUTH, WINDOW, ReturnResult
+from .ask import (
+    ALONE,
+    ANSWERS,
+    CEILING,
+    FIRST,
+    LAST,
+    MEMORY,
+    NONE,
+    OWN,
+    TRUTH,
+    WINDOW,
+    ReturnResult,
+)
 from .clips import LEFT, LOOK, NEAR, RETURN, SECONDS
 
 SHOWN = (FIRST, LAST, TRUTH, MEMORY, ALONE, NONE, OWN)
-BESIDE = (ALONE, NONE, OWN)  # what memory is held against
+BESIDE = (ALONE, NONE, OWN)  # what memory is held against, and further models
+KNOWN = (*ANSWERS, LAST, FIRST, CEILING)
 
 
 @frozen(kw_only=True)
@@ -28,6 +41,7 @@ class ProbeDescription:
         fps: frames a second of the clips as the model sees them.
         stride: of the codec in time.
         left_out: real videos that gave no clip, with the reason.
+        beside: the names of further models' answers.
     """
 
     run: str
@@ -36,6 +50,7 @@ class ProbeDescription:
     fps: float
     stride: int
     left_out: Mapping[str, str]
+    beside: tuple[str, ...] = ()
 
 
 def page(
@@ -54,7 +69,8 @@ def page(
 def table(over: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the table of means, and of memory's lead over the other ways, as Markdown."""
     ways, *_ = (list(means["psnr"]) for means in over.values())
-    beside = [way for way in BESIDE if way in ways]
+    further = [way for way in ways if way not in KNOWN]
+    beside = [*(way for way in BESIDE if way in ways), *further]
     head = ["clips", "n", *ways, *(f"memory − {way}" for way in beside)]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for kind, figures in over.items():
@@ -81,6 +97,10 @@ def _who(description: ProbeDescription) -> list[str]:
         fair = f"No model trained with a window was asked: `--window-run` adds one as `{OWN}`."
     else:
         fair = f"`{OWN}` is {description.window}, trained with a sliding window as its memory."
+    if description.beside:
+        fair += (
+            f" Models with other memories answer as {', '.join(map(_code, description.beside))}."
+        )
     beyond = (
         "The asked frames lie beyond the history, where Stage I never trained: it asked for frames "
         "of the history itself. And nothing says to the model that the view comes back: what it "
@@ -92,6 +112,10 @@ def _who(description: ProbeDescription) -> list[str]:
         "All are asked in one step, of the same noise, without a prompt."
     )
     return [flatters, fair, beyond, floors]
+
+
+def _code(name: str) -> str:
+    return f"`{name}`"
 
 
 def _what(description: ProbeDescription, clips: Sequence[ReturnResult]) -> list[str]:
@@ -137,6 +161,7 @@ def picture(path: Path, clips: Sequence[ReturnResult]) -> None:
 
     rows = [_median([clip for clip in clips if clip.kind == kind]) for kind in _kinds(clips)]
     ways = [way for way in SHOWN if way in rows[0].shown]
+    ways += [way for way in rows[0].shown if way not in (*KNOWN, TRUTH)]
     height, width = rows[0].shown[TRUTH].shape[1:]
     wide = 2.0 * len(ways)
     size = (wide, (2.0 * height / width + 0.35) * len(rows))
@@ -161,6 +186,6 @@ def _median(clips: Sequence[ReturnResult]) -> ReturnResult:
 
 def _cell(axes: Any, clip: ReturnResult, way: str) -> None:
     axes.imshow(rearrange(clip.shown[way], "c h w -> h w c").numpy())
-    psnr = f", {clip.psnr[way]:.1f} dB" if way in ANSWERS or way == LAST else ""
+    psnr = f", {clip.psnr[way]:.1f} dB" if way not in (FIRST, CEILING, TRUTH) else ""
     axes.set_title(f"{way}{psnr}", fontsize=7, loc="left")
     axes.set_axis_off()

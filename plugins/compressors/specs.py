@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from ...core.interfaces.spec import CompressorSpec, doc, each, ge, in_, instance_of, named
+from ...core.interfaces.spec import CompressorSpec, between, doc, each, ge, in_, instance_of, named
 from ...core.values.grid import STEPS, Rate
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -321,6 +321,21 @@ class Window(CompressorSpec):
         default=False,
         validator=instance_of(bool),
         metadata=doc("keep latents from before a hard cut, too; false drops them"),
+    )
+
+
+@frozen(kw_only=True)
+class ContactSheet(CompressorSpec):
+    """The newest frames shrunk into one picture, which the codec encodes; nothing is trained.
+
+    It needs pixels, and the backbone's codec wherever it runs.
+    """
+
+    side: int = field(
+        default=3, validator=between(1, 8), metadata=doc("frames along a side, 1 to 8: 3 is 3×3")
+    )
+    every: int = field(
+        default=1, validator=ge(1), metadata=doc("latents from one frame to the next, ≥ 1")
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
 
 from longtake import __main__ as door
 from longtake.backbones.hunyuan.specs import TinyHunyuan
@@ -16,6 +17,7 @@ from longtake.core.cli import options
 from longtake.core.config import to_json
 from longtake.core.errors import UserError
 from longtake.core.measure import measure as measuring
+from longtake.core.measure.prepare import MeasureSetup
 from longtake.core.measure.verdict import as_data
 from longtake.core.pages import report
 from longtake.core.registry import registry
@@ -30,7 +32,7 @@ def quick(monkeypatch, model, result, measure_setup):
         setup.retrieved.update(measure_setup.retrieved)
         return result
 
-    monkeypatch.setattr(options, "find_run", lambda run: run)
+    monkeypatch.setattr(options, "find_run", Path)
     monkeypatch.setattr(checkpoint, "load_run", lambda place: model)
     monkeypatch.setattr(verb, "_checkpoint", lambda place: Path("checkpoint-12"))
     monkeypatch.setattr(measuring, "measure", measured)
@@ -79,6 +81,30 @@ def test_it_writes_report_json_and_picture(tmp_path, quick, builds, store, resul
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Quality by rate" in page and "Through time" in page and page.count("<canvas") == 4 * 3
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_fit_keeps_the_linear_code_beside_the_run(tmp_path, monkeypatch, quick, store, capsys):
+    run, given = tmp_path / "run", []
+    run.mkdir()
+    (run / "spec.json").write_text("{}")
+    monkeypatch.setattr(options, "find_run", lambda text: run)
+    build = MeasureSetup.build
+
+    def built(model, store, *, linear):
+        given.append(linear)
+        return build(model, store, linear=linear)
+
+    monkeypatch.setattr(MeasureSetup, "build", built)
+    words = ("x", "--data", store.root, "--out", tmp_path / "out")
+    assert call(*words) == 0 and "linear: not measured; --fit STORE" in capsys.readouterr().out
+    assert call(*words, "--fit", store.root) == 0
+    assert (run / "linear.safetensors").is_file()
+    assert call(*words) == 0 and "not measured; --fit" not in capsys.readouterr().out
+    missing, fitted, read = given
+    assert missing is None and torch.equal(read.components, fitted.components)
+    assert read.header == fitted.header and read.header["clips"] == 8
+    assert call(*words, "--fit", tmp_path) == 2
 
 
 @pytest.mark.parametrize(
