@@ -48,7 +48,6 @@ from .source import (
 from .storyboard import Section, Storyboard, read_storyboard
 from .work import Worker, now
 
-SLACK_BYTES = 64_000_000  # of the disk that are left free
 
 
 @define(eq=False)
