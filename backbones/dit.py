@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import attrs
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -172,7 +173,11 @@ class DiT(DiffusersBackbone):
         """Return a copy that reads memory as the earlier frames of one longer video."""
         model = copy.deepcopy(self)
         model.setup = attrs.evolve(
-            self.setup, attention="full", memory_time=memory_time, rotary="centre"
+            self.setup,
+            attention="full",
+            memory_time=memory_time,
+            rotary="centre",
+            places="absolute",
         )
         return model
 
@@ -246,13 +251,22 @@ class DiT(DiffusersBackbone):
         # padding may hold anything, and 0 · NaN is NaN
         return tokens.masked_fill(~part.valid.to(tokens.device)[..., None], 0.0)
 
-    def _memory_positions(self, part: Part) -> tuple[Tensor, Tensor | None]:
+    def _memory_positions(
+        self, part: Part | Cache, origin: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return a memory's positions, and extents where the rotary embedding is averaged.
 
         Those of padding are 0 and 1, since they may hold anything, and NaN would reach masked keys.
+
+        Args:
+            part: the memory, or its cache.
+            origin: the latent frame from which time is counted, `[B]`; None: that of the positions.
         """
-        real = part.valid.to(part.positions.device)[..., None]
-        positions = torch.where(real, part.positions, 0.0)
+        real, positions = part.valid.to(part.positions.device)[..., None], part.positions
+        if origin is not None:
+            start = F.pad(origin.to(positions)[:, None], (0, 2))  # [B, 3], rows and columns stay
+            positions = positions - start[:, None]
+        positions = torch.where(real, positions, 0.0)
         averaged = self.setup.rotary == "averaged"
         return positions, torch.where(real, part.extents, 1.0) if averaged else None
 

@@ -138,16 +138,23 @@ def number_field(default: float, text: str) -> Any:
     return field(default=default, validator=gt(0.0), metadata=doc(f"{text}, > 0"))
 
 
+def in_words(value: Any) -> str:
+    """Return a plain value of a field as JSON, and so the user, has it."""
+    return "null" if value is None else str(value)
+
+
 @frozen(kw_only=True)
 class DiTSpec(BackboneSpec):
     """How memory enters a diffusion transformer, and where its weights come from.
 
     A subclass has the model's numbers as fields, says in `config` what diffusers calls them, and
-    is `published` where its defaults are those of weights that people can have.
+    is `published` where its defaults are those of weights that people can have. The fields that
+    say how memory is read are named in `reading`.
     """
 
     recipe: ClassVar[Mapping[str, Any]] = PAPER
     published: ClassVar[bool] = False
+    reading: ClassVar[tuple[str, ...]] = ("attention", "memory_time", "cache_block", "rotary")
 
     attention: str = field(
         default="full",
@@ -203,6 +210,21 @@ class DiTSpec(BackboneSpec):
                     f"backbone.cache_block {self.cache_block} is no multiple of the time rate of "
                     f"{rate}, as isolated-causal memory needs"
                 )
+
+    def check_reading(self, trained: BackboneSpec) -> None:
+        """Raise ValueError where a field of `reading` is not as it was trained."""
+        for name in self.reading:
+            was, now = getattr(trained, name, None), getattr(self, name)
+            if now == was or name == "cache_block" and self.attention != "isolated-causal":
+                continue
+            hint = ""
+            if name == "attention" and was == "full":
+                hint = ". full memory sees the targets at every step, so that a cache of keys and "
+                hint += "values would only come near it: train with isolated to have one"
+            raise ValueError(
+                f"backbone.{name} is {in_words(now)}, but the memory was trained with "
+                f"{in_words(was)}, and is read as it was trained{hint}"
+            )
 
     def memory_block(self, rates: Iterable[Rate]) -> int:
         """Return the latents of a block by which memory can be dropped: of a cache that grows."""

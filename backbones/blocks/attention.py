@@ -93,6 +93,18 @@ class Visibility(NamedTuple):
     groups: tuple[BlockGroup, ...] | None = None
 
 
+class MemoryRotary(NamedTuple):
+    """Rotary tables of all memory, for keys that are rotated where they are read.
+
+    Attributes:
+        own: as memory reads itself; None where no memory runs.
+        seen: as targets read it; None where there are no targets.
+    """
+
+    own: RotaryTable | None
+    seen: RotaryTable | None
+
+
 class BlockContext(NamedTuple):
     """What a block reads beside its tokens.
 
@@ -101,12 +113,14 @@ class BlockContext(NamedTuple):
         visibility: which tokens attend to which.
         features: of the memory, by name, for the block's enhancer; targets read them.
         last: no block follows, so that memory's hidden tokens are not computed.
+        rotary: of memory's keys, where they, and cached ones, are not rotated yet; None: all are.
     """
 
     cached: KeyValue | None
     visibility: Visibility
     features: Mapping[str, Feature]
     last: bool
+    rotary: MemoryRotary | None = None
 
 
 def concat(first: KeyValue | None, second: KeyValue | None) -> KeyValue:

@@ -30,6 +30,8 @@ class Setup:
             over all cells that it covers.
         cache_block: latents of a block of `isolated-causal` memory.
         time: `sample` or `token`: whether targets are modulated by one time a sample or a token.
+        places: `absolute` or `relative`: whether time is counted from the beginning of the video or
+            from the first target, where the model can tell (HunyuanVideo).
     """
 
     geometry: Geometry
@@ -38,6 +40,7 @@ class Setup:
     rotary: str = "centre"
     cache_block: int = 8
     time: str = "sample"
+    places: str = "absolute"
 
     @classmethod
     def of(cls, spec: DiTSpec, *, time: str = "sample") -> Setup:

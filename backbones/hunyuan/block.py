@@ -55,7 +55,7 @@ class DualBlock(HunyuanVideoTransformerBlock):  # type: ignore[misc]
             memory: its tokens; None where there is none, or where `context.cached` stands for them.
             context: what else the block reads.
         """
-        from_memory = None if memory is None else self._project(memory, query=not context.last)
+        from_memory = None if memory is None else self._project_memory(memory, context)
         if target is None or text is None:
             _, read, kv = _attention(self.attn, None, from_memory, context)
             return None, None, self._memory_out(memory, from_memory, read), kv
@@ -71,9 +71,13 @@ class DualBlock(HunyuanVideoTransformerBlock):  # type: ignore[misc]
         text_out = self._text_out(text, text_read, from_text.gates)
         return target_out, text_out, self._memory_out(memory, from_memory, read), kv
 
-    def _project(self, stream: Stream, query: bool = True) -> Projections:
+    def _project(self, stream: Stream) -> Projections:
         x, *gates = self.norm1(stream.hidden, emb=stream.modulation)
-        return _project_latents(self.attn, x, stream.rotary, query, gates)
+        return _project_latents(self.attn, x, stream.rotary, gates)
+
+    def _project_memory(self, memory: Stream, context: BlockContext) -> Projections:
+        x, *gates = self.norm1(memory.hidden, emb=memory.modulation)
+        return _project_memory(self.attn, x, memory.rotary, gates, context)
 
     def _project_text(self, text: Tensor, modulation: Tensor) -> Projections:
         x, *gates = self.norm1_context(text, emb=modulation)
@@ -147,16 +151,24 @@ class SingleBlock(HunyuanVideoSingleTransformerBlock):  # type: ignore[misc]
             memory: as in `DualBlock`.
             context: what else the block reads.
         """
-        from_memory = None if memory is None else self._project(memory, query=not context.last)
+        from_memory = None if memory is None else self._project_memory(memory, context)
         from_main = None if main is None else self._project(main)
         main_read, memory_read, kv = _attention(self.attn, from_main, from_memory, context)
         main_out = self._enhance(main, self._out(main, from_main, main_read), context.features)
         return main_out, self._out(memory, from_memory, memory_read), kv
 
-    def _project(self, stream: Stream, query: bool = True) -> Projections:
+    def _project(self, stream: Stream) -> Projections:
         x, gate = self.norm(stream.hidden, emb=stream.modulation)
-        gates = [gate, self.act_mlp(self.proj_mlp(x))] if query else [gate]
-        return _project_latents(self.attn, x, stream.rotary, query, gates)
+        return _project_latents(self.attn, x, stream.rotary, [gate, self._mlp(x)])
+
+    def _project_memory(self, memory: Stream, context: BlockContext) -> Projections:
+        x, gate = self.norm(memory.hidden, emb=memory.modulation)
+        gates = [gate] if context.last else [gate, self._mlp(x)]
+        return _project_memory(self.attn, x, memory.rotary, gates, context)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act_mlp(self.proj_mlp(x))
+        return out
 
     def _out(
         self, stream: Stream | None, projections: Projections | None, read: Tensor | None
@@ -178,15 +190,38 @@ class SingleBlock(HunyuanVideoSingleTransformerBlock):  # type: ignore[misc]
 
 
 def _project_latents(
-    attention: Any, x: Tensor, rotary: RotaryTable, query: bool, gates: list[Tensor]
+    attention: Any, x: Tensor, rotary: RotaryTable, gates: list[Tensor]
 ) -> Projections:
     """Return the projections of modulated latents `[B, N, D]`, and of text behind them."""
-    q = None
-    if query:
-        q = _rotate_latents(attention.norm_q(_heads(attention, attention.to_q(x))), rotary)
-    key = _rotate_latents(attention.norm_k(_heads(attention, attention.to_k(x))), rotary)
+    query = _rotate_latents(_queries(attention, x), rotary)
+    key = _rotate_latents(_keys(attention, x), rotary)
     value = _heads(attention, attention.to_v(x))
-    return Projections(q, KeyValue(key, value), tuple(gates))
+    return Projections(query, KeyValue(key, value), tuple(gates))
+
+
+def _project_memory(
+    attention: Any, x: Tensor, rotary: RotaryTable, gates: list[Tensor], context: BlockContext
+) -> Projections:
+    """Return the projections of modulated memory `[B, N, D]`.
+
+    Without queries in the last block; keys are not rotated where that is left to their readers.
+    """
+    query = None if context.last else _rotate_latents(_queries(attention, x), rotary)
+    key = _keys(attention, x)
+    if context.rotary is None:
+        key = _rotate_latents(key, rotary)
+    value = _heads(attention, attention.to_v(x))
+    return Projections(query, KeyValue(key, value), tuple(gates))
+
+
+def _queries(attention: Any, x: Tensor) -> Tensor:
+    heads: Tensor = attention.norm_q(_heads(attention, attention.to_q(x)))
+    return heads
+
+
+def _keys(attention: Any, x: Tensor) -> Tensor:
+    heads: Tensor = attention.norm_k(_heads(attention, attention.to_k(x)))
+    return heads
 
 
 def _heads(attention: Any, x: Tensor) -> Tensor:
@@ -217,9 +252,10 @@ def _attention(
     Returns:
         What is read is `[B, N, D]`, None where nothing reads.
     """
-    visibility = context.visibility
+    visibility, rotary = context.visibility, context.rotary
     memory_kv = context.cached if memory is None else concat(context.cached, memory.kv)
-    every = concat(memory_kv, None if main is None else main.kv)
+    seen = _rotated(memory_kv, rotary.seen) if memory_kv and rotary else memory_kv
+    every = concat(seen, None if main is None else main.kv)
     query = None if memory is None else memory.query
     if main is not None and main.query is not None and query is not None and visibility.joint:
         both = torch.cat([query, main.query], dim=1)
@@ -229,8 +265,14 @@ def _attention(
     if main is not None:
         main_read = _joined(attend(attention, main.query, every, visibility.all))
     if query is not None and memory_kv is not None:
-        memory_read = _joined(attend_to_memory(attention, query, memory_kv, visibility))
+        own = _rotated(memory_kv, rotary.own) if rotary else memory_kv
+        memory_read = _joined(attend_to_memory(attention, query, own, visibility))
     return main_read, memory_read, memory_kv
+
+
+def _rotated(kv: KeyValue, table: RotaryTable | None) -> KeyValue:
+    """Return keys and values with the keys rotated; without a table as they are, read by nobody."""
+    return kv if table is None else KeyValue(_rotate_latents(kv.key, table), kv.value)
 
 
 def _joined(heads: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ...core.interfaces.backbone import Feature, VelocityCall, target_positions
+from ...core.interfaces.backbone import Context, Feature, VelocityCall, target_positions
 from ...core.interfaces.compressor import pad_to
 from ...core.values.memory import Part
 from ...core.values.text import Text
-from ..blocks.attention import BlockContext, KeyValue, Stream, Visibility
+from ..blocks.attention import BlockContext, KeyValue, MemoryRotary, Stream, Visibility
 from ..blocks.memory import cached_by_block
 from ..blocks.rotary import RotaryAxes, RotaryTable, rotary_table
 from ..dit import DiT
@@ -43,6 +43,12 @@ class HunyuanVideoDiT(DiT):
     attends to memory only, under a constant modulation: its time, an all-zero pooled prompt and no
     guidance, so that its keys and values serve every step, both guidance branches and every prompt.
     Zeros, because any other constant would be a vector of one text encoder's.
+
+    Latents know of each other's places only how far they are apart, but text, which has none, reads
+    and is read at the places themselves. With `relative` ones the first target stands at time 0, as
+    in the model's training, and memory before it. An `isolated` memory then reads itself at its own
+    places, which serve every target, and its keys are rotated where targets read them: a cache
+    holds keys that are not rotated.
 
     Attributes:
         guidance: the scale that the model was distilled on, None where it knows none; whoever
@@ -79,9 +85,11 @@ class HunyuanVideoDiT(DiT):
         self.single_transformer_blocks = blocks(SingleBlock, self.config.num_single_layers)
 
     def set_up(self, spec: DiTSpec) -> None:
-        """Set what a spec says of how memory enters, and its guidance scale."""
+        """Set what a spec says of how memory enters, of places, and its guidance scale."""
         super().set_up(spec)
-        self.guidance = spec.guidance if isinstance(spec, specs.HunyuanSpec) else None
+        if isinstance(spec, specs.HunyuanSpec):
+            self.setup = attrs.evolve(self.setup, places=spec.places)
+            self.guidance = spec.guidance
 
     def reference_inputs(self, noisy: Tensor, t: Tensor, text: Text) -> dict[str, Any]:
         """Return what diffusers' pipeline would call the model with, its guidance scale, too."""
@@ -103,9 +111,11 @@ class HunyuanVideoDiT(DiT):
         return Text(embeddings=empty, mask=mask, pooled=pooled)
 
     def _memory_keys(self, new: Part, cached: list[KeyValue] | None, every: Part) -> list[KeyValue]:
-        stream = self._memory_stream(new, None, None)
+        stream, rotary = self._memory_stream(new, None, None), None
+        if self.setup.places == "relative":
+            rotary = MemoryRotary(self._rotary(*self._memory_positions(every)), None)
         visibility = self._visibility(every, every.valid)
-        return self._run_blocks(None, None, stream, cached, visibility, {})[1]
+        return self._run_blocks(None, None, stream, cached, visibility, {}, rotary)[1]
 
     def _prepare_text(self, text: Text) -> Text:
         return packed(text.to(self.device, self.dtype))
@@ -116,9 +126,13 @@ class HunyuanVideoDiT(DiT):
         rows, columns = noisy.shape[3] // patch.height, noisy.shape[4] // patch.width
         t, pooled = call.t.to(self.device), _pooled(call.context.text)
         modulation = embed_time(self.time_text_embed, t, pooled, self.guidance)
-        rotary = self._rotary(target_positions(call.frames, rows, columns))
+        origin, frames = None, call.frames
+        if self.setup.places == "relative":
+            origin = frames.amin(dim=1)
+            frames = frames - origin[:, None]
+        rotary = self._rotary(target_positions(frames, rows, columns))
         target = Stream(self.x_embedder(noisy), modulation, rotary)
-        out = self._read_context(target, call)
+        out = self._read_context(target, call, origin)
         latents: Tensor = rearrange(
             self.proj_out(self.norm_out(out, modulation)),
             "b (k h w) (c pt ph pw) -> b c (k pt) (h ph) (w pw)",
@@ -126,15 +140,26 @@ class HunyuanVideoDiT(DiT):
         )  # fmt: skip
         return latents[..., :height, :width]
 
-    def _read_context(self, target: Stream, call: VelocityCall) -> Tensor:
-        """Return the targets' hidden tokens after all blocks."""
-        context, memory = call.context, None
+    def _read_context(self, target: Stream, call: VelocityCall, origin: Tensor | None) -> Tensor:
+        """Return the targets' hidden tokens after all blocks.
+
+        Args:
+            target: as it enters.
+            call: what was asked.
+            origin: the latent frame from which time is counted, `[B]`; None: that of the video.
+        """
+        context, memory, rotary = call.context, None, None
         text, mask = self._refined_text(context.text, call.t.to(self.device))
         visibility = self._context_visibility(context, target.hidden.shape[1], mask)
         if context.memory is not None:
-            memory = self._memory_stream(context.memory, target, _pooled(context.text))
+            start = origin if self.setup.joint else None
+            memory = self._memory_stream(context.memory, target, _pooled(context.text), start)
+        if origin is not None and not self.setup.joint:
+            rotary = self._rotary_by_reader(context, origin)
         cached = None if context.cache is None else cached_by_block(context.cache)
-        out, _ = self._run_blocks(target, text, memory, cached, visibility, context.features)
+        out, _ = self._run_blocks(
+            target, text, memory, cached, visibility, context.features, rotary
+        )
         assert out is not None, "targets went in"
         return out
 
@@ -146,6 +171,7 @@ class HunyuanVideoDiT(DiT):
         cached: Sequence[KeyValue] | None,
         visibility: Visibility,
         features: Mapping[str, Feature],
+        rotary: MemoryRotary | None,
     ) -> tuple[Tensor | None, list[KeyValue]]:
         """Return the targets' hidden tokens `[B, N, D]`, and the memory's keys and values by block.
 
@@ -158,10 +184,13 @@ class HunyuanVideoDiT(DiT):
             cached: keys and values by block, from a cache; None where there is none.
             visibility: which tokens attend to which.
             features: of a memory, for the blocks' enhancers.
+            rotary: of the memory's keys, where they are rotated as they are read.
         """
         count = len(self.memory_blocks)
         contexts = (
-            BlockContext(cached[i] if cached else None, visibility, features, i == count - 1)
+            BlockContext(
+                cached[i] if cached else None, visibility, features, i == count - 1, rotary
+            )
             for i in range(count)
         )
         keys_values: list[KeyValue] = []
@@ -186,15 +215,33 @@ class HunyuanVideoDiT(DiT):
         """Return the text as the blocks read it `[B, L, D]`, and which of it is real `[B, L]`."""
         return self.context_embedder(text.embeddings, t.float() * STEPS, text.mask), text.mask
 
-    def _memory_stream(self, part: Part, target: Stream | None, pooled: Tensor | None) -> Stream:
+    def _rotary_by_reader(self, context: Context, origin: Tensor) -> MemoryRotary | None:
+        """Return the tables of an `isolated` memory for itself and for targets that count time."""
+        remembered = context.cache or context.memory
+        if remembered is None or not remembered.valid.shape[1]:
+            return None
+        own = None
+        if context.memory is not None:
+            own = self._rotary(*self._memory_positions(context.memory))
+        return MemoryRotary(own, self._rotary(*self._memory_positions(remembered, origin)))
+
+    def _memory_stream(
+        self,
+        part: Part,
+        target: Stream | None,
+        pooled: Tensor | None,
+        origin: Tensor | None = None,
+    ) -> Stream:
         """Return a memory's tokens as they enter.
 
         Args:
             part: the tokens.
             target: what the targets enter as, where memory may share their time.
             pooled: the prompts' vectors, where memory may know them.
+            origin: the latent frame from which time is counted, `[B]`; None: that of the video.
         """
-        tokens, rotary = self._memory_tokens(part), self._rotary(*self._memory_positions(part))
+        tokens = self._memory_tokens(part)
+        rotary = self._rotary(*self._memory_positions(part, origin))
         if self.setup.memory_time is None:
             assert target is not None, "specs refuse isolated memory at a shared time"
             return Stream(tokens, target.modulation, rotary)

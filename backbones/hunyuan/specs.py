@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from attrs import Attribute, field, frozen
 
-from ...core.interfaces.spec import doc, in_, instance_of
+from ...core.interfaces.spec import BackboneSpec, doc, in_, instance_of
 from ...core.values.grid import Geometry, Size3
 from ..codecs.specs import Dct, HunyuanVae
 from ..specs import (
@@ -53,6 +53,8 @@ class HunyuanSpec(DiTSpec):
     A subclass has the codecs.
     """
 
+    reading: ClassVar[tuple[str, ...]] = (*DiTSpec.reading, "places")
+
     heads: int = count_field(24, "attention heads")
     head_width: int = count_field(128, "width of a head, the sum of `rope`; D = heads × this")
     layers: int = count_field(20, "blocks of two streams, latents beside text")
@@ -63,6 +65,15 @@ class HunyuanSpec(DiTSpec):
     rope: tuple[int, ...] = _rope_field((16, 56, 56))
     theta: float = number_field(256.0, "base of the rotary embedding's frequencies")
     guidance: float | None = _guidance_field(6.0)
+    places: str = field(
+        default="absolute",
+        validator=in_(("absolute", "relative")),
+        metadata=doc(
+            "where time begins: absolute, with the video, as frames of one longer video are; "
+            "relative, with the first target, as the model was trained: text has no place, so "
+            "absolute ones change its weight as a take grows. One value for both stages and takes"
+        ),
+    )
     image_condition: str = field(
         default="none",
         validator=in_(("none", "token_replace")),
@@ -75,6 +86,15 @@ class HunyuanSpec(DiTSpec):
     shift: float = number_field(7.0, "timestep shift of sampling and training")
     codec: Dct | HunyuanVae = field(metadata=doc("the codec of its latents"))
     text_encoder: Bytes | LlamaClip = field(metadata=doc("its text encoders"))
+
+    def check_start(self, before: BackboneSpec) -> None:
+        """Raise ValueError where places are other ones than in an earlier stage."""
+        was = getattr(before, "places", self.places)
+        if was != self.places:
+            raise ValueError(
+                f"backbone.places is {self.places}, but {was} in the stage before: it is one value "
+                "for both stages and takes"
+            )
 
     @property
     def geometry(self) -> Geometry:

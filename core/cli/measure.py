@@ -97,6 +97,12 @@ def _changed(experiment: Experiment, sets: Sequence[str]) -> Experiment:
             f"--set backbone={changed.swap.backbone}: a run is measured on the backbone that it "
             "was trained on"
         )
+    try:
+        changed.spec.backbone.check_reading(experiment.backbone)
+    except ValueError as error:
+        raise UserError(f"--set {error}") from error
+    if changed.spec.compressors != experiment.compressors:
+        raise UserError("--set compressors: a run is measured with the memory that it trained")
     return changed.spec
 
 

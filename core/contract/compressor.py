@@ -1,10 +1,11 @@
 """The contract of compressors: what every φ must keep, checked on a small one.
 
 A memory has the length that `context_length` says, finite tokens and places inside of the history;
-`step` and `pending` give what `forward` gives, however the history is cut; the state is constant in
-size and goes through a file; samples of a batch, ragged or not, do not depend on each other; it
-reads what `needs` declares and nothing else, and brings the features that it declares; no parameter
-is dead (three released systems shipped a memory that nothing had trained).
+`step` and `pending` give what `forward` gives, however the history is cut, and when a hard cut in
+the video is told late, too; the state is constant in size and goes through a file; samples of a
+batch, ragged or not, do not depend on each other; it reads what `needs` declares and nothing else,
+and brings the features that it declares; no parameter is dead (three released systems shipped a
+memory that nothing had trained).
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def check_compressor(
             check_law(test, compressor, test.history(size))
         check_samples(test, compressor)
         check_state(test, compressor)
+        check_cut(test, compressor)
 
 
 @frozen(kw_only=True)
@@ -318,6 +320,25 @@ def check_law(test: CompressorTest, compressor: AnyCompressor, history: History)
             require(test.same(merge([*settled, pending]), whole), f"{line} at {seen} latents")
         same = all(equal(snapshot(m), copy) for m, copy in zip(settled, copies, strict=True))
         require(same, "settled: what step gave was changed later")
+
+
+def check_cut(test: CompressorTest, compressor: AnyCompressor) -> None:
+    """Check that `cut` makes of a state what a history with a cut at its end gives, and goes on."""
+    geometry, history = test.fit.geometry, test.history(Size3(time=9, height=6, width=10))
+    first_frame = geometry.vae_stride.time * (int(history.start[0]) + 4) + 1  # of latent 5
+    cuts = ((first_frame / geometry.fps,),) * history.batch
+    unknown = attrs.evolve(history, cuts=((),) * history.batch)
+    known = attrs.evolve(history, cuts=cuts)
+    state, settled = compressor.step(None, unknown.chunk(0, 5))
+    before = {name: x.clone() for name, x in state.items()}
+    after = compressor.cut(state)
+    require(equal(before, state), "cut: it changed the state that it was given")
+    late = merge([settled, compressor.pending(after)])
+    line = "cut: after it the memory is not that of a history with the cut"
+    require(test.same(late, compressor(known.chunk(0, 5))), line)
+    state, more = compressor.step(after, known.chunk(5, 9))
+    late = merge([settled, more, compressor.pending(state)])
+    require(test.same(late, compressor(known)), f"{line}, once the history goes on")
 
 
 def chunkings(latents: int, seed: int) -> list[list[int]]:

@@ -283,7 +283,9 @@ class WindowSampler:
         period = shared_period(tuple(needs.rates))
         low, high = (geometry.latents(geometry.frames(s, store.fps)) for s in spec.seconds)
         lengths = [n for n in range(1, high + 1) if (n - 1) % period == 0]
-        lengths = [n for n in lengths if n >= low - period + 1] or lengths[-1:]
+        # Rounded down to the grid, but where a long period would leave less than half of it, up.
+        least = max(low - period + 1, (low + 1) // 2)
+        lengths = [n for n in lengths if n >= least] or lengths[-1:]
         if not lengths:
             raise UserError(f"train.seconds {spec.seconds}: shorter than one latent frame")
         crops = Crops.of(spec.crop, geometry, needs.rates)

@@ -54,7 +54,8 @@ class Cache:
     A cache never changes; `Backbone.remember(more, cache)` gives a longer one.
 
     Attributes:
-        keys, values: one `[B, N, heads, head width]` a block, rotary already applied to keys.
+        keys, values: one `[B, N, heads, head width]` a block, rotary already applied to keys, but
+            where the backbone's places are relative to the targets: there it is applied at use.
         positions, extents: of the cached tokens in the order of the keys, `[B, N, 3]`.
         valid: `[B, N]`.
         memory: what it was made of: the tokens to go on from, and their features. They weigh as

@@ -195,7 +195,7 @@ class Compressor(Interface, Generic[S]):
       cached and what a history costs, without building anything;
     - `forward(history)` makes the memory of a whole window, which is what training runs;
     - `step(state, chunk)` and `pending(state)` make the same memory chunk by chunk, which is what
-      generation runs.
+      generation runs; `cut(state)` is for those that read `history.cuts`.
 
     `core.interfaces.streaming` has bases that ask for less, down to one method (`CellCompressor`).
     Tokens that bring features for cross-attention also name them in `features(spec)`.
@@ -259,6 +259,15 @@ class Compressor(Interface, Generic[S]):
     def pending(self, state: State) -> Memory:
         """Return the tokens that may still change, from the state alone; leaves the state as is."""
 
+    def cut(self, state: State) -> State:
+        """Return the state after a hard cut behind all that it has seen: another shot follows.
+
+        It is told where a take decides on the cut after the state was made; then `pending` must be
+        that of a history with the cut among its `cuts`. Here nothing changes: memory reaches across
+        cuts. The state given stays as it is.
+        """
+        return state
+
 
 class MemoryEncoder(nn.Module):
     """All compressors of an experiment side by side: their parts stand in one memory.
@@ -297,12 +306,23 @@ class MemoryEncoder(nn.Module):
         results = [c.step(s, chunk) for c, s in zip(self.members, before, strict=True)]
         pairs = zip(self.members, results, strict=True)
         settled = [check_memory(c, memory, chunk.batch) for c, (_, memory) in pairs]
-        return [s for s, _ in results], side_by_side(settled)
+        states = [s for s, _ in results]
+        if state is None and len(states) > 1:
+            # Parts stand in the order of the compressors, also before they have tokens.
+            empty = [
+                c.pending(s).without_tokens() for c, s in zip(self.members, states, strict=True)
+            ]
+            settled = [merge(pair) for pair in zip(settled, empty, strict=True)]
+        return states, side_by_side(settled)
 
     def pending(self, state: list[State]) -> Memory:
         """Return all that may still change."""
         pairs = zip(self.members, state, strict=True)
         return side_by_side([check_memory(c, c.pending(s)) for c, s in pairs])
+
+    def cut(self, state: list[State]) -> list[State]:
+        """Return each compressor's state after a hard cut behind all that it has seen."""
+        return [c.cut(s) for c, s in zip(self.members, state, strict=True)]
 
     def maker(self, part: str) -> Compressor[CompressorSpec]:
         """Return the compressor that makes the part of that name in the memory of all."""

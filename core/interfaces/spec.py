@@ -206,6 +206,27 @@ class BackboneSpec(PluginSpec):
             ValueError: (in subclasses) a rate cannot be taken; the message names it.
         """
 
+    def check_reading(self, trained: BackboneSpec) -> None:
+        """Refuse to read a memory otherwise than it was trained; here nothing is refused.
+
+        Args:
+            trained: the backbone as it was trained.
+
+        Raises:
+            ValueError: (in subclasses) a field says otherwise; the message names it.
+        """
+
+    def check_start(self, before: BackboneSpec) -> None:
+        """Refuse to go on from what an earlier stage trained; here nothing is refused.
+
+        Args:
+            before: the backbone of that stage.
+
+        Raises:
+            ValueError: (in subclasses) a field must be the same in all stages; the message names
+                it.
+        """
+
     def memory_block(self, rates: Iterable[Rate]) -> int:
         """Return the latents of a block by which memory of these rates can be dropped.
 

@@ -261,6 +261,23 @@ def with_weights(experiment: Experiment, folder: Path) -> Experiment:
     return config.apply_sets(experiment, [f"backbone.weights={folder}"])
 
 
+def check_start(start: Path, experiment: Experiment) -> None:
+    """Raise UserError if an experiment cannot go on from what a run trained, by their backbones.
+
+    Args:
+        start: a checkpoint, or a folder of weights; of one without a spec.json nothing is known.
+        experiment: what is to train.
+    """
+    known = any((folder / "spec.json").exists() for folder in (start, start.parent))
+    if start.is_dir() and not known:
+        return
+    before, _ = read_run(start)
+    try:
+        experiment.backbone.check_start(before.backbone)
+    except ValueError as error:
+        raise UserError(f"{start}: {error}") from error
+
+
 def save_model(folder: Path, model: Model) -> None:
     """Write the encoder, and the backbone or its adapters as the experiment trains them."""
     if model.experiment.remembers:

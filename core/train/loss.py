@@ -242,13 +242,17 @@ def channel_weights(model: Model, exponent: float) -> Tensor:
 
 
 def shuffled(memory: Memory) -> Memory:
-    """Return the memory in which each sample has the tokens of the next one, at its own places."""
+    """Return the memory in which each sample has the tokens of the next one, at its own places.
+
+    What one of the two has not (a window that ends at a cut) is left out.
+    """
     return attrs.evolve(
         memory,
         parts=tuple(
             attrs.evolve(
                 part,
                 tokens=part.tokens.roll(1, dims=0),
+                valid=part.valid & part.valid.roll(1, dims=0),
                 features={name: x.roll(1, dims=0) for name, x in part.features.items()},
             )
             for part in memory.parts

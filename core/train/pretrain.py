@@ -34,6 +34,7 @@ from ..tools.files import (
 from ..tools.progress import Report
 from . import distributed
 from .checkpoint import (
+    check_start,
     checkpoints,
     load_average,
     load_model,
@@ -132,6 +133,8 @@ def _prepare(
     needs, train = compressor_needs(experiment), experiment.train
     check_fits(experiment, store, needs.rates)
     newest = check_run(experiment, out, resume=resume)
+    if newest is None and start is not None:
+        check_start(start, experiment)
     resumption = Resumption.of(experiment, store, out, newest) if newest else None
     windows = WindowSampler.of(store, experiment.backbone.geometry, train, needs)
     distributed.check_launch(train)

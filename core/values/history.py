@@ -31,8 +31,8 @@ class History:
         offset: latent frames of the window that came before this chunk; 0 for a whole window.
         length: how many of the T latents are real, int64 `[B]`; the rest is padding.
         pixels: the video at full size, uint8 `[B, 3, F, P, Q]`, where a plugin needs it.
-        cuts: for each sample, the times of hard cuts of the whole window, seconds of the source;
-            empty where they were not looked for.
+        cuts: for each sample, the times of hard cuts of the whole window, seconds of the source,
+            also of such that lie behind this chunk; empty where they were not looked for.
     """
 
     latents: Latents

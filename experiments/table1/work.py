@@ -196,7 +196,7 @@ def reader(budget: TableBudget) -> Experiment:
     return evolve(
         base,
         name="table1-reader",
-        compressors=(Window(latents=ALL_LATENTS),),
+        compressors=(Window(latents=ALL_LATENTS, across_cuts=True),),
         masker=Noise(counts=(4,), clean=1.0),
         train=train,
     )

@@ -15,13 +15,12 @@ from ...core.interfaces.compressor import (
     Needs,
     State,
     features_side_by_side,
-    side_by_side,
 )
 from ...core.interfaces.spec import CompressorSpec
 from ...core.registry import build, registry
 from ...core.values.grid import Geometry, Size3
 from ...core.values.history import History
-from ...core.values.memory import Memory, merge
+from ...core.values.memory import Memory
 from .specs import DualEncoder
 
 
@@ -65,23 +64,17 @@ class DualEncoderCompressor(Compressor[DualEncoder]):
 
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
         """Take the next chunk; return each encoder's state, and all that has settled."""
-        members = self.encoder.members
-        before: Sequence[State | None] = (
-            split_state(state, len(members)) if state else [None] * len(members)
-        )
-        results = [m.step(s, chunk) for m, s in zip(members, before, strict=True)]
-        memories = [memory for _, memory in results]
-        if not state:  # parts stand in the order of the encoders, also before they have tokens
-            empty = [
-                member.pending(new).without_tokens()
-                for member, (new, _) in zip(members, results, strict=True)
-            ]
-            memories = [merge(pair) for pair in zip(memories, empty, strict=True)]
-        return join_states([new for new, _ in results]), side_by_side(memories)
+        before = split_state(state, len(self.encoder.members)) if state else None
+        states, settled = self.encoder.step(before, chunk)
+        return join_states(states), settled
 
     def pending(self, state: State) -> Memory:
         """Return all that may still change."""
         return self.encoder.pending(split_state(state, len(self.encoder.members)))
+
+    def cut(self, state: State) -> State:
+        """Return the state of each encoder after a hard cut."""
+        return join_states(self.encoder.cut(split_state(state, len(self.encoder.members))))
 
 
 def _class_of(spec: CompressorSpec) -> type[Compressor[Any]]:

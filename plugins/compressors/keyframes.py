@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from abc import abstractmethod
 from typing import TypeVar
@@ -51,6 +53,15 @@ class NewestCompressor(Streamed[S]):
     def picked(self, chunk: History) -> Tensor:
         """Return which latents of a chunk are candidates, bool `[B, T]`."""
 
+    def dropped(self, at: Tensor, chunk: History) -> Tensor:
+        """Return which latents are not kept once the chunk is there, bool `[B, n]`; here none.
+
+        Args:
+            at: where in the window the latents kept so far and those of the chunk stand, `[B, n]`.
+            chunk: the newest one.
+        """
+        return torch.zeros_like(at, dtype=torch.bool)
+
     @classmethod
     def needs(cls, spec: S) -> Needs:
         """Return the full-size latents."""
@@ -63,6 +74,7 @@ class NewestCompressor(Streamed[S]):
         if state:
             at = torch.cat([state["at"], at], dim=1)
             latents = torch.cat([state["latents"], latents], dim=2)
+        at = at.masked_fill(self.dropped(at, chunk), NEVER)
         order = newest_in_order(at, self.newest)
         samples = torch.arange(len(at))[:, None]
         newest = rearrange(latents, "b c t h w -> b t c h w")[samples, order]
@@ -74,6 +86,8 @@ class NewestCompressor(Streamed[S]):
 
     def pending(self, state: State) -> Memory:
         """Return the tokens of the latents that are kept."""
+        if not state["at"].shape[1]:
+            return self.pending(_one_zero(state)).without_tokens()
         at, size, patch = state["at"], seen_size(state), self.geometry.patch
         tokens = self.own.project(mean_patches(self.own.cut(state["latents"]), self.rate))
         rows, columns = ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)
@@ -94,6 +108,13 @@ class NewestCompressor(Streamed[S]):
         return Memory(parts=(part,), size=size)
 
 
+def _one_zero(state: State) -> State:
+    """Return a state that keeps one latent, all zero: whence the part has its shapes."""
+    batch, channels, _, height, width = state["latents"].shape
+    latents = state["latents"].new_zeros(batch, channels, 1, height, width)
+    return {**state, "at": state["at"].new_zeros(batch, 1), "latents": latents}
+
+
 def newest_in_order(at: Tensor, count: int) -> Tensor:
     """Return the indices along n of the `count` greatest of each row, ascending, NEVER last.
 
@@ -111,6 +132,10 @@ def newest_in_order(at: Tensor, count: int) -> Tensor:
 class WindowCompressor(NewestCompressor[Window]):
     """One part, `window-<n>`: the DiT's own tokens of the newest n latents, oldest first.
 
+    It holds what is still on the screen, so it ends at a hard cut: latents that show anything from
+    before the newest cut are dropped, all of them where the next latent begins another shot. What
+    follows the history is not looked at: a later cut drops nothing.
+
     Source: method.md §5: beside a compressed memory, 3 latents give continuous shots.
     """
 
@@ -120,13 +145,43 @@ class WindowCompressor(NewestCompressor[Window]):
 
     @classmethod
     def context_length(cls, spec: Window, geometry: Geometry, size: Size3) -> Length:
-        """Return the exact number of tokens: those of n uncompressed latents."""
+        """Return the tokens of n uncompressed latents; a bound where they may end at a cut."""
         cells = UNCOMPRESSED.token_grid(size, geometry.patch)
-        return Length(tokens=min(size.time, spec.latents) * cells.height * cells.width)
+        tokens = min(size.time, spec.latents) * cells.height * cells.width
+        return Length(tokens=tokens, exact=spec.across_cuts)
 
     def picked(self, chunk: History) -> Tensor:
         """Return that every latent is a candidate, `[B, T]`."""
         return torch.ones(chunk.batch, chunk.size.time, dtype=torch.bool)
+
+    def dropped(self, at: Tensor, chunk: History) -> Tensor:
+        """Return which latents show something from before the newest cut, `[B, n]`."""
+        if self.spec.across_cuts:
+            return super().dropped(at, chunk)
+        if len(chunk.cuts) != chunk.batch:
+            announce_no_cuts()
+            return super().dropped(at, chunk)
+        end = chunk.offset + chunk.size.time
+        shots = [
+            max([0, *(n for n in row if n <= end)]) for row in shot_starts(self.geometry, chunk)
+        ]
+        return at < torch.tensor(shots)[:, None]
+
+    def cut(self, state: State) -> State:
+        """Return the state with an empty window: what comes next is another shot."""
+        if self.spec.across_cuts:
+            return state
+        kept = own_copy(state["latents"][:, :, :0])
+        return {**state, "at": own_copy(state["at"][:, :0]), "latents": kept}
+
+
+@functools.cache
+def announce_no_cuts() -> None:
+    """Log once that a window cannot end at cuts."""
+    logging.getLogger(__name__).warning(
+        "nobody looked for hard cuts in this history: the window also holds latents from before "
+        "one (cache with cache.cuts=true to drop them, or set across_cuts=true)"
+    )
 
 
 class KeyframesCompressor(NewestCompressor[Keyframes]):
@@ -172,8 +227,13 @@ class KeyframesCompressor(NewestCompressor[Keyframes]):
                 "keyframes of shots need the times of cuts, which this history has not: "
                 "cache with cache.cuts=true, or set shots=false"
             )
-        pairs = zip(chunk.cuts, chunk.start.tolist(), strict=True)
-        return [[first_latent(self.geometry, c) - start for c in cuts] for cuts, start in pairs]
+        return shot_starts(self.geometry, chunk)
+
+
+def shot_starts(geometry: Geometry, chunk: History) -> list[list[int]]:
+    """Return the first latents behind the cuts of each sample of a window, counted in it."""
+    pairs = zip(chunk.cuts, chunk.start.tolist(), strict=True)
+    return [[first_latent(geometry, cut) - start for cut in cuts] for cuts, start in pairs]
 
 
 def first_latent(geometry: Geometry, seconds: float) -> int:

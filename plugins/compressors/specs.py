@@ -308,10 +308,19 @@ class Merge(CompressorSpec):
 
 @frozen(kw_only=True)
 class Window(CompressorSpec):
-    """The last latents uncompressed, as the DiT's own tokens (method.md §5, sliding window)."""
+    """The last latents uncompressed, as the DiT's own tokens (method.md §5, sliding window).
+
+    It is for what is still on the screen, so it ends at a hard cut. It stands beside a compressor
+    that remembers all: `--set 'compressors=["conv", "window"]'`.
+    """
 
     latents: int = field(
         default=3, validator=ge(1), metadata=doc("newest latents that are kept, ≥ 1")
+    )
+    across_cuts: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc("keep latents from before a hard cut, too; false drops them"),
     )
 
 

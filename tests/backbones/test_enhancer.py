@@ -18,9 +18,12 @@ from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import Cache, Feature
 from longtake.core.interfaces.spec import LoRA
+from longtake.core.sample.loop import Conditioning, Contexts, guided
+from longtake.core.sample.spec import Sampler
 from longtake.core.train.checkpoint import checkpoints, load_run
 from longtake.core.train.pretrain import pretrain
-from longtake.core.values.memory import Memory, Part
+from longtake.core.values.grid import MemoryLimit
+from longtake.core.values.memory import Memory, Part, drop_oldest
 
 from ..small import make_store
 from ..small import small as small_experiment
@@ -123,6 +126,45 @@ def test_targets_read_features_and_memory_does_not(wan: Any, attention: str) -> 
             assert all(map(torch.equal, kept[0].keys, kept[1].keys))
     if attention != "full":
         assert torch.equal(velocity(model, wan, model.remember(held)), seen)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_both_branches_of_guidance_read_features(wan: Any, attention: str) -> None:
+    model, held = enhanced(wan, attention), memory(wan)
+    conditioning = Conditioning(text=wan.text(2), null_text=wan.text(1, seed=8), memory=held)
+    contexts = Contexts.of(model, Sampler(guidance=3.0), conditioning)
+    assert contexts.negative is not None
+    x, t, frames = wan.noise(2, 16, 2, 4, 4), torch.tensor(0.6), wan.frames(7, 2, 2)
+    found = guided(model, 3.0, x, t, frames, contexts)
+    texts = (wan.text(1, seed=8).select([0, 0]), wan.text(2))
+    negative, prompt = (
+        model.velocity(x, t.expand(2), frames, model.context(text, held)) for text in texts
+    )
+    assert torch.equal(found, negative + 3.0 * (prompt - negative))
+    bare = Memory(
+        parts=tuple(attrs.evolve(p, features={}, name=f"no-{p.name}") for p in held.parts)
+    )
+    without = attrs.evolve(conditioning, memory=bare)
+    less = Contexts.of(model, Sampler(guidance=3.0), without)
+    assert not torch.equal(guided(model, 3.0, x, t, frames, less), found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_features_go_with_the_tokens_that_a_budget_drops(wan: Any, attention: str) -> None:
+    model, held, limit = enhanced(wan, attention), memory(wan), MemoryLimit(block=1, latents=3)
+    kept: Any = drop_oldest(held, limit)
+    assert all(x.shape[1] == 3 for x in kept.features.values())
+    if attention == "isolated-causal":
+        cache = model.remember(held).drop_oldest(limit)
+        assert all(map(torch.equal, cache.memory.features.values(), kept.features.values()))
+        kept = cache
+    context = model.context(wan.text(2), kept)
+    assert {name: x.values.shape[1] for name, x in context.features.items()} == dict.fromkeys(
+        WIDTHS, 3
+    )
+    assert not torch.equal(velocity(model, wan, kept), velocity(model, wan, held))
 
 
 @torch.no_grad()

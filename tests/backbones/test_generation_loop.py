@@ -13,12 +13,13 @@ from torch import Tensor
 from longtake.core.interfaces.backbone import Backbone, Context
 from longtake.core.interfaces.compressor import Compressor, Fit, Length, MemoryEncoder, Needs, State
 from longtake.core.interfaces.spec import CompressorSpec
+from longtake.core.registry import build
 from longtake.core.values.grid import Geometry, Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory, Part, merge, token_places
 from longtake.plugins.compressors.conv import ConvCompressor
 from longtake.plugins.compressors.keyframes import WindowCompressor
-from longtake.plugins.compressors.specs import Conv, Window
+from longtake.plugins.compressors.specs import Conv, Pool, Window
 
 RATE = Rate(height=1, width=1, time=2)
 SIZE, CHUNK, STEPS, GUIDANCE = (6, 7), 3, (1.0, 0.75, 0.4), 2.0
@@ -196,3 +197,44 @@ def test_two_compressors_of_which_one_brings_features(wan: Any, attention: str) 
         cache = model.remember(settled, cache) if cache is not None else None
         video = torch.cat([video, made], dim=2)
     assert bool(video.isfinite().all())
+
+
+@pytest.mark.parametrize("attention", ["full", "isolated-causal"])
+@torch.no_grad()
+def test_at_a_cut_of_a_take_the_window_goes_and_the_rest_stays(wan: Any, attention: str) -> None:
+    """Two rates and a window; the cut before the last segment is decided after all was encoded."""
+    model = wan.small(attention=attention, memory_time=0.0, cache_block=4)
+    rates = (Rate(height=1, width=1, time=2), Rate(height=2, width=2, time=4))
+    specs = (*(Pool(rate=rate) for rate in rates), Window(latents=2))
+    encoder, size, done = MemoryEncoder([build(s, model.fit()) for s in specs]), (6, 8), 1
+    geometry, text = model.geometry, wan.text(1)
+    video, cuts = wan.noise(1, 16, 1, *size, seed=50), ()
+    state, kept = encoder.step(None, History(latents=video, cuts=(cuts,)))
+    cache, lengths = model.remember(kept) if model.caches else None, []
+    for segment, cut in enumerate((False, False, True)):
+        if cut:
+            state = encoder.cut(state)
+            cuts = ((geometry.vae_stride.time * (done - 1) + 1) / geometry.fps,)
+        pending = encoder.pending(state)
+        memory = merge([kept, pending])
+        whole = encoder(History(latents=video, cuts=(cuts,)))
+        assert_same(memory, whole)
+        held = memory if cache is None else model.remember(pending, cache)
+        lengths.append({p.name: p.tokens.shape[1] for p in memory.parts})
+        noise, t = wan.noise(1, 16, 2, *size, seed=segment), torch.tensor([0.7])
+        frames = wan.frames(done, 2)
+        seen = [
+            model.velocity(noise, t, frames, model.context(text, each))
+            for each in (held, whole if cache is None else model.remember(whole))
+        ]
+        assert torch.allclose(*seen, atol=1e-5)
+        made = History(latents=noise, offset=done, cuts=(cuts,))
+        state, settled = encoder.step(state, made)
+        kept, video = merge([kept, settled]), torch.cat([video, noise], dim=2)
+        cache = None if cache is None else model.remember(settled, cache)
+        done += 2
+    cells = 3 * 4
+    assert [each["2.window-2"] for each in lengths] == [cells, 2 * cells, 0]
+    assert [each["0.pool-1x1x2"] for each in lengths] == [cells, 2 * cells, 3 * cells]
+    after = {p.name: p.tokens.shape[1] for p in encoder.pending(state).parts}
+    assert after["2.window-2"] == 2 * cells, "the new shot has a window of its own"

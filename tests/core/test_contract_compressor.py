@@ -17,7 +17,8 @@ from longtake.core.values.grid import Geometry, Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory
 from longtake.plugins.compressors.conv import ConvCompressor
-from longtake.plugins.compressors.specs import Conv
+from longtake.plugins.compressors.keyframes import WindowCompressor
+from longtake.plugins.compressors.specs import Conv, Window
 
 SPEC = Conv(rate=Rate(height=2, width=2, time=2), channels=(4, 6), heads=2, head_width=4, window=2)
 
@@ -317,6 +318,16 @@ def test_latents_come_back_from_their_tokens(size: tuple[int, int]) -> None:
     assert gap <= (narrow.tokens(moved) - tokens).square().sum() + 1e-9
     with pytest.raises(ValueError, match="of 9×9 they are"):
         wide.latents(wide.tokens(latents), 9, 9)
+
+
+class KeepsItsWindow(WindowCompressor):
+    def cut(self, state: State) -> State:
+        return state
+
+
+def test_a_cut_that_is_told_late_and_not_heard_is_caught() -> None:
+    with pytest.raises(AssertionError, match="^cut: after it the memory is not that of a history"):
+        check_compressor(KeepsItsWindow, Window(latents=2))
 
 
 @frozen(kw_only=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from longtake.backbones.texts.specs import Bytes
 from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.backbones.wan.specs import TinyWan as TinyWanSpec
+from longtake.core.config import from_json, to_json
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import Backbone, Context
 from longtake.core.interfaces.retriever import Scene
@@ -313,6 +314,8 @@ def test_a_budget_is_in_latents_and_tokens() -> None:
     with pytest.raises(UserError, match=r"max_history_seconds 4 is too short: .* 4\.13 or more"):
         limit(max_history_seconds=4, keep_first_seconds=1)
     assert limit(max_history_seconds=4.13, keep_first_seconds=1).latents == 9
+    budget = MemoryBudget(max_history_seconds=4.0, max_memory_tokens=9)
+    assert from_json(to_json(budget), MemoryBudget) == budget
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import attrs
 import pytest
 
 from longtake import __main__ as door
+from longtake.backbones.hunyuan.specs import TinyHunyuan
 from longtake.core.cli import measure as verb
 from longtake.core.cli import options
+from longtake.core.config import to_json
 from longtake.core.errors import UserError
 from longtake.core.measure import measure as measuring
 from longtake.core.measure.verdict import as_data
@@ -111,3 +114,35 @@ def test_what_was_measured_is_told_though_the_disk_refuses(
     told = capsys.readouterr()
     assert "No space left" in told.err
     assert json.loads(told.out) == json.loads((tmp_path / "measure.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("backbone.attention=isolated-causal", "trained with full, .* as it was trained. full"),
+        ("backbone.memory_time=0.5", "backbone.memory_time is 0.5, but the .* trained with 0.0"),
+        ("compressor.rate=4x4x2", "--set compressors: a run is measured with the memory"),
+    ],
+)
+def test_memory_is_read_as_it_was_trained(experiment, change, line):
+    trained = attrs.evolve(
+        experiment, backbone=attrs.evolve(experiment.backbone, attention="full", memory_time=0.0)
+    )
+    with pytest.raises(UserError, match=line):
+        verb._changed(trained, [change])
+    for same in ("backbone.cache_block=2", "measure.draws=3", "backbone.shift=5"):
+        assert verb._changed(trained, [same]).compressors == trained.compressors
+
+
+def test_in_hunyuan_places_are_those_of_the_stage_before(experiment, tmp_path):
+    backbone = TinyHunyuan()
+    absolute = attrs.evolve(experiment, backbone=backbone)
+    relative = attrs.evolve(absolute, backbone=attrs.evolve(backbone, places="relative"))
+    (tmp_path / "memory.safetensors").touch()
+    checkpoint.check_start(tmp_path, relative)  # of which nothing is known
+    (tmp_path / "spec.json").write_text(json.dumps({"experiment": to_json(absolute)}))
+    checkpoint.check_start(tmp_path, absolute)
+    with pytest.raises(UserError, match="backbone.places is relative, but absolute in the stage"):
+        checkpoint.check_start(tmp_path, relative)
+    with pytest.raises(UserError, match="backbone.places is relative, but the memory was trained"):
+        verb._changed(absolute, ["backbone.places=relative"])

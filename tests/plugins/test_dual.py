@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 import torch
@@ -10,11 +12,16 @@ from hypothesis import strategies as st
 
 from longtake.core.config import SpecError, from_json, to_json
 from longtake.core.contract.compressor import check_compressor
-from longtake.core.contract.samples import SMALL
+from longtake.core.contract.samples import SMALL, sample_fit
+from longtake.core.interfaces.compressor import MemoryEncoder, State
 from longtake.core.interfaces.spec import CompressorSpec
+from longtake.core.interfaces.streaming import seen_size
 from longtake.core.registry import registry
 from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, merge
 from longtake.plugins.compressors.dual import DualEncoderCompressor
+from longtake.plugins.compressors.pool import PoolCompressor
 from longtake.plugins.compressors.specs import (
     Conv,
     DualEncoder,
@@ -98,7 +105,8 @@ def test_the_length_is_the_sum_and_exact_where_all_are() -> None:
         return found.tokens, found.exact
 
     assert length(TINY) == (11 * 16, True)
-    assert length(TINY, Window(latents=3)) == (11 * 16 + 3 * 64, True)
+    assert length(TINY, Window(latents=3, across_cuts=True)) == (11 * 16 + 3 * 64, True)
+    assert length(TINY, Window(latents=3)) == (11 * 16 + 3 * 64, False), "it may end at a cut"
     assert length(TINY, Keyframes(shots=True, newest=2)) == (11 * 16 + 2 * 64, False)
 
 
@@ -114,12 +122,43 @@ def test_each_encoder_gives_what_it_gives_alone_under_a_name_of_its_own() -> Non
         assert torch.equal(part.tokens, own.tokens)
 
 
-def test_parts_keep_their_order_whatever_settles_first() -> None:
-    compressor = built(MIXED)
+class Late(PoolCompressor):
+    """Settles nothing at first, and then has no part, as encoders of long blocks of frames do."""
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        return new, memory if state else Memory(size=memory.size)
+
+    def pending(self, state: State) -> Memory:
+        if seen_size(state).time > 1:
+            return super().pending(state)
+        first = history_for(Pool(), Size3(time=1, height=4, width=4)).latents
+        return PoolCompressor.step(self, None, History(latents=first))[1]
+
+
+@pytest.mark.parametrize("kind", ["list", "dual-encoder"])
+def test_parts_keep_their_order_whatever_settles_first(kind: str) -> None:
+    members = [Late(Pool(), sample_fit()).double(), *map(built, MIXED.encoders)]
+    encoder: Any = MemoryEncoder(members)
+    names = ["0.pool-4x4x2", "1.window-2", "2.transformer-2x2x2", "3.pool-4x2x4", "4.keyframes"]
+    if kind == "dual-encoder":
+        encoder, names = built(MIXED), [f"{i}.{n[2:]}" for i, n in enumerate(names[1:])]
     history = history_for(MIXED, Size3(time=3, height=4, width=4))
-    _, memory = compressor.step(None, history.chunk(0, 1))
-    names = ["0.window-2", "1.transformer-2x2x2", "2.pool-4x2x4", "3.keyframes"]
+    _, memory = encoder.step(None, history.chunk(0, 1))
     assert [part.name for part in memory.parts] == names
+
+
+@torch.no_grad()
+def test_a_list_of_encoders_streams_to_the_memory_of_the_whole() -> None:
+    encoder = MemoryEncoder([built(encoder) for encoder in MIXED.encoders])
+    history = history_for(MIXED, Size3(time=13, height=4, width=6))
+    state, settled = None, []
+    for chunk in history.chunks([1, 4, 2, 6]):
+        state, memory = encoder.step(state, chunk)
+        settled.append(memory)
+    assert state is not None
+    assert same(merge([*settled, encoder.pending(state)]), encoder(history))
+    assert [own["seen"].tolist() for own in state] == [[13, 4, 6]] * 4
 
 
 def test_features_are_named_as_in_memory() -> None:

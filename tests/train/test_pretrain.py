@@ -16,12 +16,15 @@ import torch
 from attrs import evolve
 from safetensors.torch import load_file
 
+from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store, note_gone
 from longtake.core.data.windows import WindowBatches, WindowSampler
 from longtake.core.errors import LongtakeError, UserError
-from longtake.core.model import build_model, compressor_needs
-from longtake.core.registry import build
+from longtake.core.interfaces.compressor import Needs
+from longtake.core.model import all_needs, build_model, compressor_needs
+from longtake.core.registry import build, registry
 from longtake.core.tools.files import claimed_folder, part_path, read_json_lines
+from longtake.core.train import loss
 from longtake.core.train.checkpoint import (
     beside_spec,
     checkpoints,
@@ -33,9 +36,12 @@ from longtake.core.train.liveness import DeadMemory, Liveness, memory_parameters
 from longtake.core.train.loss import StageOne
 from longtake.core.train.optim import learning_rate
 from longtake.core.train.pretrain import pretrain
+from longtake.core.values.draws import Draws
 from longtake.core.values.grid import Rate
+from longtake.plugins.compressors.specs import Window
 
-from ..small import RATE, small
+from ..small import RATE, small, write_clips
+from .runs import batches_of, stage_of
 
 
 def test_checkpoints_are_kept_few_and_load_to_the_same_outputs(store: Path, tmp_path: Path) -> None:
@@ -73,6 +79,79 @@ def test_memory_dropout_leaves_every_parameter_a_gradient(store: Path) -> None:
     stage(WindowBatches(opened, windows, needs, 1)[0], 0).backward()
     gradients = [p.grad for p in model.encoder.parameters()]
     assert all(g is not None and not g.any() for g in gradients)
+
+
+def test_a_window_beside_the_memory_ends_at_cuts(store: Path) -> None:
+    """Of two samples one ends with a cut: its loss is that without a window, the other's is not."""
+    experiment = small(memory_dropout=0.0)
+    both = evolve(experiment, compressors=(*experiment.compressors, Window(latents=2)))
+    stage, batch = stage_of(both, store), batches_of(both, store)[0]
+    clips, history = Store.open(store), batch.history
+    first, length = int(history.start[0]), history.size.time
+    cut = evolve(history, cuts=((clips.span(first, length)[1],), ()))
+    query = stage.masker(cut, batch.text, Draws.of(0, 0, batch.places, "test"))
+    memory, drawn = (
+        stage.encoder(query.history),
+        stage.draw_noise(query, Draws.of(0, 0, batch.places, "noise")),
+    )
+    window = memory.parts[1]
+    assert window.name == "1.window-2" and window.tokens.shape[1] > 0
+    assert window.valid.any(dim=1).tolist() == [False, True]
+    with torch.no_grad():
+        losses = stage.loss(query, memory, drawn)
+        alone = stage.loss(query, evolve(memory, parts=memory.parts[:1]), drawn)
+    assert float(losses[0]) == pytest.approx(float(alone[0]), rel=1e-5)
+    assert abs(float(losses[1] - alone[1])) > 1e-6
+    swapped = loss.shuffled(memory).parts[1]
+    assert not bool(swapped.valid.any()), "one of the two has no window to give"
+    stage(evolve(batch, history=cut), 0).backward()
+    named = dict(stage.encoder.named_parameters())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in named.values())
+
+
+def test_windows_of_long_periods_are_not_cut_short(store: Path) -> None:
+    """With 2x2x8 windows have 1, 9, 17 … latents: 8 are rounded up, 7 to 15 down as before."""
+
+    def lengths(seconds: tuple[float, float], *times: int) -> list[int]:
+        rates = frozenset(Rate(height=2, width=2, time=time) for time in times)
+        experiment = small(seconds=seconds)
+        clips = Store.open(store)
+        clips.records[:] = [evolve(r, latents=40) for r in clips.records]
+        geometry, needs = experiment.backbone.geometry, Needs(rates=rates)
+        return WindowSampler.of(clips, geometry, experiment.train, needs).lengths
+
+    assert lengths((4.0, 10.0), 2, 8) == [9, 17], "4 s at 8 fps are 8 latents"
+    assert lengths((4.0, 8.0), 2) == [7, 9, 11, 13, 15]
+    assert lengths((4.0, 8.0), 4) == [5, 9, 13]
+    assert lengths((7.0, 10.0), 8) == [9, 17], "14 latents"
+    assert lengths((4.0, 4.0), 8) == [1], "there is no other"
+
+
+@pytest.mark.slow
+def test_two_encoders_train_side_by_side(tmp_path: Path) -> None:
+    """4x4x2 beside 2x2x8: cached, trained, saved, loaded; both are read."""
+    plain = small(seconds=(1.0, 6.0))
+    rates = (Rate(height=4, width=4, time=2), Rate(height=2, width=2, time=8))
+    convs = tuple(evolve(plain.compressors[0], rate=rate) for rate in rates)
+    experiment = evolve(plain, compressors=convs)
+    videos = write_clips(tmp_path / "videos", seconds=6.0)
+    needs, folder = all_needs(experiment), tmp_path / "store"
+    cache(
+        experiment, videos, folder,
+        rates=needs.rates, pixels=needs.pixels, device=torch.device("cpu"),
+    )  # fmt: skip
+    assert set(rates) <= needs.rates
+    pretrain(experiment, folder, tmp_path / "run")
+    model, batch = load_run(tmp_path / "run"), batches_of(experiment, folder)[0]
+    memory = model.encoder(batch.history)
+    assert [part.name for part in memory.parts] == ["0.conv-4x4x2", "1.conv-2x2x8"]
+    geometry, size = experiment.backbone.geometry, batch.history.size
+    told = [registry().load(spec).context_length(spec, geometry, size).tokens for spec in convs]
+    assert [part.tokens.shape[1] for part in memory.parts] == told
+    start = build_model(experiment)
+    for name, weight in model.encoder.state_dict().items():
+        if name.endswith("weight"):
+            assert not torch.equal(weight, start.encoder.state_dict()[name]), name
 
 
 def test_liveness_names_a_dead_parameter(store: Path) -> None:
