@@ -49,7 +49,6 @@ from .storyboard import Section, Storyboard, read_storyboard
 from .work import Worker, now
 
 
-
 @define(eq=False)
 class MadeSegment:
     """A segment of a take that exists.

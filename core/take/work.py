@@ -183,11 +183,11 @@ class Worker:
                 null_text=self._text(entry.negative),
                 shot=recipe.first if entry.cut else shot,
             )
-            settled, pending = self.past.memory()
+            settled, pending = self.past.memory(cut=entry.cut)
             memory, tokens = self._remembering(model, limit).held(settled, pending, task)
             read = memory.memory if isinstance(memory, Cache) else memory
             whole = sum(m.length for m in settled) + pending.length
-            limited = entry.memory == "all" and not entry.cut
+            limited = entry.memory == "all"
             self._count_rest(order, number)
             latents: Tensor | None = None
             rgb = self.past.codec.rgb

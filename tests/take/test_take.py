@@ -26,6 +26,7 @@ from longtake.core.values.grid import Rate
 from longtake.core.values.history import History
 from longtake.core.video.read import read_frames
 from longtake.core.video.write import count_frames
+from longtake.plugins.compressors.specs import Window
 
 from ..test_export_verb import make_run
 from .kit import TWO, begun, clip, copy, done, experiment, kinds, opened, runs, same
@@ -273,6 +274,17 @@ def test_a_cut_and_no_memory(run: Path, tmp_path: Path) -> None:
     made = [e.to_json() for e in take.run(sections) if e.kind == "segment"]
     tokens = [event["tokens"] for event in made]
     assert tokens[1] == 0 < tokens[3] < tokens[2]
+
+
+def test_a_window_ends_at_a_cut(tmp_path: Path) -> None:
+    base = experiment()
+    spec = evolve(base, compressors=(*base.compressors, Window(latents=2)))
+    take = begun(tmp_path / "take", runs(tmp_path, spec))
+    sections = [Section(prompt=str(i), seconds=0.6, cut=i == 2) for i in range(4)]
+    list(take.run(sections))
+    parts = [segment.stored.made["parts"] for segment in take.segments()]
+    assert [p.get("1.window-2", 0) > 0 for p in parts] == [False, True, False, True]
+    assert all(p["0.conv-2x2x2"] > 0 for p in parts[1:])
 
 
 def test_previews_are_the_colours_of_latents(run: Path, tmp_path: Path) -> None:
