@@ -189,7 +189,7 @@ class TakeBase:
         if not rest.pixels.shape[2]:
             return []
         path = past.clip(len(past.links) - 1).with_name("rest.mp4")
-        write_video(path, rest.pictures(), self.folder.fps, CRF, comment="provisional")
+        write_video(path, rest.pictures(), self.folder.fps, CRF, "provisional", repeatable=True)
         return [path]
 
 

@@ -504,7 +504,7 @@ class Past:
             pictures = self.own_frames(index) or pictures
         elif source:
             pictures = frames.since(1 + self.codec.stride.time * (source - 1)).pictures()
-        write_video(self.clip(index), pictures, self.folder.fps, CRF, comment=comment)
+        write_video(self.clip(index), pictures, self.folder.fps, CRF, comment, repeatable=True)
 
     def _step(self, link: Link, lr: Mapping[Rate, Tensor], frames: Frames | None) -> None:
         """Step φ over a segment, and write what it gives."""

@@ -19,7 +19,13 @@ BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour space and range that are
 
 
 def write_video(
-    path: Path, frames: Iterable[Pixels], fps: float, crf: int = 18, comment: str = ""
+    path: Path,
+    frames: Iterable[Pixels],
+    fps: float,
+    crf: int = 18,
+    comment: str = "",
+    *,
+    repeatable: bool = False,
 ) -> None:
     """Write `frames` as an H.264 mp4 at `path`; the file appears whole or not at all.
 
@@ -32,6 +38,8 @@ def write_video(
         fps: frames a second.
         crf: quality of libx264, 0 (lossless but for the colour conversion) to 51 (worst).
         comment: for the file's metadata.
+        repeatable: whether the same frames must give the same bytes: libx264 then has one thread,
+            since with more its choices depend, now and then, on which is faster.
 
     Raises:
         UserError: no frame came, `fps` is not positive, a frame is not uint8 [H, W, 3] of the
@@ -40,17 +48,20 @@ def write_video(
     if not fps > 0:
         raise UserError(f"a video needs a positive frame rate, not {fps}")
     with whole_file(path) as part:
-        _encode(part, iter(frames), Fraction(fps).limit_denominator(1001), crf, comment)
+        rate = Fraction(fps).limit_denominator(1001)
+        _encode(part, iter(frames), rate, crf, comment, 1 if repeatable else 0)
 
 
-def _encode(part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int, comment: str) -> None:
+def _encode(
+    part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int, comment: str, threads: int
+) -> None:
     stream, size, reformatter = None, (0, 0), VideoReformatter()
     with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
         container.metadata["comment"] = comment
         for index, pixels in enumerate(frames):
             if stream is None:
                 size = pixels.shape[:2]
-                stream = _stream(container, size, rate, crf)
+                stream = _stream(container, size, rate, crf, threads)
             if pixels.dtype != np.uint8 or pixels.shape != (*size, 3):
                 raise UserError(f"frame {index} is {pixels.dtype} {pixels.shape}, not the first's")
             frame = reformatter.reformat(
@@ -137,12 +148,13 @@ def count_frames(path: Path, comment: str | None = None) -> int | None:
         return None
 
 
-def _stream(container: Any, size: tuple[int, int], rate: Fraction, crf: int) -> Any:
+def _stream(container: Any, size: tuple[int, int], rate: Fraction, crf: int, threads: int) -> Any:
     stream = container.add_stream("libx264", rate=rate)
     stream.height, stream.width = size
     stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
     stream.options = {"crf": str(crf), "preset": "medium"}
     context = stream.codec_context
+    context.thread_count = threads  # 0: as many as are good
     context.colorspace, context.color_range = BT709, LIMITED
     context.color_primaries, context.color_trc = BT709, BT709
     return stream

@@ -280,7 +280,7 @@ def test_a_window_ends_at_a_cut(tmp_path: Path) -> None:
     base = experiment()
     spec = evolve(base, compressors=(*base.compressors, Window(latents=2)))
     take = begun(tmp_path / "take", runs(tmp_path, spec))
-    sections = [Section(prompt=str(i), seconds=0.6, cut=i == 2) for i in range(4)]
+    sections = [Section(prompt=str(i), seconds=1.0, cut=i == 2) for i in range(4)]
     list(take.run(sections))
     parts = [segment.stored.made["parts"] for segment in take.segments()]
     assert [p.get("1.window-2", 0) > 0 for p in parts] == [False, True, False, True]
