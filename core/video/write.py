@@ -15,6 +15,8 @@ from ..errors import UserError
 from ..tools.files import whole_file
 from .decode import SCALING, Pixels
 
+# With more threads x264's choices depend, now and then, on which of them is faster.
+ONE_THREAD = "threads=1:lookahead-threads=1:sync-lookahead=0"
 BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour space and range that are written and tagged
 
 
@@ -38,8 +40,7 @@ def write_video(
         fps: frames a second.
         crf: quality of libx264, 0 (lossless but for the colour conversion) to 51 (worst).
         comment: for the file's metadata.
-        repeatable: whether the same frames must give the same bytes: libx264 then has one thread,
-            since with more its choices depend, now and then, on which is faster.
+        repeatable: whether the same frames must give the same bytes: libx264 then has one thread.
 
     Raises:
         UserError: no frame came, `fps` is not positive, a frame is not uint8 [H, W, 3] of the
@@ -49,11 +50,11 @@ def write_video(
         raise UserError(f"a video needs a positive frame rate, not {fps}")
     with whole_file(path) as part:
         rate = Fraction(fps).limit_denominator(1001)
-        _encode(part, iter(frames), rate, crf, comment, 1 if repeatable else 0)
+        _encode(part, iter(frames), rate, crf, comment, repeatable)
 
 
 def _encode(
-    part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int, comment: str, threads: int
+    part: Path, frames: Iterable[Pixels], rate: Fraction, crf: int, comment: str, repeatable: bool
 ) -> None:
     stream, size, reformatter = None, (0, 0), VideoReformatter()
     with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
@@ -61,7 +62,7 @@ def _encode(
         for index, pixels in enumerate(frames):
             if stream is None:
                 size = pixels.shape[:2]
-                stream = _stream(container, size, rate, crf, threads)
+                stream = _stream(container, size, rate, crf, repeatable)
             if pixels.dtype != np.uint8 or pixels.shape != (*size, 3):
                 raise UserError(f"frame {index} is {pixels.dtype} {pixels.shape}, not the first's")
             frame = reformatter.reformat(
@@ -148,13 +149,15 @@ def count_frames(path: Path, comment: str | None = None) -> int | None:
         return None
 
 
-def _stream(container: Any, size: tuple[int, int], rate: Fraction, crf: int, threads: int) -> Any:
+def _stream(
+    container: Any, size: tuple[int, int], rate: Fraction, crf: int, repeatable: bool
+) -> Any:
     stream = container.add_stream("libx264", rate=rate)
     stream.height, stream.width = size
     stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
-    stream.options = {"crf": str(crf), "preset": "medium"}
+    alone = {"x264-params": ONE_THREAD} if repeatable else {}
+    stream.options = {"crf": str(crf), "preset": "medium", **alone}
     context = stream.codec_context
-    context.thread_count = threads  # 0: as many as are good
     context.colorspace, context.color_range = BT709, LIMITED
     context.color_primaries, context.color_trc = BT709, BT709
     return stream
