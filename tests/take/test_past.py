@@ -91,7 +91,7 @@ def tokens(past: Past) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("until", [1, 2, 3])
+@pytest.mark.parametrize("until", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_memory_behind_the_lag_is_that_of_the_whole(made: Made, until: int) -> None:
     past, latents = made.past(until), made.latents(until)
     past.follow()
@@ -104,6 +104,7 @@ def test_memory_behind_the_lag_is_that_of_the_whole(made: Made, until: int) -> N
     assert torch.allclose(tokens(past), whole.tokens, atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_clips_and_what_is_held_back_are_the_whole_video(made: Made) -> None:
     past = made.past()
@@ -118,6 +119,7 @@ def test_clips_and_what_is_held_back_are_the_whole_video(made: Made) -> None:
     assert (joined.int() - pixels.int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("keep", [0, 1, 2])
 def test_what_follows_comes_again_bit_for_bit(made: Made, keep: int) -> None:

@@ -156,6 +156,7 @@ def test_sections_one_by_one_are_asked_for_late(run: Path, tmp_path: Path) -> No
     assert done(take.run(iter([Section(prompt="section 0", seconds=0.6)])))["segments"] == 2
 
 
+@pytest.mark.slow
 def test_an_open_section_goes_on_until_it_is_stopped(run: Path, tmp_path: Path) -> None:
     take = begun(tmp_path / "take", run)
     assert done(take.run([Section(prompt="on and on")], segments=2))["segments"] == 2
@@ -263,6 +264,7 @@ def test_a_picture_is_one_latent(run: Path, tmp_path: Path) -> None:
     assert [entry.latents for entry in take.order.entries] == [1, 4]
 
 
+@pytest.mark.slow
 def test_a_cut_and_no_memory(run: Path, tmp_path: Path) -> None:
     take = begun(tmp_path / "take", run)
     sections = [
@@ -276,6 +278,7 @@ def test_a_cut_and_no_memory(run: Path, tmp_path: Path) -> None:
     assert tokens[1] == 0 < tokens[3] < tokens[2]
 
 
+@pytest.mark.slow
 def test_a_window_ends_at_a_cut(tmp_path: Path) -> None:
     base = experiment()
     spec = evolve(base, compressors=(*base.compressors, Window(latents=2)))
@@ -296,6 +299,7 @@ def test_previews_are_the_colours_of_latents(run: Path, tmp_path: Path) -> None:
             break
 
 
+@pytest.mark.slow
 def test_the_budget_drops_the_oldest(run: Path, tmp_path: Path) -> None:
     sets = ["generate.budget.max_history_seconds=1.2"]
     take = begun(tmp_path / "take", run, sets=sets)
@@ -304,6 +308,7 @@ def test_the_budget_drops_the_oldest(run: Path, tmp_path: Path) -> None:
     assert made[-1] == made[-2] and take.segment(5).stored.made["dropped"] > 0
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_gives_what_a_fresh_one_gives(tmp_path: Path) -> None:
     """With `isolated-causal` attention only what is new is remembered; going on replays it."""
     base = experiment()
@@ -386,6 +391,7 @@ def test_latents_that_are_no_numbers_are_not_kept(
     assert not list((take.root / "segments").glob("*"))
 
 
+@pytest.mark.slow
 def test_short_memory_says_what_is_safe(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +437,7 @@ def test_a_full_disk_is_foreseen_and_met(
     assert done(take.run())["segments"] == 1
 
 
+@pytest.mark.slow
 def test_a_source_that_is_no_use(run: Path, tmp_path: Path) -> None:
     take = begun(tmp_path / "take", run)
     with pytest.raises(UserError, match="3 frames at 8 fps: 5 or more"):
