@@ -202,7 +202,7 @@ def test_only_what_is_named_again_is_kept(path: str) -> None:
 def test_it_is_said_what_followed() -> None:
     changed = change(shipped("tiny-wan-2x2x2"), ["backbone=wan22-5b"])
     assert changed.swap is not None
-    assert changed.swap.line == "backbone wan22-5b: 28 values follow its recipe"
+    assert changed.swap.line == "backbone wan22-5b: 31 values follow its recipe"
     rows = {path: (old, new) for path, old, new in changed.swap.follow}
     assert rows["train.optimizer"] == ("muon", "adamw")
     assert rows["compressors[0].heads"] == (4, 8)
