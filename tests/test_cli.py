@@ -37,13 +37,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_verb_has_help_with_an_example() -> None:
     shown = ("demo", "list", "show", "cache", "pretrain", "retrieve", "measure", "probe", "bench")
-    for verb in (*shown, "export", "check"):
+    for verb in (*shown, "export", "check", "generate"):
         code, out, _ = run(verb, "--help")
         assert code == 0 and f"longtake {verb}" in out, verb
 
 
 def test_verbs_that_do_not_exist_yet_are_refused() -> None:
-    for verb in ("generate", "finetune", "plan"):
+    for verb in ("finetune", "plan"):
         assert run(verb)[0] == 2
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ from .source import (
 )
 from .storyboard import Section, Storyboard, read_storyboard
 from .work import Worker, now
+
+Story = Storyboard | Path | str | Iterable[Section]
 
 
 @define(eq=False)

@@ -253,7 +253,7 @@ def test_a_stranger_without_a_recipe_has_defaults(monkeypatch: pytest.MonkeyPatc
     before = shipped("tiny-wan-2x2x2")
     changed = change(before, ["backbone=strange"])
     assert changed.swap is not None
-    assert changed.swap.line.startswith("backbone strange: it brings no recipe; 20 values changed")
+    assert changed.swap.line.startswith("backbone strange: it brings no recipe; 23 values changed")
     assert (changed.spec.train, changed.spec.masker) == (TrainSpec(), Noise())
     assert on_backbone(changed.spec, before.backbone) == before
 
