@@ -37,13 +37,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_verb_has_help_with_an_example() -> None:
     shown = ("demo", "list", "show", "cache", "pretrain", "retrieve", "measure", "probe", "bench")
-    for verb in (*shown, "export", "check", "finetune"):
+    for verb in (*shown, "export", "check", "finetune", "generate"):
         code, out, _ = run(verb, "--help")
         assert code == 0 and f"longtake {verb}" in out, verb
 
 
 def test_verbs_that_do_not_exist_yet_are_refused() -> None:
-    for verb in ("generate", "plan"):
+    for verb in ("judge", "plan"):
         assert run(verb)[0] == 2
 
 
@@ -78,7 +78,7 @@ def test_show_lists_what_followed_another_backbone_and_where_values_are_from() -
     words = ("show", "tiny-wan-2x2x2", "--set", "backbone=wan22-5b", "--set", "train.steps=9")
     code, out, said = run(*words, "--fields")
     assert code == 0 and said == ""
-    assert "backbone wan22-5b: 28 values follow its recipe" in out
+    assert "backbone wan22-5b: 31 values follow its recipe" in out
     assert re.search(r"train\.optimizer +\"muon\" +\"adamw\" +follows", out)
     assert re.search(r"train\.steps +9 +--set +optimizer steps", out)
     assert re.search(r"train\.batch +32 +recipe ", out)
@@ -95,7 +95,7 @@ def test_what_followed_another_backbone_is_said_on_stderr(tmp_path: Path) -> Non
         "cache", "wan22-5b-2x2x2", "--set", "backbone=tiny-wan", "--videos", tmp_path / "none",
         "--out", tmp_path / "store",
     )  # fmt: skip
-    assert code == 2 and said.startswith("backbone tiny-wan: 28 values follow its recipe (`longt")
+    assert code == 2 and said.startswith("backbone tiny-wan: 31 values follow its recipe (`longt")
 
 
 def test_a_run_is_measured_on_its_own_backbone(place: Path) -> None:

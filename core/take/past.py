@@ -504,7 +504,7 @@ class Past:
             pictures = self.own_frames(index) or pictures
         elif source:
             pictures = frames.since(1 + self.codec.stride.time * (source - 1)).pictures()
-        write_video(self.clip(index), pictures, self.folder.fps, CRF, comment=comment)
+        write_video(self.clip(index), pictures, self.folder.fps, CRF, comment, repeatable=True)
 
     def _step(self, link: Link, lr: Mapping[Rate, Tensor], frames: Frames | None) -> None:
         """Step φ over a segment, and write what it gives."""
@@ -603,10 +603,13 @@ class Past:
         return tuple((1 + stride * (first - 1)) / fps for first in firsts)
 
     @torch.no_grad()
-    def memory(self) -> tuple[list[Memory], Memory]:
+    def memory(self, *, cut: bool = False) -> tuple[list[Memory], Memory]:
         """Return what has settled, by segment, and what may still change, behind the last segment.
 
         Merged they are the memory of the whole take.
+
+        Args:
+            cut: whether another shot begins behind it, so that what ends at a cut is dropped.
         """
         if self.encoder is None or not self.links:
             return [], Memory()
@@ -618,6 +621,8 @@ class Past:
                 state, settled = self._phi(state, chunk)
                 extra.append(settled)
             self._release()
+        if state is not None and cut:
+            state = self.encoder.cut(state)
         pending = Memory() if state is None else self.encoder.pending(state)
         return list(self.settled), merge([*extra, pending])
 

@@ -23,8 +23,6 @@ from .events import Event, Preview, Step
 from .order import Entry
 from .past import whole_memory
 
-WINDOW = "window"  # parts of this name are the newest latents as they are, which end at a cut
-
 
 @frozen(eq=False, kw_only=True)
 class Task:
@@ -79,13 +77,9 @@ class Remembering:
         entry = task.entry
         if entry.memory == "none":
             return Memory(), 0
-        dropped = entry.cut or entry.memory == "since_cut"
-        if self.appends and not dropped:
+        if self.appends and entry.memory == "all":
             return self._appended(settled, pending)
         memory = whole_memory(self._limited(settled, pending), Memory())
-        if entry.cut:
-            parts = tuple(p for p in memory.parts if p.name.split(".")[-1].split("-")[0] != WINDOW)
-            memory = attrs.evolve(memory, parts=parts)
         if entry.memory == "since_cut":
             memory = since(memory, task.shot)
         return memory, memory.length

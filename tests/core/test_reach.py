@@ -35,7 +35,10 @@ def made(name: str, folder: Path) -> Codec[Any]:
     return wan_codec(diffusers_wan(spec), spec, folder)
 
 
-CODECS = ("dct", "wan2.1", "wan2.2", "hunyuan")
+CODECS = (
+    "dct",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("wan2.1", "wan2.2", "hunyuan")),
+)
 
 
 def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -69,7 +69,8 @@ def chain(root: Path, run: Path, video: Path, board: Path, kills: int, seed: int
     told: list[dict[str, Any]] = []
     typed = commands(root, run, video, board)
     for index, words in enumerate(typed):
-        share = kills * (index + 1) // len(typed) - kills * index // len(typed)
+        # what a command that ended too early was spared falls on the next ones
+        share = kills * (index + 1) // len(typed) - len(told)
         out = Path(str(words[words.index("--out") + 1]))
         edit = edit_of(out)
         for _ in range(share):
@@ -78,9 +79,9 @@ def chain(root: Path, run: Path, video: Path, board: Path, kills: int, seed: int
             program.process.kill()
             program.process.join()
             parts = [p for p in out.rglob(".*.part") if str(program.process.pid) in p.name]
-            told.append({"command": index, "was_at_work": alive, "half_written": len(parts)})
             if not alive:
                 break
+            told.append({"command": index, "half_written": len(parts)})
             if _is_edit(words) and edit_of(out) != edit:
                 words = ("--out", out)  # the edit is in the order: going on carries it out
         if not ("--branch" in words and (root / "branch").exists()):
@@ -94,7 +95,7 @@ def _is_edit(words: Sequence[object]) -> bool:
 
 def _wait(program: Forked, rng: random.Random) -> bool:
     """Wait for a random moment; whether the program was still at work then."""
-    end = time.monotonic() + rng.uniform(0.05, 5.0)
+    end = time.monotonic() + rng.uniform(0.05, 2.0)
     while time.monotonic() < end:
         if not program.process.is_alive():
             return False
@@ -142,7 +143,6 @@ def main() -> None:
         "holds": "equal to the takes never killed, bit for bit: order, latents, LR latents, "
         "memory, clips, take.mp4",
         "kills": len(told),
-        "killed_at_work": sum(one["was_at_work"] for one in told),
         "kills_by_command": [
             sum(one["command"] == i for one in told) for i in range(len(commands(*[Path()] * 4)))
         ],

@@ -73,6 +73,7 @@ def test_a_dry_run_writes_nothing(run: Path, take: Path, tmp_path: Path) -> None
     assert code == 0 and "segments 1-2 are made again" in told
 
 
+@pytest.mark.slow
 def test_redo_stop_undo(own: Path) -> None:
     code, told, err = longtake("generate", "--out", own, "--redo", 1, "--seed", 9, "--stop")
     assert code == 0 and "segments 1-2 are made again" in err and "1 segments to make" in told
@@ -88,6 +89,7 @@ def test_redo_stop_undo(own: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_branch_a_drop_and_an_extension(own: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "branch"
     assert longtake("generate", "--out", own, "--branch", out, "--at", 1)[0] == 0
@@ -102,6 +104,7 @@ def test_a_branch_a_drop_and_an_extension(own: Path, run: Path, tmp_path: Path) 
     assert (extended / "new.mp4").exists()
 
 
+@pytest.mark.slow
 def test_a_storyboard_of_each_kind(run: Path, tmp_path: Path) -> None:
     board = tmp_path / "story.srt"
     board.write_text(
@@ -159,16 +162,17 @@ def test_what_does_not_fit_a_take(take: Path, tmp_path: Path) -> None:
     assert code == 2 and "name the RUN that makes it" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_made(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longtake.core.take import take as take_file
+    from longtake.core.take import work as work_file
 
     def stopped(*args: object) -> object:
         yield next(before(*args))  # type: ignore[call-overload]
         raise KeyboardInterrupt
 
-    before = take_file.sample_segment
+    before = work_file.sample_segment
     with monkeypatch.context() as patch:
-        patch.setattr(take_file, "sample_segment", stopped)
+        patch.setattr(work_file, "sample_segment", stopped)
         code, _, err = longtake("generate", "--out", own, "--prompt", "b", *SECONDS)
     assert code == 130
     assert "longtake: stopped in segment 3 at step 1 of 2; 2 segments (3.1 s) in" in err

@@ -16,8 +16,9 @@ from longtake.core.errors import LongtakeError, UserError
 from longtake.core.interfaces.codec import from_bytes
 from longtake.core.model import compressor_needs
 from longtake.core.registry import build
+from longtake.core.take import base as base_file
 from longtake.core.take import past as past_file
-from longtake.core.take import take as take_file
+from longtake.core.take import work as work_file
 from longtake.core.take.storyboard import Section, Storyboard
 from longtake.core.take.take import Take
 from longtake.core.tools.files import claimed_folder
@@ -25,6 +26,7 @@ from longtake.core.values.grid import Rate
 from longtake.core.values.history import History
 from longtake.core.video.read import read_frames
 from longtake.core.video.write import count_frames
+from longtake.plugins.compressors.specs import Window
 
 from ..test_export_verb import make_run
 from .kit import TWO, begun, clip, copy, done, experiment, kinds, opened, runs, same
@@ -154,6 +156,7 @@ def test_sections_one_by_one_are_asked_for_late(run: Path, tmp_path: Path) -> No
     assert done(take.run(iter([Section(prompt="section 0", seconds=0.6)])))["segments"] == 2
 
 
+@pytest.mark.slow
 def test_an_open_section_goes_on_until_it_is_stopped(run: Path, tmp_path: Path) -> None:
     take = begun(tmp_path / "take", run)
     assert done(take.run([Section(prompt="on and on")], segments=2))["segments"] == 2
@@ -261,6 +264,7 @@ def test_a_picture_is_one_latent(run: Path, tmp_path: Path) -> None:
     assert [entry.latents for entry in take.order.entries] == [1, 4]
 
 
+@pytest.mark.slow
 def test_a_cut_and_no_memory(run: Path, tmp_path: Path) -> None:
     take = begun(tmp_path / "take", run)
     sections = [
@@ -274,6 +278,18 @@ def test_a_cut_and_no_memory(run: Path, tmp_path: Path) -> None:
     assert tokens[1] == 0 < tokens[3] < tokens[2]
 
 
+@pytest.mark.slow
+def test_a_window_ends_at_a_cut(tmp_path: Path) -> None:
+    base = experiment()
+    spec = evolve(base, compressors=(*base.compressors, Window(latents=2)))
+    take = begun(tmp_path / "take", runs(tmp_path, spec))
+    sections = [Section(prompt=str(i), seconds=1.0, cut=i == 2) for i in range(4)]
+    list(take.run(sections))
+    parts = [segment.stored.made["parts"] for segment in take.segments()]
+    assert [p.get("1.window-2", 0) > 0 for p in parts] == [False, True, False, True]
+    assert all(p["0.conv-2x2x2"] > 0 for p in parts[1:])
+
+
 def test_previews_are_the_colours_of_latents(run: Path, tmp_path: Path) -> None:
     take = begun(tmp_path / "take", run)
     for event in take.run([TWO[0]]):
@@ -283,6 +299,7 @@ def test_previews_are_the_colours_of_latents(run: Path, tmp_path: Path) -> None:
             break
 
 
+@pytest.mark.slow
 def test_the_budget_drops_the_oldest(run: Path, tmp_path: Path) -> None:
     sets = ["generate.budget.max_history_seconds=1.2"]
     take = begun(tmp_path / "take", run, sets=sets)
@@ -291,6 +308,7 @@ def test_the_budget_drops_the_oldest(run: Path, tmp_path: Path) -> None:
     assert made[-1] == made[-2] and take.segment(5).stored.made["dropped"] > 0
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_gives_what_a_fresh_one_gives(tmp_path: Path) -> None:
     """With `isolated-causal` attention only what is new is remembered; going on replays it."""
     base = experiment()
@@ -373,6 +391,7 @@ def test_latents_that_are_no_numbers_are_not_kept(
     assert not list((take.root / "segments").glob("*"))
 
 
+@pytest.mark.slow
 def test_short_memory_says_what_is_safe(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,7 +419,7 @@ def test_a_full_disk_is_foreseen_and_met(
     take = begun(tmp_path / "take", run)
     with monkeypatch.context() as patch:
         patch.setattr(
-            take_file.shutil, "disk_usage", lambda _: type("U", (), {"free": 4e8 - 3.9e8})
+            work_file.shutil, "disk_usage", lambda _: type("U", (), {"free": 4e8 - 3.9e8})
         )
         with pytest.raises(
             LongtakeError, match=r"GB free, segment 1 needs .*: 0 segments are safe"
@@ -418,6 +437,7 @@ def test_a_full_disk_is_foreseen_and_met(
     assert done(take.run())["segments"] == 1
 
 
+@pytest.mark.slow
 def test_a_source_that_is_no_use(run: Path, tmp_path: Path) -> None:
     take = begun(tmp_path / "take", run)
     with pytest.raises(UserError, match="3 frames at 8 fps: 5 or more"):
@@ -432,7 +452,7 @@ def test_a_source_that_is_no_use(run: Path, tmp_path: Path) -> None:
 def test_delivered_is_snapped(whole: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take = copy(whole, tmp_path / "take")
     (take.root / "take.mp4").unlink()
-    monkeypatch.setattr(take_file, "join_videos", lambda *_: 30)
+    monkeypatch.setattr(base_file, "join_videos", lambda *_: 30)
     with pytest.raises(LongtakeError, match="has 30 frames, its latents have 33"):
         take.deliver()
 
