@@ -336,13 +336,21 @@ class TwoStreamDiT(DiT):
     ) -> tuple[Tensor | None, list[KeyValue]]:
         """Return the targets' hidden tokens, or without targets the memory's keys and values.
 
-        One call a block, so that whatever hooks blocks (offload, FSDP) moves weights once.
+        One call a block, so that whatever hooks blocks (offload, FSDP) moves weights once. Memory
+        that differs from the targets in nothing but its place is one stream with them up to the
+        last block, where nothing reads its hidden tokens.
         """
         text = self.block_text(context.text) if context else None
         features = context.features if context else {}
-        keys_values, blocks = [], self.memory_blocks
+        shared = self.setup.memory_time is None and self.setup.time == "sample"
+        alike = visibility.joint and shared and not features
+        before, keys_values, blocks = 0, [], self.memory_blocks
+        if alike and target is not None and memory is not None:
+            before, target, memory = memory.hidden.shape[1], memory.then(target), None
         for i, block in enumerate(blocks):
             last = i == len(blocks) - 1
+            if last and before and target is not None:
+                memory, target = target.split(before)
             block_context = BlockContext(cached[i] if cached else None, visibility, features, last)
             outs = self._run_block(block, target, memory, text, block_context)
             target_hidden, memory_hidden, kv = outs

@@ -50,6 +50,21 @@ class Stream(NamedTuple):
     modulation: Tensor
     rotary: RotaryTable
 
+    def then(self, other: Stream) -> Stream:
+        """Return these tokens and those of another stream behind them; the modulation is both's."""
+        rotary = (torch.cat(pair, dim=1) for pair in zip(self.rotary, other.rotary, strict=True))
+        hidden = torch.cat([self.hidden, other.hidden], dim=1)
+        return Stream(hidden, self.modulation, RotaryTable(*rotary))
+
+    def split(self, count: int) -> tuple[Stream, Stream]:
+        """Return the first `count` tokens, and those behind them."""
+        first = RotaryTable(*(x[:, :count] for x in self.rotary))
+        rest = RotaryTable(*(x[:, count:] for x in self.rotary))
+        return (
+            Stream(self.hidden[:, :count], self.modulation, first),
+            Stream(self.hidden[:, count:], self.modulation, rest),
+        )
+
 
 class Projections(NamedTuple):
     """What a block's attention reads of a stream.

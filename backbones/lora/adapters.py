@@ -29,6 +29,7 @@ from ...core.interfaces.spec import LoRA
 from ...core.tools.files import whole_file
 from ...core.tools.hub import expand_path
 from ..blocks.base import Changed, DiffusersBackbone
+from .folded import fold
 from .layouts import DIFFUSERS
 from .read import Lora, parameters, read_lora
 
@@ -79,6 +80,7 @@ def _inject(model: DiffusersBackbone, config: LoraConfig, name: str) -> None:
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         model.add_adapter(config, adapter_name=name)
     model.set_adapter(sorted(model.peft_config, key=lambda other: other == NAME))
+    fold(model)
     for key, weight in model.named_parameters():
         if ".lora_A." in key or ".lora_B." in key:
             weight.requires_grad_(f".{NAME}." in key)

@@ -42,7 +42,7 @@ class MemoryBlock(TwoStreamBlock, WanTransformerBlock):  # type: ignore[misc]
         """Return what self-attention reads of a stream."""
         hidden = stream.hidden
         shift, scale, *gates = self._modulation(stream.modulation)
-        x = (self.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        x = (self.norm1(hidden.float()) * (1 + scale)).add_(shift).type_as(hidden)
         return project_heads(self.attn1, x, stream, gates, query)
 
     def _modulation(self, modulation: Tensor) -> tuple[Tensor, ...]:
@@ -66,11 +66,11 @@ class MemoryBlock(TwoStreamBlock, WanTransformerBlock):  # type: ignore[misc]
         """Return the hidden tokens after the rest of the block."""
         hidden = stream.hidden
         gate, ffn_shift, ffn_scale, ffn_gate = projections.gates
-        hidden = (hidden.float() + join_heads(self.attn1, read) * gate).type_as(hidden)
+        hidden = (join_heads(self.attn1, read) * gate).add_(hidden.float()).type_as(hidden)
         if text is not None:
             x = self.norm2(hidden.float()).type_as(hidden)
             hidden = hidden + self.attn2(x, text, None, None)
         hidden = self.read_features(hidden, features, self.attn2)
-        x = (self.norm3(hidden.float()) * (1 + ffn_scale) + ffn_shift).type_as(hidden)
-        out: Tensor = hidden.float() + self.ffn(x).float() * ffn_gate
+        x = (self.norm3(hidden.float()) * (1 + ffn_scale)).add_(ffn_shift).type_as(hidden)
+        out: Tensor = (self.ffn(x).float() * ffn_gate).add_(hidden.float())
         return out.type_as(hidden)

@@ -28,7 +28,13 @@ from ..experiment import Experiment, TrainSpec
 from ..interfaces.compressor import Needs
 from ..model import Model, build_model, compressor_needs
 from ..registry import origins
-from ..tools.device import is_main_process, pick_device, uses_bf16, versions
+from ..tools.device import (
+    flushed_denormals,
+    is_main_process,
+    pick_device,
+    uses_bf16,
+    versions,
+)
 from ..tools.files import (
     check_out_folder,
     claimed_folder,
@@ -120,6 +126,7 @@ def train_on(
     store = Store.open(data)
     check_out_folder(out)
     with ExitStack() as held:
+        held.enter_context(flushed_denormals())  # early: threads that start later do so, too
         dead = held.enter_context(claimed_folder(out)) if is_main_process() else []
         for text in _gone_lines(store):
             _say(text)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from longtake.backbones.blocks import rotary
 from longtake.backbones.blocks.rotary import RotaryAxes, rotary_table
 from longtake.core.values.memory import Memory
 
@@ -135,3 +136,12 @@ def test_wan_reads_extents_where_its_spec_says_so(wan: Any, attention: str) -> N
     alone = velocity(averaged, wide.take(torch.arange(3).expand(2, -1)))
     assert float((padded[:1] - alone[:1]).abs().max()) < 1e-5
     assert float((padded[1:] - velocity(averaged, wide)[1:]).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [20, 32, 64, 96])
+def test_rotating_is_the_same_bits_either_way(width: int, dtype: torch.dtype) -> None:
+    axes = RotaryAxes(10000.0, (width - 12, 6, 6))
+    table = rotary_table(axes, grid((0, 2, 3), (2, 5, 7)))
+    x = torch.randn(3, 70, 5, width).to(dtype)
+    assert torch.equal(rotary.rotate(x, table), rotary._rotate_by_parts(x, table))

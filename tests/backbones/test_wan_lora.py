@@ -12,6 +12,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from longtake.backbones.lora.folded import FoldedLinear, pays
 from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.core.errors import UserError
 from longtake.core.interfaces.backbone import Backbone
@@ -39,6 +40,59 @@ def test_adapters_start_at_zero_and_by_seed(wan: Any) -> None:
     assert not all(map(torch.equal, first, other))
     with pytest.raises(ValueError, match="already"):
         models[0].add_lora(LoRA(rank=2))
+
+
+@pytest.mark.parametrize(("rank", "folds"), [(16, True), (1, False)])
+def test_a_folded_lora_is_pefts_but_for_rounding(
+    wan: Any, monkeypatch: pytest.MonkeyPatch, rank: int, folds: bool
+) -> None:
+    model = wan.small()
+    model.add_lora(LoRA(rank=rank, alpha=2.0 * rank))
+    stir(model)
+    layer = model.blocks[0].attn1.to_q
+    x = wan.noise(2, 64, wan.width).requires_grad_()
+    assert isinstance(layer, FoldedLinear) and layer._plain("default", x) == folds
+    assert not layer._plain("default", x.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not layer._plain("default", x)
+    weights = [layer.lora_A.default.weight, layer.lora_B.default.weight]
+    ways = []
+    for fold in (True, False):
+        monkeypatch.setattr(FoldedLinear, "_plain", lambda *_, fold=fold: fold)
+        out = layer(x)
+        ways.append((out, *torch.autograd.grad(out.square().sum(), [x, *weights])))
+    for ours, pefts in zip(*ways, strict=True):
+        assert (ours - pefts).norm() < 1e-5 * pefts.norm()
+    monkeypatch.undo()
+    model.disable_adapters()
+    assert torch.equal(layer(x), layer.base_layer(x))
+
+
+def test_folding_pays_for_ranks_that_are_large_beside_the_width() -> None:
+    assert pays(4000, 384, 384, 128) and pays(4000, 384, 1536, 128)
+    assert not pays(40_000, 3072, 3072, 128) and not pays(4000, 384, 384, 32)
+    assert not pays(60, 384, 384, 128)  # few tokens, such as those of a prompt
+
+
+def test_frozen_weights_have_no_gradient_and_keep_no_activations(wan: Any) -> None:
+    """What a step saves for its backward pass: frozen linears save no inputs of their own."""
+    model, kept = wan.small(), []
+    model.add_lora(LoRA(rank=2, targets=("attention",)))
+    frozen = model.blocks[0].ffn.net[2]
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        kept.append(saved)
+        return saved
+
+    x = wan.noise(2, 8, 48).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        frozen(x).sum().backward()
+    assert x.data_ptr() not in {saved.data_ptr() for saved in kept}
+    context = model.context(wan.text(1), wan.memory(1, 3))
+    noisy = wan.noise(1, 16, 2, 4, 4)
+    model.velocity(noisy, torch.ones(1), wan.frames(0, 2), context).square().mean().backward()
+    given = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert given == {name for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def test_names_and_targets(wan: Any) -> None:

@@ -68,6 +68,15 @@ def test_the_last_block_makes_keys_only(wan: Any) -> None:
     assert set(calls) == {(0, "attn1.to_q"), (0, "attn1.to_k"), (0, "ffn"), (1, "attn1.to_k")}
 
 
+def test_memory_that_shares_the_targets_time_is_one_stream_with_them(wan: Any) -> None:
+    model, calls = wan.small(layers=3), []
+    for block in model.blocks:
+        block.attn1.to_k.register_forward_hook(lambda _, inputs, out: calls.append(out.shape[1]))
+    context = model.context(wan.text(1), wan.memory(1, 5))
+    model.velocity(wan.noise(1, 16, 1, 4, 4), torch.ones(1), wan.frames(0, 1), context)
+    assert calls == [5 + 4, 5 + 4, 5, 4]  # apart in the last block, which drops memory
+
+
 def test_what_a_cache_refuses(wan: Any) -> None:
     full, isolated, memory = wan.small(), wan.isolated(), wan.memory(1, 3)
     cache = isolated.remember(memory)

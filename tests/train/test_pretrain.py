@@ -34,7 +34,7 @@ from longtake.core.train.checkpoint import (
 )
 from longtake.core.train.liveness import DeadMemory, Liveness, memory_parameters
 from longtake.core.train.loss import StageOne
-from longtake.core.train.optim import learning_rate
+from longtake.core.train.optim import WideMuon, learning_rate
 from longtake.core.train.pretrain import pretrain
 from longtake.core.values.draws import Draws
 from longtake.core.values.grid import Rate
@@ -383,6 +383,29 @@ def test_two_runs_of_other_precision_in_one_process(store: Path, tmp_path: Path)
 def _other_rate(experiment):
     other = Rate(height=4, width=4, time=2)
     return evolve(experiment, compressors=(evolve(experiment.compressors[0], rate=other),))
+
+
+def test_training_flushes_denormals_and_leaves_the_process_as_it_was(
+    store: Path, tmp_path: Path
+) -> None:
+    tiny, seen = torch.full((1,), 1e-40), []
+    pretrain(small(steps=1), store, tmp_path / "a", progress=lambda *_: seen.append(bool(tiny * 1)))
+    assert seen == [False] and bool(tiny * 1)
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_muon_in_float32_is_torchs_but_for_its_rounding(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), torch.randn(3, *shape)
+    moved = []
+    for cls in (WideMuon, torch.optim.Muon):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = cls([weight], lr=0.1, adjust_lr_fn="match_rms_adamw")
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimizer.step()
+        moved.append(weight.detach() - start)
+    assert (moved[0] - moved[1]).norm() < 0.03 * moved[1].norm()
 
 
 def test_the_learning_rate_warms_up_stays_and_decays() -> None:
