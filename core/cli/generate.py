@@ -212,7 +212,11 @@ def _create(asked: Asked) -> Take:
     )
     if seed is None and not asked.as_json:
         print(f"seed {take.folder.spec['seed']}", file=sys.stderr)
-    take.use_loras(asked.loras)
+    try:
+        take.use_loras(asked.loras)
+    except UserError:
+        take.discard()
+        raise
     return take
 
 
@@ -282,7 +286,13 @@ def _run(asked: Asked, take: Take, *, new: bool) -> None:
     _follow(
         asked,
         take,
-        take.run(story, segments=asked.segments, seed=asked.seed, replace=replace),
+        take.run(
+            story,
+            segments=asked.segments,
+            seed=asked.seed,
+            replace=replace,
+            original=asked.story,
+        ),
     )
 
 
@@ -421,29 +431,12 @@ def _follow(asked: Asked, take: Take, events: Iterator[Event]) -> None:
                     if event.kind != "preview":
                         print(json.dumps(event.to_json(), ensure_ascii=False), flush=True)
                     last = event.to_json() if event.kind == "step" else last
-                    continue
-                last = _show(event, report, last)
-        _report(asked, take)
+                else:
+                    last = _show(event, report, last)
+                if event.kind == "done":
+                    _check_promise(event)  # type: ignore[arg-type]
     except KeyboardInterrupt:
         _stopped(take, last)
-
-
-def _report(asked: Asked, take: Take) -> None:
-    """Write the report of a take, and say what it says, behind the lengths that are said already.
-
-    Raises:
-        LongtakeError: what was delivered is not what was promised.
-    """
-    from ..take.findings import summary_lines
-
-    if not take.order.made:
-        return
-    report = take.report()
-    findings = [attrs.asdict(one) for one in report.findings]
-    data = {"kind": "report", "file": str(take.root / "report.html"), "findings": findings}
-    _print(asked, data, "\n".join(summary_lines(report)[1:]))
-    if report.failed:
-        raise LongtakeError(next(one.text for one in report.findings if one.state == "error"))
 
 
 def _show(event: Event, report: Any, last: dict[str, Any]) -> dict[str, Any]:
@@ -467,6 +460,12 @@ def _show(event: Event, report: Any, last: dict[str, Any]) -> dict[str, Any]:
     return last
 
 
+def _check_promise(done: Done) -> None:
+    """Raise LongtakeError where other frames were delivered than were promised."""
+    if any(line.startswith("error: ") for line in done.report):
+        raise LongtakeError(f"what was delivered is not what was promised: {done.files[0]}")
+
+
 def _ending(done: Done) -> list[str]:
     """Return the last lines: what was delivered, and its lengths."""
     asked = "" if done.asked is None else f"asked {done.asked:.2f} s, "
@@ -474,7 +473,7 @@ def _ending(done: Done) -> list[str]:
         f"{done.segments} segments, {done.frames:,} frames, {done.duration:.2f} s: {asked}"
         f"snapped {done.snapped:.2f} s, delivered {done.delivered:.2f} s of new video"
     ]
-    lines += [str(path) for path in done.files]
+    lines += [*done.report, *map(str, done.files)]
     return lines + ([f"{done.to_make} segments to make"] if done.to_make else [])
 
 

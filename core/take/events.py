@@ -143,6 +143,7 @@ class Done(Event):
         files: take.mp4, and new.mp4 where there is a source.
         asked, snapped, delivered: seconds of new video; asked is None where it was until stopped.
         took: seconds of this run.
+        report: what the take says of itself, as lines (`Take.report` has all of it).
     """
 
     kind: ClassVar[str] = "done"
@@ -155,3 +156,4 @@ class Done(Event):
     snapped: float
     delivered: float
     took: float
+    report: tuple[str, ...] = ()

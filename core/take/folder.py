@@ -139,11 +139,11 @@ class TakeFolder:
         with disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             others = [p.name for p in root.iterdir() if not p.match(".*.part")]
-        if set(others) - {"spec.json", "log.jsonl"}:
+        if set(others) - {"order.json", "log.jsonl"}:
             raise UserError(f"--out {root} is a folder with other files in it, and no take")
         written = {"format": FORMAT, **spec}
-        write_json(root / "spec.json", written)
         write_json(root / "order.json", Order().to_json())
+        write_json(root / "spec.json", written)  # by which it is a take
         return cls(root, written)
 
     @property
@@ -352,6 +352,8 @@ class TakeFolder:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--branch {out}: something is there already; name a new folder")
         ids = [entry.id for entry in order.entries if entry.id is not None]
+        if out.parent.is_dir():
+            remove_parts(out.parent)
         with whole_folder(out) as part:
             shutil.copyfile(self.root / "spec.json", part / "spec.json")
             for name in ("texts", "source"):

@@ -127,7 +127,7 @@ def every_frame(path: Path) -> Iterator[Pixels]:
             shown = reformatter.reformat(timed.frame, format="rgb24", interpolation=SCALING)
             yield shown.to_ndarray()
         if video.damage:
-            raise VideoError(path, f"is damaged: {video.damage}")
+            raise VideoError(path, f"is damaged ({video.damage}): remove it, it is made again")
 
 
 def take_facts(take: Reported) -> TakeFacts:

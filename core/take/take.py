@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import torch
@@ -43,10 +43,12 @@ from ..values.text import Text
 from ..video.decode import Pixels
 from ..video.write import count_frames, join_videos, write_video
 from .events import Done, Event, PixelsMade, SegmentMade, Told
+from .findings import TakeReport, summary_lines
 from .folder import Recipe, Segment, TakeFolder, facts_of
 from .order import Entry, Order, draw_seed, spans
 from .past import CRF, Frames, Past, links_of, whole_memory
 from .plan import Defaults, Plan, appended, gone_on, grid_of, replanned
+from .report import report_segment, write_report
 from .sampling import Pace, Remembering, Task, colours, is_memory_error, sample_segment
 from .setup import Opened, Run, check_identity, new_spec, open_take, take_size
 from .snapping import TakeGrid
@@ -61,9 +63,6 @@ from .source import (
     write_source,
 )
 from .storyboard import Section, Storyboard, read_storyboard
-
-if TYPE_CHECKING:
-    from .findings import TakeReport
 
 SLACK_BYTES = 64_000_000  # of the disk that are left free
 Story = Storyboard | Path | str | Iterable[Section]
@@ -123,8 +122,6 @@ class MadeSegment:
     @property
     def report(self) -> TakeReport:
         """What there is to say of it: how it joins the one before, its memory and its time."""
-        from .report import report_segment
-
         return report_segment(self.take, self.number)
 
     def frames(self) -> Iterator[Pixels]:
@@ -505,6 +502,7 @@ class Take:
         seconds: float | None = None,
         seed: int | None = None,
         replace: bool = False,
+        original: Path | None = None,
     ) -> Iterator[Event]:
         """Make what is asked for, and yield an event for all that happens.
 
@@ -518,6 +516,7 @@ class Take:
             seconds: length of the sections of a plain text.
             seed: base of the seeds of new sections.
             replace: make segments again that the storyboard changes; else that is refused.
+            original: the file that a storyboard was read from, of which a copy is kept.
 
         Raises:
             UserError: what is wrong with the storyboard; it changes what is made; the take is in
@@ -538,14 +537,19 @@ class Take:
                         break
             else:
                 if story is not None:
-                    yield from self._take_story(story, seconds, seed, replace)
+                    yield from self._take_story(story, seconds, seed, replace, original)
                 yield from self._logged(worker.all_to_be_made())
             yield from self._logged(self._delivered(worker.past, began))
 
     def _take_story(
-        self, story: Story | Section, seconds: float | None, seed: int | None, replace: bool
+        self,
+        story: Story | Section,
+        seconds: float | None,
+        seed: int | None,
+        replace: bool,
+        original: Path | None,
     ) -> Iterator[Event]:
-        path = Path(story) if isinstance(story, str | Path) else None
+        path = Path(story) if isinstance(story, str | Path) else original
         board = story if isinstance(story, Section) else self._board(story, seconds)
         if isinstance(board, Storyboard):
             for remark in board.remarks:
@@ -598,8 +602,6 @@ class Take:
         Raises:
             UserError: a segment is gone or damaged, or the disk refuses.
         """
-        from .report import write_report
-
         return write_report(self)
 
     # Parts
@@ -696,8 +698,10 @@ class Take:
     def _delivered(self, past: Past, began: float) -> Iterator[Event]:
         order = self.order
         files: tuple[Path, ...] = ()
+        lines: tuple[str, ...] = ()
         if order.made:
             files = self._deliver(past, None)
+            lines = tuple(summary_lines(self.report())[1:])
         if order.made == len(order.entries) and order.open:
             order = attrs.evolve(order, open=False)
             self.folder.write_order(order)
@@ -718,6 +722,7 @@ class Take:
             / self.folder.fps,
             delivered=fresh / self.folder.fps,
             took=round(time.monotonic() - began, 3),
+            report=lines,
         )
 
     def _first(self, order: Order, entry: Entry) -> int:

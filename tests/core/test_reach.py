@@ -1,4 +1,4 @@
-"""A stream that is begun again `reach` latents back is the stream that never stopped, to the bit."""
+"""A stream begun again `reach` latents back is the stream that never stopped, to the bit."""
 
 from __future__ import annotations
 

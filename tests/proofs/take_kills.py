@@ -10,6 +10,7 @@ follows from them, mp4; and writes `tests/proofs/take_kills.json`. CI does the s
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 import time
@@ -37,6 +38,7 @@ def commands(root: Path, run: Path, video: Path, board: Path) -> list[tuple[obje
         (run, "--out", out, "--extend", video, "--story", board, "--seed", 5),
         ("--out", out, "--redo", 3, "--seed", 11),
         ("--out", out, "--redo", 4, "--prompt", "another", "--seed", 12),
+        ("--out", out, "--undo"),
         ("--out", out, "--drop-after", 3),
         ("--out", out, "--prompt", "more", "--seconds", 1.2),
         ("--out", out, "--branch", branch, "--at", 3),
@@ -55,14 +57,10 @@ def finish(words: Sequence[object], log: Path) -> None:
     assert program.ended() == 0, program.err
 
 
-def again(words: Sequence[object]) -> tuple[object, ...]:
-    """What is typed after a kill: the same command, but for edits that are in the order already."""
-    return words
-
-
-def edited(take: Path) -> int:
-    """How many edits a take has had."""
-    return len(list((take / "history").glob("*.json")))
+def edit_of(take: Path) -> Any:
+    """What tells one order from the next: the one that `undo` would go back to."""
+    path = take / "order.json"
+    return json.loads(path.read_text())["before"] if path.exists() else None
 
 
 def chain(root: Path, run: Path, video: Path, board: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def chain(root: Path, run: Path, video: Path, board: Path, kills: int, seed: int
     for index, words in enumerate(typed):
         share = kills * (index + 1) // len(typed) - kills * index // len(typed)
         out = Path(str(words[words.index("--out") + 1]))
-        edits = edited(out)
+        edit = edit_of(out)
         for _ in range(share):
             program = start(words, log)
             alive = _wait(program, rng)
@@ -83,20 +81,20 @@ def chain(root: Path, run: Path, video: Path, board: Path, kills: int, seed: int
             told.append({"command": index, "was_at_work": alive, "half_written": len(parts)})
             if not alive:
                 break
-            if "--out" in words and edited(out) > edits and _is_edit(words):
+            if _is_edit(words) and edit_of(out) != edit:
                 words = ("--out", out)  # the edit is in the order: going on carries it out
-        if not (words[0] == "--out" and "--branch" in words and (root / "branch").exists()):
+        if not ("--branch" in words and (root / "branch").exists()):
             finish(words, log)
     return {"kills": told}
 
 
 def _is_edit(words: Sequence[object]) -> bool:
-    return any(flag in words for flag in ("--redo", "--drop-after", "--prompt"))
+    return any(flag in words for flag in ("--redo", "--undo", "--drop-after", "--prompt"))
 
 
 def _wait(program: Forked, rng: random.Random) -> bool:
     """Wait for a random moment; whether the program was still at work then."""
-    end = time.monotonic() + rng.uniform(0.05, 4.0)
+    end = time.monotonic() + rng.uniform(0.05, 5.0)
     while time.monotonic() < end:
         if not program.process.is_alive():
             return False

@@ -1,0 +1,178 @@
+"""`longtake generate` and `longtake show TAKE` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from longtake.core.take.take import Take
+
+from ..program import run as longtake
+from .kit import clip, opened
+
+SECONDS = ("--seconds", 1.5)
+
+
+def made(out: Path, run: Path, *words: object) -> None:
+    code, told, err = longtake("generate", run, "--out", out, "--seed", 3, *words)
+    assert code == 0, err
+    assert str(out / "take.mp4") in told
+
+
+@pytest.fixture(scope="module")
+def take(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
+    """A take of two segments, made by the program; which no test changes."""
+    out = tmp_path_factory.mktemp("program") / "walk"
+    made(out, run, "--prompt", "a dog", "--seconds", 2.5)
+    return out
+
+
+@pytest.fixture
+def own(take: Path, tmp_path: Path) -> Path:
+    shutil.copytree(take, tmp_path / "walk")
+    return tmp_path / "walk"
+
+
+def test_it_is_made_and_shown(take: Path) -> None:
+    code, told, _ = longtake("show", take)
+    assert code == 0 and "'a dog', seed 4" in told and "to make" not in told
+    data = json.loads(longtake("show", take, "--json")[1])
+    assert [row["frames"] for row in data["segments"]] == [17, 8]
+    assert (take / "report.html").exists() and (take / "report.json").exists()
+    assert longtake("show", take, "--fields")[0] == 2
+
+
+def test_events_are_lines_of_json(own: Path) -> None:
+    code, told, _ = longtake("generate", "--out", own, "--prompt", "b", *SECONDS, "--json")
+    events = [json.loads(line) for line in told.splitlines()]
+    assert code == 0 and [e["kind"] for e in events if e["kind"] not in ("step", "note")] == [
+        "segment", "pixels", "done",
+    ]  # fmt: skip
+    steps = [e for e in events if e["kind"] == "step"]
+    assert [(e["done"], e["total"], e["segment"]) for e in steps] == [(1, 2, 3), (2, 2, 3)]
+    assert {"eta", "eta_all"} <= steps[0].keys()
+    lengths = {name: events[-1][name] for name in ("asked", "snapped", "delivered")}
+    assert lengths == {"asked": 4.0, "snapped": 4.125, "delivered": 4.125}
+
+
+def test_a_dry_run_writes_nothing(run: Path, take: Path, tmp_path: Path) -> None:
+    out = tmp_path / "none"
+    words = ("--prompt", "x", "--seconds", 5, "--dry-run")
+    code, told, _ = longtake("generate", run, "--out", out, *words)
+    assert code == 0 and not out.exists()
+    assert "asked 0–5.00 s → 0–5.12 s, 41 frames" in told and "memory tokens" in told
+    before = (take / "order.json").read_bytes()
+    code, told, _ = longtake("generate", "--out", take, *words, "--json")
+    data = json.loads(told)
+    assert code == 0 and (take / "order.json").read_bytes() == before
+    assert [row["segment"] for row in data["to_make"]] == [3, 4, 5] and data["seconds"] > 0
+    code, told, _ = longtake("generate", "--out", take, "--redo", 1, "--dry-run")
+    assert code == 0 and "segments 1-2 are made again" in told
+
+
+def test_redo_stop_undo(own: Path) -> None:
+    code, told, err = longtake("generate", "--out", own, "--redo", 1, "--seed", 9, "--stop")
+    assert code == 0 and "segments 1-2 are made again" in err and "1 segments to make" in told
+    assert longtake("generate", "--out", own)[0] == 0
+    code, told, err = longtake("generate", "--out", own, "--undo")
+    assert code == 0 and "back to 2 segments, 0 of them to make" in err
+    code, told, _ = longtake("generate", "--out", own, "--tidy")
+    assert code == 2
+    code, told, _ = longtake("generate", "--out", own, "--tidy", "--yes", "--json")
+    assert code == 0 and len(json.loads(told)["paths"]) == 5
+    assert {p.name for p in (own / "segments").iterdir()} == {
+        e.id for e in opened(own).order.entries
+    }
+
+
+def test_a_branch_a_drop_and_an_extension(own: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "branch"
+    assert longtake("generate", "--out", own, "--branch", out, "--at", 1)[0] == 0
+    assert opened(out).order.made == 1
+    code, told, err = longtake("generate", "--out", own, "--drop-after", 1)
+    assert code == 0 and "segments 2 leave the take" in err and "17 frames" in told
+    video, extended = clip(tmp_path / "mine.mp4"), tmp_path / "extended"
+    words = ("--extend", video, "--extend-from", 2.2, "--prompt", "on", *SECONDS)
+    made(extended, run, *words)
+    made(extended, run, *words)  # the same command, when all is done, goes on with one more
+    assert [e.source for e in opened(extended).order.entries] == [True, False, False]
+    assert (extended / "new.mp4").exists()
+
+
+def test_a_storyboard_of_each_kind(run: Path, tmp_path: Path) -> None:
+    board = tmp_path / "story.srt"
+    board.write_text(
+        "1\n00:00:00,000 --> 00:00:02,000\na dog\n\n2\n00:00:02,000 --> 00:00:03,000\nb"
+    )
+    made(tmp_path / "srt", run, "--story", board)
+    take = opened(tmp_path / "srt")
+    assert [e.prompt for e in take.order.entries] == ["a dog", "b"]
+    assert (take.root / "story.orig.srt").read_text() == board.read_text()
+    board.write_text(board.read_text().replace("a dog", "a wolf"))
+    code, _, err = longtake("generate", "--out", take.root, "--story", board)
+    assert code == 2 and "--yes remakes segments 1-2" in err
+    assert longtake("generate", "--out", take.root, "--story", board, "--yes")[0] == 0
+
+
+BAD = [
+    (("--prompt", "x"), "--prompt goes with --seconds"),
+    (("--seconds", 3), "--seconds goes with"),
+    (("--prompt", "x", "--seconds", 0), "--seconds 0: more than 0"),
+    (("--prompt", "x", "--seconds", 0.02), "less than one step"),
+    (("--fps", 24, "--prompt", "x", "--seconds", 3), "the frame rate is the backbone's"),
+    (("--redo", 1), "is no take"),
+    (("--redo", 1, "--undo"), "one of them at a time"),
+    (("--stop",), "--stop goes with --redo"),
+    (("--at", 1), "--at goes with --branch"),
+    (("--image", "a.png", "--extend", "b.mp4"), "begins with one of the two"),
+    (("--extend-from", 2), "--extend-from goes with --extend"),
+    (("--extend", "none.mp4"), "none.mp4"),
+    (("--size", "64x33", "--prompt", "x", "--seconds", 3), "this run has other sizes"),
+    (("--lora", "none.safetensors", "--prompt", "x", "--seconds", 3), "--lora none.safetensors"),
+    ((), "nothing to make"),
+    (("--story", "none.json"), "none.json"),
+]
+
+
+@pytest.mark.parametrize(("words", "match"), BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    words: tuple[object, ...], match: str, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "take"
+    code, told, err = longtake("generate", run, "--out", out, *words)
+    assert code == 2 and match in err and err.count("\n") <= 2, err
+    assert not told and not out.exists()
+
+
+def test_what_does_not_fit_a_take(take: Path, tmp_path: Path) -> None:
+    for words, match in (
+        (("--redo", 7), "--redo 7: this take has segments 1 to 2"),
+        (("--drop-after", 7), "this take has segments 0 to 2"),
+        (("--size", "32x32"), "is 64x32"),
+    ):
+        code, _, err = longtake("generate", "--out", take, *words)
+        assert code == 2 and match in err
+    code, _, err = longtake("generate", "--out", tmp_path / "none", "--prompt", "x", *SECONDS)
+    assert code == 2 and "name the RUN that makes it" in err
+
+
+def test_ctrl_c_keeps_what_is_made(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from longtake.core.take import take as take_file
+
+    def stopped(*args: object) -> object:
+        yield next(before(*args))  # type: ignore[call-overload]
+        raise KeyboardInterrupt
+
+    before = take_file.sample_segment
+    with monkeypatch.context() as patch:
+        patch.setattr(take_file, "sample_segment", stopped)
+        code, _, err = longtake("generate", "--out", own, "--prompt", "b", *SECONDS)
+    assert code == 130
+    assert "longtake: stopped in segment 3 at step 1 of 2; 2 segments (3.1 s) in" in err
+    assert f"go on: longtake generate --out {own}" in err
+    assert longtake("generate", "--out", own)[0] == 0
+    take: Take = opened(own)
+    assert take.order.made == 3
