@@ -57,7 +57,7 @@ FREE = (
     "steps", "rate", "warmup", "decay", "clip", "precision", "checkpointing", "accumulate",
     "save_every", "save_minutes", "keep", "log_every", "gain_every",
 )  # fmt: skip
-UNREAD = ("measure", "metrics")
+UNREAD = ("measure", "metrics", "generate")
 BEND = 0.01  # share by which the learning rate may leave its course before that is said
 
 
