@@ -857,7 +857,10 @@ class _Worker:
         took = time.monotonic() - began
         for index in made:
             yield PixelsMade(
-                segment=index + 1, clip=past.clip(index), took=round(took / len(made), 3)
+                segment=index + 1,
+                clip=past.clip(index),
+                took=round(took / len(made), 3),
+                spent=past.spent.pop(index, {}),
             )
         if made:
             self.pace.beside.append(took / len(made))
@@ -914,7 +917,9 @@ class _Worker:
                 shot=recipe.first if entry.cut else shot,
             )
             settled, pending = self.past.memory()
+            read_from = time.monotonic()
             memory, tokens = self._remembering(model, limit).held(settled, pending, task)
+            remembering = time.monotonic() - read_from
             read = memory.memory if isinstance(memory, Cache) else memory
             whole = sum(m.length for m in settled) + pending.length
             limited = entry.memory == "all" and not entry.cut
@@ -933,7 +938,7 @@ class _Worker:
             made = {
                 "at": _now(), "seconds": round(time.monotonic() - began, 3), "tokens": tokens,
                 "parts": {part.name: int(part.tokens.shape[1]) for part in read.parts},
-                "dropped": whole - tokens if limited else 0,
+                "dropped": whole - tokens if limited else 0, "remembering": round(remembering, 3),
                 "device": str(take.device), "threads": torch.get_num_threads(),
                 "peak_memory": _peak(take.device),
             }  # fmt: skip

@@ -63,10 +63,10 @@ def test_it_says_what_was_asked_made_and_delivered(take):
         s.stored.made["tokens"] for s in take.segments()[1:]
     ]
     assert all(one.tokens > 0 for one in facts.new)
-    assert [set(one.seconds) for one in facts.segments] == [
-        {"following"},
-        *[{"sampling", "following"}] * 3,
-    ]
+    beside = {"decoding", "LR latents", "writing", "memory"}
+    given, *made = (set(one.seconds) for one in facts.segments)
+    assert given == beside - {"LR latents"}, "a source's LR latents come from its own pixels"
+    assert made == [beside | {"sampling", "remembering"}] * 3
     page = (take.root / "report.html").read_text(encoding="utf-8")
     assert "a dog" in page and page.count("data:image/jpeg;base64,") == 6
     data = json.loads((take.root / "report.json").read_text(encoding="utf-8"))
