@@ -372,9 +372,9 @@ def hash_of(tensor: Tensor) -> str:
     """Return the sha256 of a tensor's type, shape and numbers."""
     tensor = tensor.detach().cpu().contiguous()
     head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    data = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
     hashed = hashlib.sha256(head)
-    hashed.update(data)
+    if tensor.numel():
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 

@@ -243,9 +243,10 @@ def _experiment(root: Path) -> Experiment:
 def _find_run(folder: TakeFolder, experiment: Experiment, run: Path | None) -> Run:
     """Return where the weights of a take are: its own checkpoint, where the run still has it."""
     recorded = folder.spec.get("run")
-    if run is None and recorded is None:
+    given = recorded if run is None else run
+    if given is None:
         raise UserError(f"{folder.root} was made with a model in memory: give it, or name RUN")
-    place = Path(recorded) if run is None else run
+    place = Path(given)
     name = folder.spec.get("checkpoint")
     if not place.is_dir():
         raise UserError(f"{folder.root} was made with the run {place}, which is gone: name RUN")

@@ -160,15 +160,15 @@ def test_what_does_not_fit_a_take(take: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_is_made(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longtake.core.take import take as take_file
+    from longtake.core.take import work as work_file
 
     def stopped(*args: object) -> object:
         yield next(before(*args))  # type: ignore[call-overload]
         raise KeyboardInterrupt
 
-    before = take_file.sample_segment
+    before = work_file.sample_segment
     with monkeypatch.context() as patch:
-        patch.setattr(take_file, "sample_segment", stopped)
+        patch.setattr(work_file, "sample_segment", stopped)
         code, _, err = longtake("generate", "--out", own, "--prompt", "b", *SECONDS)
     assert code == 130
     assert "longtake: stopped in segment 3 at step 1 of 2; 2 segments (3.1 s) in" in err

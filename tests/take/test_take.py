@@ -16,8 +16,9 @@ from longtake.core.errors import LongtakeError, UserError
 from longtake.core.interfaces.codec import from_bytes
 from longtake.core.model import compressor_needs
 from longtake.core.registry import build
+from longtake.core.take import base as base_file
 from longtake.core.take import past as past_file
-from longtake.core.take import take as take_file
+from longtake.core.take import work as work_file
 from longtake.core.take.storyboard import Section, Storyboard
 from longtake.core.take.take import Take
 from longtake.core.tools.files import claimed_folder
@@ -400,7 +401,7 @@ def test_a_full_disk_is_foreseen_and_met(
     take = begun(tmp_path / "take", run)
     with monkeypatch.context() as patch:
         patch.setattr(
-            take_file.shutil, "disk_usage", lambda _: type("U", (), {"free": 4e8 - 3.9e8})
+            work_file.shutil, "disk_usage", lambda _: type("U", (), {"free": 4e8 - 3.9e8})
         )
         with pytest.raises(
             LongtakeError, match=r"GB free, segment 1 needs .*: 0 segments are safe"
@@ -432,7 +433,7 @@ def test_a_source_that_is_no_use(run: Path, tmp_path: Path) -> None:
 def test_delivered_is_snapped(whole: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take = copy(whole, tmp_path / "take")
     (take.root / "take.mp4").unlink()
-    monkeypatch.setattr(take_file, "join_videos", lambda *_: 30)
+    monkeypatch.setattr(base_file, "join_videos", lambda *_: 30)
     with pytest.raises(LongtakeError, match="has 30 frames, its latents have 33"):
         take.deliver()
 

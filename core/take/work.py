@@ -1,0 +1,376 @@
+"""The one loop that makes what has no id, a segment after the other."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from ..data.texts import PromptEmbedder, prompt_path, read_embeddings
+from ..errors import LongtakeError, UserError
+from ..interfaces.backbone import Cache
+from ..model import Model, memory_limit
+from ..registry import build
+from ..tools.pictures import side_by_side
+from ..values.grid import MemoryLimit
+from ..values.text import Text
+from .base import TakeBase
+from .events import Event, PixelsMade, SegmentMade, Told
+from .folder import Recipe, Segment, facts_of
+from .order import Order
+from .past import Past, links_of
+from .plan import gone_on
+from .sampling import Pace, Remembering, Task, colours, is_memory_error, sample_segment
+from .source import (
+    SourceEncoder,
+    read_source,
+    source_frames,
+)
+
+SLACK_BYTES = 64_000_000  # of the disk that are left free
+
+
+@define
+class Worker:
+    """Makes what has no id, one segment after the other.
+
+    Attributes:
+        take: that is made.
+        limit: new segments that are still to be made; None: all.
+    """
+
+    take: TakeBase
+    limit: int | None
+    pace: Pace = field(factory=Pace)
+    _past: Past | None = None
+    told: bool = False
+
+    @property
+    def past(self) -> Past:
+        """What is made, and what follows from it."""
+        if self._past is None:
+            self._past = self.take.past()
+        return self._past
+
+    def all_to_be_made(self) -> Iterator[Event]:
+        """Make all segments that are still to be made, within the limit."""
+        take = self.take
+        order = take.order
+        self._check_made(order)
+        self._embed(order)
+        yield from self._follow()
+        while True:
+            order = take.order
+            number = order.made + 1
+            if number <= len(order.entries) and order.entries[number - 1].source:
+                yield from self._source(order)
+                continue
+            if self.limit is not None and self.limit <= 0:
+                return
+            if number > len(order.entries):
+                grid = take.grid(order, None)
+                more = gone_on(order, grid, take.defaults(None, None))
+                if more is None:
+                    return
+                order = attrs.evolve(more, open=True)
+                take.folder.write_order(order)
+            yield from self._segment(order, number)
+            if self.limit is not None:
+                self.limit -= 1
+            yield from self._follow()
+            every = take.experiment.generate.deliver_every
+            if every and number % every == 0:
+                take.deliver_past(self.past, None)
+
+    def _check_made(self, order: Order) -> None:
+        """Read all latents once: an edited or damaged segment is found before anything is made."""
+        for number, entry in enumerate(order.entries, start=1):
+            if entry.id is not None:
+                self.take.folder.latents(entry.id, number)
+
+    def _embed(self, order: Order) -> None:
+        """Embed the prompts of what is to be made; the encoder is loaded only for new ones."""
+        wanted = [x for e in order.entries if e.id is None and not e.source
+                  for x in (e.prompt, e.negative)]  # fmt: skip
+        if not wanted:
+            return
+        take = self.take
+        encoder = build(take.experiment.backbone.text_encoder).to(take.device)
+        with safe_disk(order.made):
+            PromptEmbedder(take.root, encoder).embed_missing(wanted)
+
+    def _text(self, prompt: str) -> Text:
+        return read_embeddings(prompt_path(self.take.root, prompt))
+
+    def _follow(self) -> Iterator[Event]:
+        """Make what follows from the segments that are made, and tell of new clips."""
+        began, past = time.monotonic(), self.past
+        try:
+            with safe_disk(len(past.links)):
+                made = past.follow()
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_memory_error(error):
+                raise
+            raise LongtakeError(
+                f"segment {past.followed + 1} is sampled and safe; decoding ran out of memory: "
+                "--set backbone.codec.tile=256 and run it again"
+            ) from error
+        took = time.monotonic() - began
+        for index in made:
+            yield PixelsMade(
+                segment=index + 1,
+                clip=past.clip(index),
+                took=round(took / len(made), 3),
+                spent=past.spent.pop(index, {}),
+            )
+        if made:
+            self.pace.beside.append(took / len(made))
+
+    def _add(self, order: Order, number: int, segment: Segment) -> None:
+        """Name a segment in the order, and put it behind the past."""
+        order = order.with_id(number, segment.id)
+        self.take.folder.write_order(order)
+        self.past.add(links_of(self.take.folder, order)[number - 1])
+
+    def _recipe(self, order: Order, number: int, facts: dict[str, Any]) -> Recipe:
+        entry = order.entries[number - 1]
+        folder, past = self.take.folder, self.past
+        chain = past.links[-1].chain if past.links else folder.chain([])
+        return Recipe(
+            number=number, first=order.first(number), count=entry.latents, past=chain, facts=facts
+        )
+
+    def _segment(self, order: Order, number: int) -> Iterator[Event]:
+        """Make segment `number`: sample it, or adopt it where it is there already."""
+        take, entry = self.take, order.entries[number - 1]
+        sampler = take.experiment.generate.sampler
+        sampler = attrs.evolve(
+            sampler,
+            steps=entry.steps or sampler.steps,
+            guidance=sampler.guidance if entry.guidance is None else entry.guidance,
+        )
+        model = take.model_of(tuple(text for text, _ in entry.loras))
+        shift = sampler.shift or take.experiment.backbone.shift
+        limit = self._limit()
+        facts = facts_of(entry) | {
+            "sampler": attrs.asdict(sampler) | {"shift": shift},
+            "limit": None if limit is None else attrs.asdict(limit),
+        }
+        recipe = self._recipe(order, number, facts)
+        began, tokens, adopted = time.monotonic(), 0, take.folder.has(recipe.id)
+        if adopted:
+            take.folder.latents(recipe.id, number)
+            segment = take.folder.segment(recipe.id, number)
+            tokens = int(segment.made.get("tokens", 0))
+        else:
+            self._check_room(order, number)
+            shot = max((link.first for link in self.past.links if link.cut), default=0)
+            task = Task(
+                number=number,
+                segments=len(order.entries),
+                entry=entry,
+                first=recipe.first,
+                size=take.folder.size,
+                sampler=sampler,
+                shift=shift,
+                text=self._text(entry.prompt),
+                null_text=self._text(entry.negative),
+                shot=recipe.first if entry.cut else shot,
+            )
+            settled, pending = self.past.memory()
+            read_from = time.monotonic()
+            memory, tokens = self._remembering(model, limit).held(settled, pending, task)
+            remembering = round(time.monotonic() - read_from, 3)
+            read = memory.memory if isinstance(memory, Cache) else memory
+            whole = sum(m.length for m in settled) + pending.length
+            limited = entry.memory == "all" and not entry.cut
+            self._count_rest(order, number)
+            latents: Tensor | None = None
+            rgb = self.past.codec.rgb
+            if rgb is None and not self.told:
+                self.told = True
+                yield Told(text="no previews: this codec has no matrix from latents to colours")
+            for one in sample_segment(model.backbone, task, memory, take.device, self.pace, rgb):
+                if isinstance(one, Event):
+                    yield one
+                else:
+                    latents = one
+            assert latents is not None
+            made = {
+                "at": now(), "seconds": round(time.monotonic() - began, 3), "tokens": tokens,
+                "parts": {part.name: int(part.tokens.shape[1]) for part in read.parts},
+                "dropped": whole - tokens if limited else 0, "remembering": remembering,
+                "device": str(take.device), "threads": torch.get_num_threads(),
+                "peak_memory": _peak(take.device),
+            }  # fmt: skip
+            picture = None if rgb is None else _strip(colours(latents, rgb))
+            with safe_disk(number - 1):
+                segment = take.folder.commit(
+                    recipe, latents, made, header=self._header(), preview=picture
+                )
+        with safe_disk(number):
+            self._add(order, number, segment)
+        frames = take.frames_of(recipe.first, entry.latents)
+        yield SegmentMade(
+            segment=number,
+            segments=len(order.entries),
+            id=segment.id,
+            prompt=entry.prompt,
+            seed=entry.seed,
+            first=recipe.first,
+            latents=entry.latents,
+            frames=frames,
+            duration=frames / take.folder.fps,
+            tokens=tokens,
+            took=round(time.monotonic() - began, 3),
+            adopted=adopted,
+        )
+
+    def _header(self) -> dict[str, Any]:
+        """Return the header of latents: whose they are, and how they are normalised."""
+        codec = self.past.codec
+        found: dict[str, Any] = {"codec": self.take.folder.spec["identity"]["codec"]}
+        for name in ("mean", "std"):
+            value = getattr(codec, name, None)
+            if isinstance(value, Tensor):
+                found[name] = value.flatten().tolist()
+        return found
+
+    def _limit(self) -> MemoryLimit | None:
+        take = self.take
+        if not take.experiment.remembers:
+            return None
+        return memory_limit(take.experiment, take.experiment.generate.budget, take.folder.size)
+
+    def _remembering(self, model: Model, limit: MemoryLimit | None) -> Remembering:
+        take = self.take
+        if take.remembering is None:
+            attention = getattr(take.experiment.backbone, "attention", "full")
+            appends = model.backbone.caches and attention == "isolated-causal"
+            take.remembering = Remembering(model.backbone, limit, appends)
+        return take.remembering
+
+    def _count_rest(self, order: Order, number: int) -> None:
+        """Count what is to be made behind segment `number`, for the time that is left."""
+        steps = self.take.experiment.generate.sampler.steps
+        rest = order.entries[number:]
+        if self.limit is not None:
+            rest = rest[: self.limit - 1]
+        self.pace.left = sum(entry.latents * (entry.steps or steps) for entry in rest)
+        self.pace.segments_left = len(rest)
+
+    def _check_room(self, order: Order, number: int) -> None:
+        """Refuse to sample what the disk could not hold.
+
+        Raises:
+            LongtakeError: less is free than twice a segment and what follows from it.
+        """
+        spec, entry = self.take.folder.spec, order.entries[number - 1]
+        rows, columns = spec["latent_size"]
+        latents = 4 * int(spec["channels"]) * entry.latents * rows * columns
+        height, width = spec["size"]
+        pixels = self.take.stride * entry.latents * height * width // 4
+        needed = 2 * (3 * latents + pixels) + SLACK_BYTES
+        free = shutil.disk_usage(self.take.root).free
+        if free < needed:
+            raise LongtakeError(
+                f"{free / 1e9:.1f} GB free, segment {number} needs {needed / 1e9:.1f} GB: "
+                f"{number - 1} segments are safe; free space and run the same command"
+            )
+
+    @torch.no_grad()
+    def _source(self, order: Order) -> Iterator[Event]:
+        """Encode the source and commit its segments, those that are not there yet."""
+        take = self.take
+        source = read_source(take.folder)
+        if source is None:
+            raise UserError(f"{take.root}: source/source.json is gone: put it back")
+        lengths = [entry.latents for entry in order.entries if entry.source]
+        rates = tuple(sorted(self.past.needs.rates))
+        encoder = SourceEncoder(self.past.codec, rates, take.device)
+        chunks = source_frames(source, take.folder.fps)
+        for number, (latents, lr, tail) in enumerate(encoder.segments(chunks, lengths), start=1):
+            facts = {
+                "source": source.hash, "skip": source.skip, "frames": source.frames,
+                "placement": str(source.placement),
+            }  # fmt: skip
+            if order.entries[number - 1].id is not None:
+                continue
+            began = time.monotonic()
+            recipe = self._recipe(order, number, facts)
+            if tail is not None and rates:
+                path = take.root / "source" / "lr_tail.safetensors"
+                with safe_disk(number - 1):
+                    tail.write(path)
+                self.past.lowres.tail = tail
+            if take.folder.has(recipe.id):
+                segment = take.folder.segment(recipe.id, number)
+            else:
+                with safe_disk(number - 1):
+                    segment = take.folder.commit(
+                        recipe, latents, {"at": now()}, header=self._header(),
+                        lr=lr if rates else None,
+                    )  # fmt: skip
+            with safe_disk(number):
+                self._add(order, number, segment)
+            order = take.order
+            frames = take.frames_of(recipe.first, recipe.count)
+            yield SegmentMade(
+                segment=number,
+                segments=len(order.entries),
+                id=segment.id,
+                prompt="",
+                seed=0,
+                first=recipe.first,
+                latents=recipe.count,
+                frames=frames,
+                duration=frames / take.folder.fps,
+                tokens=0,
+                took=round(time.monotonic() - began, 3),
+            )
+        yield from self._follow()
+
+
+@contextmanager
+def safe_disk(made: int) -> Iterator[None]:
+    """Turn a full disk into one line that says that what is made is safe.
+
+    Raises:
+        LongtakeError: in place of the disk's error.
+    """
+    try:
+        yield
+    except UserError as error:
+        cause = error.__cause__
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left" not in str(error):
+            raise
+        place = str(error).removeprefix("cannot write ").partition(": ")[0]
+        raise LongtakeError(
+            f"no space left writing {place}: {made} segments are safe; free space and run the "
+            "same command"
+        ) from error
+
+
+def now() -> str:
+    """Return the time, as logs have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _peak(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def _strip(pictures: Tensor) -> Tensor:
+    """Return first, middle and last of small pictures side by side, uint8 `[3, P, Q]`."""
+    chosen = sorted({0, len(pictures) // 2, len(pictures) - 1})
+    return side_by_side([pictures[i] for i in chosen])
