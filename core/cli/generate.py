@@ -431,29 +431,12 @@ def _follow(asked: Asked, take: Take, events: Iterator[Event]) -> None:
                     if event.kind != "preview":
                         print(json.dumps(event.to_json(), ensure_ascii=False), flush=True)
                     last = event.to_json() if event.kind == "step" else last
-                    continue
-                last = _show(event, report, last)
-        _report(asked, take)
+                else:
+                    last = _show(event, report, last)
+                if event.kind == "done":
+                    _check_promise(event)  # type: ignore[arg-type]
     except KeyboardInterrupt:
         _stopped(take, last)
-
-
-def _report(asked: Asked, take: Take) -> None:
-    """Write the report of a take, and say what it says, behind the lengths that are said already.
-
-    Raises:
-        LongtakeError: what was delivered is not what was promised.
-    """
-    from ..take.findings import summary_lines
-
-    if not take.order.made:
-        return
-    report = take.report()
-    findings = [attrs.asdict(one) for one in report.findings]
-    data = {"kind": "report", "file": str(take.root / "report.html"), "findings": findings}
-    _print(asked, data, "\n".join(summary_lines(report)[1:]))
-    if report.failed:
-        raise LongtakeError(next(one.text for one in report.findings if one.state == "error"))
 
 
 def _show(event: Event, report: Any, last: dict[str, Any]) -> dict[str, Any]:
@@ -474,9 +457,13 @@ def _show(event: Event, report: Any, last: dict[str, Any]) -> dict[str, Any]:
         )
     elif event.kind == "done":
         print("\n".join(_ending(event)))  # type: ignore[arg-type]
-        if any(line.startswith("error: ") for line in data["report"]):
-            raise LongtakeError(f"what was delivered is not what was promised: {data['files'][0]}")
     return last
+
+
+def _check_promise(done: Done) -> None:
+    """Raise LongtakeError where other frames were delivered than were promised."""
+    if any(line.startswith("error: ") for line in done.report):
+        raise LongtakeError(f"what was delivered is not what was promised: {done.files[0]}")
 
 
 def _ending(done: Done) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +32,8 @@ HIDDEN = {"json": False}
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     return [_plain(member) for member in value] if isinstance(value, tuple | list) else value
 
 
@@ -124,12 +126,14 @@ class PixelsMade(Event):
         segment: which.
         clip: the mp4 file.
         took: seconds that pixels, LR latents and memory took.
+        spent: of them by what they were spent on.
     """
 
     kind: ClassVar[str] = "pixels"
     segment: int
     clip: Path
     took: float
+    spent: Mapping[str, float] = field(factory=dict)
 
 
 @frozen(eq=False, kw_only=True)

@@ -13,7 +13,9 @@ latents are final; what is not goes through steps that are thrown away (`Past.me
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +359,7 @@ class Past:
         state: of φ behind the last segment.
         stepped: latents that φ has seen.
         clips: whether clips are wanted.
+        spent: seconds by what they were spent on, by the place of the segment.
     """
 
     folder: TakeFolder
@@ -373,6 +376,7 @@ class Past:
     decoding: Decoding = field(init=False)
     lowres: LowStreams = field(init=False)
     recent: dict[int, Tensor] = field(factory=dict)
+    spent: dict[int, dict[str, float]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.decoding = Decoding(self.codec, self.links, self.latents, self.device)
@@ -442,22 +446,34 @@ class Past:
         want_lr = bool(self.needs.rates) and lr is None
         want_pixels = self.needs.pixels and memory is None
         if not has_clip or want_lr or want_pixels:
-            frames = self.decoding.frames(index)
+            with self._timed(index, "decoding"):
+                frames = self.decoding.frames(index)
         if want_lr:
             assert frames is not None
-            lr = self._new_lr(index, frames)
+            with self._timed(index, "LR latents"):
+                lr = self._new_lr(index, frames)
             if not link.source:
                 tensors = {str(rate): x for rate, x in lr.items()}
                 write_derived(cache / "lr.safetensors", tensors, {"past": link.chain})
         if not has_clip:
             assert frames is not None
-            self._write_clip(index, frames, comment)
+            with self._timed(index, "writing"):
+                self._write_clip(index, frames, comment)
         if self.encoder is not None:
             if memory is None:
-                self._step(link, lr or {}, frames)
+                with self._timed(index, "memory"):
+                    self._step(link, lr or {}, frames)
             else:
                 self._take_memory(memory)
         return not has_clip
+
+    @contextmanager
+    def _timed(self, index: int, name: str) -> Iterator[None]:
+        """Add the seconds of what is done meanwhile to those of a segment."""
+        began = time.monotonic()
+        yield
+        spent = self.spent.setdefault(index, {})
+        spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 3)
 
     def _say_damaged(self, path: Path) -> None:
         if path.exists():

@@ -127,7 +127,7 @@ def every_frame(path: Path) -> Iterator[Pixels]:
             shown = reformatter.reformat(timed.frame, format="rgb24", interpolation=SCALING)
             yield shown.to_ndarray()
         if video.damage:
-            raise VideoError(path, f"is damaged: {video.damage}")
+            raise VideoError(path, f"is damaged ({video.damage}): remove it, it is made again")
 
 
 def take_facts(take: Reported) -> TakeFacts:
@@ -201,19 +201,24 @@ def _order_of_sections(order: Order) -> list[int]:
 
 
 def _seconds(stored: Segment) -> dict[str, float]:
+    """Return what sampling took, and before it the keys and values of what memory is new."""
     seconds = stored.made.get("seconds")
-    return {} if seconds is None else {"sampling": float(seconds)}
+    if seconds is None:
+        return {}
+    remembering = float(stored.made.get("remembering") or 0.0)
+    return {"sampling": float(seconds) - remembering, "remembering": remembering}
 
 
 def _seconds_beside(folder: TakeFolder) -> dict[str, dict[str, float]]:
-    """Return what decoding, LR latents and memory took, by the segment's id; the last time counts.
+    """Return what followed from each segment took, by its id; the last time counts.
 
-    They are in the log, since what follows from a segment is no part of it.
+    It is in the log, since what follows from a segment is no part of it.
     """
     found: dict[str, dict[str, float]] = {}
     for line in read_json_lines(folder.root / "log.jsonl"):
-        if line.get("kind") == "pixels" and isinstance(line.get("took"), int | float):
-            found[Path(str(line.get("clip"))).parent.name] = {"following": float(line["took"])}
+        if line.get("kind") == "pixels" and isinstance(line.get("spent"), dict):
+            id = Path(str(line.get("clip"))).parent.name
+            found[id] = {str(name): float(took) for name, took in line["spent"].items()}
     return found
 
 

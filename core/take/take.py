@@ -36,7 +36,7 @@ from .folder import Segment, TakeFolder
 from .order import Entry, Order, draw_seed, spans
 from .past import Past, whole_memory
 from .plan import Plan, appended, grid_of, replanned
-from .report import write_report
+from .report import report_segment, write_report
 from .setup import Run, check_identity, new_spec, open_take, take_size
 from .source import (
     Source,
@@ -101,6 +101,11 @@ class MadeSegment:
     def memory(self) -> Memory:
         """The memory of the take up to its end."""
         return self.take.memory(after=self.number)
+
+    @property
+    def report(self) -> TakeReport:
+        """What there is to say of it: how it joins the one before, its memory and its time."""
+        return report_segment(self.take, self.number)
 
     def frames(self) -> Iterator[Pixels]:
         """Yield its frames, uint8 `[P, Q, 3]`, decoded among those before it."""

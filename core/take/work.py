@@ -127,7 +127,10 @@ class Worker:
         took = time.monotonic() - began
         for index in made:
             yield PixelsMade(
-                segment=index + 1, clip=past.clip(index), took=round(took / len(made), 3)
+                segment=index + 1,
+                clip=past.clip(index),
+                took=round(took / len(made), 3),
+                spent=past.spent.pop(index, {}),
             )
         if made:
             self.pace.beside.append(took / len(made))
@@ -183,8 +186,10 @@ class Worker:
                 null_text=self._text(entry.negative),
                 shot=recipe.first if entry.cut else shot,
             )
+            read_from = time.monotonic()
             settled, pending = self.past.memory(cut=entry.cut)
             memory, tokens = self._remembering(model, limit).held(settled, pending, task)
+            remembering = round(time.monotonic() - read_from, 3)
             read = memory.memory if isinstance(memory, Cache) else memory
             whole = sum(m.length for m in settled) + pending.length
             limited = entry.memory == "all"
@@ -203,7 +208,7 @@ class Worker:
             made = {
                 "at": now(), "seconds": round(time.monotonic() - began, 3), "tokens": tokens,
                 "parts": {part.name: int(part.tokens.shape[1]) for part in read.parts},
-                "dropped": whole - tokens if limited else 0,
+                "dropped": whole - tokens if limited else 0, "remembering": remembering,
                 "device": str(take.device), "threads": torch.get_num_threads(),
                 "peak_memory": _peak(take.device),
             }  # fmt: skip

@@ -8,6 +8,7 @@ import attrs
 import pytest
 import torch
 
+from longtake.core.errors import UserError
 from longtake.core.experiment import GenerateSpec
 from longtake.core.model import build_model
 from longtake.core.sample.spec import Sampler
@@ -62,10 +63,10 @@ def test_it_says_what_was_asked_made_and_delivered(take):
         s.stored.made["tokens"] for s in take.segments()[1:]
     ]
     assert all(one.tokens > 0 for one in facts.new)
-    assert [set(one.seconds) for one in facts.segments] == [
-        {"following"},
-        *[{"sampling", "following"}] * 3,
-    ]
+    beside = {"decoding", "LR latents", "writing", "memory"}
+    given, *made = (set(one.seconds) for one in facts.segments)
+    assert given == beside - {"LR latents"}, "a source's LR latents come from its own pixels"
+    assert made == [beside | {"sampling", "remembering"}] * 3
     page = (take.root / "report.html").read_text(encoding="utf-8")
     assert "a dog" in page and page.count("data:image/jpeg;base64,") == 6
     data = json.loads((take.root / "report.json").read_text(encoding="utf-8"))
@@ -124,13 +125,25 @@ def test_the_verb_ends_with_what_the_take_says_of_itself(run, tmp_path, monkeypa
     assert any(line.startswith("seconds: ") for line in lines)
     assert (tmp_path / "walk" / "report.html").is_file()
 
-    code, out, _ = longtake("generate", "--out", tmp_path / "walk", "--json")
-    last = json.loads(out.splitlines()[-1])
-    assert (code, last["kind"]) == (0, "report")
-    data = json.loads((tmp_path / "walk" / "report.json").read_text(encoding="utf-8"))
-    assert last["findings"] == data["findings"]
-
     monkeypatch.setattr(report_file, "every_frame", lambda path: iter(list(every_frame(path))[1:]))
-    code, out, err = longtake("generate", "--out", tmp_path / "walk")
-    assert code == 1
-    assert "frames were promised" in err
+    code, out, err = longtake("generate", "--out", tmp_path / "walk", "--json")
+    last = json.loads(out.splitlines()[-1])
+    assert (code, last["kind"]) == (1, "done"), "fewer frames are in the video than were promised"
+    data = json.loads((tmp_path / "walk" / "report.json").read_text(encoding="utf-8"))
+    states = [one["state"] for one in data["findings"]]
+    assert [line.partition(": ")[0] for line in last["report"]][-len(states) :] == states
+    assert "error" in states and "not what was promised" in err
+
+
+def test_a_damaged_video_is_said_with_the_way_out(take):
+    video = take.root / "take.mp4"
+    data = video.read_bytes()
+    try:
+        broken = bytearray(data)
+        for at in range(len(data) // 3, len(data) // 2):
+            broken[at] ^= 0x5A
+        video.write_bytes(broken)
+        with pytest.raises(UserError, match=r"take.mp4.*(remove it|cannot)"):
+            write_report(take, network=False)
+    finally:
+        video.write_bytes(data)
