@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..backbones.codecs.dct import BLOCK, DctCodec, full_basis, to_blocks
 from ..backbones.codecs.specs import Dct
 from ..core.errors import UserError
 from ..core.interfaces.codec import from_bytes, to_unit
+from ..core.plugin_errors import exit_code
 from ..core.tools.files import check_out_folder, whole_file
 from ..core.video.read import read_frames
 
@@ -168,4 +170,7 @@ def _write(file: Path, fitted: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(exit_code(error, "fit_dct"))

@@ -24,9 +24,10 @@ from safetensors.torch import save_file
 
 from ..core.config import differences, load_experiment, on_backbone, to_json
 from ..core.data.store import Record, Store
-from ..core.errors import LongtakeError, UserError
+from ..core.errors import UserError
 from ..core.experiment import Experiment
 from ..core.measure.linear import FILE as LINEAR_CODE
+from ..core.plugin_errors import exit_code
 from ..core.registry import registry
 from ..core.tools.files import (
     check_out_folder,
@@ -205,9 +206,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         print(ship(args.run, args.data, args.out, args.after, args.photos))
-    except LongtakeError as error:
-        print(f"ship: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except Exception as error:  # a plugin may raise anything
+        sys.exit(exit_code(error, "ship"))
 
 
 if __name__ == "__main__":

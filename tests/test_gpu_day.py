@@ -131,6 +131,20 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "day").exists()
 
 
+def test_every_failure_is_one_line_as_in_the_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [(LongtakeError("no luck"), 1), (PermissionError(13, "Permission denied", "day"), 2)]
+    for error, code in errors:
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(gpu_day, "_session", fail)
+        assert gpu_day.main(["bench", "--out", str(tmp_path)]) == code
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_cuda_only_a_tiny_day_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError
+from ...core.plugin_errors import exit_code
 from ...core.tools.files import check_out_folder, read_json, write_json
 from ..common import commit, machine_facts
 from .day import DONE, FAILED, OPEN, Session, StepResult, TimeIsUp
@@ -41,9 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.one:
             return _work(args.steps[0], session)
         return _run_steps(args, session)
-    except UserError as error:
-        print(f"gpu_day: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:  # a plugin may raise anything
+        return exit_code(error, "gpu_day")
 
 
 def _parser() -> argparse.ArgumentParser:
