@@ -4,10 +4,11 @@
 
 The linear maps begin as the principal components of blocks of 4×8×8 pixels; then encoder and
 decoder train together on crops of 64×64 pixels and four frames, for the mean squared error of
-pixels. Latents see a little noise on the way, so that a model's small errors stay small in pixels.
-At the end the average of the weights (EMA), the mean and standard deviation of latents and the
-reach of each channel go to `codec.safetensors`, with `training.json` beside it. The same command
-goes on where it was stopped; `--check` reads other clips and prints the PSNR there.
+pixels, and at last for the mean of each crop's PSNR, which smooth crops gain from. Latents see a
+little noise on the way, so that a model's small errors stay small in pixels. At the end the average
+of the weights (EMA), the mean and standard deviation of latents and the reach of each channel go to
+`codec.safetensors`, with `training.json` beside it. The same command goes on where it was stopped;
+`--check` reads other clips and prints the PSNR there.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ LONGEST = 1 + BLOCK.time * 400  # frames of a clip that are read
 CROP = 64  # pixels of a side
 CHECKED = AREAS[1]
 COMPONENTS = 1024  # crops that the linear maps are fitted to
-NORMALISED = 128  # crops that mean, standard deviation and reach are taken from
+SCALE = 0.008  # of the logarithm, so that its gradient is about that of the error itself
+FLOOR = 1e-4  # of an error: less is seen by nobody
+NORMALISED = 1024  # crops that mean, standard deviation and reach are taken from
 SPEC = TinyAutoencoder(weights=None)
 
 
@@ -75,7 +78,8 @@ class Fit:
     """How the codec trains.
 
     Attributes:
-        steps: of training.
+        steps: of training for the error of pixels.
+        polish: steps behind those, for the mean of each crop's PSNR, from a third of the rate to 0.
         batch: crops of a step.
         rate: the highest learning rate; it rises over `warmup` steps and falls to 0 over the last
             `fall` of all.
@@ -85,6 +89,7 @@ class Fit:
     """
 
     steps: int
+    polish: int
     batch: int = 32
     rate: float = 3e-3
     warmup: int = 100
@@ -95,6 +100,8 @@ class Fit:
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate of a step."""
+        if step >= self.steps:
+            return self.rate / 3 * (self.steps + self.polish - step) / self.polish
         falling = (self.steps - step) / (self.steps * self.fall)
         return self.rate * min(1.0, (step + 1) / self.warmup, falling)
 
@@ -186,16 +193,18 @@ def begin_as_components(codec: TinyAutoencoderCodec, blocks: Tensor) -> None:
             parameter.zero_()
 
 
-def loss_of(codec: TinyAutoencoderCodec, blocks: Tensor, noise: Tensor) -> Tensor:
+def loss_of(codec: TinyAutoencoderCodec, blocks: Tensor, noise: Tensor, *, polish: bool) -> Tensor:
     """Return the error of pixels, and a little for raw latents that leave zero mean, unit variance.
 
     Args:
         codec: in training.
         blocks: `[B, 768, H, W]`.
         noise: added to raw latents, `[B, C, H, W]`.
+        polish: whether the error is the mean of the logarithm of each crop's, as PSNR counts.
     """
     raw = codec.encoder(blocks)
-    error = F.mse_loss(codec.decoder(raw + noise), blocks)
+    error = F.mse_loss(codec.decoder(raw + noise), blocks, reduction="none").mean(dim=(1, 2, 3))
+    error = SCALE * (error + FLOOR).log().mean() if polish else error.mean()
     mean, variance = raw.mean(dim=(0, 2, 3)), raw.var(dim=(0, 2, 3))
     stray: Tensor = mean.square().mean() + variance.clamp_min(1e-4).log().square().mean()
     return error + 1e-3 * stray
@@ -218,13 +227,13 @@ def train(codec: TinyAutoencoderCodec, clips: Clips, fit: Fit, run: Path, report
         begin_as_components(codec, clips.crops(COMPONENTS, generator, fit.still))
         average = EMA.of(weights, decay=0.998)
     with stop_on_signals() as stop:
-        while step < fit.steps and not stop.requested:
+        while step < fit.steps + fit.polish and not stop.requested:
             loss = train_step(codec, clips, fit, optimizer, step)
             average.update()
             step += 1
             losses.append(loss)
-            report(step, fit.steps, f"loss {loss:.4f}")
-            if step % 250 == 0 or step == fit.steps or stop.requested:
+            report(step, fit.steps + fit.polish, f"loss {loss:.4f}")
+            if step % 250 == 0 or step == fit.steps + fit.polish or stop.requested:
                 line = {"step": step, "loss": round(sum(losses) / len(losses), 6)}
                 append_json_line(run / "metrics.jsonl", line)
                 losses.clear()
@@ -233,7 +242,7 @@ def train(codec: TinyAutoencoderCodec, clips: Clips, fit: Fit, run: Path, report
         for name, mean in average.mean.items():
             weights[name].copy_(mean)
     codec.requires_grad_(requires_grad=False)
-    return step == fit.steps
+    return step == fit.steps + fit.polish
 
 
 def train_step(
@@ -243,7 +252,8 @@ def train_step(
     generator = step_generator(fit.seed, step, 0, "crops")
     blocks = clips.crops(fit.batch, generator, fit.still)
     shape = (len(blocks), codec.channels, *blocks.shape[2:])
-    loss = loss_of(codec, blocks, fit.noise * torch.randn(shape, generator=generator))
+    noise = fit.noise * torch.randn(shape, generator=generator)
+    loss = loss_of(codec, blocks, noise, polish=step >= fit.steps)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
@@ -318,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", type=Path, help="folder of clips to measure on")
     parser.add_argument("--weights", default="tiny-ae", help="what --check measures without --out")
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--polish", type=int, default=1500)
     parser.add_argument("--rate", type=float, default=3e-3)
     args = parser.parse_args(arguments)
     try:
@@ -336,8 +347,13 @@ def fit_folder(args: argparse.Namespace) -> int:
     """Train on `--videos` in `--out`; return the exit code."""
     if args.out is None:
         raise UserError("--videos needs --out, the folder of the run")
-    fit = Fit(steps=args.steps, rate=args.rate)
-    settings = {"steps": fit.steps, "rate": fit.rate, "videos": str(args.videos)}
+    fit = Fit(steps=args.steps, polish=args.polish, rate=args.rate)
+    settings = {
+        "steps": fit.steps,
+        "polish": fit.polish,
+        "rate": fit.rate,
+        "videos": str(args.videos),
+    }
     if (args.out / "fit.json").exists():
         before = read_json(args.out / "fit.json", "run")
         if before != settings:
@@ -361,7 +377,7 @@ def fit_folder(args: argparse.Namespace) -> int:
         normalise(codec, clips.crops(NORMALISED, generator, fit.still))
         facts: dict[str, Any] = {
             "command": f"python -m longtake.experiments.fit_autoencoder --videos {args.videos} "
-            f"--out {args.out} --steps {fit.steps} --rate {fit.rate:g}",
+            f"--out {args.out} --steps {fit.steps} --polish {fit.polish} --rate {fit.rate:g}",
             "minutes": round((time.monotonic() - began) / 60, 1),
             "parameters": sum(p.numel() for p in codec.parameters()),
             "clips": list(clips.names),

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from attrs import evolve
 
@@ -43,9 +43,9 @@ def subjects() -> dict[str, Experiment]:
     """Return the experiments whose step is timed, by name, with random weights."""
     found = {}
     for stage, experiment in (("Stage I, 2x2x2", TINY_WAN_2X2X2), ("Stage 0", TINY_BASE)):
-        backbone = evolve(experiment.backbone, weights=None)
+        backbone: Any = evolve(cast("Any", experiment.backbone), weights=None)
         found[f"{stage}, 48 channels, 6 blocks of 256"] = evolve(experiment, backbone=backbone)
-        wide = evolve(backbone, **WIDE, codec=evolve(backbone.codec, channels=16))  # type: ignore[attr-defined]
+        wide = evolve(backbone, **WIDE, codec=evolve(backbone.codec, channels=16))
         found[f"{stage}, 16 channels, 8 blocks of 384"] = evolve(experiment, backbone=wide)
     return found
 
@@ -125,7 +125,7 @@ def _gflop(step: Callable[[], float]) -> float:
     }
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
         step()
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def _rate() -> float:

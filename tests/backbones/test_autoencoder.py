@@ -130,7 +130,7 @@ def test_training_resumes_exactly_and_its_weights_are_found(
     monkeypatch.setattr(fit_autoencoder, "COMPONENTS", 16)
     monkeypatch.setattr(fit_autoencoder, "NORMALISED", 16)
     monkeypatch.setattr(fit_autoencoder, "SPEC", SMALL)
-    command = ["--videos", str(clips), "--steps", "3", "--check", str(clips)]
+    command = ["--videos", str(clips), "--steps", "2", "--polish", "1", "--check", str(clips)]
     assert fit_autoencoder.main([*command, "--out", str(tmp_path / "whole")]) == 0
     step = fit_autoencoder.train_step
 
