@@ -119,7 +119,7 @@ class TinyAutoencoderCodec(Codec[TinyAutoencoder]):
         """
         check_latents(chunk, self.channels)
         latents = chunk.float().unbind(dim=2)
-        fours = [from_planes(self.decode_blocks(latent)) for latent in latents]
+        fours = [from_planes(self.decode_blocks(latent.contiguous())) for latent in latents]
         if state is None:
             fours[0] = fours[0].mean(dim=2, keepdim=True)
         return torch.cat(fours, dim=2).to(chunk.dtype), _after(state, len(latents))
@@ -190,7 +190,8 @@ def conv3(inputs: int, outputs: int) -> nn.Conv2d:
 
 def to_planes(frames: Tensor) -> Tensor:
     """Return four frames `[B, 3, 4, P, Q]` as blocks `[B, 768, ⌈P/8⌉, ⌈Q/8⌉]`."""
-    return rearrange(to_blocks(frames), "b 1 h w d -> b d h w")
+    # contiguous: the layout of a view decides how a convolution rounds
+    return rearrange(to_blocks(frames), "b 1 h w d -> b d h w").contiguous()
 
 
 def from_planes(blocks: Tensor) -> Tensor:
