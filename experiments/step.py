@@ -23,11 +23,14 @@ from typing import Any, cast
 
 from attrs import evolve
 
+from ..backbones.codecs.specs import Dct
+from ..backbones.wan.specs import TinyWan
+from ..core.errors import UserError
 from ..core.experiment import Experiment
 from .tiny import TINY_BASE, TINY_WAN_2X2X2
 
 # Both stages at the size that ships, and wider with fewer channels.
-WIDE = {"heads": 6, "head_width": 64, "layers": 8, "ffn": 1536}
+WIDE: dict[str, Any] = {"heads": 6, "head_width": 64, "layers": 8, "ffn": 1536}
 SIDE, PRODUCTS = 1536, 5  # of the large product
 # Loads this very file into a package that may be older than it.
 CHILD = """
@@ -43,9 +46,9 @@ def subjects() -> dict[str, Experiment]:
     """Return the experiments whose step is timed, by name, with random weights."""
     found = {}
     for stage, experiment in (("Stage I, 2x2x2", TINY_WAN_2X2X2), ("Stage 0", TINY_BASE)):
-        backbone: Any = evolve(cast("Any", experiment.backbone), weights=None)
+        backbone = evolve(cast("TinyWan", experiment.backbone), weights=None)
         found[f"{stage}, 48 channels, 6 blocks of 256"] = evolve(experiment, backbone=backbone)
-        wide = evolve(backbone, **WIDE, codec=evolve(backbone.codec, channels=16))
+        wide = evolve(backbone, **WIDE, codec=Dct(channels=16))
         found[f"{stage}, 16 channels, 8 blocks of 384"] = evolve(experiment, backbone=wide)
     return found
 
@@ -58,11 +61,19 @@ def serve(name: str) -> None:
     with _flushed():
         step = _step(subjects()[name])
         gflop = _gflop(step)  # warms up, too
-        print(json.dumps({"gflop": gflop, "matmul_gflop_per_cpu_second": _rate()}), flush=True)
+        facts = {"gflop": gflop, "matmul_gflop_per_cpu_second": _rate(), "code": _checkout()}
+        print(json.dumps(facts), flush=True)
         for _ in sys.stdin:
             began, loss = time.process_time(), step()
             seconds = time.process_time() - began
             print(json.dumps({"cpu_seconds": seconds, "loss": loss}), flush=True)
+
+
+def _checkout() -> str:
+    """Return the checkout whose code this process runs."""
+    from ..core import bench
+
+    return str(Path(bench.__file__).resolve().parents[1])
 
 
 @contextlib.contextmanager
@@ -135,7 +146,8 @@ def _rate() -> float:
     began = time.process_time()
     for _ in range(PRODUCTS):
         a @ b
-    return 2 * SIDE**3 * PRODUCTS / (time.process_time() - began) / 1e9
+    seconds = time.process_time() - began
+    return 2 * SIDE**3 * PRODUCTS / seconds / 1e9
 
 
 def compare(name: str, before: Path, after: Path, rounds: int) -> dict[str, Any]:
@@ -149,6 +161,9 @@ def compare(name: str, before: Path, after: Path, rounds: int) -> dict[str, Any]
             child = subprocess.Popen(command, env=env, text=True, **pipes)
             children[tag] = running.enter_context(child)
         facts = {tag: _answer(child) for tag, child in children.items()}
+        for tag, path in (("before", before), ("after", after)):
+            if (code := facts[tag].pop("code")) != str(path.resolve()):
+                raise UserError(f"{tag} runs the code of {code}, not of {path}: is it a checkout?")
         steps: dict[str, list[dict[str, float]]] = {tag: [] for tag in children}
         for _ in range(rounds):
             for tag, child in children.items():
@@ -174,16 +189,16 @@ def compare(name: str, before: Path, after: Path, rounds: int) -> dict[str, Any]
     return {"rounds": rounds, "ratio": ratio, **figures}
 
 
-def _ask(child: subprocess.Popen[str]) -> dict[str, float]:
+def _ask(child: subprocess.Popen[str]) -> dict[str, Any]:
     assert child.stdin is not None
     child.stdin.write("\n")
     child.stdin.flush()
     return _answer(child)
 
 
-def _answer(child: subprocess.Popen[str]) -> dict[str, float]:
+def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
     assert child.stdout is not None
-    answer: dict[str, float] = json.loads(child.stdout.readline())
+    answer: dict[str, Any] = json.loads(child.stdout.readline())
     return answer
 
 
@@ -195,7 +210,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="steps of each after a warm-up")
     parser.add_argument("--only", default="", help="subjects whose names hold this text")
     asked = parser.parse_args()
-    here = Path(__file__).absolute().parents[1]
+    here = Path(__file__).resolve().parents[1]  # `src/` holds links to the rooms
     kept = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
     for name in (name for name in subjects() if asked.only in name):
         kept[name] = figures = compare(name, asked.beside.absolute(), here, asked.rounds)
