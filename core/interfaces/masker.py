@@ -66,7 +66,7 @@ class Masker(ABC, Generic[S]):
         return self(history, text, draws)
 
 
-def _check_query(masker: Masker[MaskerSpec], query: Query, history: History) -> None:
+def _check_query(masker: Masker[S], query: Query, history: History) -> None:
     """Raise ContractError if Ω, targets, levels or the masked history have other shapes."""
     check_type(masker, "omega", query.omega, Tensor)
     shape = tuple(history.latents.shape)

@@ -147,7 +147,7 @@ def _result(
         queries=QUERIES,
         seed=setup.seed,
         mirrored=sum(record.mirror for record in setup.store.records),
-        took=sum(clip.took for clip in (*clips, *long)),
+        took=sum(clip.took for clip in clips) + sum(clip.took for clip in long),
         spec=config.to_json(experiment),
         versions=versions(),
         unfinished=unfinished,
