@@ -28,6 +28,7 @@ from .values.grid import Geometry
 
 VARIABLE = "LONGTAKE_PLUGINS"
 _SHIPPED: list[str] = []
+_FILES: dict[Path, tuple[str, ModuleType]] = {}  # that were imported: hash of their text, module
 _NAMED = {"experiments": str, "weights": Path, "geometries": Geometry}  # name: such a value
 _SINGULAR = {"experiments": "experiment", "geometries": "geometry"}
 
@@ -94,7 +95,9 @@ class Registry:
             raise UserError(
                 f"the {cls.kind} of {cls.__qualname__} is not loaded: {self.unloaded[cls]}"
             )
-        raise UserError(f"no {cls.kind} plugin has the spec class {cls.__qualname__}")
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        advice = f"; if {file} registers it, name that file in {VARIABLE}" if file else ""
+        raise UserError(f"no {cls.kind} plugin has the spec class {cls.__qualname__}{advice}")
 
     def why_not_loaded(self, kind: str, name: str) -> str:
         """Return why a name that is there did not load, in one line; "" where it is not there."""
@@ -244,7 +247,9 @@ def _normalized(name: str) -> str:
 
 def _import(module: str) -> ModuleType:
     """Return a module by its dotted name, or by the path of its file where it ends in `.py`."""
-    return import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+    if module.endswith(".py"):
+        return import_file(Path(module), keep=True)
+    return importlib.import_module(module)
 
 
 def _collect(to: Registry, module: Any, origin: str) -> None:
@@ -418,25 +423,81 @@ def plug_in(path: Path) -> None:
         getattr(known, name).update(getattr(trial, name))
 
 
-def import_file(path: Path) -> ModuleType:
-    """Return the module of a Python file, run with its folder importable, as Python itself does.
+def import_file(path: Path, *, keep: bool = False) -> ModuleType:
+    """Return the module of a Python file, run once for one text, with its folder importable.
+
+    It has the name by which other files import it (`package.module` where its folder is a package,
+    else that of the file), so that they see the same classes; where that name is another module's,
+    it has one of its own.
+
+    Args:
+        path: of the file.
+        keep: whether what lies beside it stays importable, as plugins that load later need it.
 
     Raises:
         Exception: whatever the file raises.
     """
     full = path.absolute()
-    name = f"_longtake_{hashlib.sha256(str(full).encode()).hexdigest()[:12]}_{full.stem}"
-    spec = importlib.util.spec_from_file_location(name, full)
+    digest = hashlib.sha256(str(full).encode() + full.read_bytes()).hexdigest()[:12]
+    name, root = _name_in_package(full)
+    added = str(root) not in sys.path
+    if added:
+        sys.path.append(str(root))  # at the end, where it hides nothing
+    try:
+        known = _FILES.get(full)
+        if known and known[0] == digest:
+            return known[1]
+        whole = known is None and _is_found(name, full)
+        module = importlib.import_module(name) if whole else _run_file(full, digest)
+    finally:
+        if added and not keep:
+            sys.path.remove(str(root))
+    _FILES[full] = (digest, module)
+    return module
+
+
+def _name_in_package(file: Path) -> tuple[str, Path]:
+    """Return the dotted name of a file in the package that it is part of, and the folder of that.
+
+    A file that is part of none has its own name alone.
+    """
+    names, folder = [file.stem], file.parent
+    while (folder / "__init__.py").exists():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    if file.stem == "__init__" and len(names) > 1:
+        names.pop()
+    return ".".join(names), folder
+
+
+def _is_found(name: str, file: Path) -> bool:
+    """Return whether importing a name would run a file, or has run it."""
+    if Path(__file__).resolve().parents[1] in file.resolve().parents:
+        return False  # longtake would run twice, under another name
+    importlib.invalidate_caches()
+    try:
+        loaded = sys.modules.get(name)
+        spec = loaded.__spec__ if loaded else importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a package of another name, or no name of a module
+        return False
+    origin = spec.origin if spec else None
+    return origin is not None and Path(origin).absolute() == file
+
+
+def _run_file(file: Path, digest: str) -> ModuleType:
+    """Return the module of a file under a name of its own."""
+    name = f"_longtake_{digest}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{file} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(full.parent))
+    sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     finally:
-        sys.path.remove(str(full.parent))
+        sys.path.remove(str(file.parent))
     return module

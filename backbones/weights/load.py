@@ -90,6 +90,10 @@ def _pretrained(
         return _load_gguf(cls, config, weights, dtype, release.facts)
     quantization = _bitsandbytes_config(quantize, dtype)
     if weights.path.is_dir() and _is_by_diffusers(cls, weights, config, release):
+        if quantization is None:
+            model = skeleton(cls, config)
+            cast(model, dtype)
+            _check_memory(weights.name, model)
         return _load_by_diffusers(cls, weights, dtype, quantization)
     if quantization is not None:
         raise UserError(

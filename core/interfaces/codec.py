@@ -170,7 +170,8 @@ def join_latents(
     Raises:
         ContractError: they are more or fewer than the video has.
     """
-    joined = torch.cat([*settled, *(() if rest is None else (rest.to(settled[0].device),))], dim=2)
+    behind = [] if rest is None else [rest.to(settled[0].device)]
+    joined = torch.cat([*settled, *behind], dim=2)
     shape, count = joined.shape, ceil_div(pixels, codec.stride.time)
     expected = (*shape[:2], count, *shape[3:])
     check_shape(codec, f"the latents of {pixels} frames", joined, expected, "B C T H W")

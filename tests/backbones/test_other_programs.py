@@ -357,6 +357,17 @@ def test_a_model_larger_than_memory_is_one_line(
     refused(words, lambda: Wan22MoeBackbone.load(Wan22Moe14B(weights=str(path))))
 
 
+def test_a_folder_larger_than_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = TinyWan(heads=2, head_width=12, layers=1, ffn=16, weights=None)
+    TinyWanBackbone.load(spec).save_weights(tmp_path / "own")
+    named = evolve(spec, weights=str(tmp_path / "own"))
+    TinyWanBackbone.load(named)
+    monkeypatch.setattr(weights_load, "free_memory", lambda: 1000)
+    refused("GB of memory, and 0.0 GB are free here", lambda: TinyWanBackbone.load(named))
+
+
 # Wan 2.2's VAE by its original names
 
 LONE = WanVae(version="2.2", channels=48, width=8, decoder_width=16)

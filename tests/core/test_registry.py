@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from longtake.core.config.load import load_experiment
 from longtake.core.errors import UserError
 from longtake.core.hooks import KINDS, Plugin
 from longtake.core.interfaces.spec import CompressorSpec, MetricSpec
-from longtake.core.registry import build, nearest, origins, plug_in, registry
+from longtake.core.registry import build, import_file, nearest, origins, plug_in, registry
 from longtake.plugins.compressors.specs import Conv
 from longtake.plugins.retrievers.specs import MeanFrame
 
@@ -376,3 +377,66 @@ def test_names_of_other_hooks_must_differ_too(install: Install, hook: str) -> No
 def test_specs_keep_working_after_discovery_is_repeated() -> None:
     registry.cache_clear()
     assert from_json({"type": "tiny-wan"}, TinyWan) == TinyWan()
+
+
+LIGHT = """
+from attrs import frozen
+from longtake.core.hooks import Plugin, impl
+from longtake.core.interfaces.spec import MetricSpec
+
+@frozen(kw_only=True)
+class Lone(MetricSpec):
+    pass
+
+@impl
+def longtake_metrics():
+    return [Plugin(name="lone", summary="", spec=Lone, target="HEAVY:LoneMetric")]
+"""
+HEAVY = """
+from longtake.core.interfaces.metric import Metric
+from LIGHT import Lone
+
+class LoneMetric(Metric):
+    spec_class = Lone
+
+    def __call__(self, reference, result):
+        return (result - reference).abs().mean(dim=(1, 2, 3))
+"""
+
+
+@pytest.mark.parametrize("package", ["", "own_package_", "own_package_.inner_"])
+def test_a_file_s_spec_and_the_module_that_it_names_share_their_classes(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [part for part in package.split(".") if part]
+    folder = tmp_path.joinpath(*names)
+    folder.mkdir(parents=True, exist_ok=True)
+    for depth in range(len(names)):
+        tmp_path.joinpath(*names[: depth + 1], "__init__.py").touch()
+    light, heavy = f"light_{len(names)}", f"heavy_{len(names)}"
+    dotted = f"{package}." if package else ""
+    (folder / f"{light}.py").write_text(LIGHT.replace("HEAVY", dotted + heavy))
+    (folder / f"{heavy}.py").write_text(HEAVY.replace("LIGHT", dotted + light))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setenv("LONGTAKE_PLUGINS", str(folder / f"{light}.py"))
+    registry.cache_clear()
+    try:
+        assert registry().broken == []
+        plugin = registry().get("metric", "lone")
+        assert registry().load(plugin.spec()).spec_class is plugin.spec
+        again = import_file(folder / f"{light}.py")  # as an experiment in the same file is read
+        assert vars(again)["Lone"] is plugin.spec
+    finally:
+        registry.cache_clear()
+        for name in [n for n in sys.modules if n.startswith((package or light, "own_package_"))]:
+            del sys.modules[name]
+
+
+def test_a_file_that_changed_is_run_again_and_hides_no_other_module(tmp_path: Path) -> None:
+    path = tmp_path / "wave.py"  # of the standard library, too
+    path.write_text("x = 1\n")
+    before, first = list(sys.path), import_file(path)
+    assert vars(first)["x"] == 1 and import_file(path) is first
+    assert Path(importlib.import_module("wave").__file__ or "") != path
+    path.write_text("x = 2\n")
+    assert vars(import_file(path))["x"] == 2 and sys.path == before
