@@ -90,12 +90,13 @@ def test_show_lists_what_followed_another_backbone_and_where_values_are_from() -
     assert "swap" not in json.loads(run("show", "tiny-wan-2x2x2", "--json")[1])
 
 
-def test_what_followed_another_backbone_is_said_on_stderr(tmp_path: Path) -> None:
-    code, out, said = run(
-        "cache", "wan22-5b-2x2x2", "--set", "backbone=tiny-wan", "--videos", tmp_path / "none",
-        "--out", tmp_path / "store",
-    )  # fmt: skip
-    assert code == 2 and said.startswith("backbone tiny-wan: 31 values follow its recipe (`longt")
+def test_what_followed_another_backbone_is_said_on_stderr(place: Path, tmp_path: Path) -> None:
+    words = ("cache", "wan22-5b-2x2x2", "--set", "backbone=tiny-wan", "--out", tmp_path / "store")
+    words = (*words, "--set", "cache.min_seconds=0.1")
+    code, _, said = run(*words, "--videos", tmp_path / "none")
+    assert code == 2 and said.startswith("longtake: --videos") and said.count("\n") == 1
+    code, _, said = run(*words, "--videos", place / "videos")
+    assert code == 0 and said.startswith("backbone tiny-wan: 31 values follow its recipe (`longt")
 
 
 def test_a_run_is_measured_on_its_own_backbone(place: Path) -> None:
@@ -355,13 +356,13 @@ def test_training_that_was_stopped_is_saved_and_130(
     from collections.abc import Callable, Iterator
     from contextlib import contextmanager
 
-    from longtake.core.cli import pretrain as verb
+    from longtake.core.cli import training
 
     @contextmanager
     def interrupted(_: str) -> Iterator[Callable[[int, int, str], None]]:
         yield lambda done, total, note: signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(verb, "progress_bar", interrupted)
+    monkeypatch.setattr(training, "progress_bar", interrupted)
     words = ("pretrain", place / "mine.py", "--data", place / "store", "--out", tmp_path / "r")
     code, out, _ = run(*words)
     assert code == 130 and "stopped and saved at step 1" in out

@@ -217,11 +217,17 @@ def _pair(codec: Codec[CodecSpec], what: str, made: Any) -> tuple[Tensor, State]
 def _check_latents(
     codec: Codec[CodecSpec], what: str, latents: Tensor, pixels: Tensor, count: int | None
 ) -> None:
-    """Raise ContractError if latents are not of the cells of pixels; None: of any number."""
+    """Raise ContractError if latents are not of the cells of pixels; None: of any number.
+
+    Of sides that are no multiple of the stride a codec may drop or keep what is left over.
+    """
     stride, (batch, _, _, rows, columns) = codec.stride, pixels.shape
     if count is None and isinstance(latents, Tensor) and latents.dim() == 5:
         count = latents.shape[2]
-    cells = (rows // stride.height, columns // stride.width)
+    cells = [rows // stride.height, columns // stride.width]
+    up = [ceil_div(rows, stride.height), ceil_div(columns, stride.width)]
+    if isinstance(latents, Tensor) and list(latents.shape[3:]) == up:
+        cells = up
     check_shape(codec, what, latents, (batch, codec.channels, count or 0, *cells), "B C T H W")
 
 

@@ -144,7 +144,7 @@ WRONG = [
     pytest.param(NoColumns, "the column of a memory's places does not", marks=pytest.mark.slow),
     pytest.param(LatePlaces, "longer-video law", marks=pytest.mark.slow),
     (TransposedPlaces, "longer-video law"),
-    (CleanMemory, "longer-video law"),
+    (CleanMemory, "a memory of padding alone against none"),
     (NoTime, "the time t does not change"),
     (NoNoise, "the noisy latents do not change"),
     (UnscaledTime, r"is t scaled as the model's\?"),
