@@ -46,6 +46,7 @@ def told(
     return story, said + story.lines()
 
 
+@pytest.mark.slow
 def test_it_says_where_it_trained_on_the_clip(weights: Path, tmp_path: Path) -> None:
     video = tmp_path / "mine.mp4"
     write_video(video, moving(7, seconds=5), 8)

@@ -54,6 +54,7 @@ def test_codes_are_far_from_parallel_and_of_unit_variance() -> None:
 ENCODER = ByteEncoder(Bytes())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_two_prompts_differ_unless_their_bytes_are_the_same(one: str, two: str) -> None:

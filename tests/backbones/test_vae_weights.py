@@ -227,6 +227,7 @@ def test_the_published_shapes_are_those_of_the_published_weights() -> None:
         assert default is None or vae.state_dict().keys() == default.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_shards_are_read(saved: Path, tmp_path: Path) -> None:
     diffusers_wan(OLD).save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1

@@ -238,6 +238,7 @@ def test_only_the_open_blocks_run_again(wan: Any) -> None:
     assert ran[3:] == [3 * CELLS]  # the open block, 9 to 12, is run again with what completes it
 
 
+@pytest.mark.slow
 @given(lengths=st.lists(st.integers(0, 11), min_size=2, max_size=3), late=st.booleans())
 @QUICK
 @torch.no_grad()
@@ -363,6 +364,7 @@ def take(
     return video, ran
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_take_with_a_growing_cache_is_the_take_without(wan: Any) -> None:
     model = causal(wan, torch.float64)

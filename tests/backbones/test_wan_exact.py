@@ -186,6 +186,7 @@ def test_time_by_frame_needs_time_by_token(wan: Any, unchecked: None) -> None:
         token.velocity(video, t, wan.frames(0, 2), token.context(wan.text(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize(
     "attention",
@@ -199,6 +200,7 @@ def test_contract(wan: Any, attention: str, time: str) -> None:
     check_backbone(wan.small(attention=attention, memory_time=0.25, time=time))
 
 
+@pytest.mark.slow
 def test_contract_with_shared_time(wan: Any) -> None:
     check_backbone(wan.small(layers=1))
 

@@ -189,6 +189,7 @@ def trained(**changes: Any) -> Experts:
     return model
 
 
+@pytest.mark.slow
 def test_adapters_of_both_come_back_from_one_file(tmp_path: Path) -> None:
     model, t, path = trained(), [0.9, 0.2], tmp_path / "lora.safetensors"
     model.save_adapters(path)

@@ -144,6 +144,7 @@ def test_gradients_reach_every_token_and_adapter(wan: Any, attention: str) -> No
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 6), min_size=3, max_size=3), st.sampled_from(["full", "isolated"]))
 @settings(max_examples=10, deadline=None)
 def test_ragged_is_alone(wan: Any, lengths: list[int], attention: str) -> None:

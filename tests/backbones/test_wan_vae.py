@@ -51,6 +51,7 @@ def streamed(step: Any, whole: torch.Tensor, lengths: list[int]) -> torch.Tensor
 chunkings = st.lists(st.integers(1, 3), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=6)
 @given(version=st.sampled_from(list(VERSIONS)), chunks=chunkings, seed=st.integers(0, 99))
 def test_streamed_in_any_chunks_equals_one_pass_of_diffusers(
@@ -112,6 +113,7 @@ def test_the_state_does_not_grow(pairs: dict[str, Pair], version: str) -> None:
     assert sizes[0] == sizes[1] == sizes[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "blocks"),
     [

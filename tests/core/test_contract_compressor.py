@@ -271,6 +271,7 @@ def test_declaring_more_than_is_read_is_fine() -> None:
     check_compressor(DeclaresTooMuch, SPEC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
 )
@@ -325,6 +326,7 @@ class KeepsItsWindow(WindowCompressor):
         return state
 
 
+@pytest.mark.slow
 def test_a_cut_that_is_told_late_and_not_heard_is_caught() -> None:
     with pytest.raises(AssertionError, match="^cut: after it the memory is not that of a history"):
         check_compressor(KeepsItsWindow, Window(latents=2))

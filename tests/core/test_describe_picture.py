@@ -40,6 +40,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_built_in_clip_is_masked_at_every_rate_of_the_experiment() -> None:
     found = mask_clip(attrs.evolve(EXPERIMENT, masker=Noise(clean=1.0, counts=(2,))))
     assert found.clean.shape == (LATENTS, 3, *CELLS)
@@ -61,6 +62,7 @@ def test_colours_are_the_videos_and_seconds_those_of_its_latents(clip: Path) -> 
     assert found.seconds == [1 / 8, 5 / 8, 9 / 8, 13 / 8, 17 / 8]
 
 
+@pytest.mark.slow
 def test_scaled_values_lose_contrast_as_told() -> None:
     found = mask_clip(attrs.evolve(EXPERIMENT, masker=Scale()))
     middle = found.clean.mean(dim=(0, 2, 3), keepdim=True)

@@ -46,6 +46,7 @@ def times(found: Part) -> list[list[float]]:
     return found.positions[..., 0].tolist()
 
 
+@pytest.mark.slow
 @given(cuts=st.lists(st.lists(st.integers(0, 50), max_size=5), min_size=2, max_size=5))
 @settings(max_examples=40, deadline=None)
 def test_merged_tokens_stand_in_the_order_of_time(cuts: list[list[int]]) -> None:
@@ -157,6 +158,7 @@ def staying(last: list[float], limit: MemoryLimit) -> list[float]:
         kept = [x for x in kept if block(x) != older[0]]
 
 
+@pytest.mark.slow
 @given(
     block=st.sampled_from([1, 2, 3, 8]),
     first=st.integers(0, 12),

@@ -119,6 +119,7 @@ def test_a_failure_of_the_first_clip_has_nothing_to_give(setup, folder, monkeypa
         measure(setup, kept=keeper(setup, folder), stopped=lambda _: pytest.fail("of what?"))
 
 
+@pytest.mark.slow
 def test_nothing_of_another_measure_is_taken(few, setup, folder):
     model, store = few
     first = keeper(setup, folder)

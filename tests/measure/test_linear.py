@@ -167,6 +167,7 @@ def test_no_code_of_as_many_numbers_is_better_on_what_it_was_fitted_on(
         assert error(attrs.evolve(code, components=turned)) > best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compressors", "cell"),
     [

@@ -63,6 +63,7 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
     check_ragged(spec, history_for(spec, size, len(lengths)), lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoders", [pytest.param(MIXED.encoders, marks=pytest.mark.slow), (Window(),)]
 )

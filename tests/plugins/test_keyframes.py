@@ -65,6 +65,7 @@ def test_any_chunking_by_shots_of_each_sample_gives_the_memory_of_the_whole(
         check_chunking(spec, history, data)
 
 
+@pytest.mark.slow
 @QUICK
 @given(every_so_many, sizes, st.data())
 def test_each_sample_of_a_ragged_batch_is_as_alone(
@@ -74,6 +75,7 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
     check_ragged(spec, history_for(spec, size, len(lengths)), lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

@@ -42,6 +42,7 @@ by_threshold = st.builds(
 )
 
 
+@pytest.mark.slow
 @QUICK
 @given(by_rate | by_time, sizes, st.data())
 def test_any_chunking_gives_the_memory_of_the_whole(
@@ -67,6 +68,7 @@ def test_any_chunking_by_threshold_gives_the_memory_of_the_whole(
         assert same(real(whole, index), compressor(history.select([index])))
 
 
+@pytest.mark.slow
 @QUICK
 @given(by_rate | by_time | by_threshold, sizes, st.data())
 def test_each_sample_of_a_ragged_batch_is_as_alone(

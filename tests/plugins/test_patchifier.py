@@ -82,6 +82,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() <= tolerance * scale).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

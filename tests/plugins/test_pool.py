@@ -39,6 +39,7 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
     check_ragged(spec, history_for(spec, size, len(lengths)), lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["4x4x2", pytest.param("1x2x8", marks=pytest.mark.slow)])
 def test_contract(rate: str) -> None:
     check_compressor(PoolCompressor, Pool(rate=Rate.parse(rate)))

@@ -165,6 +165,7 @@ def test_one_seed_gives_one_head_and_leaves_the_model_alone(
     assert all(p.grad is None for p in model.encoder.parameters())
 
 
+@pytest.mark.slow
 def test_a_fitted_head_is_written_read_and_measured(
     model: Model, place: Path, fitted: FittedProbe, tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_specs_go_through_json_and_the_verb_names_the_file(experiment: Experimen
     assert probe_spec(small()) == Probe()
 
 
+@pytest.mark.slow
 def test_the_verb_fits_a_run_and_measure_takes_what_it_printed(tmp_path: Path) -> None:
     from longtake.core.train.pretrain import pretrain
 

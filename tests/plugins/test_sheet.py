@@ -37,6 +37,7 @@ def history(size: Size3, batch: int = 1, start: int = 8) -> History:
     return sample_history(size, Needs(pixels=True), batch, geometry=SHAPES, start=start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [ContactSheet(), pytest.param(ContactSheet(side=2, every=3), marks=pytest.mark.slow)],

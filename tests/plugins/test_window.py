@@ -42,6 +42,7 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
     check_ragged(spec, history_for(spec, size, len(lengths)), lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("across", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("latents", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_contract(latents: int, across: bool) -> None:
@@ -93,6 +94,7 @@ def behind_the_cut(latents: int, total: int, cuts: list[int]) -> list[int]:
     return list(range(max(shot, total - latents), total))
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.integers(1, 6), sizes, cut_latents, cut_latents, st.data())
 def test_it_ends_at_the_newest_cut_however_the_history_is_chunked(

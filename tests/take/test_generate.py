@@ -45,6 +45,7 @@ def test_it_is_made_and_shown(take: Path) -> None:
     assert longtake("show", take, "--fields")[0] == 2
 
 
+@pytest.mark.slow
 def test_events_are_lines_of_json(own: Path) -> None:
     code, told, _ = longtake("generate", "--out", own, "--prompt", "b", *SECONDS, "--json")
     events = [json.loads(line) for line in told.splitlines()]

@@ -415,6 +415,7 @@ def test_any_json_is_a_storyboard_or_is_refused_in_lines(tmp_path_factory, data,
         assert all(line.startswith("any.json") for line in str(error).split("\n"))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(data=JSON, indent=st.none() | st.integers(0, 2))
 def test_every_value_of_a_json_text_has_its_line(data, indent):
@@ -434,6 +435,7 @@ def test_every_value_of_a_json_text_has_its_line(data, indent):
     assert max(found.values()) <= len(rows)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     lines=st.lists(st.text(max_size=20), max_size=12),

@@ -92,6 +92,7 @@ def test_what_is_damaged_of_one_segment_is_made_again(
     assert f"{lost} is damaged" in caplog.text
 
 
+@pytest.mark.slow
 def test_stopped_at_every_event_and_gone_on_it_is_the_same(
     whole: Take, run: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_stopped_at_every_event_and_gone_on_it_is_the_same(
     same(whole, take)
 
 
+@pytest.mark.slow
 def test_a_segment_that_was_made_before_a_crash_is_adopted(whole: Take, tmp_path: Path) -> None:
     other = copy(whole, tmp_path / "other")
     order = other.order
@@ -121,6 +123,7 @@ def test_a_segment_that_was_made_before_a_crash_is_adopted(whole: Take, tmp_path
     assert other.order.entries == order.entries
 
 
+@pytest.mark.slow
 def test_a_storyboard_given_again_goes_on(whole: Take, tmp_path: Path) -> None:
     other = copy(whole, tmp_path / "other")
     ids = [entry.id for entry in other.order.entries]
@@ -138,6 +141,7 @@ def test_a_storyboard_given_again_goes_on(whole: Take, tmp_path: Path) -> None:
     assert other.order.entries[0].id == ids[0]
 
 
+@pytest.mark.slow
 def test_sections_one_by_one_are_asked_for_late(run: Path, tmp_path: Path) -> None:
     take, asked = begun(tmp_path / "take", run), []
 
@@ -166,6 +170,7 @@ def test_an_open_section_goes_on_until_it_is_stopped(run: Path, tmp_path: Path) 
     assert kinds(take.run([Section(prompt="on and on")], segments=0)) == ["done"]
 
 
+@pytest.mark.slow
 def test_redo_undo_and_drop(whole: Take, run: Path, tmp_path: Path) -> None:
     take = copy(whole, tmp_path / "take")
     first = [entry.id for entry in take.order.entries]

@@ -319,6 +319,7 @@ def test_controls_differ_by_one_field() -> None:
         assert evolve(config.apply_sets(whole, [change]), name=control.name) == control
 
 
+@pytest.mark.slow
 def test_measure_prints_what_memory_does_to_the_future(
     store: Path, stage_one: Path, tmp_path: Path
 ) -> None:

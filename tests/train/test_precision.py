@@ -40,6 +40,7 @@ def beside(experiment: Experiment, folder: Path) -> Experiment:
     return evolve(experiment, backbone=changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_bf16_adapters_resume_exactly(store: Path, tmp_path: Path, optimizer: str) -> None:
     adapter = LoRA(rank=2, alpha=2.0, dtype="bfloat16")

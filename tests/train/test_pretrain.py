@@ -289,6 +289,7 @@ def test_a_run_that_was_never_saved_begins_anew_and_says_so(
     assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_dropped_batches_do_not_count_as_dead(store: Path, tmp_path: Path) -> None:
     for seed in (15, 33, 44):  # whose first two batches hold one without memory
         pretrain(small(seed=seed, memory_dropout=0.4, steps=4), store, tmp_path / f"run-{seed}")

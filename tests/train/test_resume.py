@@ -92,6 +92,7 @@ def test_seconds_are_kept_apart_from_metrics(store: Path, tmp_path: Path) -> Non
     assert part["minutes"] == 3.0, "weights that ship say how long they took"
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_what_was_saved_stays_whole(
     store: Path, tmp_path: Path
 ) -> None:
