@@ -196,9 +196,10 @@ def _spread(cells: int, pixels: int, tile: int, side: int) -> tuple[Tensor, Tens
     """
     first = torch.arange(cells, dtype=torch.float64) * pixels
     number = ((first + pixels / 2) // tile).clamp(max=side - 1)
-    low = ((first - number * tile) / tile).clamp(0, 1)
-    high = ((first + pixels - number * tile) / tile).clamp(0, 1)
-    return number.long(), (low + high) / 2 * cells - 0.5, (high - low) * cells
+    # in millionths of a cell, as powers of two: sums are exact, so that nothing lies outside
+    ends = [((x - number * tile) / tile).clamp(0, 1) * cells for x in (first, first + pixels)]
+    low, high = [(end * 2**20).round() / 2**20 for end in ends]
+    return number.long(), (low + high) / 2 - 0.5, high - low
 
 
 @define

@@ -52,6 +52,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     def put(dist: str, *, name: str = "mine", code: str | None = None) -> None:
         package = dist.lower().replace("-", "_").replace(".", "_")
         text = HOOKS.format(name=name, package=package) if code is None else code
+        monkeypatch.delitem(sys.modules, package, raising=False)  # of another test's folder
         (tmp_path / f"{package}.py").write_text(text)
         info = tmp_path / f"{dist.replace('-', '_')}-1.0.dist-info"
         info.mkdir()

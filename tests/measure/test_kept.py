@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import attrs
 import pytest
@@ -159,7 +160,7 @@ def test_a_full_disk_ends_no_measuring(setup, folder, monkeypatch, caplog):
 @pytest.mark.slow
 def test_the_verb_writes_what_there_is_and_goes_on(few, folder, monkeypatch, capsys):
     model, store = few
-    monkeypatch.setattr(options, "find_run", lambda run: run)
+    monkeypatch.setattr(options, "find_run", lambda run: Path(run))
     monkeypatch.setattr(checkpoint, "load_run", lambda place: model)
     monkeypatch.setattr(verb, "_checkpoint", lambda place: folder / "checkpoint")
     monkeypatch.setattr(Store, "open", lambda place: store)
