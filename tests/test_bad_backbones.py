@@ -201,6 +201,7 @@ def test_loras_that_are_none(place: Place, tmp_path: Path, case: str) -> None:
     refused(place.pretrains(out, sets=[f"backbone.loras={json.dumps([str(file)])}"]), words, out)
 
 
+@pytest.mark.slow
 def test_a_vae_whose_numbers_are_missing(place: Place, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(place.root / "wan21-1.3b" / "vae", folder / "vae")

@@ -411,6 +411,7 @@ def test_weights_that_are_not_here_are_known_by_their_spec(
         check_fits(experiment, store, [RATE])
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_drawn_end_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

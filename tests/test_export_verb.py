@@ -88,6 +88,7 @@ def test_a_bundle_loads_back(place: Path, model: Model, layout: str, tmp_path: P
     assert header(again) == facts  # of which the hash is of all tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["comfyui", "diffusers"])
 def test_an_export_is_a_run(place: Path, model: Model, layout: str, tmp_path: Path) -> None:
     out = tmp_path / "x.safetensors"

@@ -92,6 +92,7 @@ def test_only_what_differs_is_set() -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_part_ships_with_its_command(tmp_path: Path) -> None:
     store = make_store(tmp_path, small())
     first, last = tmp_path / "first", tmp_path / "last"

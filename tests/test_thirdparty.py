@@ -69,6 +69,7 @@ def test_pip_installs_it_with_its_entry_point(place: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_is_listed_with_its_distribution(run: Longtake) -> None:
     done = run("list", "--json")
     assert done.returncode == 0, done.stderr
@@ -159,6 +160,7 @@ def add(folder: Path, name: str, code: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_broken_neighbour_is_reported_and_skipped(run: Longtake, tmp_path: Path) -> None:
     broken = add(tmp_path, "broken_neighbour", "import a_package_that_is_not_there")
     done = run("list", "--json", more=(broken,))
@@ -169,6 +171,7 @@ def test_a_broken_neighbour_is_reported_and_skipped(run: Longtake, tmp_path: Pat
     assert line.startswith("broken_neighbour: broken_neighbour failed to import: ModuleNotFound")
 
 
+@pytest.mark.slow
 def test_of_two_of_one_name_neither_loads_and_nothing_else_suffers(
     run: Longtake, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_memory_of_the_models_own_tokens_is_the_longer_video(ltx: Any) -> None:
     assert (ours - whole).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", ATTENTION)
 def test_it_keeps_the_contract(ltx: Any, changes: dict[str, Any]) -> None:
     model = small(ltx, **changes)

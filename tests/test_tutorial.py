@@ -38,6 +38,7 @@ def test_it_is_no_longer_than_it_says(file: Path) -> None:
     assert len(lines) <= 30
 
 
+@pytest.mark.slow
 def test_it_keeps_the_law_of_compressors(file: Path) -> None:
     (record,) = import_file(file).longtake_compressors()
     assert isinstance(record, Plugin)

@@ -123,6 +123,7 @@ def test_a_clip_is_made_smaller_with_its_aspect_kept() -> None:
     assert made.shape == (3, 96, 160, 3) and bool((made == 77).all())
 
 
+@pytest.mark.slow
 def test_training_resumes_exactly_and_its_weights_are_found(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "line"), WRONG, ids=lambda x: getattr(x, "__name__", ""))
 def test_each_wrong_backbone_is_caught(wan: Any, wrong: type[WanBackbone], line: str) -> None:
     spec = wan.spec(layers=1)
@@ -176,6 +177,7 @@ def test_a_wrong_recipe_is_caught(wan: Any) -> None:
         check_backbone(TinyWanBackbone.load(spec), spec=wrong())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_checked_is_said(wan: Any, monkeypatch: Any) -> None:
     spec = wan.spec(layers=1)
     assert check_backbone(TinyWanBackbone.load(spec), spec=spec) == ()
@@ -197,6 +199,7 @@ def test_a_reference_that_is_given_says_what_is_right(wan: Any) -> None:
         check_backbone(wrong, reference=right.reference())
 
 
+@pytest.mark.slow
 def test_it_is_left_as_it_was(wan: Any) -> None:
     model = wan.small(layers=1)
     before = {name: x.clone() for name, x in model.state_dict().items()}

@@ -394,6 +394,7 @@ def test_beside_a_bf16_base_it_is_fp32(wan: Any) -> None:
     assert velocity(model, wan, memory(wan)).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", ["lora", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_run_trains_and_keeps_it(tmp_path: Path, trains: str) -> None:
     """From the spec of a compressor to the files: even where batches drop their memory."""

@@ -60,6 +60,7 @@ def test_diffusers_reads_hunyuan(layout: str, tmp_path: Path) -> None:
     assert not close(velocity(kit.small(), kit), mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "family,targets",
@@ -146,6 +147,7 @@ def test_original_names_behind_the_prefix_of_diffusers(tmp_path: Path) -> None:
         fresh.load_adapters(path)
 
 
+@pytest.mark.slow
 def test_bad_files_of_other_layouts_say_so_in_one_line(wan: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     good = lora_of(trained(wan), wan, path)
@@ -179,6 +181,7 @@ def test_bad_files_of_other_layouts_say_so_in_one_line(wan: Any, tmp_path: Path)
         refused(f"{kind} is not read; take a plain LoRA", good | {f"{first}.{end}": torch.ones(2)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["wan", "hunyuan"])
 def test_diffusers_files_are_right_without_their_metadata(
     wan: Any, family: str, tmp_path: Path

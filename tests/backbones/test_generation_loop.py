@@ -130,6 +130,7 @@ def assert_same(a: Memory, b: Memory) -> None:
     assert torch.equal(one.positions, two.positions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", ["sample", "token"])
 @torch.no_grad()
 def test_a_take_with_a_cache_is_the_take_without(wan: Any, time: str) -> None:
@@ -163,6 +164,7 @@ def test_the_past_matters(wan: Any) -> None:
     assert not torch.equal(*outs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["full", "isolated", "isolated-causal"])
 @torch.no_grad()
 def test_two_compressors_of_which_one_brings_features(wan: Any, attention: str) -> None:

@@ -108,6 +108,7 @@ def padded(text: Text, lengths: list[int], fill: float = 0.0) -> Text:
     )
 
 
+@pytest.mark.slow
 @LIMITS
 def test_padded_prompts_are_diffusers_masked_ones(hunyuan: Any, dtype: Any, gap: float) -> None:
     """And, for what is cut away, diffusers' with the cut prompts to the bit."""
@@ -172,6 +173,7 @@ def test_clean_memory_is_token_replace(
     assert far(velocity(shared, video[:, :, 1:], t, frames[1:], text, memory), ours) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attention",
     [

@@ -151,6 +151,7 @@ def test_patches_as_memory_are_a_video_whose_time_begins_with_the_targets(
     assert far(ours, hunyuan.reference(other, video, t, text)[:, :, 3:]) < gap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotary", ["centre", "averaged"])
 @pytest.mark.parametrize("attention", KINDS[1:])
 @torch.no_grad()

@@ -49,6 +49,7 @@ def finite(run: Path) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_what_stage_0_leaves_is_the_base_of_the_next(store: Path, tmp_path: Path) -> None:
     plain = evolve(experiment({}), compressors=())
     pretrain(plain, store, tmp_path / "run")
@@ -60,6 +61,7 @@ def test_what_stage_0_leaves_is_the_base_of_the_next(store: Path, tmp_path: Path
     finite(tmp_path / "next")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

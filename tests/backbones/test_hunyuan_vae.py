@@ -58,6 +58,7 @@ def shown_by(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     return vae.decode(latents / vae.config.scaling_factor).sample
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(
     tiles=st.sampled_from(TILES),
@@ -89,6 +90,7 @@ def test_streamed_in_any_chunks_equals_one_pass_of_diffusers(
     assert torch.equal(back, shown_by(vae, now))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiles", TILES)
 def test_a_latent_among_its_neighbours_is_that_of_the_whole(
     codec: HunyuanVaeCodec, vae: Any, tiles: tuple[int, int]
@@ -106,6 +108,7 @@ def test_a_latent_among_its_neighbours_is_that_of_the_whole(
     assert max(seen) <= made.margin + made.boundary + made.margin_after
 
 
+@pytest.mark.slow
 def test_keeps_the_contract(codec: HunyuanVaeCodec, vae: Any) -> None:
     check_codec(tiled(codec, vae, 8, 4), cells=(1, 2), latents=8, tolerance=0)
 
@@ -187,6 +190,7 @@ class Frames:
         return self.pixels[:, :, first : last + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut,start", [(3, 0), (5, 2), (9, 0), (21, 6)])
 def test_a_past_holds_nothing_of_what_follows(codec: HunyuanVaeCodec, cut: int, start: int) -> None:
     """Stage II's past is the encode of the frames up to the cut; a store's latents know more."""

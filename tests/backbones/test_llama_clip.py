@@ -103,6 +103,7 @@ def test_a_template_has_one_place(bad: str) -> None:
         LlamaClip(template=bad)
 
 
+@pytest.mark.slow
 def test_keeps_the_contract(folder: Path) -> None:
     check_text_encoder(LlamaClipEncoder(spec(folder)))
 

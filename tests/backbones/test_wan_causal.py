@@ -100,6 +100,7 @@ def test_one_cache_serves_steps_branches_and_prompts(wan: Any, time: str) -> Non
 CUTS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "gap"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @given(latents=st.integers(1, 17), start=st.sampled_from([0, 4, 20]), shares=CUTS)
 @QUICK

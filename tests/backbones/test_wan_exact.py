@@ -214,6 +214,7 @@ def test_contract_finds_a_backbone_that_forgets(wan: Any, monkeypatch: Any) -> N
         check_backbone(model)
 
 
+@pytest.mark.slow
 def test_contract_finds_a_backbone_that_appends_in_place(wan: Any, monkeypatch: Any) -> None:
     model = wan.small(attention="isolated-causal", memory_time=0.0)
     remember = TinyWanBackbone.remember
@@ -228,6 +229,7 @@ def test_contract_finds_a_backbone_that_appends_in_place(wan: Any, monkeypatch: 
         check_backbone(model)
 
 
+@pytest.mark.slow
 def test_contract_finds_a_backbone_that_ignores_features(wan: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(TinyWanBackbone, "_features", lambda self, memory: {})
     with pytest.raises(AssertionError, match="features do not change the velocity"):

@@ -253,6 +253,7 @@ def test_gradients_go_to_the_experts_that_were_asked() -> None:
     assert all(p.grad is not None and p.grad.any() for p in model.adapters().values())
 
 
+@pytest.mark.slow
 def test_with_several_processes_the_idle_expert_has_zero_gradients(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     model, alone = trained(), trained()

@@ -69,6 +69,7 @@ def test_streamed_in_any_chunks_equals_one_pass_of_diffusers(
     assert torch.allclose(back, shown(pair.vae, coded), atol=1e-4)
 
 
+@pytest.mark.slow
 @both
 def test_keeps_the_contract(pairs: dict[str, Pair], version: str) -> None:
     check_codec(pairs[version].codec, cells=(1, 2), tolerance=0)

@@ -355,6 +355,7 @@ class Cells(CellCompressor[CellsSpec]):
         return self.out(cells.mean(dim=(2, 3, 4))), {"spread": spread}
 
 
+@pytest.mark.slow
 def test_a_compressor_of_cells_may_bring_features() -> None:
     spec = CellsSpec()
     assert Cells.features(spec) == {"cells-2x2x2.spread": 3}

@@ -71,6 +71,7 @@ def test_scaled_values_lose_contrast_as_told() -> None:
         assert torch.allclose(after, want, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ending", ["png", *(pytest.param(e, marks=pytest.mark.slow) for e in ("jpg", "svg", "pdf"))]
 )

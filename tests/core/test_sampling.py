@@ -87,6 +87,7 @@ def test_schedulers_solve_the_flow(name: str) -> None:
     assert many < 0.02 and many < few / 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lcm", "sa"])
 def test_schedulers_that_draw_give_the_spread_and_obey_their_generator(name: str) -> None:
     noise = draw_noise(4, Size3(time=2, height=16, width=16), torch.Generator().manual_seed(1))
@@ -240,6 +241,7 @@ def plain_euler(
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [Flow(), Flow(steps=5, guidance=2.5, group=2)])
 @pytest.mark.parametrize("attention", ["full", "isolated"])
 def test_the_flow_retriever_is_plain_euler_to_the_bit(

@@ -163,6 +163,7 @@ def test_a_wrong_type_anywhere_is_said_at_its_place(place: str, data: st.DataObj
     assert any(line.startswith(place) for line in found(spec))
 
 
+@pytest.mark.slow
 @given(place=st.sampled_from(PLACES), letter=st.sampled_from("xyz_"), where=st.integers(0, 20))
 @settings(max_examples=150, deadline=None)
 def test_a_misspelt_field_anywhere_is_said_at_its_place(

@@ -354,6 +354,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 DAMAGE = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=9)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(media=DAMAGE, words=DAMAGE, share=st.floats(0.2, 1), kind=st.sampled_from(["mp4", "mkv"]))
 def test_damage_anywhere_has_an_outcome(

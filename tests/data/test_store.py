@@ -96,6 +96,7 @@ for name in ("tensors", "torch"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as POSIX does")
 def test_a_disk_that_fills_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     words = [sys.executable, "-c", FILL, str(tmp_path)]

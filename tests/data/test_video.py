@@ -299,6 +299,7 @@ def test_a_fingerprint_follows_content_not_name(tmp_path):
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
 
 
+@pytest.mark.slow
 @pytest.mark.video
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_real_clips_are_what_their_manifest_says(video_dir, every):

@@ -200,6 +200,7 @@ def test_impossible_requests(tmp_path, bad):
         read_frames(path, **bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.ts"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))

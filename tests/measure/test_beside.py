@@ -14,6 +14,8 @@ from longtake.core.pages.charts import has_lengths, rate_chart, rate_legend
 from longtake.core.pages.report import Page, render
 from longtake.core.tools.files import write_json
 
+pytestmark = pytest.mark.slow  # three measures are made first
+
 
 @pytest.fixture(scope="module")
 def other(result):
@@ -62,6 +64,7 @@ def test_the_chart_shows_both_lengths_and_lines_across(result, rates):
     )
 
 
+@pytest.mark.slow
 def test_the_page_and_the_json_hold_them(result, rates):
     text = render(result, Page(rates=rates))
     assert (

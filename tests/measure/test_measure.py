@@ -302,6 +302,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 def test_metrics_that_fail_keep_what_else_was_measured(short):
     experiment, store = short
     failing = tuple(Failing(way=way) for way in (*WAYS, "has no spec"))
@@ -333,6 +334,7 @@ def test_where_every_metric_fails_the_reasons_are_said(short):
         measure(MeasureSetup.build(failing, store))
 
 
+@pytest.mark.slow
 def test_two_compressors_of_which_one_brings_features_are_measured(experiment, store):
     rate = Rate(height=2, width=2, time=2)
     conv = Conv(rate=rate, channels=(4, 8), heads=1, head_width=8, features=True)

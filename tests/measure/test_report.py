@@ -219,6 +219,7 @@ def test_a_page_of_strips_alone(strips):
     assert "A demo" in page.text and "what you see" in page.text and not page.all("table")
 
 
+@pytest.mark.slow
 def test_it_is_written_whole_or_not_at_all(tmp_path, result, strips):
     path = write_report(result, Page(strips=strips), tmp_path / "new" / "report.html")
     assert path.read_text(encoding="utf-8") == render(result, Page(strips=strips))

@@ -129,6 +129,7 @@ def test_bad_options_are_one_line_before_any_work(
     assert len(lines) == 1 and said in lines[0] and not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_told_though_the_disk_refuses(
     tmp_path, quick, store, result, capsys, monkeypatch
 ):

@@ -81,6 +81,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() <= 1e-12 * scale).all())
 
 
+@pytest.mark.slow
 @QUICK
 @given(specs(), sizes, st.data())
 @torch.no_grad()
@@ -103,6 +104,7 @@ def test_any_chunking_gives_the_memory_of_the_whole(
         assert all(close(a.features[name], b.features[name]) for name in a.features)
 
 
+@pytest.mark.slow
 @QUICK
 @given(specs(), sizes, st.data())
 @torch.no_grad()
@@ -150,6 +152,7 @@ CHANGES: list[dict[str, object]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [CHANGES[0], *(pytest.param(more, marks=pytest.mark.slow) for more in CHANGES[1:])],

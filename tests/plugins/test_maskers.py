@@ -60,6 +60,7 @@ def test_every_masker_keeps_the_contract(spec: MaskerSpec, where: str) -> None:
     check_masker(build(attrs.evolve(spec, where=where)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["mean", "max"])
 def test_lr_levels_of_every_kind_keep_the_contract(level: str) -> None:
     for spec in HIDING:

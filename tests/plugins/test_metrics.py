@@ -41,6 +41,7 @@ def pooled(metric, reference, result):
     return float((metric(reference, result) * weight).sum() / weight.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_keeps_the_contract(spec) -> None:
     check_metric(build(spec))

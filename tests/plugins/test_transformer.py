@@ -43,6 +43,7 @@ def specs(draw: st.DrawFn) -> Transformer:
     )
 
 
+@pytest.mark.slow
 @QUICK
 @given(specs(), sizes, st.data())
 def test_any_chunking_gives_the_memory_of_the_whole(
@@ -60,6 +61,7 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
     check_ragged(spec, history_for(spec, size, len(lengths)), lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -97,6 +97,7 @@ def test_contract(folder: str, kind: str, block: int) -> None:
     check_compressor(VaeProjCompressor, spec, geometry=TIGHT)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.data())
 @torch.no_grad()

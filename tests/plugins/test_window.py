@@ -32,6 +32,7 @@ def test_any_chunking_gives_the_memory_of_the_whole(
     check_chunking(spec, history_for(spec, size), data)
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.integers(1, 8), sizes, st.data())
 def test_each_sample_of_a_ragged_batch_is_as_alone(

@@ -271,6 +271,7 @@ def test_frames_of_another_kind_are_refused():
         measured([frame, np.zeros((4, 5, 3), np.uint8)])
 
 
+@pytest.mark.slow
 def test_json_and_page_say_the_same(tmp_path):
     facts = take(
         segment(1),

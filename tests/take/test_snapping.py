@@ -153,6 +153,7 @@ LENGTHS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(grid=GRIDS, lengths=LENGTHS)
 def test_any_sections_snap(grid, lengths):

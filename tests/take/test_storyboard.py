@@ -404,6 +404,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(data=JSON, indent=st.none() | st.integers(0, 2))
 def test_any_json_is_a_storyboard_or_is_refused_in_lines(tmp_path_factory, data, indent):

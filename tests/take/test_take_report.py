@@ -44,6 +44,7 @@ def take(model, tmp_path_factory):
     return take
 
 
+@pytest.mark.slow
 def test_it_says_what_was_asked_made_and_delivered(take):
     report = write_report(take, network=False)
     facts = report.facts
@@ -73,6 +74,7 @@ def test_it_says_what_was_asked_made_and_delivered(take):
     assert data["sections"][0]["delivered"] == 16
 
 
+@pytest.mark.slow
 def test_a_segment_says_how_it_joins_the_one_before(take, monkeypatch):
     monkeypatch.setattr(figures, "has_cut_network", lambda: False)
     whole = write_report(take)
@@ -113,6 +115,7 @@ def test_a_take_without_segments_has_a_report(model, tmp_path):
     assert (tmp_path / "new" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_verb_ends_with_what_the_take_says_of_itself(run, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "has_cut_network", lambda: False)
     story = tmp_path / "story.txt"

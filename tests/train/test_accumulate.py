@@ -57,6 +57,7 @@ def test_a_step_is_the_same_in_micro_batches(store: Path, accumulate: int, dropo
         assert float((dealt[name] - expected).abs().max()) < 2e-6 * scale, name
 
 
+@pytest.mark.slow
 def test_runs_in_micro_batches_log_the_same(store: Path, tmp_path: Path) -> None:
     losses = []
     for accumulate in (1, 4):
@@ -103,6 +104,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.setattr(StageOne, "forward", forward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("what", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_sick_step_stops_the_run_with_its_clips_named(

@@ -59,6 +59,7 @@ def test_showing_the_average_gives_the_weights_back(store: Path) -> None:
     assert all(torch.equal(weights[n], raw[n]) for n in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trains",
     [
@@ -115,6 +116,7 @@ def test_starting_from_a_run_begins_at_its_average(
     assert all(torch.equal(begun[name], mean[name]) for name in mean)
 
 
+@pytest.mark.slow
 def test_gain_is_measured_on_what_users_get(store: Path, tmp_path: Path) -> None:
     settings = {"steps": 4, "gain_every": 4, "rate": 3e-2, "save_every": 9}
     with_mean = pretrain(small(ema=0.9, **settings), store, tmp_path / "ema")

@@ -303,6 +303,7 @@ def test_an_encoder_without_parameters_cannot_train_alone(store: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_lora_trains_on_a_base_that_was_trained_whole(store: Path, tmp_path: Path) -> None:
     pretrain(small(steps=2), store, tmp_path / "base")
     start = checkpoints(tmp_path / "base")[-1]
@@ -374,6 +375,7 @@ def test_relative_paths_in_a_spec_are_found_beside_it(
     assert beside_spec({"weights": "low.gguf"}, run) == {"weights": "low.gguf"}
 
 
+@pytest.mark.slow
 def test_two_runs_of_other_precision_in_one_process(store: Path, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16", "fp32"):
         pretrain(

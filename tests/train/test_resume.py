@@ -107,6 +107,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_saved_stays_whole(
     same(whole, cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_while_saving_leaves_no_half_checkpoint(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: signal.Signals
@@ -197,6 +198,7 @@ def test_a_damaged_state_is_one_line(store: Path, tmp_path: Path, damage: bytes)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_what_changes_on_resume_is_said_and_kept(
     store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,6 +222,7 @@ def test_what_changes_on_resume_is_said_and_kept(
     assert "learning rate goes" not in caplog.text, "a level rate does not bend"
 
 
+@pytest.mark.slow
 def test_a_schedule_that_bends_and_another_store_are_said(
     store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -237,6 +240,7 @@ def test_a_schedule_that_bends_and_another_store_are_said(
     assert len(read_json(run / "spec.json", "run")["history"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["memory.safetensors", "training_state/optimizer.pt", "backbone"])
 def test_a_damaged_checkpoint_offers_the_one_before(
     store: Path, tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
