@@ -29,7 +29,7 @@ from .model import Model, all_needs, learned_retriever
 from .pages.charts import CssColours, svg_chart
 from .pages.report import Page, write_report
 from .registry import registry
-from .tools.device import pick_device
+from .tools.device import flushed_denormals, pick_device
 from .tools.files import check_out_folder, disk_errors, read_json_lines
 from .tools.progress import Report
 from .train.checkpoint import load_run, read_run
@@ -85,6 +85,7 @@ class DemoResult:
         return [*lines, f"report: {self.report}"]
 
 
+@flushed_denormals()  # before any thread starts: training reaches only those that come later
 def run_demo(
     video: Path | None, out: Path, weights: Path, *, steps: int, say: Say, progress: Report
 ) -> DemoResult:
