@@ -22,6 +22,7 @@ from .data.captions import untimed_captions
 from .data.store import Record, Store, check_fits, clip_path, store_identity
 from .data.texts import embedding_tensors, prompt_path
 from .data.windows import WindowBatches, WindowSampler
+from .errors import UserError
 from .experiment import Experiment
 from .interfaces.backbone import Context
 from .interfaces.text_encoder import embed_all
@@ -55,8 +56,13 @@ def bench(
         data: a latent store for the loader to read; None: one is written for it.
 
     Raises:
-        UserError: the store is none, or was made for something else.
+        UserError: the experiment is Stage II, or the store is none, or was made for something else.
     """
+    if experiment.finetune is not None:
+        raise UserError(
+            f"{experiment.name} is Stage II, and bench times batches and steps of Stage I: name "
+            "its Stage I experiment"
+        )
     if data is not None:
         check_fits(experiment, Store.open(data), compressor_needs(experiment).rates)
     model = build_model(experiment).eval().to(pick_device())

@@ -27,6 +27,8 @@ from ..backbones.codecs.specs import Dct
 from ..backbones.wan.specs import TinyWan
 from ..core.errors import UserError
 from ..core.experiment import Experiment
+from ..core.plugin_errors import exit_code
+from ..core.tools.files import check_out_file, read_json, write_json
 from .tiny import TINY_BASE, TINY_WAN_2X2X2
 
 # Both stages at the size that ships, and wider with fewer channels.
@@ -198,7 +200,10 @@ def _ask(child: subprocess.Popen[str]) -> dict[str, Any]:
 
 def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
     assert child.stdout is not None
-    answer: dict[str, Any] = json.loads(child.stdout.readline())
+    line = child.stdout.readline()
+    if not line:
+        raise UserError("a process that takes steps ended: what it said stands above")
+    answer: dict[str, Any] = json.loads(line)
     return answer
 
 
@@ -211,14 +216,17 @@ def main() -> None:
     parser.add_argument("--only", default="", help="subjects whose names hold this text")
     asked = parser.parse_args()
     here = Path(__file__).resolve().parents[1]  # `src/` holds links to the rooms
-    kept = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
+    check_out_file(asked.out)
+    kept = read_json(asked.out, "times") if asked.out.exists() else {}
     for name in (name for name in subjects() if asked.only in name):
         kept[name] = figures = compare(name, asked.beside.absolute(), here, asked.rounds)
-        text = json.dumps(kept, indent=1) + "\n"
-        asked.out.write_text(text, encoding="utf-8")
+        write_json(asked.out, kept)
         before, after = (figures[tag]["cpu_seconds"] for tag in ("before", "after"))
         print(f"{name}: {before:.2f} → {after:.2f} CPU seconds a step: {figures['ratio']:.2f}×")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(exit_code(error, "step"))

@@ -27,6 +27,7 @@ from longtake.core.train.checkpoint import checkpoints, load_run, read_run
 from longtake.core.train.pretrain import pretrain
 from longtake.core.video.builtin_clip import builtin_clip
 from longtake.core.video.write import write_video
+from longtake.experiments.table1 import __main__ as table1
 
 from .small import make_store, moving, small
 
@@ -127,3 +128,20 @@ def test_weights_ship_and_load(name: str) -> None:
     assert (memory > 0) == model.experiment.remembers
     assert all(torch.isfinite(p).all() for p in model.backbone.parameters())
     assert (folder / "training.json").exists() and not checkpoints(folder)
+
+
+def test_it_flushes_denormals_before_any_thread_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny, seen = torch.full((1,), 1e-40), []
+
+    def look(*_: object) -> None:
+        seen.append(bool(tiny * 1))
+        raise UserError("seen")
+
+    for owner, name in ((module, "check_out_folder"), (table1, "_table_folder")):
+        monkeypatch.setattr(owner, name, look)
+    with pytest.raises(UserError, match="seen"):
+        run_demo(None, tmp_path, tmp_path, steps=1, say=print, progress=lambda *_: None)
+    assert table1.main(["--out", str(tmp_path)]) == 2
+    assert seen == [False, False] and bool(tiny * 1)

@@ -19,7 +19,8 @@ def pretrain(
     out: Annotated[Path, o.out_option("the run's folder")],
     resume: t.Resume = None,
     start: Annotated[
-        Path | None, typer.Option(help="begin with the weights of another run or checkpoint")
+        str | None,
+        typer.Option(metavar="RUN", help="begin with the weights of another run or checkpoint"),
     ] = None,
     seed: t.Seed = None,
     sets: o.Sets = None,
@@ -37,7 +38,7 @@ def pretrain(
         raise UserError("--resume goes on from the run's own weights: leave out --start")
     going_on = t.resumed(resume, out)
     changed = o.read_experiment(experiment, t.changes_of(sets, seed))[1]
-    checkpoint = t.started(None if start is None else str(start))
+    checkpoint = t.started(start)
     work = partial(training.pretrain, changed.spec, data, out, resume=going_on, start=checkpoint)
     notice = o.SwapNotice.of(changed)
     t.run_training("pretrain", lambda report: work(progress=report), notice, as_json=as_json)

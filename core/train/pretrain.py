@@ -181,7 +181,7 @@ def _prepare(
     windows = _sampler(experiment, store, needs)
     unused = _unused_start(out, start) if newest else []
     if newest is None:
-        _check_start(experiment, out, start)
+        _check_start_parts(experiment, out, start)
     else:
         start = None
     distributed.check_launch(train)
@@ -222,7 +222,7 @@ def _sampler(experiment: Experiment, store: Store, needs: Needs) -> WindowPlan:
     return ContinuationSampler.of(store, geometry, train, finetune, needs)
 
 
-def _check_start(experiment: Experiment, out: Path, start: Path | None) -> None:
+def _check_start_parts(experiment: Experiment, out: Path, start: Path | None) -> None:
     """Refuse a Stage II that would begin with other weights than its spec says: UserError."""
     if experiment.finetune is None:
         return

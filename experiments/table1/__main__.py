@@ -23,6 +23,7 @@ import attrs
 from ...core.errors import UserError
 from ...core.plugin_errors import exit_code
 from ...core.registry import registry
+from ...core.tools.device import flushed_denormals
 from ...core.tools.files import check_out_folder, whole_file, write_json
 from ..common import commit, interrupt_after, machine_facts, tiny_clips
 from .page import as_data, claims, floors, make_line, markdown
@@ -34,6 +35,7 @@ AGAIN = 3
 METRIC = "psnr"
 
 
+@flushed_denormals()  # before any thread starts: training reaches only those that come later
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, measure and write what is not there yet, and return the exit code."""
     args = _parser().parse_args(arguments)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from longtake.core import bench as bench_loader
-from longtake.core.bench import loader_line, time_loader
+from longtake.core.bench import bench, loader_line, time_loader
 from longtake.core.data.store import Store
 from longtake.core.errors import UserError
 from longtake.core.values.grid import Size3
 
-from ..small import make_store, small
+from ..small import make_store, small, small_finetune
 
 
 def test_the_figure_is_of_this_experiments_batches(
@@ -44,3 +44,8 @@ def test_clips_that_are_too_short_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(bench_loader, "CLIPS", 1)
     with pytest.raises(UserError, match="shortest training window"):
         time_loader(small(seconds=(2.0, 2.0)), Size3(time=1, height=4, width=6))
+
+
+def test_stage_two_is_refused() -> None:
+    with pytest.raises(UserError, match="small-finetune is Stage II.*steps of Stage I"):
+        bench(small_finetune())

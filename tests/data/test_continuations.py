@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,7 @@ from longtake.core.data.continuations import (
     CutPlaces,
 )
 from longtake.core.data.store import Record, Store
-from longtake.core.data.windows import Bucket, WindowBatches
+from longtake.core.data.windows import Bucket, ClipWindow, WindowBatches
 from longtake.core.errors import UserError
 from longtake.core.experiment import FinetuneSpec
 from longtake.core.model import compressor_needs
@@ -171,7 +169,15 @@ def test_the_prompt_is_the_nearest_in_time() -> None:
     assert caption_nearest((), 0, 1) == ""
 
 
-def test_a_prompt_is_read_for_the_target(store: Store, tmp_path: Path) -> None:
-    first = store.records[0]
-    near = store.text_nearest(first, 3, 2)
-    assert torch.equal(near.embeddings, store.text(first).embeddings)
+def test_a_prompt_is_read_for_the_target_and_not_for_its_past(store: Store) -> None:
+    prompts = (first := store.records[0]).captions[0].text, ""
+    captions = (
+        Caption(start=0, end=1.1, text=prompts[0]),
+        Caption(start=1.1, end=None, text=prompts[1]),
+    )
+    window = ClipWindow(record=evolve(first, captions=captions), start=0, length=5, past=3)
+    batches = WindowBatches(store, sampler_of(store, SHORT), compressor_needs(small()), 1)
+    of_target, of_window = (batches._text(evolve(window, past=past)) for past in (3, None))
+    assert torch.equal(of_target.embeddings, store.null_text().embeddings)
+    assert torch.equal(of_window.embeddings, store.text(first).embeddings)
+    assert not torch.equal(of_target.embeddings, of_window.embeddings)
