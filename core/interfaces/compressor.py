@@ -272,7 +272,7 @@ class Compressor(Interface, Generic[S]):
         return state
 
 
-class MemoryEncoder(nn.Module):
+class MemoryEncoder(Interface):
     """All compressors of an experiment side by side: their parts stand in one memory.
 
     It is called as one compressor is (`encoder(history)`, `step`, `pending`); its state is a list
