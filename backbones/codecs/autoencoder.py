@@ -175,7 +175,7 @@ def find_weights(text: str) -> Path:
     shipped = registry().weights.get(text)
     if shipped and locate_offline(text, [FILE]) is None:
         return shipped / FILE
-    expected = f"a folder with {FILE}, that file, or weights that ship (tiny-ae)"
+    expected = f"a folder with {FILE} or that file (longtake.experiments.fit_autoencoder makes it)"
     found = locate(
         text, [FILE], expected=expected, suffixes=(".safetensors",), label="codec weights"
     )
