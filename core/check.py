@@ -113,15 +113,21 @@ def check_named(name: str, sets: Sequence[str], progress: Report) -> list[Plugin
             a backbone is too large to try.
     """
     found = _plugins(name)
-    experiments = [_experiment(plugin, sets) for plugin in found]
+    alone = [_alone(plugin, sets) for plugin in found]
+    experiments = [
+        _experiment(plugin, sets, placed=spec is None)
+        for plugin, spec in zip(found, alone, strict=True)
+    ]
     total = len(found) * len(STAGES)
     results = []
-    for index, (plugin, experiment) in enumerate(zip(found, experiments, strict=True)):
+    trials = zip(found, experiments, alone, strict=True)
+    for index, (plugin, experiment, spec) in enumerate(trials):
 
         def report(stage: str, before: int = index * len(STAGES), own: Plugin = plugin) -> None:
             progress(before + STAGES.index(stage), total, f"{own.kind} {own.name}: {stage}")
 
-        results.append(_Trial(plugin=plugin, experiment=experiment, report=report).run())
+        trial = _Trial(plugin=plugin, experiment=experiment, alone=spec, report=report)
+        results.append(trial.run())
     progress(total, total, "")
     return results
 
@@ -152,15 +158,36 @@ def _plugins_of(path: Path) -> list[Plugin]:
     return found
 
 
-def _experiment(plugin: Plugin, sets: Sequence[str]) -> Experiment:
-    """Return the tiny experiment with the plugin in it.
+def _alone(plugin: Plugin, sets: Sequence[str]) -> PluginSpec | None:
+    """Return the spec of a codec or text encoder that the tiny backbone does not take, else None.
+
+    Such a one stands in no experiment here: its contract is all that can be checked.
+
+    Raises:
+        UserError: a change of it cannot be made, or a field of it has no default.
+    """
+    if plugin.kind not in ("codec", "text_encoder"):
+        return None
+    _, base = config.load_experiment(BASE)
+    if issubclass(plugin.spec, type(getattr(base.backbone, plugin.kind))):
+        return None
+    spec = config.from_json({"type": plugin.name}, plugin.spec)
+    place = f"backbone.{plugin.kind}."
+    return config.apply_sets(spec, [t.removeprefix(place) for t in sets if t.startswith(place)])
+
+
+def _experiment(plugin: Plugin, sets: Sequence[str], *, placed: bool = True) -> Experiment:
+    """Return the tiny experiment with the plugin in it, if it is to be `placed` there.
 
     Raises:
         UserError: a change cannot be made, or the backbone is too large.
     """
     _, base = config.load_experiment(BASE)
     changes = [*SMALL]
-    if plugin.name != "flow":  # which the experiment has
+    if not placed:
+        place = f"backbone.{plugin.kind}."
+        sets = [text for text in sets if not text.startswith(place)]
+    elif plugin.name != "flow":  # which the experiment has
         changes.append(PLACES[plugin.kind] % plugin.name)
     if plugin.kind != "backbone":
         changes = [*SMALL_BACKBONE, *changes]
@@ -197,10 +224,11 @@ class _NotHere(Exception):
 
 @frozen(kw_only=True)
 class _Trial:
-    """One plugin on its way through all stages."""
+    """One plugin on its way through all stages; through its contract only where it is `alone`."""
 
     plugin: Plugin
     experiment: Experiment
+    alone: PluginSpec | None
     report: Callable[[str], None]
     faults: list[str] = field(factory=list)
     checked: list[str] = field(factory=list)
@@ -222,6 +250,12 @@ class _Trial:
         kind = self.plugin.kind
         if kind != "retriever":  # whose scene is of the run
             self._try("contract", self._contract)
+        if self.alone is not None:
+            taken = _name(getattr(self.experiment.backbone, kind))
+            self.unchecked.append(
+                f"training and measuring not tried: the backbone of {BASE} takes {taken} alone"
+            )
+            return
         away = self._not_here()
         if away:
             self.unchecked.append(f"training and measuring not tried: {away}")
@@ -254,7 +288,9 @@ class _Trial:
 
     @property
     def _spec(self) -> PluginSpec:
-        """The plugin's spec, as it stands in the experiment."""
+        """The plugin's spec, as it stands in the experiment or alone."""
+        if self.alone is not None:
+            return self.alone
         (spec,) = {s for s in specs_of(self.experiment) if type(s) is self.plugin.spec}
         return spec
 

@@ -1,4 +1,4 @@
-"""What experiments share: facts of the machine, tiny forms, time limits, training progress."""
+"""What experiments share: facts of the machine, tiny forms, time limits, progress, PSNR."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any
 
 import attrs
 import torch
+from torch import Tensor
 
 from ..backbones.codecs.specs import Dct
 from ..backbones.texts.specs import Bytes
 from ..backbones.wan.specs import TinyWan
 from ..core.experiment import CacheSpec, Experiment, MeasureSpec
-from ..core.interfaces.spec import CompressorSpec, LoRA
+from ..core.interfaces.codec import Codec, decode_whole, encode_whole, to_unit
+from ..core.interfaces.spec import CodecSpec, CompressorSpec, LoRA
 from ..core.tools.device import pick_device
 from ..core.tools.files import read_json_lines
 from ..core.train.log import METRICS, PACE
@@ -177,3 +179,14 @@ def training_progress(run: Path, step: int, experiment: Experiment) -> dict[str,
         "minutes": round(sum(paces) / max(1, len(paces)) * step / 60, 2),
         "last": lines[-1] if lines else None,
     }
+
+
+@torch.no_grad()
+def codec_psnr(codec: Codec[CodecSpec], pixels: Tensor) -> float:
+    """Return the mean PSNR, dB, of the frames of `[1, 3, F, P, Q]` that whole latents stand for."""
+    step = codec.stride.time
+    whole = pixels[:, :, : 1 + (pixels.shape[2] - 1) // step * step]
+    back = decode_whole(codec, encode_whole(codec, whole))
+    error = to_unit(back[..., : whole.shape[-2], : whole.shape[-1]]) - to_unit(whole)
+    mse = error.square().mean(dim=(0, 1, 3, 4)).clamp_min(1e-6)
+    return float((-10 * mse.log10()).mean())

@@ -28,11 +28,12 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ..backbones.codecs.autoencoder import FILE, TinyAutoencoderCodec, to_planes
-from ..backbones.codecs.dct import BLOCK
+from ..backbones.codecs.blocks import BLOCK
 from ..backbones.codecs.specs import TinyAutoencoder
 from ..core.data.sources import find_sources
 from ..core.errors import LongtakeError, UserError
-from ..core.interfaces.codec import from_bytes, to_unit
+from ..core.interfaces.codec import from_bytes
+from ..core.plugin_errors import exit_code
 from ..core.tools.files import (
     append_json_line,
     check_out_folder,
@@ -60,6 +61,7 @@ from ..core.values.draws import step_generator
 from ..core.video.decode import probe
 from ..core.video.placement import place
 from ..core.video.read import read_frames
+from .common import codec_psnr
 
 FPS = 8.0
 AREAS = (96 * 160, 128 * 224, 192 * 320)  # pixels of a frame that clips are read at
@@ -300,23 +302,13 @@ def ship(codec: TinyAutoencoderCodec, out: Path, facts: dict[str, Any]) -> None:
     write_json(out / "training.json", facts)
 
 
-@torch.no_grad()
-def psnr(codec: TinyAutoencoderCodec, clip: Tensor) -> float:
-    """Return the mean PSNR of a clip's frames, dB, of whole latents."""
-    whole = clip[: 1 + (len(clip) - 1) // BLOCK.time * BLOCK.time]
-    pixels = rearrange(from_bytes(whole), "f h w c -> 1 c f h w")
-    back, _ = codec.decode(codec.encode(pixels)[0])
-    error = to_unit(back[..., : pixels.shape[-2], : pixels.shape[-1]]) - to_unit(pixels)
-    mse = error.square().mean(dim=(0, 1, 3, 4)).clamp_min(1e-6)
-    return float((-10 * mse.log10()).mean())
-
-
 def check(codec: TinyAutoencoderCodec, videos: Path) -> dict[str, float]:
     """Return the PSNR of each video of a folder, dB, at about 128×224 pixels, 8 frames a second."""
     clips = Clips.read(videos, (CHECKED,))
+    pixels = [rearrange(from_bytes(clip), "f h w c -> 1 c f h w") for clip in clips.frames]
     return {
-        name: round(psnr(codec, clip), 3)
-        for name, clip in zip(clips.names, clips.frames, strict=True)
+        name: round(codec_psnr(codec, clip), 3)
+        for name, clip in zip(clips.names, pixels, strict=True)
     }
 
 
@@ -338,8 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("nothing to do: give --videos and --out, or --check")
         print_check(check(TinyAutoencoderCodec(TinyAutoencoder(weights=args.weights)), args.check))
     except LongtakeError as error:
-        print(f"fit_autoencoder: {error}", file=sys.stderr)
-        return error.exit_code
+        return exit_code(error, "fit_autoencoder")
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,13 +21,16 @@ from attrs import frozen
 from einops import rearrange
 from torch import Tensor
 
-from ..backbones.codecs.dct import BLOCK, DctCodec, full_basis, to_blocks
+from ..backbones.codecs.blocks import BLOCK, to_blocks
+from ..backbones.codecs.dct import DctCodec, full_basis
 from ..backbones.codecs.specs import Dct
+from ..core.data.sources import find_sources
 from ..core.errors import UserError
-from ..core.interfaces.codec import from_bytes, to_unit
+from ..core.interfaces.codec import from_bytes
 from ..core.plugin_errors import exit_code
 from ..core.tools.files import check_out_folder, whole_file
 from ..core.video.read import read_frames
+from .common import codec_psnr
 
 COUNTS = (16, 48)
 CODECS = Path(__file__).resolve().parents[1] / "backbones" / "codecs"
@@ -89,7 +91,7 @@ def fit(videos: Path) -> dict[int, dict[str, Any]]:
     Raises:
         UserError: the folder holds no videos, or one of them cannot be read.
     """
-    paths = _clips(videos)
+    paths = [source.path for source in find_sources(videos)]
     moments = [moments_of(paths, form) for form in FORMATS]
     first = torch.stack([m.first for m in moments]).mean(dim=0)
     second = torch.stack([m.second for m in moments]).mean(dim=0)
@@ -129,20 +131,12 @@ def _strongest(first: Tensor, second: Tensor, count: int) -> dict[str, Any]:
 
 def check(videos: Path) -> Iterator[str]:
     """Yield a line for each format and channel count: mean PSNR over clips (of frame means), dB."""
-    paths = _clips(videos)
+    paths = [source.path for source in find_sources(videos)]
     for form in FORMATS:
         for channels in COUNTS:
             codec = DctCodec(Dct(channels=channels))
-            values = [_psnr(codec, _read(path, form)) for path in paths]
+            values = [codec_psnr(codec, _read(path, form)) for path in paths]
             yield f"{channels} channels, {form}: {sum(values) / len(values):.2f} dB"
-
-
-def _psnr(codec: DctCodec, pixels: Tensor) -> float:
-    whole = pixels[:, :, : 1 + (pixels.shape[2] - 1) // BLOCK.time * BLOCK.time]
-    back, _ = codec.decode(codec.encode(whole)[0])
-    error = to_unit(back[..., : whole.shape[-2], : whole.shape[-1]]) - to_unit(whole)
-    mse = error.square().mean(dim=(0, 1, 3, 4)).clamp_min(1e-6)
-    return float((-10 * mse.log() / math.log(10)).mean())
 
 
 def _read(path: Path, form: ReadFormat) -> Tensor:
@@ -154,13 +148,6 @@ def _read(path: Path, form: ReadFormat) -> Tensor:
         minimum=5,
     )
     return rearrange(from_bytes(torch.from_numpy(clip.frames)), "f h w c -> 1 c f h w")
-
-
-def _clips(videos: Path) -> list[Path]:
-    paths = sorted(videos.glob("*.mp4"))
-    if not paths:
-        raise UserError(f"{videos} holds no .mp4 files")
-    return paths
 
 
 def _write(file: Path, fitted: dict[str, Any]) -> None:

@@ -136,6 +136,51 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(err.strip().splitlines()) == 1
 
 
+OWN_CODEC = """
+from attrs import field, frozen
+
+from longtake.authors import CodecSpec, Plugin, doc, ge, impl
+from longtake.backbones.codecs.dct import DctCodec
+from longtake.backbones.codecs.specs import Dct
+
+
+@frozen(kw_only=True)
+class Mine(CodecSpec):
+    wrong: int = field(default=0, validator=ge(0), metadata=doc("channels too many that it says"))
+    channels: int = field(default=16, metadata=doc("channels"))
+
+
+class MineCodec(DctCodec):
+    @property
+    def stride(self):
+        return Dct().stride
+
+    @property
+    def channels(self):
+        return self.spec.channels + self.spec.wrong
+
+
+@impl
+def longtake_codecs():
+    return [Plugin(name="mine", summary="mine", spec=Mine, target=f"{__name__}:MineCodec")]
+"""
+
+
+def test_a_codec_that_no_tiny_backbone_takes_is_checked_by_its_contract(
+    tmp_path: Path, own_registry: None
+) -> None:
+    path = tmp_path / "codec.py"
+    path.write_text(OWN_CODEC, encoding="utf-8")
+    code, out, err = run("check", path)
+    assert code == 0, out + err
+    assert out == (
+        "codec mine: no fault in contract; training and measuring not tried: the backbone of "
+        "tiny-wan-2x2x2 takes dct alone\n"
+    )
+    code, out, err = run("check", path, "--set", "backbone.codec.wrong=1")
+    assert code == 1 and out.startswith("codec mine: contract: "), out + err
+
+
 def test_a_file_of_names_alone_has_nothing_to_check(tmp_path: Path, own_registry: None) -> None:
     path = tmp_path / "names.py"
     path.write_text(

@@ -23,6 +23,7 @@ from torch.nn import Parameter
 
 from ...core.errors import UserError
 from ...core.interfaces.backbone import Feature
+from ...core.interfaces.base import Interface
 from ...core.tools.files import open_tensors
 from ...core.values.memory import Memory, Part
 from ..lora.read import BESIDES
@@ -32,7 +33,7 @@ KEY_PREFIX = "memory.enhancer."  # of keys in files; LoRA's begin with `transfor
 NAME_INFIX = ".enhancer."  # of names of parameters
 
 
-class Enhancer(nn.Module):
+class Enhancer(Interface):
     """Cross-attention of one block to a memory's features: one query, keys and values by feature.
 
     Features have no positions here: what they hold of time and space their encoder put there. The

@@ -8,37 +8,30 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import UserError
-from ...core.interfaces.codec import Codec
-from ...core.interfaces.compressor import State
 from ...core.registry import registry
 from ...core.tools.files import open_tensors
 from ...core.tools.hub import locate, locate_offline
-from ...core.values.grid import Size3
-from ...core.values.shapes import Latents, Pixels
-from .dct import BLOCK, COLOURS, from_blocks, to_blocks
+from ...core.values.shapes import Latents
+from .blocks import BLOCK, NUMBERS, BlockCodec, from_blocks, to_blocks
 from .specs import TinyAutoencoder
-from .tiles import check_frames, check_latents
 
 FILE = "codec.safetensors"
-NUMBERS = COLOURS * BLOCK.cells
 
 
-class TinyAutoencoderCodec(Codec[TinyAutoencoder]):
+class TinyAutoencoderCodec(BlockCodec[TinyAutoencoder]):
     """A learned codec of a million parameters, for tiny backbones.
 
     Each 4×8×8 block of pixels becomes the channels of one latent cell. Encoder and decoder are
     each a linear map between the two, plus a small convolutional network that also sees the
     neighbouring blocks of the same four frames. Nothing is mixed over time, so streaming in any
-    chunks is exact, to the bit: each latent frame is worked out by itself. Latent 0 stands for
-    frame 0 shown four times and decodes to one frame, the mean of the four. Frames whose sides are
-    no multiple of 8 have their last row and column repeated: the caller crops what comes back.
+    chunks is exact, to the bit: each latent frame is worked out by itself, in float32.
 
-    It computes in float32; results have the dtype of what is given. Its weights come with mean and
-    standard deviation of the raw latents and the reach of each channel (`fit_autoencoder`).
+    Its weights come with mean and standard deviation of the raw latents and the reach of each
+    channel (`experiments/fit_autoencoder.py`).
     """
 
     mean: Tensor
@@ -62,21 +55,6 @@ class TinyAutoencoderCodec(Codec[TinyAutoencoder]):
         return self.spec.channels
 
     @property
-    def stride(self) -> Size3:
-        """Pixels to a latent cell: 4×8×8."""
-        return BLOCK
-
-    @property
-    def causal(self) -> bool:
-        """True: a latent reads its own four frames only."""
-        return True
-
-    @property
-    def margin(self) -> int:
-        """1: no pixel depends on the latent before, but a first latent decodes to one frame."""
-        return 1
-
-    @property
     def channel_reach(self) -> Tensor:
         """How far a unit of each channel moves the pixels of its block, over the mean of all."""
         return self.reach / self.reach.mean()
@@ -96,33 +74,17 @@ class TinyAutoencoderCodec(Codec[TinyAutoencoder]):
         return True
 
     @torch.no_grad()
-    def encode(self, chunk: Pixels, state: State | None = None) -> tuple[Latents, State]:
-        """Return the latents `[B, C, T, ⌈P/8⌉, ⌈Q/8⌉]` of the next frames, and the state.
-
-        Raises:
-            ValueError: the chunk holds no floats, or not 1 + 4k frames (first), 4k ≥ 4 (later).
-        """
-        check_frames(chunk, BLOCK.time, first=state is None)
-        if state is None:
-            head = repeat(chunk[:, :, 0], "b c h w -> b c t h w", t=BLOCK.time)
-            chunk = torch.cat([head, chunk[:, :, 1:]], dim=2)
-        frames = chunk.float().split(BLOCK.time, dim=2)
-        latents = torch.stack([self.encode_blocks(to_planes(four)) for four in frames], dim=2)
-        return latents.to(chunk.dtype), _after(state, latents.shape[2])
+    def encode_fours(self, frames: Tensor) -> Latents:
+        """Return the normalised latents, float32."""
+        fours = frames.float().split(BLOCK.time, dim=2)
+        return torch.stack([self.encode_blocks(to_planes(four)) for four in fours], dim=2)
 
     @torch.no_grad()
-    def decode(self, chunk: Latents, state: State | None = None) -> tuple[Pixels, State]:
-        """Return the pixels `[B, 3, F, 8H, 8W]` of the next latents, and the state.
-
-        Raises:
-            ValueError: the chunk holds no latent, or latents of another codec.
-        """
-        check_latents(chunk, self.channels)
-        latents = chunk.float().unbind(dim=2)
-        fours = [from_planes(self.decode_blocks(latent.contiguous())) for latent in latents]
-        if state is None:
-            fours[0] = fours[0].mean(dim=2, keepdim=True)
-        return torch.cat(fours, dim=2).to(chunk.dtype), _after(state, len(latents))
+    def decode_fours(self, latents: Latents) -> Tensor:
+        """Return the frames, float32."""
+        cells = latents.float().unbind(dim=2)
+        fours = [from_planes(self.decode_blocks(one.contiguous())) for one in cells]
+        return torch.cat(fours, dim=2)
 
     def encode_blocks(self, blocks: Tensor) -> Tensor:
         """Return the normalised latents `[B, C, H, W]` of blocks `[B, 768, H, W]`."""
@@ -204,12 +166,6 @@ def planes(values: Tensor) -> Tensor:
     return rearrange(values, "c -> c 1 1")
 
 
-def _after(state: State | None, latents: int) -> State:
-    """Return the state after more latents; all that matters is whether the first is behind."""
-    before = 0 if state is None else int(state["latents"])
-    return {"latents": torch.tensor(before + latents)}
-
-
 def find_weights(text: str) -> Path:
     """Return the file that `weights` names: of weights that ship, a folder, a file, the hub.
 
@@ -219,7 +175,7 @@ def find_weights(text: str) -> Path:
     shipped = registry().weights.get(text)
     if shipped and locate_offline(text, [FILE]) is None:
         return shipped / FILE
-    expected = f"a folder with {FILE}, that file, or weights that ship (tiny-ae)"
+    expected = f"a folder with {FILE} or that file (longtake.experiments.fit_autoencoder makes it)"
     found = locate(
         text, [FILE], expected=expected, suffixes=(".safetensors",), label="codec weights"
     )

@@ -200,11 +200,11 @@ class Compressor(Interface, Generic[S]):
     - `step(state, chunk)` and `pending(state)` make the same memory chunk by chunk, which is what
       generation runs; `cut(state)` is for those that read `history.cuts`.
 
-    `core.interfaces.streaming` has bases that ask for less, down to one method (`CellCompressor`).
+    `longtake.authors` has bases that ask for less, down to one method (`CellCompressor`).
     Tokens that bring features for cross-attention also name them in `features(spec)`.
 
     What holds for all (the law of compressors, checked by
-    `longtake.core.contract.compressor.check_compressor`): for any way of cutting a history into
+    `longtake.authors.check_compressor`): for any way of cutting a history into
     chunks,
 
         merge([*settled, compressor.pending(state)])  equals  compressor(history)
@@ -272,7 +272,7 @@ class Compressor(Interface, Generic[S]):
         return state
 
 
-class MemoryEncoder(nn.Module):
+class MemoryEncoder(Interface):
     """All compressors of an experiment side by side: their parts stand in one memory.
 
     It is called as one compressor is (`encoder(history)`, `step`, `pending`); its state is a list

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from longtake.backbones.codecs.autoencoder import TinyAutoencoderCodec
 from longtake.backbones.codecs.dct import DctCodec
-from longtake.backbones.codecs.specs import Dct
+from longtake.backbones.codecs.specs import Dct, TinyAutoencoder
 from longtake.core.cache.encode import LowResEncoder
 from longtake.core.interfaces.codec import Codec
 from longtake.core.values.grid import Rate
@@ -29,6 +30,8 @@ from ..backbones.vaes import (
 def made(name: str, folder: Path) -> Codec[Any]:
     if name == "dct":
         return DctCodec(Dct(channels=16))
+    if name == "tiny-ae":
+        return TinyAutoencoderCodec(TinyAutoencoder(weights=None, channels=4, width=8))
     if name == "hunyuan":
         return hunyuan_codec(diffusers_hunyuan(HUNYUAN), HUNYUAN, folder)
     spec = OLD if name == "wan2.1" else NEW
@@ -37,6 +40,7 @@ def made(name: str, folder: Path) -> Codec[Any]:
 
 CODECS = (
     "dct",
+    "tiny-ae",
     *(pytest.param(n, marks=pytest.mark.slow) for n in ("wan2.1", "wan2.2", "hunyuan")),
 )
 
