@@ -322,8 +322,8 @@ def test_variants_resume_take_rates_and_bind_the_store(photos: Path) -> None:
 
 
 def test_variants_that_are_too_short_now_go(photos: Path) -> None:
-    videos, how = photos.parent / "videos", {"speeds": (2.0,), "min_seconds": 1.0}
-    for seconds, expected in ((4.25, {1.0, 2.0}), (1.75, {1.0})):
+    videos, how = photos.parent / "videos", {"speeds": (2.0,), "min_seconds": 2.0}
+    for seconds, expected in ((4.25, {1.0, 2.0}), (2.25, {1.0})):
         write_clips(videos, seeds=(1,), seconds=seconds)
         assert run(None, videos, **how).count("cached") == 1
         assert {record.speed for record in Store.open(photos.parent / "s").records} == expected
