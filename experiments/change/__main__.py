@@ -29,7 +29,7 @@ from ..common import commit, machine_facts
 from ..returns.ask import ReturnProbe
 from ..returns.models import cached_clips, load_models
 from .ask import ChangeResult, over_clips, probe_change
-from .clips import ChangeClip, build_clips
+from .clips import build_clips
 from .page import ChangeDescription, page, picture
 
 
@@ -92,9 +92,9 @@ def measure_change(
     return _write(out, description, clips)
 
 
-def _ask(probe: ReturnProbe, made: Sequence[ChangeClip]) -> list[ChangeResult]:
+def _ask(probe: ReturnProbe, made: Sequence[Path]) -> list[ChangeResult]:
     """Ask for the clips of this run; a store may have those of other photographs, too."""
-    names = {clip.path.stem for clip in made}
+    names = {path.stem for path in made}
     records = [record for record in probe.store.records if record.name in names]
     results = []
     with progress_bar("change") as report:
