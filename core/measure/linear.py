@@ -53,8 +53,8 @@ class LinearCode:
     Attributes:
         cell: latents of a cell: time, height, width.
         root: `[C, C]` by which channels are mixed so that errors count as in pixels.
-        mean: of whole cells, `[d]`; `first_mean` of those of the video's first latent alone, which
-            stands for one frame.
+        mean: of whole cells, `[d]`; `first_mean` of cells one latent long, for the video's first
+            latent, which stands for one frame (fitted on all others, of which there are more).
         components: `[d, k]`, orthonormal, strongest first; `first_components` the same of those.
         header: what its file says.
     """
