@@ -148,8 +148,38 @@ def origins(spec: Any) -> dict[str, str]:
     Args:
         spec: any attrs value, such as an experiment.
     """
-    names = {registry().origins[p.kind, p.name] for p in map(registry().find, _plugin_specs(spec))}
-    return {name: _version_of(name) for name in sorted(names - {"longtake"})}
+    return {name: _version_of(name) for name in sorted(_third_parties_of(spec))}
+
+
+def source_digest(spec: Any) -> str:
+    """Return a hash of the Python files of the third parties' plugins of a spec; "" of none.
+
+    It tells an editable install before an edit from the one behind it: `origins` has one version
+    for both. Files are those that are imported of the packages that the plugins are in.
+
+    Args:
+        spec: any attrs value, such as an experiment.
+    """
+    plugins = [plugin for several in _third_parties_of(spec).values() for plugin in several]
+    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in plugins}
+    loaded = {
+        name: getattr(module, "__file__", None)
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in packages
+    }
+    files = {name: Path(file) for name, file in loaded.items() if file and file.endswith(".py")}
+    texts = [(name, path.read_bytes()) for name, path in sorted(files.items()) if path.is_file()]
+    return hashlib.sha256(repr(texts).encode()).hexdigest()[:16] if texts else ""
+
+
+def _third_parties_of(spec: Any) -> dict[str, list[Plugin]]:
+    """Return the plugins of a spec that do not ship, by where they come from."""
+    found: dict[str, list[Plugin]] = {}
+    for plugin in map(registry().find, _plugin_specs(spec)):
+        origin = registry().origins[plugin.kind, plugin.name]
+        if origin != "longtake":
+            found.setdefault(origin, []).append(plugin)
+    return found
 
 
 def _plugin_specs(value: Any) -> Iterator[PluginSpec]:

@@ -1,4 +1,4 @@
-"""What experiments share: facts of the machine, tiny forms, time limits, progress, PSNR."""
+"""What experiments share: command line, facts of the machine, tiny forms, time limits, PSNR."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import threading
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +32,20 @@ from ..plugins.compressors.specs import Conv
 
 ROOT = Path(__file__).resolve().parents[1]  # of the package, and of its repository
 PACKAGES = ("longtake", "torch", "triton", "diffusers", "accelerate")
+
+
+def command_line(name: str, doc: str | None) -> ArgumentParser:
+    """Return the parser of an experiment's command, whose help is its module's text.
+
+    Args:
+        name: of its module.
+        doc: its text, lines as they stand.
+    """
+    return ArgumentParser(
+        prog=f"python -m longtake.experiments.{name}",
+        description=doc,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
 
 
 def machine_facts() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
+from PIL import Image
 
 from longtake.core.video.builtin_clip import CREDITS, open_credited
 from longtake.core.video.camera import film
@@ -101,7 +102,8 @@ def test_clips_are_six_of_each_photograph_and_of_one_plan(
     monkeypatch.setattr(change_clips, "write_video", lambda path, *_: folder_made.append(path.name))
     clips = build_clips(folder)
     assert len(clips) == 18 == len(set(folder_made))
-    assert {(clip.when, clip.what) for clip in clips} == {(a, b) for a in WHEN for b in WHAT}
+    kinds = {tuple(clip.stem.split("-")[:2]) for clip in clips}
+    assert kinds == {(a, b) for a in WHEN for b in WHAT}
     folder.mkdir()
     assert build_clips(folder) == clips  # the same plan, as it was written
     monkeypatch.setattr(change_clips, "THING", (0.2, 0.2, 0.8, 0.8))
@@ -109,6 +111,29 @@ def test_clips_are_six_of_each_photograph_and_of_one_plan(
         build_clips(folder)
     with pytest.raises(change_clips.UserError, match="three photographs or more"):
         build_clips(tmp_path / "other", folder)
+
+
+def test_clips_of_other_photographs_of_the_same_names_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_clips, "write_video", lambda *_: None)
+    photos, folder = tmp_path / "photos", tmp_path / "clips"
+    photos.mkdir()
+    for name in "abc":
+        Image.new("RGB", (160, 120), "red").save(photos / f"{name}.png")
+    folder.mkdir()
+    with pytest.raises(change_clips.UserError, match="clips of another version"):
+        build_clips(folder, photos)
+    folder.rmdir()
+    clips = build_clips(folder, photos)
+    folder.mkdir()
+    assert build_clips(folder, photos) == clips
+    Image.new("RGB", (160, 120), "blue").save(photos / "b.png")
+    with pytest.raises(change_clips.UserError, match="or of other photographs"):
+        build_clips(folder, photos)
+    Image.new("RGB", (160, 120)).save(photos / "a.jpg")
+    with pytest.raises(change_clips.UserError, match=r"a.jpg and a.png would share their clips"):
+        build_clips(tmp_path / "others", photos)
 
 
 @pytest.fixture(scope="module")

@@ -263,6 +263,26 @@ def test_clips_of_another_plan_are_refused(
     assert "clips of another version" in capsys.readouterr().err
 
 
+def test_a_clip_of_another_video_of_that_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(return_clips, "write_video", lambda *_: None)
+    monkeypatch.setattr(return_clips, "_back", lambda *_: "")
+    folder, videos = tmp_path / "clips", tmp_path / "videos"
+    videos.mkdir()
+    (videos / "a.mp4").write_bytes(b"one")
+    (videos / "empty.mp4").write_bytes(b"")
+    clips = build_clips(folder, videos)
+    folder.mkdir()
+    assert build_clips(folder, videos) == clips
+    assert len(build_clips(folder).clips) == len(clips.clips) - 2
+    (videos / "b.mp4").write_bytes(b"two")
+    assert len(build_clips(folder, videos).clips) == len(clips.clips) + 1
+    (videos / "a.mp4").write_bytes(b"another")
+    with pytest.raises(return_clips.UserError, match="the clip of another video called a"):
+        build_clips(folder, videos)
+
+
 @pytest.mark.slow
 def test_videos_that_never_leave_their_view_are_no_clips(made: Path, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()

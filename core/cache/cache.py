@@ -19,6 +19,7 @@ from attrs import define, field, frozen
 from ..data.sources import Source, find_films, find_sources, notes_on
 from ..data.store import Record, clip_path, note_gone, rate_path, read_gone, read_index
 from ..data.texts import PromptEmbedder
+from ..data.variants import suffix, variants
 from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.spec import TextEncoderSpec
@@ -111,7 +112,7 @@ def cache(
 def _find(
     videos: Path | None, photos: Path | None, experiment: Experiment
 ) -> tuple[list[Source], list[str]]:
-    """Return videos and films, and notes on what lies among the videos and is not used.
+    """Return videos and films, and notes on what lies among or beside them and is not used.
 
     Raises:
         UserError: as `find_sources` and `find_films`, or there is neither.
@@ -121,7 +122,8 @@ def _find(
     found = [] if videos is None else find_sources(videos)
     notes = [] if videos is None else notes_on(videos, found)
     films = [] if photos is None else find_films(photos, experiment.cache.film)
-    return [*found, *films], notes
+    notes += [note for film in films for note in film.notes]  # of its photograph's captions
+    return [*found, *films], list(dict.fromkeys(notes))
 
 
 def _refuse_none(result: CacheResult, where: str, total: int) -> None:
@@ -359,8 +361,9 @@ class CacheRun:
     def _remove_stale_variants(self, result: TaskResult) -> None:
         """Remove variants of what the video was before, such as those that are too short now."""
         new = {record.id for record in result.records}
-        for record in self.records.values():
-            if record.original_id == result.id and record.id not in new:
+        for variant in variants(self.job.spec):  # those of the store: its header says which
+            record = self.records.get(result.id + suffix(variant))
+            if record is not None and record.id not in new:
                 self._remove(record)
 
     def _remove_stale_rates(self, new: Record) -> None:

@@ -228,8 +228,8 @@ def _bad(task: Task, error: Exception) -> TaskResult:
 
 def reason(source: Source, error: Exception) -> str:
     """Return in one line why a video cannot be used, after an error of any kind."""
-    if isinstance(error, LongtakeError):
-        return str(error)
+    if isinstance(error, LongtakeError):  # a film names its photographs, not itself
+        return f"{source.name}: {error}" if source.film else str(error)
     said = " ".join(str(error).split())
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate" in said:
         return str(out_of_memory(source.path))

@@ -76,10 +76,12 @@ def measure(
     check_out_folder(folder)
     if picture is not None:
         check_out_file(picture, "--picture")
+    home = folder if o.is_shipped(place) else _run_folder(place)
+    if fit is not None:
+        check_out_file(home / FILE, "--fit:")
     model = load_run(place).to(pick_device())
     model = attrs.evolve(model, experiment=_changed(model.experiment, sets or []))
     checkpoint = _checkpoint(place)
-    home = folder if o.is_shipped(place) else _run_folder(place)
     code = _linear_code(model, fit, [home, place])
     setup = MeasureSetup.build(model, store, linear=code)
     if code is not None and fit is not None:
@@ -115,12 +117,12 @@ def measure(
             ),
             folder / "report.html",
         )
-        kept.remove()
         (folder / UNFINISHED).unlink(missing_ok=True)
         lines.append(f"report: {page}")
         if picture is not None:
             strips = make_strips(setup, result, clips=2, frames=PICTURE_FRAMES, names=names)
             lines.append(f"picture: {save_picture(strips, picture, credit=credit)}")
+        kept.remove()
     finally:  # whatever happens to the disk meanwhile, what was measured is not lost
         o.print_result(summary, lines, as_json=as_json)
 

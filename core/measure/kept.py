@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import config
 from ..data.store import Record
 from ..errors import UserError
-from ..registry import origins
+from ..registry import origins, source_digest
 from ..tools.device import versions
 from ..tools.files import open_tensors, read_header, remove_folder, write_tensors
 from .linear import NAME as LINEAR
@@ -117,6 +117,7 @@ def kept_facts(setup: MeasureSetup, checkpoint: Path) -> dict[str, Any]:
         "device": str(setup.device),
         "versions": versions(),
         "plugins": origins(experiment),
+        "plugin_sources": source_digest(experiment),
         "weights": _digest(weights),
         LINEAR: guide.linear.digest if isinstance(guide, LinearGuide) else None,
         "store": _digest([setup.store.header, clips]),

@@ -9,9 +9,7 @@ could hold if it knew every cell by itself and nothing of its neighbours; a netw
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,8 +53,8 @@ class LinearCode:
     Attributes:
         cell: latents of a cell: time, height, width.
         root: `[C, C]` by which channels are mixed so that errors count as in pixels.
-        mean: of whole cells, `[d]`; `first_mean` of those of the video's first latent alone, which
-            stands for one frame.
+        mean: of whole cells, `[d]`; `first_mean` of cells one latent long, for the video's first
+            latent, which stands for one frame (fitted on all others, of which there are more).
         components: `[d, k]`, orthonormal, strongest first; `first_components` the same of those.
         header: what its file says.
     """
@@ -312,11 +310,11 @@ def most_numbers(experiment: Experiment, sizes: list[Size3], cell: Size3) -> int
 
 def memory_numbers(experiment: Experiment, geometry: Geometry, size: Size3) -> int:
     """Return the numbers of a memory of latents of a size: tokens times width."""
-    lengths = [
+    tokens: int = sum(
         registry().load(spec).context_length(spec, geometry, size).tokens
         for spec in experiment.compressors
-    ]
-    return functools.reduce(operator.add, lengths, 0) * geometry.width
+    )
+    return tokens * geometry.width
 
 
 def _probed(store: Store, record: Record) -> Latents:

@@ -14,39 +14,28 @@ latents that are there are used again. Exit 2: bad input.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from ...core.plugin_errors import exit_code
-from ...core.tools.files import check_out_folder, whole_file, write_json
-from ...core.tools.progress import progress_bar
-from ..common import commit, machine_facts
+from ...core.tools.files import check_out_folder
 from ..returns.ask import ReturnProbe
+from ..returns.command import ask_clips, figures_of, probe_parser, write_results
 from ..returns.models import cached_clips, load_models
 from .ask import ChangeResult, over_clips, probe_change
-from .clips import ChangeClip, build_clips
+from .clips import build_clips
 from .page import ChangeDescription, page, picture
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m longtake.experiments.change",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="a run, a checkpoint, or shipped weights by name")
+    parser = probe_parser("change", __doc__)
     parser.add_argument("--photos", type=Path, help="photographs; default: the built-in clip's")
-    parser.add_argument("--window-run", help="a run trained with `window`, to answer beside RUN")
-    parser.add_argument(
-        "--beside", action="append", default=[], help="a run with another memory; may be repeated"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of clips and results")
     args = parser.parse_args(arguments)
     try:
         measure_change(
@@ -83,7 +72,8 @@ def measure_change(
     made = build_clips(out / "clips", photos)
     store = cached_clips(models, out)
     probe = ReturnProbe.of(models.own, store, models.window, models.beside)
-    clips = _ask(probe, made)
+    ask = partial(probe_change, probe)
+    clips = ask_clips(store, made, ask, "change")
     description = ChangeDescription(
         run=run, window=window, beside=tuple(models.beside),
         experiment=models.own.experiment.name, fps=store.fps,
@@ -92,34 +82,18 @@ def measure_change(
     return _write(out, description, clips)
 
 
-def _ask(probe: ReturnProbe, made: Sequence[ChangeClip]) -> list[ChangeResult]:
-    """Ask for the clips of this run; a store may have those of other photographs, too."""
-    names = {clip.path.stem for clip in made}
-    records = [record for record in probe.store.records if record.name in names]
-    results = []
-    with progress_bar("change") as report:
-        for done, record in enumerate(records, start=1):
-            results.append(probe_change(probe, record))
-            report(done, len(records), record.name)
-    return results
-
-
 def _write(
     out: Path, description: ChangeDescription, clips: Sequence[ChangeResult]
 ) -> dict[str, Any]:
-    own = attrs.filters.exclude("shown")
+    over = over_clips(clips)
     data = {
         **attrs.asdict(description),
-        "clips": [attrs.asdict(clip, filter=own) for clip in clips],
-        "over": over_clips(clips),
-        "facts": machine_facts(),
-        **commit(),
+        "clips": [figures_of(clip) for clip in clips],
+        "over": over,
     }
-    write_json(out / "change.json", data)
-    with whole_file(out / "change.md") as part:
-        part.write_text(page(description, clips, data["over"]), encoding="utf-8")
+    whole = write_results(out / "change", data, page(description, clips, over))
     picture(out / "change.png", clips)
-    return data
+    return whole
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ A thing is a picture that lies on a photograph, where the camera looks. It chang
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from attrs import frozen
 from PIL import Image
 
 from ...core.data.films import open_photo
@@ -18,6 +19,7 @@ from ...core.errors import UserError
 from ...core.tools.files import read_json, write_json
 from ...core.video.builtin_clip import CREDITS, open_credited
 from ...core.video.camera import Box, Framing, Shot, film, view_box
+from ...core.video.decode import fingerprint
 from ...core.video.write import write_video
 from ..returns.clips import FPS, FRAMES, RETURN, SECONDS, SIZE, Times
 
@@ -33,35 +35,21 @@ SEEN = {"watched": {OLD: (0.0, 2.3), NEW: (2.6, 4.4)}, "behind": {OLD: (0.0, 1.4
 WHAT_IT_IS = "plan of change clips"
 
 
-@frozen(kw_only=True)
-class ChangeClip:
-    """One clip: its file, named `<when>-<what>-<photograph>`."""
-
-    path: Path
-
-    @property
-    def when(self) -> str:
-        """Whether the change was seen to happen."""
-        return self.path.stem.split("-")[0]
-
-    @property
-    def what(self) -> str:
-        """What changed."""
-        return self.path.stem.split("-")[1]
-
-
-def build_clips(folder: Path, photos: Path | None = None) -> tuple[ChangeClip, ...]:
+def build_clips(folder: Path, photos: Path | None = None) -> tuple[Path, ...]:
     """Write the clips into a folder, six of each photograph; those that are there stay.
+
+    They are named `<when>-<what>-<photograph>.mp4`.
 
     Args:
         folder: where to; what the clips are stands beside it.
-        photos: a folder of photographs, two or more; None: those of the built-in clip.
+        photos: a folder of photographs, three or more; None: those of the built-in clip.
 
     Raises:
-        UserError: `photos` has too few, one cannot be read, or `folder` has clips of another plan.
+        UserError: `photos` has too few, two of one name, or one that cannot be read, or `folder`
+            has clips of another plan or of other photographs.
     """
     found = _photographs(photos)
-    _note_plan(folder)
+    _note_plan(folder, photos)
     clips = []
     for place, (name, photo) in enumerate(found):
         things = (found[(place + 1) % len(found)][1], found[(place + 2) % len(found)][1])
@@ -71,7 +59,7 @@ def build_clips(folder: Path, photos: Path | None = None) -> tuple[ChangeClip, .
                 if not path.exists():
                     frames = film(script(when), states(photo, things, what), SECONDS, FPS, SIZE)
                     write_video(path, frames, FPS)
-                clips.append(ChangeClip(path=path))
+                clips.append(path)
     return tuple(clips)
 
 
@@ -80,23 +68,39 @@ def _photographs(photos: Path | None) -> list[tuple[str, Image.Image]]:
         return [(Path(c.photo).stem, open_credited(c.photo)) for c in CREDITS]
     if not photos.is_dir():
         raise UserError(f"--photos {photos}: no such folder")
-    paths = sorted(path for path in photos.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = _photo_paths(photos)
     if len(paths) < 3:
         raise UserError(f"--photos {photos}: three photographs or more are needed")
+    for one, other in zip(paths, paths[1:], strict=False):
+        if one.stem == other.stem:
+            raise UserError(
+                f"--photos {photos}: {one.name} and {other.name} would share their clips"
+            )
     return [(path.stem, open_photo(path)) for path in paths]
 
 
-def _note_plan(folder: Path) -> None:
-    """Write beside the folder what its clips are: other versions change at other times."""
-    plan = {
+def _photo_paths(photos: Path) -> list[Path]:
+    return sorted(path for path in photos.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def _note_plan(folder: Path, photos: Path | None) -> None:
+    """Write beside the folder what its clips are: other versions change at other times.
+
+    Clips of the user's photographs are bound to their files: each shows several of them.
+    """
+    plan: dict[str, Any] = {
         "fps": FPS, "frames": FRAMES, "seen": SEEN, "thing": list(THING), "zoom": NEAR.zoom,
         "size": list(SIZE),
     }  # fmt: skip
+    if photos is not None:
+        plan["photos"] = {path.name: fingerprint(path) for path in _photo_paths(photos)}
     path = folder.with_suffix(".json")
     known = read_json(path, WHAT_IT_IS) if path.exists() else None
-    as_read = {**plan, "seen": {w: {s: list(t) for s, t in x.items()} for w, x in SEEN.items()}}
-    if folder.exists() and known != as_read:
-        raise UserError(f"{folder} has clips of another version: name another --out, or delete it")
+    if folder.exists() and known != json.loads(json.dumps(plan)):
+        raise UserError(
+            f"{folder} has clips of another version, or of other photographs: name another --out, "
+            "or delete it"
+        )
     write_json(path, plan)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
-from einops import rearrange
 
-from ...core.tools.files import whole_file
 from ..returns.ask import ALONE, CEILING, LAST, MEMORY, NONE, OWN, TRUTH, WINDOW
 from ..returns.clips import RETURN, SECONDS
+from ..returns.command import draw_clips, signed_interval
 from .ask import WAS, ChangeResult
 
 FIRST_SHOWN = (WAS, TRUTH, MEMORY, ALONE, NONE)
@@ -63,19 +62,13 @@ def _table(kind: str, over: Mapping[str, Any]) -> str:
             way,
             f"{over['newer'][way]:.2f}",
             f"{over['older'][way]:.2f}",
-            _interval(over["lead"][way]),
+            signed_interval(over["lead"][way]),
             f"{100 * over['gives_newer'][way]['mean']:.0f} %",
-            "" if above is None else _interval(above),
+            "" if above is None else signed_interval(above),
         ])  # fmt: skip
     lines = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     apart = over["apart"]["mean"]
     return f"## {kind}, {over['clips']} clips, states {apart:.1f} dB apart\n\n{lines}\n"
-
-
-def _interval(figure: Mapping[str, Any]) -> str:
-    if figure["low"] is None:
-        return f"{figure['mean']:+.2f}"
-    return f"{figure['mean']:+.2f} [{figure['low']:+.2f}, {figure['high']:+.2f}]"
 
 
 def _notes(description: ChangeDescription, clips: Sequence[ChangeResult]) -> list[str]:
@@ -106,25 +99,15 @@ def _notes(description: ChangeDescription, clips: Sequence[ChangeResult]) -> lis
 
 def picture(path: Path, clips: Sequence[ChangeResult]) -> None:
     """Draw one clip of each kind of change: as it was, as it is, and as each way gave it back."""
-    from matplotlib.figure import Figure
-
     kinds = dict.fromkeys((clip.when, clip.what) for clip in clips)
     rows = [_median([c for c in clips if (c.when, c.what) == kind]) for kind in kinds]
     further = [way for way in rows[0].newer if way not in (*FIRST_SHOWN, LAST, CEILING)]
-    ways = [*FIRST_SHOWN, *further]
-    height, width = rows[0].shown[TRUTH].shape[1:]
-    size = (2.0 * len(ways), (2.0 * height / width + 0.35) * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), len(ways), squeeze=False)
-    for line, clip in zip(grid, rows, strict=True):
-        for axes, way in zip(line, ways, strict=True):
-            axes.imshow(rearrange(clip.shown[way], "c h w -> h w c").numpy())
-            lead = f", lead {clip.lead(way):+.1f} dB" if way in clip.newer else ""
-            name = f"{clip.name}: {way}" if way == WAS else way
-            axes.set_title(f"{name}{lead}", fontsize=6, loc="left")
-            axes.set_axis_off()
-    with whole_file(path) as part:
-        figure.savefig(part, format=path.suffix[1:], dpi=140)
+    draw_clips(path, rows, [*FIRST_SHOWN, *further], _title, size=6)
+
+
+def _title(clip: ChangeResult, way: str) -> str:
+    lead = f", lead {clip.lead(way):+.1f} dB" if way in clip.newer else ""
+    return f"{clip.name}: {way}{lead}" if way == WAS else f"{way}{lead}"
 
 
 def _median(clips: Sequence[ChangeResult]) -> ChangeResult:

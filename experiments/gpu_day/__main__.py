@@ -25,7 +25,7 @@ from typing import Any
 from ...core.errors import UserError
 from ...core.plugin_errors import exit_code
 from ...core.tools.files import check_out_folder, read_json, write_json
-from ..common import commit, machine_facts
+from ..common import command_line, commit, machine_facts
 from .day import DONE, FAILED, OPEN, Session, StepResult, TimeIsUp
 
 STEPS = ("tests", "bench", "backbones", "memory-cap", "train", "table")
@@ -47,11 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m longtake.experiments.gpu_day",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("gpu_day", __doc__)
     steps = f"of {', '.join(STEPS)}; none named: all that are not done"
     parser.add_argument("steps", nargs="*", metavar="STEP", help=steps)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")

@@ -16,9 +16,9 @@ their latents that are there are used again. Exit 2: bad input.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,18 @@ import attrs
 
 from ...core.errors import UserError
 from ...core.plugin_errors import exit_code
-from ...core.tools.files import check_out_folder, whole_file, write_json
-from ...core.tools.progress import progress_bar
-from ..common import commit, machine_facts
+from ...core.tools.files import check_out_folder
 from .ask import ReturnProbe, ReturnResult, over_clips, probe_clip
-from .clips import ReturnClips, build_clips
+from .clips import build_clips
+from .command import ask_clips, figures_of, probe_parser, write_results
 from .models import cached_clips, load_models
 from .page import ProbeDescription, page, picture
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m longtake.experiments.returns",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="a run, a checkpoint, or shipped weights by name")
+    parser = probe_parser("returns", __doc__)
     parser.add_argument("--videos", type=Path, help="real videos to run back; default: none")
-    parser.add_argument("--window-run", help="a run trained with `window`, to answer beside RUN")
-    parser.add_argument(
-        "--beside", action="append", default=[], help="a run with another memory; may be repeated"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of clips and results")
     args = parser.parse_args(arguments)
     try:
         measure_returns(args.run, args.videos, args.out, window=args.window_run, beside=args.beside)
@@ -86,7 +75,8 @@ def measure_returns(
     returning = build_clips(out / "clips", videos)
     store = cached_clips(models, out)
     probe = ReturnProbe.of(models.own, store, models.window, models.beside)
-    clips = _ask(probe, returning)
+    ask = partial(probe_clip, probe)
+    clips = ask_clips(store, returning.clips, ask, "return")
     fps, stride = probe.store.fps, probe.codec.stride.time
     name = models.own.experiment.name
     description = ProbeDescription(
@@ -96,34 +86,18 @@ def measure_returns(
     return _write(out, description, clips)
 
 
-def _ask(probe: ReturnProbe, returning: ReturnClips) -> list[ReturnResult]:
-    """Ask for the clips of this run; a store may have those of other videos, too."""
-    names = {path.stem for path in returning.clips}
-    records = [record for record in probe.store.records if record.name in names]
-    results = []
-    with progress_bar("return") as report:
-        for done, record in enumerate(records, start=1):
-            results.append(probe_clip(probe, record))
-            report(done, len(records), record.name)
-    return results
-
-
 def _write(
     out: Path, description: ProbeDescription, clips: Sequence[ReturnResult]
 ) -> dict[str, Any]:
-    own = attrs.filters.exclude("shown")
+    over = over_clips(clips)
     data = {
         **attrs.asdict(description),
-        "clips": [{"kind": clip.kind, **attrs.asdict(clip, filter=own)} for clip in clips],
-        "over": over_clips(clips),
-        "facts": machine_facts(),
-        **commit(),
+        "clips": [{"kind": clip.kind, **figures_of(clip)} for clip in clips],
+        "over": over,
     }
-    write_json(out / "returns.json", data)
-    with whole_file(out / "returns.md") as part:
-        part.write_text(page(description, clips, data["over"]), encoding="utf-8")
+    whole = write_results(out / "returns", data, page(description, clips, over))
     picture(out / "returns.png", clips)
-    return data
+    return whole
 
 
 if __name__ == "__main__":

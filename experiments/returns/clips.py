@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from attrs import field, frozen
 
 from ...core.errors import UserError
 from ...core.interfaces.codec import frames_of
-from ...core.tools.files import read_json, write_json
+from ...core.tools.files import read_object, write_json
 from ...core.video.builtin_clip import CREDITS, render_shots
 from ...core.video.camera import Framing, Shot
-from ...core.video.decode import Pixels, VideoError, probe
+from ...core.video.decode import Pixels, VideoError, fingerprint, probe
 from ...core.video.read import read_frames
 from ...core.video.write import write_video
 
@@ -95,21 +95,41 @@ def build_clips(folder: Path, real: Path | None = None) -> ReturnClips:
 
     Raises:
         UserError: `real` holds no video that can be run back, or `folder` has clips of another
-            plan than this version's.
+            plan than this version's, or of another video of the same name.
     """
-    _note_plan(folder)
+    _note_plan(folder, [] if real is None else _videos(real))
     photos = [_photo(folder, kind, place) for kind in KINDS[:2] for place in range(len(PHOTOS))]
     written, left_out = _real(folder, real) if real is not None else ([], {})
     return ReturnClips(clips=(*photos, *written), left_out=left_out)
 
 
-def _note_plan(folder: Path) -> None:
-    """Write beside the folder what its clips are: other versions return at other times."""
+def _note_plan(folder: Path, videos: Sequence[Path]) -> None:
+    """Write beside the folder what its clips are: other versions return at other times.
+
+    Clips of real videos are bound to their files; of several runs there may be clips of each.
+    """
     plan = {"fps": FPS, "frames": FRAMES, "back": BACK, "zoom": NEAR.zoom, "size": list(SIZE)}
     path = folder.with_suffix(".json")
-    if folder.exists() and (not path.exists() or read_json(path, WHAT) != plan):
+    known = read_object(path, WHAT) if path.exists() else {}
+    marks = known.pop("videos", {}) if folder.exists() else {}
+    if folder.exists() and known != plan:
         raise UserError(f"{folder} has clips of another version: name another --out, or delete it")
-    write_json(path, plan)
+    for video in videos:
+        mark = _mark(video)
+        if mark and marks.setdefault(video.stem, mark) != mark:
+            raise UserError(
+                f"{folder} has the clip of another video called {video.stem}: name another --out, "
+                "or rename it"
+            )
+    write_json(path, {**plan, "videos": marks} if marks else plan)
+
+
+def _mark(video: Path) -> str:
+    """Return a video's fingerprint; "" where it cannot be read, which making its clip says."""
+    try:
+        return fingerprint(video)
+    except VideoError:
+        return ""
 
 
 def _photo(folder: Path, kind: str, place: int) -> Path:
@@ -140,8 +160,12 @@ def script(kind: str, photo: str, other: str) -> tuple[Shot, ...]:
     )
 
 
+def _videos(real: Path) -> list[Path]:
+    return sorted(path for path in real.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
 def _real(folder: Path, real: Path) -> tuple[list[Path], dict[str, str]]:
-    videos = sorted(path for path in real.iterdir() if path.suffix.lower() in SUFFIXES)
+    videos = _videos(real)
     if not videos:
         raise UserError(f"{real} holds no video to run back")
     written, left_out = [], {}

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
-from einops import rearrange
 
-from ...core.tools.files import whole_file
 from ...core.video.builtin_clip import CREDITS
 from .ask import (
     ALONE,
@@ -25,6 +23,7 @@ from .ask import (
     ReturnResult,
 )
 from .clips import LEFT, LOOK, NEAR, RETURN, SECONDS
+from .command import draw_clips, signed_interval
 
 SHOWN = (FIRST, LAST, TRUTH, MEMORY, ALONE, NONE, OWN)
 BESIDE = (ALONE, NONE, OWN)  # what memory is held against, and further models
@@ -75,15 +74,9 @@ def table(over: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for kind, figures in over.items():
         means = [f"{figures['psnr'][way]['mean']:.2f}" for way in ways]
-        leads = [_signed_interval(figures["memory_over"][way]) for way in beside]
+        leads = [signed_interval(figures["memory_over"][way]) for way in beside]
         rows.append([kind, str(figures["clips"]), *means, *leads])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
-
-
-def _signed_interval(figure: Mapping[str, Any]) -> str:
-    if figure["low"] is None:
-        return f"{figure['mean']:+.2f}"
-    return f"{figure['mean']:+.2f} [{figure['low']:+.2f}, {figure['high']:+.2f}]"
 
 
 def _who(description: ProbeDescription) -> list[str]:
@@ -157,22 +150,10 @@ def _credits() -> str:
 
 def picture(path: Path, clips: Sequence[ReturnResult]) -> None:
     """Draw one clip of each kind, a row each: seen, returned, and as each way gave it back."""
-    from matplotlib.figure import Figure
-
     rows = [_median([clip for clip in clips if clip.kind == kind]) for kind in _kinds(clips)]
     ways = [way for way in SHOWN if way in rows[0].shown]
     ways += [way for way in rows[0].shown if way not in (*KNOWN, TRUTH)]
-    height, width = rows[0].shown[TRUTH].shape[1:]
-    wide = 2.0 * len(ways)
-    size = (wide, (2.0 * height / width + 0.35) * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), len(ways), squeeze=False)
-    for line, clip in zip(grid, rows, strict=True):
-        for axes, way in zip(line, ways, strict=True):
-            _cell(axes, clip, way)
-        line[0].set_title(f"{clip.name}: {FIRST}", fontsize=7, loc="left")
-    with whole_file(path) as part:
-        figure.savefig(part, format=path.suffix[1:], dpi=140)
+    draw_clips(path, rows, ways, _title, size=7)
 
 
 def _kinds(clips: Sequence[ReturnResult]) -> list[str]:
@@ -184,8 +165,7 @@ def _median(clips: Sequence[ReturnResult]) -> ReturnResult:
     return sorted(clips, key=lambda clip: clip.psnr[MEMORY])[len(clips) // 2]
 
 
-def _cell(axes: Any, clip: ReturnResult, way: str) -> None:
-    axes.imshow(rearrange(clip.shown[way], "c h w -> h w c").numpy())
-    psnr = f", {clip.psnr[way]:.1f} dB" if way not in (FIRST, CEILING, TRUTH) else ""
-    axes.set_title(f"{way}{psnr}", fontsize=7, loc="left")
-    axes.set_axis_off()
+def _title(clip: ReturnResult, way: str) -> str:
+    if way == FIRST:
+        return f"{clip.name}: {way}"
+    return way if way in (CEILING, TRUTH) else f"{way}, {clip.psnr[way]:.1f} dB"

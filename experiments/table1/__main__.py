@@ -25,7 +25,7 @@ from ...core.plugin_errors import exit_code
 from ...core.registry import registry
 from ...core.tools.device import flushed_denormals
 from ...core.tools.files import check_out_folder, whole_file, write_json
-from ..common import commit, interrupt_after, machine_facts, tiny_clips
+from ..common import command_line, commit, interrupt_after, machine_facts, tiny_clips
 from .page import as_data, claims, floors, make_line, markdown
 from .plots import by_age, by_length, strips
 from .rows import BUDGETS, TableBudget, TableRow, backbone, rows, user_row
@@ -47,11 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m longtake.experiments.table1",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("table1", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the table")
     parser.add_argument("--videos", type=Path, help="folder with train/ and val/")
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="full")

@@ -12,6 +12,7 @@ from attrs import evolve
 from PIL import Image
 
 from longtake.core.cache.cache import CacheResult, cache
+from longtake.core.data import sources
 from longtake.core.data.captions import Caption
 from longtake.core.data.films import TEXT, TEXTURE, Film, open_photo
 from longtake.core.data.sources import find_films
@@ -181,6 +182,8 @@ def test_films_are_ordinary_clips_of_a_store(photos: Path) -> None:
     assert again.count("cached") + again.count("kept") == 8 and again.count("cached") >= 2
     (photos / "hill.txt").write_text("a hill")
     assert {o.status for o in run(photos).outcomes if "hill" in o.source} == {"updated"}
+    (photos / "lake.srt").write_text("1\n00:00:01,000 --> 00:00:01,000\na lake\n")
+    assert run(photos).notes == ["lake.srt, line 2: a cue of no length, passed over"]
 
 
 def test_films_and_videos_share_a_store_and_are_judged_apart(photos: Path) -> None:
@@ -198,16 +201,19 @@ def test_films_and_videos_share_a_store_and_are_judged_apart(photos: Path) -> No
     assert "clip-1.mp4" in names and not any("lake" in name for name in names)
 
 
-def test_what_cannot_be_filmed_is_listed(photos: Path) -> None:
+def test_what_cannot_be_filmed_is_listed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (photos / "broken.jpg").write_text("no picture")
     whole = photograph(photos / "cut.png", 7).read_bytes()
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
-    result = run(photos, film=evolve(SHORT, photos=1))
+    result = run(photos)
     bad = {one.source: one.detail for one in result.outcomes if one.status == "bad"}
-    assert set(bad) == {"broken.jpg", "cut.png film 1", "cut.png film 2"}
-    assert "broken.jpg: cannot be read as a picture" in bad["broken.jpg"]
-    assert "cut.png: cannot be read as a picture" in bad["cut.png film 1"]
-    assert result.count("cached") == 6
+    assert set(bad) == {"broken.jpg", "cut.png"}
+    assert all(f"{name}: cannot be read as a picture" in bad[name] for name in bad)
+    assert result.count("cached") == 6, "no film of the others shows them"
+    with monkeypatch.context() as late:
+        late.setattr(sources, "check_photo", lambda path: "")  # as if it broke meanwhile
+        details = [one.detail for one in run(photos).outcomes if one.status == "bad"]
+    assert any(one.startswith("cut.png film 1: cut.png: cannot be read") for one in details)
     (photos / "empty").mkdir()
     for given, reason in ((photos / "empty", "no photograph in it"), (photos / "x", "no such")):
         with pytest.raises(UserError, match=f"--photos .*{reason}"):
@@ -220,7 +226,7 @@ def test_what_cannot_be_filmed_is_listed(photos: Path) -> None:
     for name in ("broken.jpg", "cut.png"):
         (photos / name).unlink()
     with pytest.raises(UserError, match=r"films of 2.5 s .* are too short: 4 s"):
-        run(photos, film=SHORT, min_seconds=4.0)
+        run(photos, film=evolve(SHORT, seed=9), min_seconds=4.0)
 
 
 def test_odd_pictures_are_upright_rgb(tmp_path: Path) -> None:
@@ -313,6 +319,14 @@ def test_variants_resume_take_rates_and_bind_the_store(photos: Path) -> None:
         assert all(torch.equal(x.lr[rate], y.lr[rate]) for rate in both)
     with pytest.raises(UserError, match="cached with reverse True"):
         run(photos, pixels=False, min_seconds=2.0, speeds=(2.0,))
+
+
+def test_variants_that_are_too_short_now_go(photos: Path) -> None:
+    videos, how = photos.parent / "videos", {"speeds": (2.0,), "min_seconds": 2.0}
+    for seconds, expected in ((4.25, {1.0, 2.0}), (2.25, {1.0})):
+        write_clips(videos, seeds=(1,), seconds=seconds)
+        assert run(None, videos, **how).count("cached") == 1
+        assert {record.speed for record in Store.open(photos.parent / "s").records} == expected
 
 
 def test_times_of_a_variant() -> None:

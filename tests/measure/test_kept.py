@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import attrs
@@ -145,6 +146,16 @@ def test_nothing_of_another_measure_is_taken(few, setup, folder):
     trained.write_bytes(b"others")
     record = setup.records()[1]
     assert keeper(setup, folder).read(record, setup.length, setup) is None
+
+
+def test_nothing_of_an_edited_plugin_is_taken(setup, folder, monkeypatch):
+    source = folder / "oracles.py"
+    monkeypatch.setattr(sys.modules["longtake_test_oracles"], "__file__", str(source), False)
+    facts = []
+    for text in ("one", "one", "another"):
+        source.write_text(text)  # of an editable install, whose version stays
+        facts.append(kept_facts(setup, folder / "checkpoint"))
+    assert facts[0] == facts[1] and facts[1] != facts[2]
 
 
 @pytest.mark.slow

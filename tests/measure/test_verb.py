@@ -129,6 +129,18 @@ def test_bad_options_are_one_line_before_any_work(
     assert len(lines) == 1 and said in lines[0] and not (tmp_path / "o").exists()
 
 
+def test_a_code_that_could_not_be_kept_is_refused_before_it_is_fitted(
+    tmp_path, store, capsys, monkeypatch
+):
+    run = tmp_path / "run"
+    (run / "linear.safetensors").mkdir(parents=True)
+    (run / "spec.json").write_text("{}")
+    monkeypatch.setattr(options, "find_run", lambda text: run)
+    monkeypatch.setattr(checkpoint, "load_run", lambda place: pytest.fail("that is work"))
+    assert call(run, "--data", store.root, "--out", tmp_path / "o", "--fit", store.root) == 2
+    assert "--fit: " in (said := capsys.readouterr().err) and "is a folder" in said
+
+
 @pytest.mark.slow
 def test_what_was_measured_is_told_though_the_disk_refuses(
     tmp_path, quick, store, result, capsys, monkeypatch
