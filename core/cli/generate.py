@@ -410,7 +410,10 @@ def _begin_dry(asked: Asked, take: Take) -> None:
 
 def _seconds_of(take: Take, numbers: list[int]) -> str:
     """Return how long some segments took, in words; "" where that is not known."""
-    times = [take.segment(number).stored.made.get("seconds") for number in numbers]
+    try:
+        times = [take.segment(number).stored.made.get("seconds") for number in numbers]
+    except UserError:  # one is gone or damaged, which is why it is made again
+        return ""
     known = [float(x) for x in times if x]
     return f", about {sum(known):.0f} s" if known and len(known) == len(times) else ""
 

@@ -90,6 +90,14 @@ def test_redo_stop_undo(own: Path) -> None:
     }
 
 
+def test_a_segment_that_is_gone_is_made_again(own: Path) -> None:
+    shutil.rmtree(own / "segments" / opened(own).segment(2).id)
+    code, _, err = longtake("generate", "--out", own)
+    assert code == 2 and "--redo 2" in err
+    code, _, err = longtake("generate", "--out", own, "--redo", 2)
+    assert code == 0 and opened(own).order.made == 2, err
+
+
 @pytest.mark.slow
 def test_a_branch_a_drop_and_an_extension(own: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "branch"
