@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -422,7 +422,7 @@ def _print(asked: Asked, data: dict[str, Any], text: str) -> None:
     print(json.dumps(data, ensure_ascii=False) if asked.as_json else text)
 
 
-def _follow(asked: Asked, take: Take, events: Iterator[Event]) -> None:
+def _follow(asked: Asked, take: Take, events: Generator[Event, None, None]) -> None:
     """Show what happens, to the end; at Ctrl-C say what is done, and end with 130."""
     from ..tools.progress import progress_bar
 
@@ -439,6 +439,7 @@ def _follow(asked: Asked, take: Take, events: Iterator[Event]) -> None:
                 if event.kind == "done":
                     _check_promise(event)  # type: ignore[arg-type]
     except KeyboardInterrupt:
+        events.close()  # where it came between two events, the take is still held
         _stopped(take, last)
 
 

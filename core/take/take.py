@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -437,7 +437,9 @@ class Take(TakeBase):
 
     # Making
 
-    def make(self, story: Story | Section | None = None, **options: Any) -> Iterator[MadeSegment]:
+    def make(
+        self, story: Story | Section | None = None, **options: Any
+    ) -> Generator[MadeSegment, None, None]:
         """Yield each segment as it is made; arguments as of `run`."""
         for event in self.run(story, **options):
             if isinstance(event, PixelsMade):
@@ -452,7 +454,7 @@ class Take(TakeBase):
         seed: int | None = None,
         replace: bool = False,
         original: Path | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Make what is asked for, and yield an event for all that happens.
 
         A storyboard, its path or a list of sections is all of the take: given again, what is as it

@@ -171,6 +171,17 @@ def test_what_does_not_fit_a_take(take: Path, tmp_path: Path) -> None:
     assert code == 2 and "name the RUN that makes it" in err
 
 
+def test_ctrl_c_between_two_events(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from longtake.core.cli import generate as verb_file
+
+    def stopped(*args: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb_file, "_show", stopped)
+    code, _, err = longtake("generate", "--out", own)
+    assert code == 130 and "2 segments (3.1 s) in" in err
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_made(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from longtake.core.take import work as work_file

@@ -104,7 +104,7 @@ def test_stopped_at_every_event_and_gone_on_it_is_the_same(
             seen.append(event.kind)
             if event.kind == "step" or (event.kind == "segment" and stops % 2):
                 break
-        events.close()  # type: ignore[attr-defined]
+        events.close()
         stops += 1
         take = opened(take.root)
         if seen[-1] == "done" or stops == 2:
@@ -153,7 +153,7 @@ def test_sections_one_by_one_are_asked_for_late(run: Path, tmp_path: Path) -> No
     segments = take.make(story())
     next(segments)
     assert asked == [0]
-    segments.close()  # type: ignore[attr-defined]
+    segments.close()
     assert take.order.made == 1
     # the same section again, after it was stopped, is not a second one
     assert done(take.run(iter([Section(prompt="section 0", seconds=0.6)])))["segments"] == 1
