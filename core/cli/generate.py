@@ -114,7 +114,12 @@ def generate(
         raise UserError(f"{named[0]}: {out} is no take")
     if dry_run and not exists:
         with tempfile.TemporaryDirectory() as place:
-            _dry_run(asked, _create(attrs.evolve(asked, out=Path(place) / "take")))
+            trial, board = _create(attrs.evolve(asked, out=Path(place) / "take")), _board(asked)
+            _begin(asked, trial)
+            if board is not None and board.beginning is not None:
+                file, is_picture = board.beginning
+                trial.begin(image=file) if is_picture else trial.begin(file)
+            _dry_run(asked, trial)
         return
     take = _open(asked) if exists else _create(asked)
     if redo is not None:
@@ -195,7 +200,7 @@ def _create(asked: Asked) -> Take:
     if board is not None:
         size = size or board.size
         seed = board.seed if seed is None else seed
-        beginning = beginning or board.source or board.image
+        beginning = beginning or (board.beginning[0] if board.beginning else None)
     if board is None and asked.prompt is None and beginning is None:
         raise UserError("nothing to make: --story, or --prompt and --seconds, or --extend a video")
     sets = list(asked.sets)
@@ -245,6 +250,7 @@ def _board(asked: Asked) -> Storyboard | None:
         guidance=asked.guidance if board.guidance is None else board.guidance,
         negative=asked.negative if board.negative is None else board.negative,
         seed=board.seed if asked.seed is None else asked.seed,
+        size=board.size if asked.size is None else None,
     )
 
 
@@ -393,7 +399,6 @@ def _dry_run(asked: Asked, take: Take) -> None:
     """Say what would be made, with lengths, tokens and time; nothing is written."""
     from ..take.forecast import forecast
 
-    _begin_dry(asked, take)
     story = _story(asked)
     plan = None if story is None else take.plan(story, seed=asked.seed)
     found = forecast(take, take.order if plan is None else plan.order)
@@ -401,11 +406,6 @@ def _dry_run(asked: Asked, take: Take) -> None:
     lost = () if plan is None else plan.lost
     data = {"kind": "plan", "rows": list(rows), "remakes": list(lost), **found.to_json()}
     _print(asked, data, "\n".join([*rows, *found.lines(lost)]))
-
-
-def _begin_dry(asked: Asked, take: Take) -> None:
-    if not take.order.entries:  # of a take that does not exist: it lies in a folder of its own
-        _begin(asked, take)
 
 
 def _seconds_of(take: Take, numbers: list[int]) -> str:

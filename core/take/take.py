@@ -298,13 +298,17 @@ class Take(TakeBase):
             seed: base of the seeds; None: the storyboard's, or the take's.
 
         Raises:
-            UserError: what is wrong with the storyboard.
+            UserError: what is wrong with the storyboard, or its size is not the take's.
         """
         order = self.order
         if isinstance(story, Section):
             grid, defaults = self.grid(order, None), self.defaults(None, seed)
             return appended(order, story, grid, defaults)
         board = self._board(story, seconds)
+        height, width = self.folder.spec["size"]
+        if board.size not in (None, f"{width}x{height}"):
+            name = board.name or "the storyboard"
+            raise UserError(f"{name} asks for {board.size}, {self.root} is {width}x{height}")
         grid = self.grid(order, board.segment_seconds)
         return replanned(order, board.complete(), grid, self.defaults(board.seed, seed))
 
@@ -505,9 +509,9 @@ class Take(TakeBase):
         if isinstance(board, Storyboard):
             for remark in board.remarks:
                 yield self._tell(remark)
-            picture = board.image or board.sections[0].image
-            if (beginning := board.source or picture) is not None:
-                yield self._tell(self._begin(beginning, picture=board.source is None, until=None))
+            if board.beginning is not None:
+                file, picture = board.beginning
+                yield self._tell(self._begin(file, picture=picture, until=None))
         plan = self.plan(board, seed=seed)
         if plan.lost and not replace:
             name = board.name if isinstance(board, Storyboard) and board.name else "the storyboard"

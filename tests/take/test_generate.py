@@ -129,6 +129,26 @@ def test_a_storyboard_of_each_kind(run: Path, tmp_path: Path) -> None:
     assert longtake("generate", "--out", take.root, "--story", board, "--yes")[0] == 0
 
 
+def test_a_storyboard_that_begins_with_a_file(run: Path, take: Path, tmp_path: Path) -> None:
+    """A dry run counts its frames, and the take has its shape, wherever the file is named."""
+    clip(tmp_path / "tall.mp4", seconds=1.2, size=(72, 40))
+    section = {"duration": 2.0, "prompt": "a dog"}
+    for name, board in (
+        ("source", {"source": "tall.mp4", "sections": [section]}),
+        ("picture", {"sections": [section | {"image": "tall.mp4"}]}),
+    ):
+        story, out = tmp_path / f"{name}.json", tmp_path / name
+        story.write_text(json.dumps({"format": 1, "seed": 1, **board}))
+        code, told, err = longtake("generate", run, "--out", out, "--story", story, "--dry-run")
+        assert code == 0 and "16 frames, 1 segment of 4 latents, seed 3" in told, err
+        code, _, err = longtake("generate", run, "--out", out, "--story", story, "--segments", 0)
+        assert code == 0, err
+        assert opened(out).folder.spec["size"] == [64, 32]
+    story.write_text(json.dumps({"format": 1, "size": "32x64", "sections": [section]}))
+    code, _, err = longtake("generate", "--out", take, "--story", story)
+    assert code == 2 and "picture.json asks for 32x64" in err and "is 64x32" in err
+
+
 BAD = [
     (("--prompt", "x"), "--prompt goes with --seconds"),
     (("--seconds", 3), "--seconds goes with"),
