@@ -28,8 +28,9 @@ from ..model import Model
 from ..tools.device import pick_device
 from ..tools.files import claimed_folder, disk_errors, remove_folder
 from ..values.memory import Memory
-from ..video.decode import Pixels
+from ..video.decode import Pixels, probe
 from .base import TakeBase
+from .delivery import deliver
 from .events import Done, Event, PixelsMade, Told
 from .findings import TakeReport, summary_lines
 from .folder import Segment, TakeFolder
@@ -37,7 +38,7 @@ from .order import Entry, Order, draw_seed, spans
 from .past import Past, whole_memory
 from .plan import Plan, appended, grid_of, replanned
 from .report import report_segment, write_report
-from .setup import Run, check_identity, new_spec, open_take, take_size
+from .setup import WIDE, Run, check_identity, new_spec, open_take, take_size
 from .source import (
     Source,
     find_source,
@@ -146,9 +147,6 @@ class Take(TakeBase):
         Raises:
             UserError, SpecError: there is a take already, no such run, or no such size.
         """
-        from ..video.decode import probe
-        from .setup import WIDE
-
         root, given = Path(out), model if model is not None else run
         if given is None:
             raise UserError("a take needs the run that makes it: run=, or model=")
@@ -222,20 +220,6 @@ class Take(TakeBase):
         if not made:
             raise UserError(f"{self.root} has no segment yet")
         return torch.cat([segment.latents for segment in made], dim=2)
-
-    def frames(self, number: int | None = None) -> Iterator[Pixels]:
-        """Yield the frames of a segment, or of all, uint8 `[P, Q, 3]`, from its latents.
-
-        A codec that is not causal gives the frames that each segment makes final, and what it
-        holds back with the last one.
-        """
-        past = self.past(memory=False)
-        wanted = range(len(past.links)) if number is None else [number - 1]
-        with torch.no_grad():
-            for index in wanted:
-                yield from past.decoding.frames(index).pictures()
-            if wanted and wanted[-1] == len(past.links) - 1 and (rest := past.rest()) is not None:
-                yield from rest.pictures()
 
     def memory(self, after: int | None = None) -> Memory:
         """Return the memory of the take behind segment `after`; None: behind the last one made."""
@@ -544,12 +528,12 @@ class Take(TakeBase):
 
         Raises:
             UserError: nothing is made yet, or the disk refuses.
-            LongtakeError: another number of frames came than the latents have.
+            LongtakeError: the disk is full, or another number of frames came than the latents have.
         """
         with self._held():
             past = self.past(memory=False)
             past.follow()
-            return self.deliver_past(past, None if path is None else Path(path))
+            return deliver(self, past, None if path is None else Path(path))
 
     def report(self) -> TakeReport:
         """Write report.json and report.html beside the video, and return what they say.
@@ -594,7 +578,7 @@ class Take(TakeBase):
         files: tuple[Path, ...] = ()
         lines: tuple[str, ...] = ()
         if order.made:
-            files = self.deliver_past(past, None)
+            files = deliver(self, past)
             lines = tuple(summary_lines(self.report())[1:])
         if order.made == len(order.entries) and order.open:
             order = attrs.evolve(order, open=False)
@@ -612,16 +596,16 @@ class Take(TakeBase):
             duration=frames / self.folder.fps,
             files=files,
             asked=ends[0] if ends else None,
-            snapped=sum(self.frames_of(self._first(order, e), e.latents) for e in new)
+            snapped=sum(
+                self.frames_of(order.first(number), entry.latents)
+                for number, entry in enumerate(order.entries[: order.made], start=1)
+                if not entry.source
+            )
             / self.folder.fps,
             delivered=fresh / self.folder.fps,
             took=round(time.monotonic() - began, 3),
             report=lines,
         )
-
-    def _first(self, order: Order, entry: Entry) -> int:
-        place = next(i for i, e in enumerate(order.entries) if e is entry)
-        return sum(e.latents for e in order.entries[:place])
 
 
 def _device(device: torch.device | str | None) -> torch.device:

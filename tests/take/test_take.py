@@ -16,7 +16,7 @@ from longtake.core.errors import LongtakeError, UserError
 from longtake.core.interfaces.codec import from_bytes
 from longtake.core.model import compressor_needs
 from longtake.core.registry import build
-from longtake.core.take import base as base_file
+from longtake.core.take import delivery as delivery_file
 from longtake.core.take import past as past_file
 from longtake.core.take import work as work_file
 from longtake.core.take.storyboard import Section, Storyboard
@@ -439,6 +439,11 @@ def test_a_full_disk_is_foreseen_and_met(
         with pytest.raises(LongtakeError, match=r"no space left writing .*0 segments are safe"):
             list(take.run())
     assert not list((take.root / "segments").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("longtake.core.video.write._copy_packets", full)
+        match = r"no space left writing .*take.mp4: 1 segments are safe"
+        with pytest.raises(LongtakeError, match=match):
+            list(take.run())
     assert done(take.run())["segments"] == 1
 
 
@@ -457,9 +462,20 @@ def test_a_source_that_is_no_use(run: Path, tmp_path: Path) -> None:
 def test_delivered_is_snapped(whole: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take = copy(whole, tmp_path / "take")
     (take.root / "take.mp4").unlink()
-    monkeypatch.setattr(base_file, "join_videos", lambda *_: 30)
+    monkeypatch.setattr(delivery_file, "join_videos", lambda *_: 30)
     with pytest.raises(LongtakeError, match="has 30 frames, its latents have 33"):
         take.deliver()
+
+
+def test_video_and_report_are_written_on_the_way(run: Path, tmp_path: Path) -> None:
+    take = begun(tmp_path / "take", run, sets=["generate.deliver_every=1"])
+    seen: list[tuple[int | None, int]] = []
+    for event in take.run(list(TWO)):
+        if event.kind == "step":
+            path = take.root / "report.json"
+            joins = len(json.loads(path.read_text())["joins"]) if path.exists() else -1
+            seen.append((count_frames(take.root / "take.mp4"), joins))
+    assert seen == [(None, -1), (None, -1), (17, 0), (17, 0)]
 
 
 def test_sections_that_cannot_be(run: Path, tmp_path: Path) -> None:
