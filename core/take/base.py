@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from attrs import define, field
@@ -23,11 +22,7 @@ from .plan import Defaults, grid_of
 from .sampling import Remembering
 from .setup import Opened, Run, check_identity
 from .snapping import TakeGrid
-from .source import (
-    read_source,
-    source_frames,
-    source_is_there,
-)
+from .source import SourceReader, read_source
 
 
 @define(eq=False)
@@ -145,27 +140,16 @@ class TakeBase:
             if wanted and wanted[-1] == len(past.links) - 1 and (rest := past.rest()) is not None:
                 yield from rest.pictures()
 
-    def _own_frames(self, order: Order) -> Any:
+    def _own_frames(self, order: Order) -> Callable[[int], Iterator[Pixels] | None]:
         """Return what gives the original frames of a source's segment, where its file is there."""
         source = read_source(self.folder)
+        reader = None if source is None else SourceReader(source, self.folder.fps)
 
         def frames(index: int) -> Iterator[Pixels] | None:
-            if source is None or not source_is_there(source):
+            if reader is None or not reader.is_there:
                 return None
-            entries = order.entries
-            first = sum(entry.latents for entry in entries[:index])
-            begin = 1 + self.stride * (first - 1) if first else 0
-            count = self.frames_of(first, entries[index].latents)
-            return _slice(source_frames(source, self.folder.fps), begin, count)
+            first = order.first(index + 1)
+            begin = self.frames_of(0, first) if first else 0
+            return reader.frames(begin, self.frames_of(first, order.entries[index].latents))
 
         return frames
-
-
-def _slice(chunks: Iterator[Pixels], begin: int, count: int) -> Iterator[Pixels]:
-    """Yield frames begin … begin + count − 1 of chunks `[n, P, Q, 3]`, one by one."""
-    at = 0
-    for chunk in chunks:
-        yield from chunk[max(0, begin - at) : max(0, begin + count - at)]
-        at += len(chunk)
-        if at >= begin + count:
-            return

@@ -18,6 +18,8 @@ from longtake.core.model import compressor_needs
 from longtake.core.registry import build
 from longtake.core.take import delivery as delivery_file
 from longtake.core.take import past as past_file
+from longtake.core.take import setup as setup_file
+from longtake.core.take import source as source_file
 from longtake.core.take import work as work_file
 from longtake.core.take.storyboard import Section, Storyboard
 from longtake.core.take.take import Take
@@ -267,6 +269,34 @@ def test_a_picture_is_one_latent(run: Path, tmp_path: Path) -> None:
     take.begin(image=picture)
     assert done(take.run([TWO[1]]))["frames"] == 17
     assert [entry.latents for entry in take.order.entries] == [1, 4]
+
+
+def test_a_source_of_many_segments_is_read_once_for_its_clips(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_file, "SECONDS", 1.0)
+    take = begun(tmp_path / "take", run)
+    take.begin(clip(tmp_path / "mine.mp4"))
+    list(take.run(segments=0))
+    assert len(take.order.entries) > 2
+    before = [take.past(memory=False).clip(i).read_bytes() for i in range(take.order.made)]
+    shutil.rmtree(take.root / "cache")
+    opens: list[Path] = []
+    read = source_file.iter_frames
+
+    def counted(path: Path, **options: object) -> object:
+        opens.append(path)
+        return read(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(source_file, "iter_frames", counted)
+    list(take.run(segments=0))
+    assert len(opens) == 1
+    clips = [take.past(memory=False).clip(i) for i in range(take.order.made)]
+    assert [path.read_bytes() for path in clips] == before
+    # one clip alone is the same
+    clips[1].unlink()
+    take.deliver()
+    assert clips[1].read_bytes() == before[1]
 
 
 @pytest.mark.slow
