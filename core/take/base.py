@@ -106,7 +106,7 @@ class TakeBase:
         """Return what follows from the segments that are made.
 
         Args:
-            memory: whether memory is asked for; without it no model is loaded.
+            memory: whether memory is asked for; the model is loaded where some of it is not there.
             until: number of the last segment that counts; None: all.
         """
         order = self.order
@@ -119,7 +119,7 @@ class TakeBase:
         return Past(
             folder=self.folder,
             codec=codec,
-            encoder=self.model_of(self._loras or ()).encoder if remembers else None,
+            encoder=(lambda: self.model_of(self._loras or ()).encoder) if remembers else None,
             needs=compressor_needs(self.experiment) if remembers else Needs(hr=False),
             device=self.device,
             links=links,

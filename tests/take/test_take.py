@@ -172,6 +172,20 @@ def test_an_open_section_goes_on_until_it_is_stopped(run: Path, tmp_path: Path) 
     assert kinds(take.run([Section(prompt="on and on")], segments=0)) == ["done"]
 
 
+def test_where_nothing_is_to_be_made_no_model_is_loaded(
+    whole: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = copy(whole, tmp_path / "take")
+
+    def load(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(setup_file, "load_model", load)
+    assert done(take.run())["segments"] == 2
+    take.drop_after(1)
+    assert done(take.run())["frames"] == 17
+
+
 @pytest.mark.slow
 def test_redo_undo_and_drop(whole: Take, run: Path, tmp_path: Path) -> None:
     take = copy(whole, tmp_path / "take")
