@@ -8,7 +8,6 @@ leaves over stays out at the beginning. LR latents come from its own pixels, as 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..errors import UserError
 from ..interfaces.codec import Codec, from_bytes
 from ..interfaces.compressor import State
 from ..interfaces.spec import CodecSpec
-from ..tools.files import read_object, write_json
+from ..tools.files import hash_file, read_object, write_json
 from ..values.grid import Rate
 from ..video.decode import Pixels, VideoError, probe
 from ..video.placement import Placement, cover
@@ -96,7 +95,7 @@ def find_source(
     info = probe(path)
     height, width = folder.spec["size"]
     placement = cover(info.width, info.height, (height, width))
-    hashed, size = _hash_file(path)
+    hashed, size = hash_file(path), path.stat().st_size
     if picture:
         return Source(
             path=path, hash=hashed, size=size, skip=0, frames=1, placement=placement, picture=True
@@ -122,14 +121,6 @@ def find_source(
         picture=False,
         note=read.warning,
     )
-
-
-def _hash_file(path: Path) -> tuple[str, int]:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def read_source(folder: TakeFolder) -> Source | None:
@@ -169,7 +160,7 @@ def write_source(folder: TakeFolder, source: Source) -> None:
 def source_is_there(source: Source) -> bool:
     """Return whether the file of a source is what it was when the take began."""
     try:
-        return source.path.is_file() and _hash_file(source.path)[0] == source.hash
+        return source.path.is_file() and hash_file(source.path) == source.hash
     except UserError:
         return False
 

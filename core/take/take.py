@@ -10,7 +10,6 @@ Edits (`redo`, `undo`, `drop_after`, `branch`) change the order of the take and 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..model import Model
 from ..tools.device import pick_device
-from ..tools.files import claimed_folder, disk_errors, remove_folder
+from ..tools.files import claimed_folder, disk_errors, hash_file, remove_folder
 from ..values.memory import Memory
 from ..video.decode import Pixels, probe
 from .base import TakeBase
@@ -567,10 +566,9 @@ class Take(TakeBase):
         for text in texts:
             path = Path(text.rpartition("@")[0] or text)
             try:
-                with path.open("rb") as file:
-                    found.append((text, hashlib.file_digest(file, "sha256").hexdigest()))
-            except OSError as error:
-                raise UserError(f"--lora {text}: {error.strerror or error}") from None
+                found.append((text, hash_file(path)))
+            except UserError as error:
+                raise UserError(f"--lora {error}") from None
         self.lora_files = tuple(found)
 
     def _delivered(self, past: Past, began: float) -> Iterator[Event]:
