@@ -114,11 +114,8 @@ def generate(
         raise UserError(f"{named[0]}: {out} is no take")
     if dry_run and not exists:
         with tempfile.TemporaryDirectory() as place:
-            trial, board = _create(attrs.evolve(asked, out=Path(place) / "take")), _board(asked)
-            _begin(asked, trial)
-            if board is not None and board.beginning is not None:
-                file, is_picture = board.beginning
-                trial.begin(image=file) if is_picture else trial.begin(file)
+            trial = _create(attrs.evolve(asked, out=Path(place) / "take"))
+            _begin_new(asked, trial)
             _dry_run(asked, trial)
         return
     take = _open(asked) if exists else _create(asked)
@@ -275,11 +272,20 @@ def _begin(asked: Asked, take: Take) -> None:
         print(line, file=sys.stderr)
 
 
+def _begin_new(asked: Asked, take: Take) -> None:
+    """Begin a new take; also with what the storyboard names, whose line the run says."""
+    _begin(asked, take)
+    board = _board(asked)
+    if board is not None and board.beginning is not None:
+        file, is_picture = board.beginning
+        take.begin(image=file) if is_picture else take.begin(file)
+
+
 def _run(asked: Asked, take: Take, *, new: bool) -> None:
     """Make what is asked for, and what is still to be made."""
     replace = asked.yes
     try:
-        _begin(asked, take)
+        (_begin_new if new else _begin)(asked, take)
         story = _story(asked)
         plan = None if story is None else take.plan(story, seed=asked.seed)
     except UserError:

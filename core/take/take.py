@@ -387,13 +387,13 @@ class Take(TakeBase):
         return Take(TakeFolder.open(place), self.source_run, self.device)
 
     def discard(self) -> None:
-        """Remove the folder of a take that has nothing yet.
+        """Remove the folder of a take of which nothing is made yet.
 
         Raises:
-            UserError: it has segments, or orders of them.
+            UserError: segments of it are made.
         """
-        if self.order.entries or (self.root / "history").exists():
-            raise UserError(f"{self.root} is not empty: it is not removed")
+        if any((self.root / "segments").glob("*")):
+            raise UserError(f"{self.root} has segments: it is not removed")
         remove_folder(self.root)
 
     def garbage(self) -> list[Path]:

@@ -179,6 +179,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not told and not out.exists()
 
 
+def test_what_is_refused_of_a_beginning_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    out, video = tmp_path / "take", clip(tmp_path / "mine.mp4", seconds=1.2)
+    story, section = tmp_path / "story.json", {"duration": 1, "prompt": "x"}
+    story.write_text(json.dumps({"format": 1, "segment_seconds": 99, "sections": [section]}))
+    code, _, err = longtake("generate", run, "--out", out, "--extend", video, "--story", story)
+    assert code == 2 and "this run makes at most" in err and not out.exists()
+    clip(video, seconds=0.3)
+    story.write_text(json.dumps({"format": 1, "source": "mine.mp4", "sections": [section]}))
+    code, _, err = longtake("generate", run, "--out", out, "--story", story)
+    assert code == 2 and "5 or more" in err and not out.exists()
+
+
 def test_what_does_not_fit_a_take(take: Path, tmp_path: Path) -> None:
     for words, match in (
         (("--redo", 7), "--redo 7: this take has segments 1 to 2"),
