@@ -512,7 +512,10 @@ class GenerateSpec:
     deliver_every: int = field(
         default=0,
         validator=ge(0),
-        metadata=doc("segments after which take.mp4 is written before the end, ≥ 0; 0 at the end"),
+        metadata=doc(
+            "segments after which take.mp4 and the report are written before the end, ≥ 0; 0: at "
+            "the end alone"
+        ),
     )
 
 

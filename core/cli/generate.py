@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -114,7 +114,9 @@ def generate(
         raise UserError(f"{named[0]}: {out} is no take")
     if dry_run and not exists:
         with tempfile.TemporaryDirectory() as place:
-            _dry_run(asked, _create(attrs.evolve(asked, out=Path(place) / "take")))
+            trial = _create(attrs.evolve(asked, out=Path(place) / "take"))
+            _begin_new(asked, trial)
+            _dry_run(asked, trial)
         return
     take = _open(asked) if exists else _create(asked)
     if redo is not None:
@@ -195,7 +197,7 @@ def _create(asked: Asked) -> Take:
     if board is not None:
         size = size or board.size
         seed = board.seed if seed is None else seed
-        beginning = beginning or board.source or board.image
+        beginning = beginning or (board.beginning[0] if board.beginning else None)
     if board is None and asked.prompt is None and beginning is None:
         raise UserError("nothing to make: --story, or --prompt and --seconds, or --extend a video")
     sets = list(asked.sets)
@@ -245,6 +247,7 @@ def _board(asked: Asked) -> Storyboard | None:
         guidance=asked.guidance if board.guidance is None else board.guidance,
         negative=asked.negative if board.negative is None else board.negative,
         seed=board.seed if asked.seed is None else asked.seed,
+        size=board.size if asked.size is None else None,
     )
 
 
@@ -269,11 +272,20 @@ def _begin(asked: Asked, take: Take) -> None:
         print(line, file=sys.stderr)
 
 
+def _begin_new(asked: Asked, take: Take) -> None:
+    """Begin a new take; also with what the storyboard names, whose line the run says."""
+    _begin(asked, take)
+    board = _board(asked)
+    if board is not None and board.beginning is not None:
+        file, is_picture = board.beginning
+        take.begin(image=file) if is_picture else take.begin(file)
+
+
 def _run(asked: Asked, take: Take, *, new: bool) -> None:
     """Make what is asked for, and what is still to be made."""
     replace = asked.yes
     try:
-        _begin(asked, take)
+        (_begin_new if new else _begin)(asked, take)
         story = _story(asked)
         plan = None if story is None else take.plan(story, seed=asked.seed)
     except UserError:
@@ -393,7 +405,6 @@ def _dry_run(asked: Asked, take: Take) -> None:
     """Say what would be made, with lengths, tokens and time; nothing is written."""
     from ..take.forecast import forecast
 
-    _begin_dry(asked, take)
     story = _story(asked)
     plan = None if story is None else take.plan(story, seed=asked.seed)
     found = forecast(take, take.order if plan is None else plan.order)
@@ -403,14 +414,12 @@ def _dry_run(asked: Asked, take: Take) -> None:
     _print(asked, data, "\n".join([*rows, *found.lines(lost)]))
 
 
-def _begin_dry(asked: Asked, take: Take) -> None:
-    if not take.order.entries:  # of a take that does not exist: it lies in a folder of its own
-        _begin(asked, take)
-
-
 def _seconds_of(take: Take, numbers: list[int]) -> str:
     """Return how long some segments took, in words; "" where that is not known."""
-    times = [take.segment(number).stored.made.get("seconds") for number in numbers]
+    try:
+        times = [take.segment(number).stored.made.get("seconds") for number in numbers]
+    except UserError:  # one is gone or damaged, which is why it is made again
+        return ""
     known = [float(x) for x in times if x]
     return f", about {sum(known):.0f} s" if known and len(known) == len(times) else ""
 
@@ -419,7 +428,7 @@ def _print(asked: Asked, data: dict[str, Any], text: str) -> None:
     print(json.dumps(data, ensure_ascii=False) if asked.as_json else text)
 
 
-def _follow(asked: Asked, take: Take, events: Iterator[Event]) -> None:
+def _follow(asked: Asked, take: Take, events: Generator[Event, None, None]) -> None:
     """Show what happens, to the end; at Ctrl-C say what is done, and end with 130."""
     from ..tools.progress import progress_bar
 
@@ -436,6 +445,7 @@ def _follow(asked: Asked, take: Take, events: Iterator[Event]) -> None:
                 if event.kind == "done":
                     _check_promise(event)  # type: ignore[arg-type]
     except KeyboardInterrupt:
+        events.close()  # where it came between two events, the take is still held
         _stopped(take, last)
 
 

@@ -1,15 +1,13 @@
-"""What all work on a take shares: its folder, the run that makes it, its model, and delivery."""
+"""What all work on a take shares: its folder, the run that makes it, its model and its past."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from attrs import define, field
 
-from ..errors import LongtakeError, UserError
 from ..experiment import Experiment
 from ..interfaces.codec import Codec
 from ..interfaces.compressor import Needs
@@ -17,19 +15,14 @@ from ..interfaces.spec import CodecSpec
 from ..model import Model, compressor_needs
 from ..registry import build
 from ..video.decode import Pixels
-from ..video.write import count_frames, join_videos, write_video
 from .folder import TakeFolder
 from .order import Order
-from .past import CRF, Frames, Past, links_of
+from .past import Past, links_of
 from .plan import Defaults, grid_of
 from .sampling import Remembering
 from .setup import Opened, Run, check_identity
 from .snapping import TakeGrid
-from .source import (
-    read_source,
-    source_frames,
-    source_is_there,
-)
+from .source import SourceReader, read_source
 
 
 @define(eq=False)
@@ -113,7 +106,7 @@ class TakeBase:
         """Return what follows from the segments that are made.
 
         Args:
-            memory: whether memory is asked for; without it no model is loaded.
+            memory: whether memory is asked for; the model is loaded where some of it is not there.
             until: number of the last segment that counts; None: all.
         """
         order = self.order
@@ -126,78 +119,37 @@ class TakeBase:
         return Past(
             folder=self.folder,
             codec=codec,
-            encoder=self.model_of(self._loras or ()).encoder if remembers else None,
+            encoder=(lambda: self.model_of(self._loras or ()).encoder) if remembers else None,
             needs=compressor_needs(self.experiment) if remembers else Needs(hr=False),
             device=self.device,
             links=links,
             own_frames=self._own_frames(order),
         )
 
-    def _own_frames(self, order: Order) -> Any:
+    def frames(self, number: int | None = None) -> Iterator[Pixels]:
+        """Yield the frames of a segment, or of all, uint8 `[P, Q, 3]`, from its latents.
+
+        A codec that is not causal gives the frames that each segment makes final, and what it
+        holds back with the last one.
+        """
+        past = self.past(memory=False)
+        wanted = range(len(past.links)) if number is None else [number - 1]
+        with torch.no_grad():
+            for index in wanted:
+                yield from past.decoding.frames(index).pictures()
+            if wanted and wanted[-1] == len(past.links) - 1 and (rest := past.rest()) is not None:
+                yield from rest.pictures()
+
+    def _own_frames(self, order: Order) -> Callable[[int], Iterator[Pixels] | None]:
         """Return what gives the original frames of a source's segment, where its file is there."""
         source = read_source(self.folder)
+        reader = None if source is None else SourceReader(source, self.folder.fps)
 
         def frames(index: int) -> Iterator[Pixels] | None:
-            if source is None or not source_is_there(source):
+            if reader is None or not reader.is_there:
                 return None
-            entries = order.entries
-            first = sum(entry.latents for entry in entries[:index])
-            begin = 1 + self.stride * (first - 1) if first else 0
-            count = self.frames_of(first, entries[index].latents)
-            return _slice(source_frames(source, self.folder.fps), begin, count)
+            first = order.first(index + 1)
+            begin = self.frames_of(0, first) if first else 0
+            return reader.frames(begin, self.frames_of(first, order.entries[index].latents))
 
         return frames
-
-    def deliver_past(self, past: Past, path: Path | None) -> tuple[Path, ...]:
-        """Join the clips to take.mp4 (or `path`) and new.mp4, and count their frames.
-
-        Raises:
-            UserError: nothing is made yet, or the disk refuses.
-            LongtakeError: another number of frames came than the latents have.
-        """
-        if not past.links:
-            raise UserError(f"{self.root} has no segment yet: nothing to deliver")
-        rest = self._rest_clip(past)
-        clips = [past.clip(i) for i in range(len(past.links))] + rest
-        source = sum(link.count for link in past.links if link.source)
-        new = [past.clip(i) for i, link in enumerate(past.links) if not link.source] + rest
-        comment = f"longtake take of {past.links[-1].chain[:32]}"
-        whole = path or self.root / "take.mp4"
-        files = [self._joined(whole, clips, comment, self.frames_of(0, past.end))]
-        if source and len(past.links) > sum(link.source for link in past.links):
-            count = self.stride * (past.end - source)
-            files.append(self._joined(self.root / "new.mp4", new, comment, count))
-        return tuple(files)
-
-    def _joined(self, path: Path, clips: list[Path], comment: str, expected: int) -> Path:
-        if count_frames(path, comment) != expected:
-            frames = join_videos(path, clips, comment)
-            if frames != expected:
-                raise LongtakeError(
-                    f"{path} has {frames} frames, its latents have {expected}: delivered is not "
-                    "snapped; remove cache/ and run the same command"
-                )
-        return path
-
-    def _rest_clip(self, past: Past) -> list[Path]:
-        """Write the provisional frames behind the last clip, where the codec holds some back."""
-        rest: Frames | None = past.rest()
-        if rest is None:
-            return []
-        source = sum(link.count for link in past.links if link.source)
-        rest = rest.since(self.frames_of(0, source) if source else 0)
-        if not rest.pixels.shape[2]:
-            return []
-        path = past.clip(len(past.links) - 1).with_name("rest.mp4")
-        write_video(path, rest.pictures(), self.folder.fps, CRF, "provisional", repeatable=True)
-        return [path]
-
-
-def _slice(chunks: Iterator[Pixels], begin: int, count: int) -> Iterator[Pixels]:
-    """Yield frames begin … begin + count − 1 of chunks `[n, P, Q, 3]`, one by one."""
-    at = 0
-    for chunk in chunks:
-        yield from chunk[max(0, begin - at) : max(0, begin + count - at)]
-        at += len(chunk)
-        if at >= begin + count:
-            return

@@ -17,10 +17,13 @@ rename on, and never changes; intent (order.json) is written before anything is 
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import LongtakeError, UserError
 from ..tools.files import (
     append_json_line,
     create_file,
@@ -368,6 +371,27 @@ class TakeFolder:
             write_json(part / "order.json", order.to_json())
 
 
+@contextmanager
+def safe_disk(made: int) -> Iterator[None]:
+    """Turn a full disk into one line that says that what is made is safe.
+
+    Raises:
+        LongtakeError: in place of the disk's error.
+    """
+    try:
+        yield
+    except UserError as error:
+        cause = error.__cause__
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left" not in str(error):
+            raise
+        place = str(error).removeprefix("cannot write ").partition(": ")[0]
+        raise LongtakeError(
+            f"no space left writing {place}: {made} segments are safe; free space and run the "
+            "same command"
+        ) from error
+
+
 def hash_of(tensor: Tensor) -> str:
     """Return the sha256 of a tensor's type, shape and numbers."""
     tensor = tensor.detach().cpu().contiguous()
@@ -386,8 +410,6 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _json_text(data: Any) -> str:
-    import json
-
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import frozen
 
 from ..model import memory_limit
 from ..registry import registry
 from ..values.grid import Size3
+from .base import TakeBase
 from .order import Order, spans
-
-if TYPE_CHECKING:
-    from .take import Take
+from .past import links_of
 
 
 @frozen(kw_only=True)
@@ -69,7 +68,7 @@ class Forecast:
         return [*lines, f"time: {time}"]
 
 
-def forecast(take: Take, order: Order) -> Forecast:
+def forecast(take: TakeBase, order: Order) -> Forecast:
     """Return what an order of a take costs to make."""
     geometry, experiment = take.experiment.backbone.geometry, take.experiment
     size = take.folder.size
@@ -103,10 +102,11 @@ def forecast(take: Take, order: Order) -> Forecast:
     return Forecast(costs=tuple(costs), seconds=_seconds(take, costs))
 
 
-def _seconds(take: Take, costs: Sequence[Cost]) -> float | None:
+def _seconds(take: TakeBase, costs: Sequence[Cost]) -> float | None:
     """Return the time by what the take's last segments took a latent."""
-    made = [s for s in take.segments() if not s.entry.source][-3:]
-    times = [(float(s.stored.made["seconds"]), s.entry.latents) for s in made]
+    made = [link for link in links_of(take.folder, take.order) if not link.source][-3:]
+    stored = [take.folder.segment(link.id, link.number) for link in made]
+    times = [(float(segment.made["seconds"]), segment.count) for segment in stored]
     if not times:
         return None
     pace = sum(t for t, _ in times) / sum(n for _, n in times)

@@ -29,7 +29,7 @@ from ..errors import UserError
 from ..interfaces.codec import Codec, from_bytes, to_bytes
 from ..interfaces.compressor import MemoryEncoder, Needs, State
 from ..interfaces.spec import CodecSpec
-from ..tools.files import open_tensors, write_tensors
+from ..tools.files import open_tensors, read_header, write_tensors
 from ..values.grid import Rate
 from ..values.history import History, lr_between
 from ..values.memory import Memory, merge
@@ -216,8 +216,6 @@ class LowTail:
         Raises:
             UserError: it is missing or damaged.
         """
-        from ..tools.files import read_header
-
         with open_tensors(path) as file:
             header = read_header(file, path)
             frames = {Rate.parse(name): file.get_tensor(name) for name in file.keys()}
@@ -250,7 +248,7 @@ class LowStreams:
         new = frames.since(self.next or 0)
         assert new.first == (self.next or 0)
         self.next = new.end
-        return {rate: self._push(rate, new, keep=True) for rate in self.rates}
+        return {rate: self._push(rate, new) for rate in self.rates}
 
     def provisional(self, frames: Frames | None) -> dict[Rate, Tensor]:
         """Return the LR latents as if the take ended behind `frames`; the streams stay."""
@@ -259,21 +257,19 @@ class LowStreams:
         new = None if frames is None else frames.since(self.next or 0)
         for rate in self.rates:
             if new is not None and new.pixels.shape[2]:
-                made[rate].append(self._push(rate, new, keep=True))
+                made[rate].append(self._push(rate, new))
             rest = LowResEncoder(self.codec, rate).rest(on_device(self.states[rate], self.device))
             made[rate] += [] if rest is None else [rest.cpu()]
         self.states = kept
         return {rate: torch.cat(x, dim=2) for rate, x in made.items() if x}
 
-    def _push(self, rate: Rate, frames: Frames, *, keep: bool) -> Tensor:
+    def _push(self, rate: Rate, frames: Frames) -> Tensor:
         encoder = LowResEncoder(self.codec, rate)
         state = self.states.get(rate)
         if not frames.pixels.shape[2]:
             size = self._size(encoder, frames)
             return torch.zeros(1, self.codec.channels, 0, *size)
         pixels = from_bytes(frames.pixels.to(self.device))
-        if state is None and pixels.shape[2] == 0:
-            raise AssertionError("a stream begins with a frame")
         moved = None if state is None else on_device(state, self.device)
         latents, self.states[rate] = encoder.push(pixels, moved)
         return latents.cpu()
@@ -349,7 +345,7 @@ class Past:
     Attributes:
         folder: of the take.
         codec: of the take.
-        encoder: φ, None where the run has no memory.
+        encoder: gives φ, which is loaded when it is first needed; None: the run has no memory.
         needs: of φ.
         device: where codec and φ run.
         links: the segments, as far as they are made.
@@ -358,13 +354,16 @@ class Past:
         settled: memory that never changes, by segment.
         state: of φ behind the last segment.
         stepped: latents that φ has seen.
-        clips: whether clips are wanted.
+        followed: segments of which all that follows is made.
+        decoding: the stream of their frames.
+        lowres: the streams of their LR latents.
+        recent: latents of the last segments that were read, by the place of the segment.
         spent: seconds by what they were spent on, by the place of the segment.
     """
 
     folder: TakeFolder
     codec: Codec[CodecSpec]
-    encoder: MemoryEncoder | None
+    encoder: Callable[[], MemoryEncoder] | None
     needs: Needs
     device: torch.device
     links: list[Link] = field(factory=list)
@@ -538,7 +537,7 @@ class Past:
 
     def _phi(self, state: list[State] | None, chunk: History) -> tuple[list[State], Memory]:
         assert self.encoder is not None
-        return self.encoder.step(state, chunk.to(self.device))
+        return self.encoder().step(state, chunk.to(self.device))
 
     def _take_memory(self, found: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
         tensors, header = found
@@ -638,8 +637,8 @@ class Past:
                 extra.append(settled)
             self._release()
         if state is not None and cut:
-            state = self.encoder.cut(state)
-        pending = Memory() if state is None else self.encoder.pending(state)
+            state = self.encoder().cut(state)
+        pending = Memory() if state is None else self.encoder().pending(state)
         return list(self.settled), merge([*extra, pending])
 
     def _provisional(self) -> dict[Rate, Tensor]:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import numpy as np
@@ -18,37 +18,16 @@ from ..pages.take import write_take_report
 from ..tools.files import read_json_lines, read_object, write_json
 from ..video.decode import SCALING, Pixels, VideoError, open_video
 from ..video.write import count_frames
+from .base import TakeBase
+from .delivery import VIDEO, video_comment
 from .figures import measure_frames
 from .findings import SectionFacts, SegmentFacts, TakeFacts, TakeReport, report_take
-from .folder import Segment, TakeFolder
+from .folder import Segment, TakeFolder, safe_disk
 from .order import Entry, Order
-
-VIDEO = "take.mp4"
-
-
-class Reported(Protocol):
-    """What of a take is asked here; `Take` is one."""
-
-    @property
-    def folder(self) -> TakeFolder:
-        """Its files."""
-
-    @property
-    def order(self) -> Order:
-        """Its segments, made or not."""
-
-    @property
-    def experiment(self) -> Experiment:
-        """What makes it."""
-
-    def frames_of(self, first: int, count: int) -> int:
-        """Return how many video frames latents have."""
-
-    def frames(self, number: int | None = None) -> Iterator[Pixels]:
-        """Yield the frames of a segment, from its latents."""
+from .past import links_of
 
 
-def write_report(take: Reported, *, network: bool | None = None) -> TakeReport:
+def write_report(take: TakeBase, *, network: bool | None = None) -> TakeReport:
     """Write report.json and report.html into the folder of a take, and return what they say.
 
     take.mp4 is read frame by frame, where it is there and of the segments that are made now; else
@@ -60,17 +39,20 @@ def write_report(take: Reported, *, network: bool | None = None) -> TakeReport:
 
     Raises:
         UserError: a segment is gone or damaged, or the disk refuses.
+        LongtakeError: the disk is full.
         VideoError: take.mp4 cannot be read.
     """
-    facts, figures, path = take_facts(take), None, take.folder.root / VIDEO
-    if facts.segments and count_frames(path, video_comment(take.folder, take.order)) is not None:
+    facts, figures, path = take_facts(take), None, take.root / VIDEO
+    links = links_of(take.folder, take.order)
+    if links and count_frames(path, video_comment(links[-1].chain)) is not None:
         figures = measure_frames(every_frame(path), facts.joins, network=network)
     report = report_take(facts, figures)
-    write_take_report(report, figures, take.folder.root)
+    with safe_disk(len(links)):
+        write_take_report(report, figures, take.root)
     return report
 
 
-def report_segment(take: Reported, number: int, *, network: bool | None = None) -> TakeReport:
+def report_segment(take: TakeBase, number: int, *, network: bool | None = None) -> TakeReport:
     """Return what there is to say of one segment, beside the one before it; nothing is written.
 
     Its clip and that of the segment before are read, or decoded where they are not made yet.
@@ -102,17 +84,10 @@ def report_segment(take: Reported, number: int, *, network: bool | None = None) 
     return attrs.evolve(report, findings=own)
 
 
-def _frames_of(take: Reported, number: int) -> Iterator[Pixels]:
+def _frames_of(take: TakeBase, number: int) -> Iterator[Pixels]:
     """Return the frames of a segment: of its clip, else from its latents."""
     clip = take.folder.cache_path(take.order.entries[number - 1].id or "") / "clip.mp4"
     return every_frame(clip) if clip.is_file() else take.frames(number)
-
-
-def video_comment(folder: TakeFolder, order: Order) -> str:
-    """Return what stands in a video of the segments that are made, which tells it from others."""
-    ids = [entry.id for entry in order.entries[: order.made] if entry.id is not None]
-    hashes = [folder.segment(id, n).latents_hash for n, id in enumerate(ids, start=1)]
-    return f"longtake take of {folder.chain(hashes)[:32]}"
 
 
 def every_frame(path: Path) -> Iterator[Pixels]:
@@ -130,7 +105,7 @@ def every_frame(path: Path) -> Iterator[Pixels]:
             raise VideoError(path, f"is damaged ({video.damage}): remove it, it is made again")
 
 
-def take_facts(take: Reported) -> TakeFacts:
+def take_facts(take: TakeBase) -> TakeFacts:
     """Return what a take knows of itself.
 
     Raises:
@@ -150,7 +125,7 @@ def take_facts(take: Reported) -> TakeFacts:
     )
 
 
-def _sections(take: Reported, order: Order) -> tuple[SectionFacts, ...]:
+def _sections(take: TakeBase, order: Order) -> tuple[SectionFacts, ...]:
     rows: dict[int, list[tuple[Entry, int]]] = {}
     for number, entry in enumerate(order.entries, start=1):
         if entry.section is not None:
@@ -168,7 +143,7 @@ def _sections(take: Reported, order: Order) -> tuple[SectionFacts, ...]:
     )
 
 
-def _segments(take: Reported, entries: tuple[Entry, ...]) -> Iterator[SegmentFacts]:
+def _segments(take: TakeBase, entries: tuple[Entry, ...]) -> Iterator[SegmentFacts]:
     folder, first, hashes = take.folder, 0, list[str]()
     numbers = {section: n for n, section in enumerate(_order_of_sections(take.order), start=1)}
     spent = _seconds_beside(folder)
@@ -222,7 +197,7 @@ def _seconds_beside(folder: TakeFolder) -> dict[str, dict[str, float]]:
     return found
 
 
-def _loss_before(take: Reported, number: int, id: str | None) -> float | None:
+def _loss_before(take: TakeBase, number: int, id: str | None) -> float | None:
     """Return the codec's PSNR in dB over the last second of a source, which `number` ends.
 
     None where the clip is no longer the source's own frames, or the codec holds frames back. It is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..interfaces.spec import CodecSpec
 from ..model import Model
 from ..registry import build
 from ..tools.device import versions
-from ..tools.files import read_object
+from ..tools.files import hash_file, read_object
 from ..train.checkpoint import beside_spec, load_model, older_offered, read_run
 from ..video.placement import buckets, place
 from .folder import WHAT, TakeFolder, hash_of
@@ -70,7 +71,7 @@ class Run:
                 raise UserError("a model that was built already takes no more LoRA files")
             return self.model.eval()
         assert self.checkpoint is not None
-        sets = [f"backbone.loras={_json([*_loras(self.experiment), *loras])}"] if loras else []
+        sets = [f"backbone.loras={json.dumps([*_loras(self.experiment), *loras])}"] if loras else []
         with older_offered(self.checkpoint):
             return load_model(self.checkpoint, config.apply_sets(self.experiment, sets)).eval()
 
@@ -103,12 +104,6 @@ def _loras(experiment: Experiment) -> tuple[str, ...]:
     return found
 
 
-def _json(values: list[str]) -> str:
-    import json
-
-    return json.dumps(values)
-
-
 def _hash_state(state: dict[str, Any]) -> str:
     hashed = hashlib.sha256()
     for name in sorted(state):
@@ -117,10 +112,7 @@ def _hash_state(state: dict[str, Any]) -> str:
 
 
 def _hash_file(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return hash_file(path)[:16] if path.is_file() else None
 
 
 def _hash_folder(folder: Path) -> str | None:

@@ -8,8 +8,8 @@ leaves over stays out at the beginning. LR latents come from its own pixels, as 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..interfaces.codec import Codec, from_bytes
 from ..interfaces.compressor import State
 from ..interfaces.spec import CodecSpec
-from ..tools.files import read_object, write_json
+from ..tools.files import hash_file, read_object, write_json
 from ..values.grid import Rate
 from ..video.decode import Pixels, VideoError, probe
 from ..video.placement import Placement, cover
@@ -32,6 +32,7 @@ from .folder import TakeFolder
 from .past import LowTail
 
 SECONDS = 10.0  # of a source's segment
+CHUNK = 32  # frames that are decoded at once
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -94,7 +95,7 @@ def find_source(
     info = probe(path)
     height, width = folder.spec["size"]
     placement = cover(info.width, info.height, (height, width))
-    hashed, size = _hash_file(path)
+    hashed, size = hash_file(path), path.stat().st_size
     if picture:
         return Source(
             path=path, hash=hashed, size=size, skip=0, frames=1, placement=placement, picture=True
@@ -120,14 +121,6 @@ def find_source(
         picture=False,
         note=read.warning,
     )
-
-
-def _hash_file(path: Path) -> tuple[str, int]:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def read_source(folder: TakeFolder) -> Source | None:
@@ -167,12 +160,12 @@ def write_source(folder: TakeFolder, source: Source) -> None:
 def source_is_there(source: Source) -> bool:
     """Return whether the file of a source is what it was when the take began."""
     try:
-        return source.path.is_file() and _hash_file(source.path)[0] == source.hash
+        return source.path.is_file() and hash_file(source.path) == source.hash
     except UserError:
         return False
 
 
-def source_frames(source: Source, fps: float, *, chunk: int = 32) -> Iterator[Pixels]:
+def source_frames(source: Source, fps: float) -> Iterator[Pixels]:
     """Yield the frames that are taken, uint8 `[n, P, Q, 3]`.
 
     Raises:
@@ -183,9 +176,45 @@ def source_frames(source: Source, fps: float, *, chunk: int = 32) -> Iterator[Pi
             f"{source.path} changed since the take began, or is gone (sha256): it is still "
             "needed; put it back, or begin a new take"
         )
+    return _taken(source, fps)
+
+
+def _taken(source: Source, fps: float) -> Iterator[Pixels]:
     count = source.skip + source.frames
-    read = iter_frames(source.path, fps=fps, size=source.placement, count=count, chunk=chunk)
+    read = iter_frames(source.path, fps=fps, size=source.placement, count=count, chunk=CHUNK)
     return _cut(read, source.skip, source.frames)
+
+
+@define
+class SourceReader:
+    """Reads the frames of a source by segment; the file is hashed once, and read on in order.
+
+    Attributes:
+        source: whose file it is.
+        fps: of the take.
+    """
+
+    source: Source
+    fps: float
+    _there: bool | None = None
+    _stream: Iterator[Pixels] | None = None
+    _at: int = 0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file is what it was when the take began."""
+        if self._there is None:
+            self._there = source_is_there(self.source)
+        return self._there
+
+    def frames(self, begin: int, count: int) -> Iterator[Pixels]:
+        """Yield `count` frames from number `begin` on, uint8 `[P, Q, 3]`."""
+        if self._stream is None or self._at != begin:
+            frames = chain.from_iterable(_taken(self.source, self.fps))
+            self._stream, self._at = islice(frames, begin, None), begin
+        for frame in islice(self._stream, count):
+            self._at += 1
+            yield frame
 
 
 def _cut(chunks: Iterable[Pixels], skip: int, count: int) -> Iterator[Pixels]:

@@ -248,11 +248,11 @@ class Storyboard:
 
     Attributes:
         sections: at least one.
-        title: of the video.
+        title: of the video, for people.
         prompt: goes before every section's prompt.
         negative, guidance, steps: of the sections that have none of their own.
         seed: base of all seeds of sections that have none of their own.
-        size: `WIDTHxHEIGHT` in pixels; None: the run's.
+        size: `WIDTHxHEIGHT` in pixels; None: the take's.
         segment_seconds: length of the longest segment; None: the run's.
         source: video that the take goes on from; not together with `image`.
         image: picture that the take begins with.
@@ -287,6 +287,13 @@ class Storyboard:
         if self.sections[-1].seconds is None:
             return None
         return float(sum(exact(section.seconds or 0.0) for section in self.sections))
+
+    @property
+    def beginning(self) -> tuple[Path, bool] | None:
+        """The video or picture that the take begins with, and whether it is a picture."""
+        picture = self.image or self.sections[0].image
+        file = self.source or picture
+        return None if file is None else (file, self.source is None)
 
     def complete(self) -> tuple[Section, ...]:
         """Return the sections as each is asked for: prompts and settings that hold for all put in.

@@ -10,10 +10,9 @@ Edits (`redo`, `undo`, `drop_after`, `branch`) change the order of the take and 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,11 @@ from torch import Tensor
 from ..errors import UserError
 from ..model import Model
 from ..tools.device import pick_device
-from ..tools.files import claimed_folder, disk_errors, remove_folder
+from ..tools.files import claimed_folder, disk_errors, hash_file, remove_folder
 from ..values.memory import Memory
-from ..video.decode import Pixels
+from ..video.decode import Pixels, probe
 from .base import TakeBase
+from .delivery import deliver
 from .events import Done, Event, PixelsMade, Told
 from .findings import TakeReport, summary_lines
 from .folder import Segment, TakeFolder
@@ -37,7 +37,7 @@ from .order import Entry, Order, draw_seed, spans
 from .past import Past, whole_memory
 from .plan import Plan, appended, grid_of, replanned
 from .report import report_segment, write_report
-from .setup import Run, check_identity, new_spec, open_take, take_size
+from .setup import WIDE, Run, check_identity, new_spec, open_take, take_size
 from .source import (
     Source,
     find_source,
@@ -146,9 +146,6 @@ class Take(TakeBase):
         Raises:
             UserError, SpecError: there is a take already, no such run, or no such size.
         """
-        from ..video.decode import probe
-        from .setup import WIDE
-
         root, given = Path(out), model if model is not None else run
         if given is None:
             raise UserError("a take needs the run that makes it: run=, or model=")
@@ -223,20 +220,6 @@ class Take(TakeBase):
             raise UserError(f"{self.root} has no segment yet")
         return torch.cat([segment.latents for segment in made], dim=2)
 
-    def frames(self, number: int | None = None) -> Iterator[Pixels]:
-        """Yield the frames of a segment, or of all, uint8 `[P, Q, 3]`, from its latents.
-
-        A codec that is not causal gives the frames that each segment makes final, and what it
-        holds back with the last one.
-        """
-        past = self.past(memory=False)
-        wanted = range(len(past.links)) if number is None else [number - 1]
-        with torch.no_grad():
-            for index in wanted:
-                yield from past.decoding.frames(index).pictures()
-            if wanted and wanted[-1] == len(past.links) - 1 and (rest := past.rest()) is not None:
-                yield from rest.pictures()
-
     def memory(self, after: int | None = None) -> Memory:
         """Return the memory of the take behind segment `after`; None: behind the last one made."""
         past = self.past(until=after)
@@ -298,13 +281,17 @@ class Take(TakeBase):
             seed: base of the seeds; None: the storyboard's, or the take's.
 
         Raises:
-            UserError: what is wrong with the storyboard.
+            UserError: what is wrong with the storyboard, or its size is not the take's.
         """
         order = self.order
         if isinstance(story, Section):
             grid, defaults = self.grid(order, None), self.defaults(None, seed)
             return appended(order, story, grid, defaults)
         board = self._board(story, seconds)
+        height, width = self.folder.spec["size"]
+        if board.size not in (None, f"{width}x{height}"):
+            name = board.name or "the storyboard"
+            raise UserError(f"{name} asks for {board.size}, {self.root} is {width}x{height}")
         grid = self.grid(order, board.segment_seconds)
         return replanned(order, board.complete(), grid, self.defaults(board.seed, seed))
 
@@ -400,13 +387,13 @@ class Take(TakeBase):
         return Take(TakeFolder.open(place), self.source_run, self.device)
 
     def discard(self) -> None:
-        """Remove the folder of a take that has nothing yet.
+        """Remove the folder of a take of which nothing is made yet.
 
         Raises:
-            UserError: it has segments, or orders of them.
+            UserError: segments of it are made.
         """
-        if self.order.entries or (self.root / "history").exists():
-            raise UserError(f"{self.root} is not empty: it is not removed")
+        if any((self.root / "segments").glob("*")):
+            raise UserError(f"{self.root} has segments: it is not removed")
         remove_folder(self.root)
 
     def garbage(self) -> list[Path]:
@@ -437,7 +424,9 @@ class Take(TakeBase):
 
     # Making
 
-    def make(self, story: Story | Section | None = None, **options: Any) -> Iterator[MadeSegment]:
+    def make(
+        self, story: Story | Section | None = None, **options: Any
+    ) -> Generator[MadeSegment, None, None]:
         """Yield each segment as it is made; arguments as of `run`."""
         for event in self.run(story, **options):
             if isinstance(event, PixelsMade):
@@ -452,7 +441,7 @@ class Take(TakeBase):
         seed: int | None = None,
         replace: bool = False,
         original: Path | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Make what is asked for, and yield an event for all that happens.
 
         A storyboard, its path or a list of sections is all of the take: given again, what is as it
@@ -503,9 +492,9 @@ class Take(TakeBase):
         if isinstance(board, Storyboard):
             for remark in board.remarks:
                 yield self._tell(remark)
-            picture = board.image or board.sections[0].image
-            if (beginning := board.source or picture) is not None:
-                yield self._tell(self._begin(beginning, picture=board.source is None, until=None))
+            if board.beginning is not None:
+                file, picture = board.beginning
+                yield self._tell(self._begin(file, picture=picture, until=None))
         plan = self.plan(board, seed=seed)
         if plan.lost and not replace:
             name = board.name if isinstance(board, Storyboard) and board.name else "the storyboard"
@@ -538,12 +527,12 @@ class Take(TakeBase):
 
         Raises:
             UserError: nothing is made yet, or the disk refuses.
-            LongtakeError: another number of frames came than the latents have.
+            LongtakeError: the disk is full, or another number of frames came than the latents have.
         """
         with self._held():
             past = self.past(memory=False)
             past.follow()
-            return self.deliver_past(past, None if path is None else Path(path))
+            return deliver(self, past, None if path is None else Path(path))
 
     def report(self) -> TakeReport:
         """Write report.json and report.html beside the video, and return what they say.
@@ -577,10 +566,9 @@ class Take(TakeBase):
         for text in texts:
             path = Path(text.rpartition("@")[0] or text)
             try:
-                with path.open("rb") as file:
-                    found.append((text, hashlib.file_digest(file, "sha256").hexdigest()))
-            except OSError as error:
-                raise UserError(f"--lora {text}: {error.strerror or error}") from None
+                found.append((text, hash_file(path)))
+            except UserError as error:
+                raise UserError(f"--lora {error}") from None
         self.lora_files = tuple(found)
 
     def _delivered(self, past: Past, began: float) -> Iterator[Event]:
@@ -588,7 +576,7 @@ class Take(TakeBase):
         files: tuple[Path, ...] = ()
         lines: tuple[str, ...] = ()
         if order.made:
-            files = self.deliver_past(past, None)
+            files = deliver(self, past)
             lines = tuple(summary_lines(self.report())[1:])
         if order.made == len(order.entries) and order.open:
             order = attrs.evolve(order, open=False)
@@ -606,16 +594,16 @@ class Take(TakeBase):
             duration=frames / self.folder.fps,
             files=files,
             asked=ends[0] if ends else None,
-            snapped=sum(self.frames_of(self._first(order, e), e.latents) for e in new)
+            snapped=sum(
+                self.frames_of(order.first(number), entry.latents)
+                for number, entry in enumerate(order.entries[: order.made], start=1)
+                if not entry.source
+            )
             / self.folder.fps,
             delivered=fresh / self.folder.fps,
             took=round(time.monotonic() - began, 3),
             report=lines,
         )
-
-    def _first(self, order: Order, entry: Entry) -> int:
-        place = next(i for i, e in enumerate(order.entries) if e is entry)
-        return sum(e.latents for e in order.entries[:place])
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,11 +22,13 @@ from ..tools.pictures import side_by_side
 from ..values.grid import MemoryLimit
 from ..values.text import Text
 from .base import TakeBase
+from .delivery import deliver
 from .events import Event, PixelsMade, SegmentMade, Told
-from .folder import Recipe, Segment, facts_of
+from .folder import Recipe, Segment, facts_of, safe_disk
 from .order import Order
 from .past import Past, links_of
 from .plan import gone_on
+from .report import write_report
 from .sampling import Pace, Remembering, Task, colours, is_memory_error, sample_segment
 from .source import (
     SourceEncoder,
@@ -89,7 +89,8 @@ class Worker:
             yield from self._follow()
             every = take.experiment.generate.deliver_every
             if every and number % every == 0:
-                take.deliver_past(self.past, None)
+                deliver(take, self.past)
+                write_report(take)
 
     def _check_made(self, order: Order) -> None:
         """Read all latents once: an edited or damaged segment is found before anything is made."""
@@ -338,27 +339,6 @@ class Worker:
                 took=round(time.monotonic() - began, 3),
             )
         yield from self._follow()
-
-
-@contextmanager
-def safe_disk(made: int) -> Iterator[None]:
-    """Turn a full disk into one line that says that what is made is safe.
-
-    Raises:
-        LongtakeError: in place of the disk's error.
-    """
-    try:
-        yield
-    except UserError as error:
-        cause = error.__cause__
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error):
-            raise
-        place = str(error).removeprefix("cannot write ").partition(": ")[0]
-        raise LongtakeError(
-            f"no space left writing {place}: {made} segments are safe; free space and run the "
-            "same command"
-        ) from error
 
 
 def now() -> str:

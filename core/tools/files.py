@@ -445,6 +445,19 @@ def _disk_refusal(error: Exception) -> str | None:
     return f"is the disk full? ({message})" if of_torch else None
 
 
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file, 64 hex digits.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file, whole or not at all."""
     with whole_file(path) as part:

@@ -90,6 +90,14 @@ def test_redo_stop_undo(own: Path) -> None:
     }
 
 
+def test_a_segment_that_is_gone_is_made_again(own: Path) -> None:
+    shutil.rmtree(own / "segments" / opened(own).segment(2).id)
+    code, _, err = longtake("generate", "--out", own)
+    assert code == 2 and "--redo 2" in err
+    code, _, err = longtake("generate", "--out", own, "--redo", 2)
+    assert code == 0 and opened(own).order.made == 2, err
+
+
 @pytest.mark.slow
 def test_a_branch_a_drop_and_an_extension(own: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "branch"
@@ -119,6 +127,26 @@ def test_a_storyboard_of_each_kind(run: Path, tmp_path: Path) -> None:
     code, _, err = longtake("generate", "--out", take.root, "--story", board)
     assert code == 2 and "--yes remakes segments 1-2" in err
     assert longtake("generate", "--out", take.root, "--story", board, "--yes")[0] == 0
+
+
+def test_a_storyboard_that_begins_with_a_file(run: Path, take: Path, tmp_path: Path) -> None:
+    """A dry run counts its frames, and the take has its shape, wherever the file is named."""
+    clip(tmp_path / "tall.mp4", seconds=1.2, size=(72, 40))
+    section = {"duration": 2.0, "prompt": "a dog"}
+    for name, board in (
+        ("source", {"source": "tall.mp4", "sections": [section]}),
+        ("picture", {"sections": [section | {"image": "tall.mp4"}]}),
+    ):
+        story, out = tmp_path / f"{name}.json", tmp_path / name
+        story.write_text(json.dumps({"format": 1, "seed": 1, **board}))
+        code, told, err = longtake("generate", run, "--out", out, "--story", story, "--dry-run")
+        assert code == 0 and "16 frames, 1 segment of 4 latents, seed 3" in told, err
+        code, _, err = longtake("generate", run, "--out", out, "--story", story, "--segments", 0)
+        assert code == 0, err
+        assert opened(out).folder.spec["size"] == [64, 32]
+    story.write_text(json.dumps({"format": 1, "size": "32x64", "sections": [section]}))
+    code, _, err = longtake("generate", "--out", take, "--story", story)
+    assert code == 2 and "picture.json asks for 32x64" in err and "is 64x32" in err
 
 
 BAD = [
@@ -151,6 +179,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not told and not out.exists()
 
 
+def test_what_is_refused_of_a_beginning_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    out, video = tmp_path / "take", clip(tmp_path / "mine.mp4", seconds=1.2)
+    story, section = tmp_path / "story.json", {"duration": 1, "prompt": "x"}
+    story.write_text(json.dumps({"format": 1, "segment_seconds": 99, "sections": [section]}))
+    code, _, err = longtake("generate", run, "--out", out, "--extend", video, "--story", story)
+    assert code == 2 and "this run makes at most" in err and not out.exists()
+    clip(video, seconds=0.3)
+    story.write_text(json.dumps({"format": 1, "source": "mine.mp4", "sections": [section]}))
+    code, _, err = longtake("generate", run, "--out", out, "--story", story)
+    assert code == 2 and "5 or more" in err and not out.exists()
+
+
 def test_what_does_not_fit_a_take(take: Path, tmp_path: Path) -> None:
     for words, match in (
         (("--redo", 7), "--redo 7: this take has segments 1 to 2"),
@@ -161,6 +201,17 @@ def test_what_does_not_fit_a_take(take: Path, tmp_path: Path) -> None:
         assert code == 2 and match in err
     code, _, err = longtake("generate", "--out", tmp_path / "none", "--prompt", "x", *SECONDS)
     assert code == 2 and "name the RUN that makes it" in err
+
+
+def test_ctrl_c_between_two_events(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from longtake.core.cli import generate as verb_file
+
+    def stopped(*args: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb_file, "_show", stopped)
+    code, _, err = longtake("generate", "--out", own)
+    assert code == 130 and "2 segments (3.1 s) in" in err
 
 
 @pytest.mark.slow

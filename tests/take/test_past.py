@@ -68,7 +68,7 @@ class Made:
 
     def past(self, until: int = len(COUNTS)) -> Past:
         return Past(
-            folder=self.folder, codec=self.codec, encoder=self.encoder,
+            folder=self.folder, codec=self.codec, encoder=lambda: self.encoder,
             needs=Needs(rates=frozenset({R222})), device=torch.device("cpu"),
             links=links_of(self.folder, self.order)[:until],
         )  # fmt: skip

@@ -16,8 +16,10 @@ from longtake.core.errors import LongtakeError, UserError
 from longtake.core.interfaces.codec import from_bytes
 from longtake.core.model import compressor_needs
 from longtake.core.registry import build
-from longtake.core.take import base as base_file
+from longtake.core.take import delivery as delivery_file
 from longtake.core.take import past as past_file
+from longtake.core.take import setup as setup_file
+from longtake.core.take import source as source_file
 from longtake.core.take import work as work_file
 from longtake.core.take.storyboard import Section, Storyboard
 from longtake.core.take.take import Take
@@ -104,7 +106,7 @@ def test_stopped_at_every_event_and_gone_on_it_is_the_same(
             seen.append(event.kind)
             if event.kind == "step" or (event.kind == "segment" and stops % 2):
                 break
-        events.close()  # type: ignore[attr-defined]
+        events.close()
         stops += 1
         take = opened(take.root)
         if seen[-1] == "done" or stops == 2:
@@ -153,7 +155,7 @@ def test_sections_one_by_one_are_asked_for_late(run: Path, tmp_path: Path) -> No
     segments = take.make(story())
     next(segments)
     assert asked == [0]
-    segments.close()  # type: ignore[attr-defined]
+    segments.close()
     assert take.order.made == 1
     # the same section again, after it was stopped, is not a second one
     assert done(take.run(iter([Section(prompt="section 0", seconds=0.6)])))["segments"] == 1
@@ -168,6 +170,20 @@ def test_an_open_section_goes_on_until_it_is_stopped(run: Path, tmp_path: Path) 
     entries = take.order.entries
     assert [e.seed for e in entries] == [4, 5, 6] and {e.section for e in entries} == {0}
     assert kinds(take.run([Section(prompt="on and on")], segments=0)) == ["done"]
+
+
+def test_where_nothing_is_to_be_made_no_model_is_loaded(
+    whole: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = copy(whole, tmp_path / "take")
+
+    def load(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(setup_file, "load_model", load)
+    assert done(take.run())["segments"] == 2
+    take.drop_after(1)
+    assert done(take.run())["frames"] == 17
 
 
 @pytest.mark.slow
@@ -267,6 +283,34 @@ def test_a_picture_is_one_latent(run: Path, tmp_path: Path) -> None:
     take.begin(image=picture)
     assert done(take.run([TWO[1]]))["frames"] == 17
     assert [entry.latents for entry in take.order.entries] == [1, 4]
+
+
+def test_a_source_of_many_segments_is_read_once_for_its_clips(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_file, "SECONDS", 1.0)
+    take = begun(tmp_path / "take", run)
+    take.begin(clip(tmp_path / "mine.mp4"))
+    list(take.run(segments=0))
+    assert len(take.order.entries) > 2
+    before = [take.past(memory=False).clip(i).read_bytes() for i in range(take.order.made)]
+    shutil.rmtree(take.root / "cache")
+    opens: list[Path] = []
+    read = source_file.iter_frames
+
+    def counted(path: Path, **options: object) -> object:
+        opens.append(path)
+        return read(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(source_file, "iter_frames", counted)
+    list(take.run(segments=0))
+    assert len(opens) == 1
+    clips = [take.past(memory=False).clip(i) for i in range(take.order.made)]
+    assert [path.read_bytes() for path in clips] == before
+    # one clip alone is the same
+    clips[1].unlink()
+    take.deliver()
+    assert clips[1].read_bytes() == before[1]
 
 
 @pytest.mark.slow
@@ -439,6 +483,11 @@ def test_a_full_disk_is_foreseen_and_met(
         with pytest.raises(LongtakeError, match=r"no space left writing .*0 segments are safe"):
             list(take.run())
     assert not list((take.root / "segments").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("longtake.core.video.write._copy_packets", full)
+        match = r"no space left writing .*take.mp4: 1 segments are safe"
+        with pytest.raises(LongtakeError, match=match):
+            list(take.run())
     assert done(take.run())["segments"] == 1
 
 
@@ -457,9 +506,20 @@ def test_a_source_that_is_no_use(run: Path, tmp_path: Path) -> None:
 def test_delivered_is_snapped(whole: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take = copy(whole, tmp_path / "take")
     (take.root / "take.mp4").unlink()
-    monkeypatch.setattr(base_file, "join_videos", lambda *_: 30)
+    monkeypatch.setattr(delivery_file, "join_videos", lambda *_: 30)
     with pytest.raises(LongtakeError, match="has 30 frames, its latents have 33"):
         take.deliver()
+
+
+def test_video_and_report_are_written_on_the_way(run: Path, tmp_path: Path) -> None:
+    take = begun(tmp_path / "take", run, sets=["generate.deliver_every=1"])
+    seen: list[tuple[int | None, int]] = []
+    for event in take.run(list(TWO)):
+        if event.kind == "step":
+            path = take.root / "report.json"
+            joins = len(json.loads(path.read_text())["joins"]) if path.exists() else -1
+            seen.append((count_frames(take.root / "take.mp4"), joins))
+    assert seen == [(None, -1), (None, -1), (17, 0), (17, 0)]
 
 
 def test_sections_that_cannot_be(run: Path, tmp_path: Path) -> None:
