@@ -32,6 +32,7 @@ from .registry import registry
 from .tools.device import flushed_denormals, pick_device
 from .tools.files import check_out_folder, disk_errors, read_json_lines
 from .tools.progress import Report
+from .tools.words import counted
 from .train.checkpoint import load_run, read_run
 from .train.log import METRICS
 from .train.pretrain import pretrain
@@ -113,7 +114,8 @@ def run_demo(
     after: MeasureResult | None = None
     losses: tuple[float, ...] = ()
     if steps:
-        say(f"3. training {steps} steps more on this very clip, to show training at work ...")
+        more = f"{counted(steps, 'step')} more"
+        say(f"3. training {more} on this very clip, to show training at work ...")
         run = out / "run"
         shutil.rmtree(run, ignore_errors=True)
         spec, start = clip_training(experiment, store, steps), read_run(weights)[1]
@@ -276,8 +278,8 @@ def _report_notes(
         notes.append("The memory has never seen this clip.")
     else:
         notes.append(
-            f"The memory was trained for {len(losses)} steps on this very clip before it was "
-            f"measured. {describe_change(before, after, losses)}."
+            f"The memory was trained for {counted(len(losses), 'step')} on this very clip before "
+            f"it was measured. {describe_change(before, after, losses)}."
         )
         notes.append(_loss_chart(losses))
     if not own_clip:

@@ -23,7 +23,7 @@ from ..backbones.texts.specs import Bytes
 from ..backbones.wan.specs import TinyWan
 from ..core.experiment import CacheSpec, Experiment, MeasureSpec
 from ..core.interfaces.codec import Codec, decode_whole, encode_whole, to_unit
-from ..core.interfaces.spec import CodecSpec, CompressorSpec, LoRA
+from ..core.interfaces.spec import CompressorSpec, LoRA
 from ..core.tools.device import pick_device
 from ..core.tools.files import read_json_lines
 from ..core.train.log import METRICS, PACE
@@ -197,7 +197,7 @@ def training_progress(run: Path, step: int, experiment: Experiment) -> dict[str,
 
 
 @torch.no_grad()
-def codec_psnr(codec: Codec[CodecSpec], pixels: Tensor) -> float:
+def codec_psnr(codec: Codec[Any], pixels: Tensor) -> float:
     """Return the mean PSNR, dB, of the frames of `[1, 3, F, P, Q]` that whole latents stand for."""
     step = codec.stride.time
     whole = pixels[:, :, : 1 + (pixels.shape[2] - 1) // step * step]

@@ -69,6 +69,7 @@ def test_what_shows_how_to_write_plugins_imports_from_here_alone() -> None:
     assert shown and len(THIRD_PARTIES) >= 3 and ours == {"longtake.authors"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_help_of_a_class_shows_what_is_ours(name: str) -> None:
     text = pydoc.render_doc(getattr(authors, name), renderer=pydoc.plaintext)

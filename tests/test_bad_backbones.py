@@ -86,6 +86,7 @@ WHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WHERE)
 def test_places_that_cannot_be(place: Place, tmp_path: Path, case: str) -> None:
     where, words = WHERE[case]
@@ -192,6 +193,7 @@ LORAS: dict[str, tuple[Tensors, dict[str, str] | None, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LORAS)
 def test_loras_that_are_none(place: Place, tmp_path: Path, case: str) -> None:
     tensors, metadata, words = LORAS[case]

@@ -45,6 +45,7 @@ def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change_clips, "SIZE", SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("what", WHAT)
 def test_both_states_are_seen_then_neither_then_the_newer(when: str, what: str) -> None:

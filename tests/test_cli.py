@@ -35,6 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_every_verb_has_help_with_an_example() -> None:
     shown = ("demo", "list", "show", "cache", "pretrain", "retrieve", "measure", "probe", "bench")
     for verb in (*shown, "export", "check", "finetune", "generate"):
@@ -132,6 +133,7 @@ def test_retrieve_writes_frames_and_a_strip(place: Path) -> None:
     assert len(list(out.glob("*-retrieved.png"))) == 2 and (out / "strip.png").exists()
 
 
+@pytest.mark.slow
 def test_measure_writes_a_report_and_json(place: Path) -> None:
     code, out, _ = run("measure", place / "run", "--data", place / "store", "--json")
     assert code == 0, out

@@ -153,6 +153,7 @@ def test_numbers_may_be_narrower(place: Path, model: Model, tmp_path: Path) -> N
         assert torch.equal(fresh.adapters()[name], weight.bfloat16().float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("trained_in", ["float32", "bfloat16"])
 def test_alpha_goes_into_b_before_it_is_narrowed(
@@ -275,6 +276,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora.safetensors", "memory.safetensors", "base.safetensors"])
 def test_only_an_earlier_export_is_replaced(
     place: Path, model: Model, tmp_path: Path, name: str

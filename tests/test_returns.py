@@ -122,6 +122,7 @@ def test_at_8_fps_the_history_ends_right_before_the_return() -> None:
         assert TIMES[kind].asked(8.0, 4, 21) == (16, 17, 18, 19)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pan", "cut"])
 @pytest.mark.parametrize("place", range(len(PHOTOS)))
 def test_photographs_leave_the_view_and_come_back(kind: str, place: int) -> None:

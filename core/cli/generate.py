@@ -14,6 +14,7 @@ import typer
 from attrs import frozen
 
 from ..errors import LongtakeError, UserError
+from ..tools.words import counted
 from . import options as o
 
 if TYPE_CHECKING:
@@ -370,7 +371,7 @@ def _undo(asked: Asked, take: Take) -> None:
         raise UserError("--undo has nothing to say before it is done: leave --dry-run out")
     order = take.undo()
     left = sum(entry.id is None for entry in order.entries)
-    text = f"back to {len(order.entries)} segments, {left} of them to make"
+    text = f"back to {counted(len(order.entries), 'segment')}, {left} of them to make"
     if not asked.as_json:
         print(text, file=sys.stderr)
     _follow(asked, take, take.run(segments=asked.segments))
@@ -380,7 +381,8 @@ def _branch(asked: Asked, take: Take, out: Path, at: int | None) -> None:
     count = take.order.made if at is None else at
     if not asked.dry_run:
         take.branch(out, at=at)
-    text = f"{out}: a take of the first {count} segments; go on: longtake generate --out {out} …"
+    first = counted(count, "segment")
+    text = f"{out}: a take of the first {first}; go on: longtake generate --out {out} …"
     _print(asked, {"kind": "branch", "out": str(out), "segments": count}, text)
 
 
@@ -480,11 +482,12 @@ def _ending(done: Done) -> list[str]:
     """Return the last lines: what was delivered, and its lengths."""
     asked = "" if done.asked is None else f"asked {done.asked:.2f} s, "
     lines = [
-        f"{done.segments} segments, {done.frames:,} frames, {done.duration:.2f} s: {asked}"
+        f"{counted(done.segments, 'segment')}, {counted(done.frames, 'frame')}, "
+        f"{done.duration:.2f} s: {asked}"
         f"snapped {done.snapped:.2f} s, delivered {done.delivered:.2f} s of new video"
     ]
     lines += [*done.report, *map(str, done.files)]
-    return lines + ([f"{done.to_make} segments to make"] if done.to_make else [])
+    return lines + ([f"{counted(done.to_make, 'segment')} to make"] if done.to_make else [])
 
 
 def _stopped(take: Take, last: dict[str, Any]) -> NoReturn:
@@ -499,8 +502,8 @@ def _stopped(take: Take, last: dict[str, Any]) -> NoReturn:
     if last:
         where = f" in segment {last['segment']} at step {last['done']} of {last['total']}"
     print(
-        f"longtake: stopped{where}; {order.made} segments ({seconds:.1f} s) in {take.root}; "
-        f"go on: longtake generate --out {take.root}",
+        f"longtake: stopped{where}; {counted(order.made, 'segment')} ({seconds:.1f} s) in "
+        f"{take.root}; go on: longtake generate --out {take.root}",
         file=sys.stderr,
     )
     sys.exit(130)

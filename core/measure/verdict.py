@@ -14,6 +14,7 @@ import attrs
 from attrs import frozen
 
 from ..experiment import Target
+from ..tools.words import counted
 from .compare import RateTable, compare_rates
 from .linear import NAME as LINEAR
 from .result import (
@@ -95,7 +96,7 @@ def format_interval(
     figure: Interval, metric: MetricInfo | None = None, *, sign: bool = False
 ) -> str:
     """Return the interval of a figure as text, with its number of clips."""
-    clips = f"{figure.n} clip{'s' if figure.n > 1 else ''}"
+    clips = counted(figure.n, "clip")
     ends = format_ends(figure, metric, sign=sign)
     return f"[{ends}] ({clips})" if ends else f"(no interval, {clips})"
 
@@ -396,7 +397,7 @@ def _cautions(result: MeasureResult) -> Iterator[VerdictLine]:
     for metric in result.missing:
         yield _note(f"{metric.title} was not measured: {metric.reason}.")
     if count < FEW:
-        yield _note(f"Only {count} clips were measured: their intervals are a guess.")
+        yield _note(f"Only {counted(count, 'clip')} measured: the intervals are a guess.")
     lengths = [clip.seconds for clip in result.clips if clip.short]
     if lengths:
         yield _note(

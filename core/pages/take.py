@@ -13,6 +13,7 @@ from markupsafe import Markup
 from ..take.figures import FrameFigures
 from ..take.findings import Join, Seam, SectionLengths, SegmentFacts, TakeReport
 from ..tools.files import whole_file, write_json
+from ..tools.words import counted
 from .charts import LEARNED, CssColours, LegendEntry, svg_chart
 from .report import page_style, page_template
 
@@ -86,8 +87,12 @@ def render_take(report: TakeReport, figures: FrameFigures | None = None) -> str:
 def _where(report: TakeReport) -> str:
     facts = report.facts
     count = len(facts.new)
-    source = f" behind {facts.source_frames:,} frames of a source" if facts.source_frames else ""
-    return f"{count} segment{'s' if count != 1 else ''}{source} at {facts.fps:g} frames a second"
+    source = (
+        f" behind {counted(facts.source_frames, 'frame')} of a source"
+        if facts.source_frames
+        else ""
+    )
+    return f"{counted(count, 'segment')}{source} at {facts.fps:g} frames a second"
 
 
 def _cards(report: TakeReport) -> list[tuple[str, str, str]]:
@@ -95,7 +100,7 @@ def _cards(report: TakeReport) -> list[tuple[str, str, str]]:
     facts = report.facts
     frames = sum(one.frames for one in facts.new)
     seams = {one.segment for one in report.findings if one.check.startswith("seam")}
-    cards = [("made", f"{frames / facts.fps:.2f} s", f"{frames:,} frames")]
+    cards = [("made", f"{frames / facts.fps:.2f} s", counted(frames, "frame"))]
     if report.joins:
         cards.append(("joins", str(len(report.joins)), f"{len(seams) or 'none'} to look at"))
     if report.drift:
@@ -113,12 +118,12 @@ def _cards(report: TakeReport) -> list[tuple[str, str, str]]:
 
 
 def _lengths(one: SectionLengths, fps: float) -> dict[str, Any]:
-    delivered = "not counted" if one.delivered is None else f"{one.delivered:,} frames"
+    delivered = "not counted" if one.delivered is None else counted(one.delivered, "frame")
     return {
         "number": one.number,
         "prompt": one.prompt,
         "asked": "until stopped" if one.asked is None else f"{one.asked:.2f} s",
-        "snapped": f"{one.snapped / fps:.2f} s, {one.snapped:,} frames",
+        "snapped": f"{one.snapped / fps:.2f} s, {counted(one.snapped, 'frame')}",
         "delivered": delivered,
         "segments": f"{one.made} of {one.segments}",
     }

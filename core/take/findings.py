@@ -17,6 +17,7 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import in_
 
+from ..tools.words import counted
 from .figures import NETWORK, FrameFigures
 
 FORMAT = 1
@@ -653,12 +654,12 @@ def _length_line(report: TakeReport) -> str:
     asked = [one.asked for one in report.sections]
     told = "until stopped" if None in asked else f"{sum(one or 0.0 for one in asked):.2f} s"
     unmade = sum(one.segments - one.made for one in report.sections)
-    counted = "not counted" if report.frames is None else f"{report.frames:,} in the video"
+    count = "not counted" if report.frames is None else f"{report.frames:,} in the video"
     source = f" behind {facts.source_frames:,} of the source" if facts.source_frames else ""
-    rest = f", {unmade} segment{'s' if unmade != 1 else ''} still to make" if unmade else ""
+    rest = f", {counted(unmade, 'segment')} still to make" if unmade else ""
     return (
-        f"length: asked {told}, made {planned / facts.fps:.2f} s, {planned:,} frames{source} "
-        f"({counted}){rest}"
+        f"length: asked {told}, made {planned / facts.fps:.2f} s, "
+        f"{counted(planned, 'frame')}{source} ({count}){rest}"
     )
 
 

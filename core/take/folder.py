@@ -45,6 +45,7 @@ from ..tools.files import (
     write_json,
     write_tensors,
 )
+from ..tools.words import counted
 from ..values.grid import Rate, Size3
 from .order import FORMAT, Entry, Order, check_format, digest
 
@@ -387,8 +388,8 @@ def safe_disk(made: int) -> Iterator[None]:
             raise
         place = str(error).removeprefix("cannot write ").partition(": ")[0]
         raise LongtakeError(
-            f"no space left writing {place}: {made} segments are safe; free space and run the "
-            "same command"
+            f"no space left writing {place}: {counted(made, 'segment')} safe; free space "
+            "and run the same command"
         ) from error
 
 

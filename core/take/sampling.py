@@ -16,6 +16,7 @@ from ..errors import LongtakeError
 from ..interfaces.backbone import Backbone, Cache
 from ..sample.loop import Conditioning, Contexts, draw_noise, steps
 from ..sample.spec import Sampler
+from ..tools.words import counted
 from ..values.grid import MemoryLimit, Size3
 from ..values.memory import Memory, drop_oldest
 from ..values.text import Text
@@ -209,7 +210,7 @@ def sample_segment(
         raise LongtakeError(
             f"out of memory at segment {task.number}, step {at + 1} ({_tokens(memory):,} memory "
             "tokens): lower generate.budget.max_history_seconds in a new take, or the size; "
-            f"{task.number - 1} segments are safe"
+            f"{counted(task.number - 1, 'segment')} safe"
         ) from error
     yield latents.float().cpu()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..tools.words import counted
 from .folder import TakeFolder
 from .order import Entry, Order
 
@@ -104,6 +105,6 @@ def _line(row: dict[str, Any]) -> str:
         *(["to make"] if row["id"] is None else []),
     ]
     return (
-        f"{row['segment']:4d}  {row['start']:7.2f}-{row['end']:.2f} s  {row['frames']} frames  "
-        f"{what}{''.join(f'; {mark}' for mark in marks)}"
+        f"{row['segment']:4d}  {row['start']:7.2f}-{row['end']:.2f} s  "
+        f"{counted(row['frames'], 'frame')}  {what}{''.join(f'; {mark}' for mark in marks)}"
     )

@@ -21,6 +21,7 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge
 
 from ..errors import UserError
+from ..tools.words import counted
 from ..values.grid import ceil_div
 from .storyboard import MOST_FAULTS, SEEDS, Section, exact, in_seconds
 
@@ -191,8 +192,8 @@ class SnappedSection:
         more = ", …" if count > 4 else ""
         return (
             f"asked {_short(begin)}–{asked} → {_short(self.snapped[0])}–{self.snapped[1]:.2f} s, "
-            f"{self.frames:,} frame{'s' if self.frames != 1 else ''}, "
-            f"{count:,} segment{'s' if count != 1 else ''} of {few}, "
+            f"{counted(self.frames, 'frame')}, "
+            f"{counted(count, 'segment')} of {few}, "
             f"seed{'s' if count != 1 else ''} {seeds}{more}"
         )
 
@@ -365,7 +366,7 @@ def _too_short(section: Section, grid: TakeGrid) -> str:
 
 
 def _latents(count: int) -> str:
-    return f"{count} latent{'s' if count != 1 else ''}"
+    return counted(count, "latent")
 
 
 def _short(seconds: float) -> str:

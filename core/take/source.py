@@ -24,6 +24,7 @@ from ..interfaces.codec import Codec, from_bytes
 from ..interfaces.compressor import State
 from ..interfaces.spec import CodecSpec
 from ..tools.files import hash_file, read_object, write_json
+from ..tools.words import counted
 from ..values.grid import Rate
 from ..video.decode import Pixels, VideoError, probe
 from ..video.placement import Placement, cover
@@ -70,9 +71,9 @@ class Source:
         """What is taken of it, in one line."""
         if self.picture:
             return f"{self.path.name}: {self.placement}, the first frame"
-        left = f", {self.skip} frames at its beginning left out" if self.skip else ""
+        left = f", {counted(self.skip, 'frame')} at its beginning left out" if self.skip else ""
         return (
-            f"{self.path.name}: {self.placement}, {self.frames} frames at {fps:g} fps "
+            f"{self.path.name}: {self.placement}, {counted(self.frames, 'frame')} at {fps:g} fps "
             f"({self.frames / fps:.2f} s){left}{f'; {self.note}' if self.note else ''}"
         )
 
@@ -109,7 +110,8 @@ def find_source(
         raise UserError(f"--extend-from {until:g}: {path.name} has {total / folder.fps:.2f} s")
     step = stride * int(folder.spec["period"])
     if total < 1 + stride:
-        raise VideoError(path, f"has {total} frames at {folder.fps:g} fps: {1 + stride} or more")
+        few = counted(total, "frame")
+        raise VideoError(path, f"has {few} at {folder.fps:g} fps: {1 + stride} or more")
     frames = 1 + (total - 1) // step * step
     return Source(
         path=path,

@@ -26,6 +26,7 @@ from ..errors import UserError
 from ..model import Model
 from ..tools.device import pick_device
 from ..tools.files import claimed_folder, disk_errors, hash_file, remove_folder
+from ..tools.words import counted
 from ..values.memory import Memory
 from ..video.decode import Pixels, probe
 from .base import TakeBase
@@ -381,7 +382,7 @@ class Take(TakeBase):
         count = order.made if at is None else at
         order.check_number(count, "--at")
         if count > order.made:
-            raise UserError(f"--at {count}: only {order.made} segments are made")
+            raise UserError(f"--at {count}: only {counted(order.made, 'segment')} made")
         place = Path(out)
         self.folder.branch(place, Order(entries=order.entries[:count]))
         return Take(TakeFolder.open(place), self.source_run, self.device)

@@ -19,6 +19,7 @@ from ..interfaces.backbone import Cache
 from ..model import Model, memory_limit
 from ..registry import build
 from ..tools.pictures import side_by_side
+from ..tools.words import counted
 from ..values.grid import MemoryLimit
 from ..values.text import Text
 from .base import TakeBase
@@ -285,7 +286,7 @@ class Worker:
         if free < needed:
             raise LongtakeError(
                 f"{free / 1e9:.1f} GB free, segment {number} needs {needed / 1e9:.1f} GB: "
-                f"{number - 1} segments are safe; free space and run the same command"
+                f"{counted(number - 1, 'segment')} safe; free space and run the same command"
             )
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torchmetrics.functional.image import (
 )
 
 from ...core.interfaces.metric import Metric
+from ...core.tools.words import counted
 from .specs import HighBand, MsSsim, Psnr, Ssim
 
 WINDOW = 11  # pixels of the Gaussian window of SSIM
@@ -75,7 +76,7 @@ class MsSsimMetric(Metric[MsSsim]):
     @property
     def title(self) -> str:
         """The name with the number of scales."""
-        return f"MS-SSIM ({self.spec.scales} scale{'s' if self.spec.scales > 1 else ''})"
+        return f"MS-SSIM ({counted(self.spec.scales, 'scale')})"
 
     @property
     def least(self) -> int:

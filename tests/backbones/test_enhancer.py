@@ -79,6 +79,7 @@ def velocity(
     return model.velocity(x, t, wan.frames(7, 2, len(index)), context)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_step_zero_is_unchanged_to_the_bit(wan: Any, attention: str) -> None:
     plain, model, held = small(wan, attention), small(wan, attention), memory(wan)
@@ -106,6 +107,7 @@ def test_the_seed_says_all(wan: Any) -> None:
     assert not none.adapters()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @torch.no_grad()
 def test_targets_read_features_and_memory_does_not(wan: Any, attention: str) -> None:
@@ -179,6 +181,7 @@ def test_features_come_along_when_a_cache_grows(wan: Any) -> None:
     assert float(gap) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_every_parameter_moves_in_two_steps(wan: Any, attention: str) -> None:
     model, held = small(wan, attention), memory(wan)
@@ -211,6 +214,7 @@ def test_no_rank_waits_for_a_gradient(wan: Any, shown: str) -> None:
     assert bool(read) == (shown == "one part") and not read & set(idle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_checkpointing_keeps_gradients(wan: Any, attention: str) -> None:
     model, found = enhanced(wan, attention), []

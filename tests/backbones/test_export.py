@@ -27,6 +27,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-6) -> bool:
     return bool((a - b).abs().max() <= tolerance * b.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [ALL, SOME])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_diffusers_reads_wan(
@@ -202,6 +203,7 @@ def test_diffusers_files_are_right_without_their_metadata(
     assert close(velocity(kit.small(loras=(str(path),)), kit), velocity(model, kit))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [6.0, 7.0])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_goes_on_from_an_exported_file(
@@ -228,6 +230,7 @@ def test_exported_files_say_what_they_are(wan: Any, tmp_path: Path) -> None:
     assert "lora_adapter_metadata" not in said  # diffusers would scale twice
 
 
+@pytest.mark.slow
 def test_enhancers_travel_beside_the_lora(wan: Any, tmp_path: Path) -> None:
     def model() -> Any:
         made = wan.small()

@@ -142,6 +142,7 @@ def cells(indices: list[int], rate: int, size: tuple[int, int]) -> int:
     return int(torch.tensor([ceil_div(n, rate) for n in counts]).prod())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(16, 24), (12, 20), (10, 14), (60, 104)])
 def test_the_rotary_table_is_the_pooled_one(hunyuan: Any, size: tuple[int, int]) -> None:
     model = small(hunyuan, head_width=128, heads=1, rope=(16, 56, 56))
@@ -189,6 +190,7 @@ def padded(text: Text) -> Text:
     return attrs.evolve(text, mask=mask)
 
 
+@pytest.mark.slow
 @LIMITS
 @pytest.mark.parametrize("size", [(16, 24), (12, 20), (10, 14)])
 @pytest.mark.parametrize("image", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -241,6 +243,7 @@ def test_contract(hunyuan: Any, attention: str) -> None:
     check_backbone(small(hunyuan, attention=attention, memory_time=0.0))
 
 
+@pytest.mark.slow
 @LIMITS
 @pytest.mark.parametrize("size", [(16, 24), (10, 14), (11, 13)])
 @torch.no_grad()
@@ -281,6 +284,7 @@ def test_a_cache_is_the_memory(hunyuan: Any) -> None:
     assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_weights_load_from_either_folder(hunyuan: Any, tmp_path: Path) -> None:
     """As diffusers writes them, and under the class name of FramePack's own release."""
     model = small(hunyuan)

@@ -201,6 +201,7 @@ def test_two_compressors_of_which_one_brings_features(wan: Any, attention: str) 
     assert bool(video.isfinite().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["full", "isolated-causal"])
 @torch.no_grad()
 def test_at_a_cut_of_a_take_the_window_goes_and_the_rest_stays(wan: Any, attention: str) -> None:

@@ -136,6 +136,7 @@ def test_padding_may_stand_anywhere(hunyuan: Any) -> None:
     assert torch.equal(ours, velocity(model, video, t, frames, short))
 
 
+@pytest.mark.slow
 @LIMITS
 @pytest.mark.parametrize("shown", [[0, 1, 2, 3, 4], [0, 1, 2, 7, 9], [3, 4, 5, 6, 40]])
 def test_patches_as_memory_are_the_longer_video(
@@ -152,6 +153,7 @@ def test_patches_as_memory_are_the_longer_video(
         assert far(ours, hunyuan.reference(other, video, t, prompts)[:, :, 3:]) < gap
 
 
+@pytest.mark.slow
 @LIMITS
 @pytest.mark.parametrize("shown", [[0, 1, 2], [0, 5, 6]])
 def test_clean_memory_is_token_replace(

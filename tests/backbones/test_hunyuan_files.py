@@ -56,6 +56,7 @@ def test_adapters_start_at_zero_on_a_frozen_base(hunyuan: Any, attention: str) -
     assert {p for p in model.parameters() if p.requires_grad} == set(model.adapters().values())
 
 
+@pytest.mark.slow
 def test_lora_comes_back_and_diffusers_reads_it(hunyuan: Any, tmp_path: Path) -> None:
     model, path = trained(hunyuan), tmp_path / "lora.safetensors"
     model.save_adapters(path)

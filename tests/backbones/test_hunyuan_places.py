@@ -90,6 +90,7 @@ def test_without_memory_a_late_segment_is_diffusers_video_to_the_bit(hunyuan: An
     assert far(ours["absolute"], reference) > 1e-3, "text reads other places"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", KINDS)
 def test_a_take_that_grew_is_as_one_that_did_not(hunyuan: Any, attention: str) -> None:
     """The same past and the same targets, later in the video."""

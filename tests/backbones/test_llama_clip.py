@@ -134,6 +134,7 @@ def test_another_model(folder: Path, copied: Path) -> None:
     assert "holds a model of llama, not of clip_text_model" in refused(spec(copied))
 
 
+@pytest.mark.slow
 def test_release_frees_both(folder: Path) -> None:
     encoder = LlamaClipEncoder(spec(folder))
     first = encoder.encode(["cat"])

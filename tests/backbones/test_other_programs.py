@@ -135,6 +135,7 @@ def write(path: Path, parts: list[dict[str, Tensor]]) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_program_s_lora_of_wan_acts_as_ours(wan: Any, layout: str, tmp_path: Path) -> None:
     model = trained(wan, rank=RANK, alpha=ALPHA)
@@ -150,6 +151,7 @@ def test_every_program_s_lora_of_wan_acts_as_ours(wan: Any, layout: str, tmp_pat
         refused("DoRA is not read", lambda: wan.small(loras=(path,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["comfyui", "musubi", "target other", "comfyui flat"])
 def test_every_program_s_lora_of_hunyuan_acts_as_ours(layout: str, tmp_path: Path) -> None:
     kit = HunyuanKit()
@@ -229,6 +231,7 @@ def test_framepack_refuses_foreign_files_in_one_line(wan: Any, tmp_path: Path) -
         refused(words, lambda: framepack(path))
 
 
+@pytest.mark.slow
 def test_hunyuan_refuses_what_its_converter_cannot_cut(tmp_path: Path) -> None:
     tensors = original(HunyuanKit().small().state_dict())
     for name in ("single_blocks.0.linear1.weight", "double_blocks.0.img_attn_qkv.weight"):
@@ -503,6 +506,7 @@ def test_case_weights_of_hunyuan(cases: Path) -> None:
     refused("lack 10 tensors, such as clean_x_embedder", lambda: framepack(path, refiner_layers=2))
 
 
+@pytest.mark.slow
 def test_case_weights_of_framepack(cases: Path) -> None:
     path = cases / "weights" / "framepack_prefixed_tiny.safetensors"
     model = framepack(path)

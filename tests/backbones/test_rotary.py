@@ -109,6 +109,7 @@ def test_whole_blocks_are_framepacks_pooled_table(step: int) -> None:
     assert float(square.max()) < 1 and float(square.min()) < (0.8 if step == 2 else 0.23)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["full", "isolated", "isolated-causal"])
 @torch.no_grad()
 def test_wan_reads_extents_where_its_spec_says_so(wan: Any, attention: str) -> None:

@@ -65,6 +65,7 @@ def test_embeddings_are_the_pipelines_to_the_bit(folder: Path, dtype: str) -> No
     assert found.pooled is None and found.mask.sum(dim=1).tolist()[1:3] == [1, 20]
 
 
+@pytest.mark.slow
 def test_keeps_the_contract(folder: Path) -> None:
     check_text_encoder(Umt5Encoder(spec(folder)))
 
@@ -83,6 +84,7 @@ def test_lone_surrogates_are_read(folder: Path) -> None:
     assert bool(Umt5Encoder(spec(folder)).encode(["a \ud800 cat"]).mask.any())
 
 
+@pytest.mark.slow
 def test_loads_at_the_first_prompt_and_again_after_release(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_codec_that_knows_its_margin_is_not_measured(tmp_path: Path) -> None:
     assert codec.margin == 1
 
 
+@pytest.mark.slow
 def test_a_store_of_hunyuan_latents_has_the_last_tile(tmp_path: Path) -> None:
     """The clip does not end with a tile: its last latents are provisional, and are there."""
     vae = diffusers_hunyuan(HUNYUAN)

@@ -82,6 +82,7 @@ def apart(one: Tensor, two: Tensor) -> float:
     return float((one - two).abs().max()) if one.numel() else 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", ["sample", "token"])
 @torch.no_grad()
 def test_one_cache_serves_steps_branches_and_prompts(wan: Any, time: str) -> None:

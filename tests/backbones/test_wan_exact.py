@@ -96,6 +96,7 @@ def patches(model: TinyWanBackbone, clean: Tensor, frames: Tensor) -> Memory:
     return Memory(parts=(part,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("shown", [[0, 1, 2, 3, 4], [0, 1, 2, 7, 9], [3, 4, 5, 6, 40]])
 @pytest.mark.parametrize(("dtype", "gap"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
@@ -115,6 +116,7 @@ def test_patches_as_memory_are_the_longer_video(
     assert float((ours - theirs).abs().max()) < gap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("shown", [[0, 1, 2, 3, 4], [2, 3, 9, 12, 40]])
 @pytest.mark.parametrize(("dtype", "gap"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])

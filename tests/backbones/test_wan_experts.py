@@ -148,6 +148,7 @@ def test_one_fit_that_of_the_high_noise_expert() -> None:
     assert model.geometry == spec().geometry
 
 
+@pytest.mark.slow
 def test_a_pipeline_gives_either_expert_or_both(tmp_path: Path) -> None:
     model = lively()
     root = str(pipeline(tmp_path / "pipe", model))
@@ -265,6 +266,7 @@ def test_with_several_processes_the_idle_expert_has_zero_gradients(monkeypatch: 
     assert all(p.grad is not None and not p.grad.any() for p in idle)
 
 
+@pytest.mark.slow
 def test_loras_beside_go_to_the_expert_that_they_name(tmp_path: Path) -> None:
     high, low = tmp_path / "high.safetensors", tmp_path / "low.safetensors"
     trained().transformer.save_adapters(high)
@@ -297,6 +299,7 @@ def test_both_read_features_of_a_memory_and_keep_them_apart(tmp_path: Path) -> N
     assert torch.equal(velocity(models[1], t, held), velocity(models[0], t, held))
 
 
+@pytest.mark.slow
 def test_checkpointing_reaches_both() -> None:
     model, t = trained(), [0.9, 0.2]
     plain = velocity(model, t, memory(2))

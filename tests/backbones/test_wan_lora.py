@@ -184,6 +184,7 @@ def test_diffusers_reads_our_lora(wan: Any, tmp_path: Path) -> None:
     assert (kept["transformer.r"], kept["transformer.lora_alpha"]) == (3, 7.0)
 
 
+@pytest.mark.slow
 def test_bad_lora_files_say_so_in_one_line(wan: Any, tmp_path: Path) -> None:
     path, model = tmp_path / "lora.safetensors", trained(wan)
     model.save_adapters(path)

@@ -30,6 +30,7 @@ def with_tokens(memory: Memory, tokens: Tensor) -> Memory:
     return Memory(parts=(attrs.evolve(memory.parts[0], tokens=tokens),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", ["sample", "token"])
 def test_one_cache_serves_steps_branches_and_prompts(wan: Any, time: str) -> None:
     model, memory = wan.isolated(time=time, layers=3), wan.memory(2, 7)
@@ -105,6 +106,7 @@ def loss_of(model: TinyWanBackbone, wan: Any, memory: Memory, seed: int = 1) -> 
     return out.square().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["full", "isolated", "isolated-causal"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_checkpointing_keeps_gradients(wan: Any, attention: str, lora: bool) -> None:

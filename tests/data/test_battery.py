@@ -328,6 +328,7 @@ def test_there_are_fifty_and_more() -> None:
     assert len(CASES) >= 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_right_outcome(tmp_path: Path, name: str) -> None:
     (tmp_path / "videos").mkdir()

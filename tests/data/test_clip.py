@@ -27,6 +27,7 @@ def test_length_size_and_type(frames):
     assert next(clip.builtin_clip()).shape == (288, 512, 3)
 
 
+@pytest.mark.slow
 def test_the_same_second_is_the_same_at_any_rate_and_on_any_run(frames):
     faster = np.stack(list(clip.builtin_clip(seconds=20, fps=24, **SMALL)))
     assert np.array_equal(faster[::3], frames)

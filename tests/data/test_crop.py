@@ -32,6 +32,7 @@ def encoded(frames: torch.Tensor) -> History:
     return History(latents=latents, lr=lr, pixels=frames)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     top=st.integers(0, 1), left=st.integers(0, 2), height=st.integers(1, 8), width=st.integers(1, 8)

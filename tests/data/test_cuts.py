@@ -46,6 +46,7 @@ def shots(lengths, first=1):
     return [scene(first + k, n) for k, length in enumerate(lengths) for n in range(length)]
 
 
+@pytest.mark.slow
 @cuts_extra
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.ts"])
 @pytest.mark.parametrize("late", [0, 5000])
@@ -61,6 +62,7 @@ def test_a_cut_is_the_time_of_the_first_frame_of_a_shot(tmp_path, name, late):
         assert np.abs(colours[at] - colours[at + 1]).max() < 3
 
 
+@pytest.mark.slow
 @cuts_extra
 @settings(max_examples=8, deadline=None)
 @given(

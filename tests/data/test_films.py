@@ -289,6 +289,7 @@ def test_variants_show_the_frames_turned_and_timed(photos: Path) -> None:
     assert {(c.start, c.end) for c in fast} == {(0.0, 0.5), (0.5, 1.5)}
 
 
+@pytest.mark.slow
 def test_variants_resume_take_rates_and_bind_the_store(photos: Path) -> None:
     how: dict[str, object] = {
         "reverse": True,

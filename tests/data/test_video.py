@@ -116,6 +116,7 @@ def test_times_count_from_the_first_frame(tmp_path):
     assert numbers(read_frames(path, fps=5).frames) == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.ts", "v.avi"])
 @pytest.mark.parametrize("start", [0.0, 2.05, 6.3, 11.4])
 def test_a_start_reads_the_same_frames_as_reading_from_the_beginning(tmp_path, name, start):
@@ -314,6 +315,7 @@ def test_real_clips_are_what_their_manifest_says(video_dir, every):
         assert len(clip.frames) == math.ceil(int(row["frames"]) / 2) and clip.warning == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.ts", "v.avi"])
 def test_a_late_start_is_sought_not_decoded(tmp_path, name):
     path = encode(tmp_path / name, numbered(60), rate=5)
@@ -355,6 +357,7 @@ def odd_file(folder, name):
     return shared_case(f"video/{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMES)
 def test_frame_times_and_lengths_are_those_of_ffmpeg(tmp_path, name):
     with decode.open_video(odd_file(tmp_path, name)) as video:

@@ -120,6 +120,7 @@ def test_an_mp4_without_its_index_is_not_readable(tmp_path):
     refused(cut(encode(tmp_path / "v.mp4", noise(100)), 0.5), "not a video that FFmpeg can read")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("v.mkv", {}), ("v.mp4", {"movflags": "faststart"})])
 def test_a_truncated_video_gives_what_there_is_and_says_so(tmp_path, name, options):
     path = encode(tmp_path / name, noise(100), options)

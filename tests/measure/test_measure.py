@@ -147,6 +147,7 @@ def test_strips_of_named_clips(measure_setup):
         make_strips(measure_setup, names=("e",))
 
 
+@pytest.mark.slow
 def test_every_part_of_a_memory_is_measured_alone(experiment, store):
     spec, (conv,) = attrs.evolve(experiment.measure, long_seconds=0.0), experiment.compressors
     two = attrs.evolve(

@@ -11,6 +11,7 @@ from longtake.core.errors import UserError
 from longtake.core.pages.picture import default_credit, draw_picture, save_picture
 
 
+@pytest.mark.slow
 def test_it_holds_rows_columns_and_the_credit(tmp_path, strips):
     path = save_picture(strips[:2], tmp_path / "new" / "out.png", credit="by me", width=96)
     picture = Image.open(path)

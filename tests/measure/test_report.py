@@ -104,6 +104,7 @@ def test_sliders_are_native_and_named_and_hidden_until_the_script_runs(page, tex
     assert labelled == ["original", "oracle", "upsample"] * len(sliders)
 
 
+@pytest.mark.slow
 def test_a_page_without_sliders_has_no_script(result, strips):
     page = Parsed(render(result, Page(strips=strips)))
     assert not page.all("script") and not page.all("input") and page.all("img")
@@ -203,6 +204,7 @@ def test_wide_frames_shrink():
     assert Image.open(io.BytesIO(data)).size == (320, 45)
 
 
+@pytest.mark.slow
 def test_one_clip_without_interval_or_partner_still_reads(result, strips):
     lone = attrs.evolve(
         result,

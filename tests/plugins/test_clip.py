@@ -67,6 +67,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() <= 1e-10).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "grid", "every"),
     [("clip", 1, 2), pytest.param("siglip", 3, 5, marks=pytest.mark.slow)],

@@ -54,6 +54,7 @@ def kind(spec: MaskerSpec) -> str:
     return type(spec).__name__ + getattr(spec, "fill", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ALL, ids=kind)
 @pytest.mark.parametrize("where", ["random", "last"])
 def test_every_masker_keeps_the_contract(spec: MaskerSpec, where: str) -> None:

@@ -37,6 +37,7 @@ def ask(spec: Noise, given: History, seed: int = 0) -> Query:
     return NoiseMasker(spec)(given, TEXT, Draws.of(seed, 0, places, "test"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["min", "mean", "max"])
 @pytest.mark.parametrize("contiguous", [0.0, 0.5, 1.0])
 def test_keeps_the_contract(level: str, contiguous: float) -> None:

@@ -117,6 +117,7 @@ def test_any_chunking_gives_the_memory_of_the_whole(
     assert torch.equal(a.positions, b.positions) and torch.equal(a.extents, b.extents)
 
 
+@pytest.mark.slow
 def test_samples_of_a_ragged_batch_are_as_alone(spec: VaeProj) -> None:
     lengths = [9, 4, 1, 0]
     ragged = shortened(history(Size3(time=9, height=4, width=6), 4), lengths)

@@ -90,6 +90,7 @@ def test_redo_stop_undo(own: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_segment_that_is_gone_is_made_again(own: Path) -> None:
     shutil.rmtree(own / "segments" / opened(own).segment(2).id)
     code, _, err = longtake("generate", "--out", own)
@@ -129,6 +130,7 @@ def test_a_storyboard_of_each_kind(run: Path, tmp_path: Path) -> None:
     assert longtake("generate", "--out", take.root, "--story", board, "--yes")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_storyboard_that_begins_with_a_file(run: Path, take: Path, tmp_path: Path) -> None:
     """A dry run counts its frames, and the take has its shape, wherever the file is named."""
     clip(tmp_path / "tall.mp4", seconds=1.2, size=(72, 40))
@@ -203,6 +205,7 @@ def test_what_does_not_fit_a_take(take: Path, tmp_path: Path) -> None:
     assert code == 2 and "name the RUN that makes it" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_between_two_events(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from longtake.core.cli import generate as verb_file
 

@@ -172,6 +172,7 @@ def test_an_open_section_goes_on_until_it_is_stopped(run: Path, tmp_path: Path) 
     assert kinds(take.run([Section(prompt="on and on")], segments=0)) == ["done"]
 
 
+@pytest.mark.slow
 def test_where_nothing_is_to_be_made_no_model_is_loaded(
     whole: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +219,7 @@ def test_redo_undo_and_drop(whole: Take, run: Path, tmp_path: Path) -> None:
         whole.segment(9)
 
 
+@pytest.mark.slow
 def test_a_branch_is_a_take_of_its_own(whole: Take, tmp_path: Path) -> None:
     branch = whole.branch(tmp_path / "branch", at=1)
     story = iter([Section(prompt="a fish", seconds=1.0)])
@@ -254,6 +256,7 @@ def test_a_video_goes_on(run: Path, tmp_path: Path) -> None:
         take.begin(clip(tmp_path / "other.mp4", seed=6))
 
 
+@pytest.mark.slow
 def test_a_source_is_encoded_as_in_training(run: Path, tmp_path: Path) -> None:
     video = clip(tmp_path / "mine.mp4")
     take = begun(tmp_path / "take", run)
@@ -274,6 +277,7 @@ def test_a_source_is_encoded_as_in_training(run: Path, tmp_path: Path) -> None:
     assert torch.allclose(at_once.tokens, by_take.tokens, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_picture_is_one_latent(run: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -285,6 +289,7 @@ def test_a_picture_is_one_latent(run: Path, tmp_path: Path) -> None:
     assert [entry.latents for entry in take.order.entries] == [1, 4]
 
 
+@pytest.mark.slow
 def test_a_source_of_many_segments_is_read_once_for_its_clips(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +376,7 @@ def test_a_cache_that_grows_gives_what_a_fresh_one_gives(tmp_path: Path) -> None
     same(one, other)
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_makes_a_take(run: Path, whole: Take, tmp_path: Path) -> None:
     take = Take.create(tmp_path / "take", model=whole.model_of(), seed=3, device="cpu")
     assert done(take.run([TWO[0]]))["segments"] == 1
@@ -381,6 +387,7 @@ def test_a_model_in_memory_makes_a_take(run: Path, whole: Take, tmp_path: Path) 
 # What goes wrong
 
 
+@pytest.mark.slow
 def test_an_edited_segment_is_refused_with_the_ways_out(whole: Take, tmp_path: Path) -> None:
     take = copy(whole, tmp_path / "take")
     path = take.root / "segments" / take.segment(2).id / "latents.safetensors"
@@ -452,7 +459,7 @@ def test_short_memory_says_what_is_safe(
 
     with monkeypatch.context() as patch:
         patch.setattr(type(take.model_of().backbone), "velocity", short)
-        with pytest.raises(LongtakeError, match=r"at segment 2, step 1 \(.* 1 segments are safe"):
+        with pytest.raises(LongtakeError, match=r"at segment 2, step 1 \(.* 1 segment safe"):
             list(take.run(list(TWO)))
     with monkeypatch.context() as patch:
         patch.setattr(past_file.Decoding, "frames", short)
@@ -470,9 +477,7 @@ def test_a_full_disk_is_foreseen_and_met(
         patch.setattr(
             work_file.shutil, "disk_usage", lambda _: type("U", (), {"free": 4e8 - 3.9e8})
         )
-        with pytest.raises(
-            LongtakeError, match=r"GB free, segment 1 needs .*: 0 segments are safe"
-        ):
+        with pytest.raises(LongtakeError, match=r"GB free, segment 1 needs .*: 0 segments safe"):
             list(take.run([TWO[0]]))
 
     def full(*_: object, **__: object) -> None:
@@ -480,12 +485,12 @@ def test_a_full_disk_is_foreseen_and_met(
 
     with monkeypatch.context() as patch:
         patch.setattr("longtake.core.take.folder.write_tensors", full)
-        with pytest.raises(LongtakeError, match=r"no space left writing .*0 segments are safe"):
+        with pytest.raises(LongtakeError, match=r"no space left writing .*0 segments safe"):
             list(take.run())
     assert not list((take.root / "segments").iterdir())
     with monkeypatch.context() as patch:
         patch.setattr("longtake.core.video.write._copy_packets", full)
-        match = r"no space left writing .*take.mp4: 1 segments are safe"
+        match = r"no space left writing .*take.mp4: 1 segment safe"
         with pytest.raises(LongtakeError, match=match):
             list(take.run())
     assert done(take.run())["segments"] == 1
@@ -511,6 +516,7 @@ def test_delivered_is_snapped(whole: Take, tmp_path: Path, monkeypatch: pytest.M
         take.deliver()
 
 
+@pytest.mark.slow
 def test_video_and_report_are_written_on_the_way(run: Path, tmp_path: Path) -> None:
     take = begun(tmp_path / "take", run, sets=["generate.deliver_every=1"])
     seen: list[tuple[int | None, int]] = []

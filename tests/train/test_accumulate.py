@@ -45,6 +45,7 @@ def gradient(experiment: Experiment, store: Path) -> dict[str, torch.Tensor]:
     return found | {"loss": torch.tensor(loss, dtype=torch.float64)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
 @pytest.mark.parametrize("accumulate", [2, 3, 6])
 def test_a_step_is_the_same_in_micro_batches(store: Path, accumulate: int, dropout: float) -> None:
@@ -143,6 +144,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, at: int) -> 
     monkeypatch.setattr(cls, method, poisoned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "method", "at", "said"),
     [

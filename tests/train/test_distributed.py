@@ -44,6 +44,7 @@ def gradients(experiment: Experiment, store: Path, shares: list[Batch]) -> dict[
     return {"loss": torch.stack(losses).sum().detach(), **found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3, 6])
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
 def test_loss_and_gradient_do_not_depend_on_how_a_batch_is_dealt(

@@ -94,6 +94,7 @@ def _stage(checkpoint: Path, experiment) -> dict[str, torch.Tensor]:
     return encoder | {f"backbone.{n}": p.detach() for n, p in model.backbone.named_parameters()}
 
 
+@pytest.mark.slow
 def test_starting_from_a_run_begins_at_its_average(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_gain_is_measured_on_what_users_get(store: Path, tmp_path: Path) -> None
     assert with_mean.gain != without.gain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["raw", "average"])
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
 def test_a_damaged_state_is_one_line(store: Path, tmp_path: Path, file: str, damage: str) -> None:

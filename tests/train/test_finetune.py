@@ -169,6 +169,7 @@ def test_noise_in_the_past_is_of_a_level_a_sample_or_a_frame(generator: torch.Ge
         assert float((low - covered).abs().max()) < 0.05, "the least level of what it covers"
 
 
+@pytest.mark.slow
 def test_resume_equals_never_stopped(store: Path, stage_one: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     cut = FinetuneSpec(past=(0.5, 1.5), target=(0.5, 1.0), beginnings=0.5, corruption="noise")
@@ -192,6 +193,7 @@ def test_resume_equals_never_stopped(store: Path, stage_one: Path, tmp_path: Pat
     assert any("memory_gain" in line for line in read_json_lines(whole / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_and_a_trainable_one_moves(
     store: Path, stage_one: Path, tmp_path: Path
 ) -> None:
@@ -277,6 +279,7 @@ def test_bad_input_is_one_line(store: Path, stage_one: Path, tmp_path: Path) -> 
         assert not run.exists(), "a refused run must leave nothing behind"
 
 
+@pytest.mark.slow
 def test_a_dit_that_was_trained_whole_is_what_stage_two_stands_on(
     store: Path, tmp_path: Path
 ) -> None:

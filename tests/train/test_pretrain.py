@@ -44,6 +44,7 @@ from ..small import RATE, small, write_clips
 from .runs import batches_of, stage_of
 
 
+@pytest.mark.slow
 def test_checkpoints_are_kept_few_and_load_to_the_same_outputs(store: Path, tmp_path: Path) -> None:
     experiment = small(steps=6, save_every=1, keep=2)
     pretrain(experiment, store, tmp_path / "run")
@@ -328,6 +329,7 @@ def test_clips_of_videos_that_are_gone_are_said(
     assert "did not find: clip-1.mp4, clip-2.mp4; to leave them out" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_project_that_moved_finds_its_weights(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

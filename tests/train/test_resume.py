@@ -145,6 +145,7 @@ def test_weights_of_a_file_train_in_aligned_memory(
     assert odd and not any(odd), "other addresses round otherwise than those of a fresh run"
 
 
+@pytest.mark.slow
 def test_minutes_make_checkpoints_too(store: Path, tmp_path: Path) -> None:
     timed = small(steps=4, save_every=100, save_minutes=1e-9, keep=9)
     pretrain(timed, store, tmp_path / "timed")
@@ -188,6 +189,7 @@ def test_old_checkpoints_go_whole_or_stay_whole(
     assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"\xff\xfe"])
 def test_a_damaged_state_is_one_line(store: Path, tmp_path: Path, damage: bytes) -> None:
     experiment = small(steps=4, save_every=2)
