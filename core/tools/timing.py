@@ -1,0 +1,113 @@
+"""What a call costs on a device: seconds, memory, operations; and what the device can reach."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+MIB = 2**20
+
+
+def time_calls(
+    run: Callable[[], object], device: torch.device, repeats: int, *, warm: int = 3
+) -> dict[str, float]:
+    """Return the median, least and greatest seconds of `run`, after `warm` untimed runs."""
+    for _ in range(warm):
+        run()
+    measure = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    times = [measure(run) for _ in range(repeats)]
+    return {"seconds": statistics.median(times), "least": min(times), "greatest": max(times)}
+
+
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _cuda_seconds(run: Callable[[], object]) -> float:
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    run()
+    last.record()
+    torch.cuda.synchronize()
+    return float(first.elapsed_time(last)) / 1e3
+
+
+def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
+    """Return the greatest memory that `run` allocates beside what is there; None without CUDA."""
+    if device.type != "cuda":
+        run()
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+def count_flop(run: Callable[[], object]) -> int:
+    """Return the floating-point operations of a call: products, convolutions and attention.
+
+    torch's own counter does not know the attention of CPUs and takes it for nothing.
+    """
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_backward_flop_count(grad, query, key, value))
+
+    name = "_scaled_dot_product_flash_attention_for_cpu"
+    attention = {
+        getattr(torch.ops.aten, name): forward,
+        getattr(torch.ops.aten, f"{name}_backward"): backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def device_limits(
+    device: torch.device, dtype: torch.dtype, *, side: int, floats: int, repeats: int
+) -> dict[str, Any]:
+    """Return what a device reaches: FLOP/s of a large product, bytes/s of a large copy.
+
+    Values are random: products of zeros can run faster.
+
+    Args:
+        device: to measure.
+        dtype: of the product.
+        side: of its matrices.
+        floats: float32 numbers that are copied.
+        repeats: timed runs of each.
+    """
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    source, target = torch.randn(2, floats, device=device)
+    product = time_calls(lambda: a @ b, device, repeats)
+    copy = time_calls(lambda: target.copy_(source), device, repeats)
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "flop_per_second": 2 * side**3 / product["seconds"],
+        "copy_bytes_per_second": 2 * source.nbytes / copy["seconds"],
+        "product": product,
+        "copy": copy,
+    }
+
+
+def floor_seconds(flop: float, moved: float, limits: Mapping[str, Any]) -> float:
+    """Return the least seconds that a device's limits allow.
+
+    Args:
+        flop: floating-point operations.
+        moved: bytes that must be read or written.
+        limits: as `device_limits` measured them.
+    """
+    products = flop / float(limits["flop_per_second"])
+    return max(products, moved / float(limits["copy_bytes_per_second"]))
