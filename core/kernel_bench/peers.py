@@ -145,7 +145,7 @@ def windowed(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     frames = query.shape[1]
 
     def split(x: Tensor) -> Tensor:
-        parted: Tensor = x.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+        parted: Tensor = x.unflatten(-1, (heads, -1))
         return parted.transpose(-2, -3)  # [..., heads, S, d]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
