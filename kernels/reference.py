@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-6
+TOO_SMALL = 20480  # channels × frames × rows of one sample that torch takes past oneDNN
 
 
 def conv3d_act(
@@ -37,10 +38,37 @@ def conv3d_act(
     Source: method.md §2; kernels.md §5, K1.
     """
     frames = torch.cat([tail, x], dim=2) if tail.shape[2] else x
-    y = F.conv3d(frames, weight, bias, stride=stride, padding=(0, 1, 1))
+    y = _conv3d(frames, weight, bias, stride)
     if norm is not None:
         y = rms_norm(y, norm)
-    return F.silu(y) if activation else y
+    # Without a gradient nobody reads y again, and new memory costs a CPU as much as the SiLU.
+    return F.silu(y, inplace=not y.requires_grad) if activation else y
+
+
+def _conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    """Return the conv of `[B, C, T, H, W]`, padded by one zero a side in space.
+
+    torch takes one small sample, such as a second that is appended, past oneDNN, and then needs
+    three to five times as long for it on a CPU.
+    """
+    if _passes_onednn(x, weight):
+        return torch.ops.aten.mkldnn_convolution(x, weight, bias, (0, 1, 1), stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, bias, stride=stride, padding=(0, 1, 1))
+
+
+def _passes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Say whether torch would not take a conv to oneDNN, which could do it."""
+    batch, channels, time, height, _ = x.shape
+    small = batch == 1 and 0 < channels * time * height <= TOO_SMALL and x.shape[-1] > 0
+    return (
+        small
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and torch._C._get_mkldnn_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -76,4 +104,8 @@ def out_tokens(
     Source: method.md §2; kernels.md §5, K2.
     """
     tokens = F.linear(hidden, weight, bias)
-    return tokens if lr_tokens is None else tokens + lr_tokens
+    if lr_tokens is None:
+        return tokens
+    if tokens.dtype == torch.promote_types(tokens.dtype, lr_tokens.dtype):
+        return tokens.add_(lr_tokens)  # its own memory: no other reads it
+    return tokens + lr_tokens

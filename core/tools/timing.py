@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 MIB = 2**20
 
@@ -55,7 +60,8 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
 def count_flop(run: Callable[[], object]) -> int:
     """Return the floating-point operations of a call: products, convolutions and attention.
 
-    torch's own counter does not know the attention of CPUs and takes it for nothing.
+    torch's own counter does not know the attention of CPUs and oneDNN's convolution by its name,
+    and takes them for nothing.
     """
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -64,12 +70,16 @@ def count_flop(run: Callable[[], object]) -> int:
     def backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_backward_flop_count(grad, query, key, value))
 
+    def convolution(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return int(conv_flop_count(x, weight, out_shape))
+
     name = "_scaled_dot_product_flash_attention_for_cpu"
-    attention = {
+    unknown = {
+        torch.ops.aten.mkldnn_convolution: convolution,
         getattr(torch.ops.aten, name): forward,
         getattr(torch.ops.aten, f"{name}_backward"): backward,
     }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
         run()
     return int(counter.get_total_flops())
 
