@@ -100,7 +100,7 @@ def test_a_small_conv_is_that_of_torch_with_its_gradients() -> None:
     leaves = [torch.randn(1, 3, 4, 5, 6), torch.randn(2, 3, 3, 3, 3), torch.randn(2)]
     tail, found = torch.randn(1, 3, 2, 5, 6), []
     for dtype in (torch.float32, torch.float64):
-        x, weight, bias = (leaf.to(dtype).requires_grad_() for leaf in leaves)
+        x, weight, bias = (leaf.detach().to(dtype, copy=True).requires_grad_() for leaf in leaves)
         y = conv3d_act(x, weight, bias, stride=(1, 2, 2), tail=tail.to(dtype))
         y.square().sum().backward()
         found.append([y.detach(), x.grad, weight.grad, bias.grad])
