@@ -52,6 +52,10 @@ class EncoderSetup:
         shapes, step = self.geometry, self.rate.time
         return step * max(1, round(shapes.fps / shapes.vae_stride.time / step))
 
+    def tokens(self, size: Size3) -> int:
+        """Return how many tokens a history of `size` latents has."""
+        return self.rate.token_grid(size, self.geometry.patch).cells
+
     def fit(self) -> Fit:
         """Return a random first projection of the backbone."""
         shapes, generator = self.geometry, torch.Generator().manual_seed(0)
