@@ -315,11 +315,11 @@ class EncoderBench:
     def _timed(self, calls: dict[str, Call], flop: float, moved: float) -> dict[str, Figures]:
         """Return each call's seconds, and over the floor, of two passes over all of them."""
         passes: dict[str, list[Figures]] = {name: [] for name in calls}
-        for number in range(PASSES):
+        for _ in range(PASSES):
             for name, call in calls.items():
                 limits = self._limits()
                 floor = floor_seconds(flop, moved, limits)
-                warm = 0 if number and self.device.type == "cpu" else 1
+                warm = 0 if self.device.type == "cpu" else 1  # each call has run before
                 times = time_calls(call, self.device, self.form.repeats, warm=warm)
                 keys = ("flop_per_second", "copy_bytes_per_second")
                 facts = {key: limits[key] for key in keys}

@@ -26,6 +26,7 @@ from .setups import EncoderSetup
 Call = Callable[[], object]
 Triple = tuple[int, int, int]
 WINDOW = 4  # memory frames that the encoder's attention sees
+PUBLISHED = (16, 48)  # channels of latents of the VAEs of Wan 2.1 and HunyuanVideo, and of Wan 2.2
 LARGE_PATCH = (2, 8, 8)  # latents that one token of FramePack's large patchifier stands for
 FRAMEPACK = {"latents_clean": 1, "latents_clean_2x": 2, "latents_clean_4x": 16}  # latents read
 HELIOS = {"patch_short": 1, "patch_mid": 2, "patch_long": 16}
@@ -351,8 +352,13 @@ def lr_vae(setup: EncoderSetup, history: History) -> Call:
     """Return the encoding of as many LR frames as a second brings, by the backbone's VAE class.
 
     Random weights of the published sizes; a small one where the latents are no published VAE's.
+
+    Raises:
+        CannotRun: the VAE is of a published size, and this is a CPU.
     """
     latents = history.latents
+    if latents.device.type == "cpu" and setup.geometry.channels in PUBLISHED:
+        raise CannotRun("a VAE of the published size takes minutes a run on a CPU")
     vae: Any = nn.Module.to(_vae(setup), latents.device, latents.dtype)
     vae.eval()
     frames = 1 + setup.geometry.vae_stride.time * (setup.second // setup.rate.time - 1)

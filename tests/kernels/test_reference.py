@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtake.kernels.reference import EPS, _passes_onednn, conv3d_act, out_tokens, rms_norm
+from longtake.kernels.reference import (
+    EPS,
+    _is_for_onednn,
+    _is_small,
+    _wants_channels_last,
+    conv3d_act,
+    out_tokens,
+    rms_norm,
+)
 
 
 def naive_conv(
@@ -84,15 +92,31 @@ def test_out_tokens_is_a_1x1_conv_plus_lr_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "batch", "onednn"), [(3, 1, True), (3, 2, False), (900, 1, False)]
+    ("width", "batch", "small"), [(3, 1, True), (3, 2, False), (900, 1, False)]
 )
-def test_one_small_sample_does_not_pass_onednn(width: int, batch: int, onednn: bool) -> None:
-    torch.manual_seed(0)
-    x, weight = torch.randn(batch, width, 6, 4, 4), torch.randn(2, width, 3, 3, 3)
-    assert _passes_onednn(x, weight) is onednn
-    assert not _passes_onednn(x.double(), weight.double())
+def test_one_small_sample_is_told_from_others(width: int, batch: int, small: bool) -> None:
+    x = torch.randn(batch, width, 6, 4, 4)
+    assert _is_small(x) is small and _is_for_onednn(x) and not _wants_channels_last(x)
+    with torch.no_grad():
+        assert _wants_channels_last(x) is not small
+    assert not _is_for_onednn(x.double()) and not _is_for_onednn(x[:0])
     with torch.autocast("cpu", torch.bfloat16):
-        assert not _passes_onednn(x, weight)
+        assert not _is_for_onednn(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_large_conv_is_the_same_channels_last(before: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 5, 4, 6, 8), torch.randn(3, 5, 3, 3, 3), torch.randn(3)
+    tail = torch.randn(2, 5, 1, 6, 8).expand(-1, -1, before, -1, -1)
+    assert _wants_channels_last(x)
+    single = conv3d_act(x, weight, bias, stride=(1, 2, 2), tail=tail)
+    double = conv3d_act(
+        x.double(), weight.double(), bias.double(), stride=(1, 2, 2), tail=tail.double()
+    )
+    assert single.is_contiguous(memory_format=torch.channels_last_3d)
+    assert (single.double() - double).norm() / double.norm() < 1e-6
 
 
 def test_a_small_conv_is_that_of_torch_with_its_gradients() -> None:
