@@ -96,7 +96,8 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"{code['floor_seconds'] * 1e3:.0f} ms); one second more "
         f"{code['append_one_second_seconds'] * 1e3:.1f} ms: {code['encode_over_append']:.0f}× less",
         f"one step   {step['without_memory_seconds'] * 1e3:.0f} ms without memory, "
-        f"{step['with_memory_seconds'] * 1e3:.0f} ms with it: {step['price_of_memory']:.2f}×",
+        f"{step['with_memory_seconds'] * 1e3:.0f} ms with it: {step['price_of_memory']:.2f}× "
+        f"({step['price_by_operations']:.2f}× by its operations)",
         loader_line(result["loader"]),
         *(stage_line(name, figures) for name, figures in result["stages"].items()),
     ]
@@ -197,7 +198,9 @@ def time_denoising_step(model: Model, history: History) -> dict[str, Any]:
         "with_memory_seconds": median_seconds(lambda: _velocity(model, history, reading)),
     }
     price = times["with_memory_seconds"] / times["without_memory_seconds"]
-    return {**times, "price_of_memory": price}
+    bare = count_flop(lambda: _velocity(model, history, without))
+    counted = count_flop(lambda: _velocity(model, history, reading)) / bare
+    return {**times, "price_of_memory": price, "price_by_operations": counted}
 
 
 def _velocity(model: Model, history: History, context: Context) -> None:

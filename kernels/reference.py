@@ -55,7 +55,10 @@ def _conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int, int
     three to five times as long for it on a CPU.
     """
     if x.dtype == weight.dtype and _is_for_onednn(x) and _is_small(x):
-        return torch.ops.aten.mkldnn_convolution(x, weight, bias, (0, 1, 1), stride, (1, 1, 1), 1)
+        y: Tensor = torch.ops.aten.mkldnn_convolution(
+            x, weight, bias, (0, 1, 1), stride, (1, 1, 1), 1
+        )
+        return y
     return F.conv3d(x, weight, bias, stride=stride, padding=(0, 1, 1))
 
 
