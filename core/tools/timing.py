@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,18 +21,28 @@ MIB = 2**20
 def time_calls(
     run: Callable[[], object], device: torch.device, repeats: int, *, warm: int = 3
 ) -> dict[str, float]:
-    """Return the median, least and greatest seconds of `run`, after `warm` untimed runs."""
+    """Return the median, least and greatest seconds of `run`, after `warm` untimed runs.
+
+    Beside them, but on a GPU, the median of the seconds that all threads spent, `cpu_seconds`: what
+    other work on the machine lengthens less.
+    """
     for _ in range(warm):
         run()
-    measure = _cuda_seconds if device.type == "cuda" else _cpu_seconds
-    times = [measure(run) for _ in range(repeats)]
+    if device.type == "cuda":
+        return _spread([_cuda_seconds(run) for _ in range(repeats)])
+    both = [_cpu_seconds(run) for _ in range(repeats)]
+    spent = statistics.median(cpu for _, cpu in both)
+    return {**_spread([wall for wall, _ in both]), "cpu_seconds": spent}
+
+
+def _spread(times: Sequence[float]) -> dict[str, float]:
     return {"seconds": statistics.median(times), "least": min(times), "greatest": max(times)}
 
 
-def _cpu_seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _cpu_seconds(run: Callable[[], object]) -> tuple[float, float]:
+    began = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - began
+    return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
 def _cuda_seconds(run: Callable[[], object]) -> float:
@@ -89,7 +99,8 @@ def device_limits(
 ) -> dict[str, Any]:
     """Return what a device reaches: FLOP/s of a large product, bytes/s of a large copy.
 
-    Values are random: products of zeros can run faster.
+    Values are random: products of zeros can run faster. On a CPU `cpu` holds the same for each
+    second that a thread spends.
 
     Args:
         device: to measure.
@@ -102,13 +113,36 @@ def device_limits(
     source, target = torch.randn(2, floats, device=device)
     product = time_calls(lambda: a @ b, device, repeats)
     copy = time_calls(lambda: target.copy_(source), device, repeats)
+
+    def rates(key: str) -> dict[str, float]:
+        return {
+            "flop_per_second": 2 * side**3 / product[key],
+            "copy_bytes_per_second": 2 * source.nbytes / copy[key],
+        }
+
     return {
         "dtype": str(dtype).removeprefix("torch."),
-        "flop_per_second": 2 * side**3 / product["seconds"],
-        "copy_bytes_per_second": 2 * source.nbytes / copy["seconds"],
+        **rates("seconds"),
+        **({"cpu": rates("cpu_seconds")} if "cpu_seconds" in product else {}),
         "product": product,
         "copy": copy,
     }
+
+
+def times_floor(
+    times: Mapping[str, float], flop: float, moved: float, limits: Mapping[str, Any]
+) -> float:
+    """Return how many times its floor a call took, in seconds of threads where they are known.
+
+    Args:
+        times: as `time_calls` gives them.
+        flop: floating-point operations.
+        moved: bytes that must be read or written.
+        limits: as `device_limits` measured them.
+    """
+    if "cpu_seconds" in times and "cpu" in limits:
+        return times["cpu_seconds"] / floor_seconds(flop, moved, limits["cpu"])
+    return times["seconds"] / floor_seconds(flop, moved, limits)
 
 
 def floor_seconds(flop: float, moved: float, limits: Mapping[str, Any]) -> float:
