@@ -94,7 +94,8 @@ class _Judge:
             asked = f"a second behind {seconds} ≥ {least:g}× faster than to encode all"
             yield self._least("G1", asked, ratio, least, self.tiny)
         first, *_, last = append.values()
-        flat = cost(last) / cost(first)
+        # of the same operations, each beside the device's limits of its own moment
+        flat = last["over_floor"] / first["over_floor"]
         yield self._most("G1", f"an append flat in history, ≤ {FLAT}×", flat, FLAT, self.tiny)
         graph = append.get("20 s", {}).get("ways", {}).get("ours, CUDA graph", {}).get("seconds")
         took = None if graph is None else 1e3 * graph
