@@ -123,10 +123,14 @@ class Fit:
 
 def project(latents: Latents, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the tokens `[B, T', H', W', D]` of latents under a patch embedding (see `Fit`)."""
-    patch = weight.shape[2:]
-    padded = pad_to(latents, int(patch[1]), int(patch[2]))
-    tokens = F.conv3d(padded, weight, bias, stride=tuple(patch))
-    return rearrange(tokens, "b d t h w -> b t h w d")
+    time, rows, columns = (int(n) for n in weight.shape[2:])
+    whole = latents[:, :, : latents.shape[2] // time * time]
+    patches = rearrange(  # a product: convs whose kernel is their stride are slow on CPUs
+        pad_to(whole, rows, columns),
+        "b c (t p) (h r) (w q) -> b t h w (c p r q)",
+        p=time, r=rows, q=columns,
+    )  # fmt: skip
+    return F.linear(patches, weight.flatten(1), bias)
 
 
 def unproject(tokens: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Latents:

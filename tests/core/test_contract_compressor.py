@@ -10,7 +10,7 @@ from torch import nn
 
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
-from longtake.core.interfaces.compressor import Compressor, Fit, Length, Needs, State
+from longtake.core.interfaces.compressor import Compressor, Fit, Length, Needs, State, project
 from longtake.core.interfaces.spec import CompressorSpec, doc
 from longtake.core.interfaces.streaming import CellCompressor, Encoded
 from longtake.core.values.grid import Geometry, Rate, Size3
@@ -324,6 +324,16 @@ def test_latents_come_back_from_their_tokens(size: tuple[int, int]) -> None:
 class KeepsItsWindow(WindowCompressor):
     def cut(self, state: State) -> State:
         return state
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 3, 1)])
+def test_tokens_are_those_of_a_conv_with_the_patch_as_stride(patch: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    latents = torch.randn(2, 3, 5, 6, 6).double()
+    weight, bias = torch.randn(4, 3, *patch).double(), torch.randn(4).double()
+    conv = torch.nn.functional.conv3d(latents, weight, bias, stride=patch)
+    tokens = project(latents, weight, bias)
+    torch.testing.assert_close(tokens, conv.permute(0, 2, 3, 4, 1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow
