@@ -118,10 +118,9 @@ def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
     (index,) = root.glob("*.index.json")
     written = json.loads(index.read_text())
     index.write_text(json.dumps({"weight_map": written["weight_map"]}))  # as other programs do
-    ours = load(spec(), root).state_dict()
+    model = load(spec(), root)
     index.write_text(json.dumps(written))
-    same(load(spec(), root), root)
-    assert all(torch.equal(x, ours[name]) for name, x in load(spec(), root).state_dict().items())
+    same(model, root)
     shards[1].unlink()
     words = f"lack 1 of {len(shards)} shards, such as {shards[1].name}: copy or download"
     refused(spec(), root, words)
@@ -184,6 +183,7 @@ def test_damaged_files_are_said(tmp_path: Path) -> None:
         refused(spec(), weights, f"cannot be read: {weights.name} is cut short or no safetensors")
 
 
+@pytest.mark.slow
 def test_weights_that_mean_nothing_are_said(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "model", spec())
     weights = root / "diffusion_pytorch_model.safetensors"
