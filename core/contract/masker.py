@@ -103,8 +103,8 @@ def _check_tensors(query: Query, history: History) -> None:
         require(after[name].dtype == x.dtype, line)
     batch, time = history.batch, history.size.time
     require_shape(query.levels, (batch, time), "levels")
-    for levels in (query.levels, *query.lr_levels.values()):
-        kind = levels.dtype
+    for each in (query.levels, *query.lr_levels.values()):
+        kind = each.dtype
         require(kind.is_floating_point, f"levels are {kind}, must be floating-point numbers")
     for rate, x in history.lr.items():
         require_shape(query.lr_levels[rate], (batch, x.shape[2]), f"LR levels at {rate}")
