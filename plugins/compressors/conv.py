@@ -110,6 +110,15 @@ class ConvCompressor(Compressor[Conv]):
         tokens = self._tokens(lr, hidden, size)
         return self._memory(tokens, hidden, size, state["start"], length, skip)
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device on which kernels that were asked for cannot run.
+
+        Raises:
+            UserError: `kernels` is triton, and it cannot run there.
+        """
+        if self.hr:
+            self.hr.trunk.check_device(device)
+
     def _tokens(self, lr: Tensor | None, hidden: Tensor | None, size: Size3) -> Tensor:
         """Return the tokens `[B, T', S, D]` of the branches that are on, added."""
         lr_tokens = self.lr.tokens(lr, size) if self.lr and lr is not None else None
@@ -225,8 +234,10 @@ class HrBranch(nn.Module):
         grid = token_grid(self.spec, self.geometry, Size3(time=time, height=height, width=width))
         latents = pad_to(latents, rate.height * patch.height, rate.width * patch.width)
         hidden, tails = self.trunk(latents.to(self.out.weight.dtype), past)
-        # laid out by channel also where rounding cuts: layers behind sum in the same order
-        cells = hidden[..., : grid.height, : grid.width].contiguous()
+        cells = hidden[..., : grid.height, : grid.width]
+        if not self.trunk.by_triton(latents):
+            # laid out by channel also where rounding cuts: layers behind sum in the same order
+            cells = cells.contiguous()
         return rearrange(cells, "b c t h w -> b t (h w) c"), tails
 
     def attend(
