@@ -30,10 +30,14 @@ import torch
 from attrs import frozen
 
 from .conv3d_act import FUSED_NORM, merges
-from .tiles import FOLDER, Tile, pick, power_of_two
+from .tiles import FOLDER, Tile, pick, pick_tokens, power_of_two
 
 KEPT = FOLDER / "compiled.json"
-TEXT = Path(__file__).parent / "conv3d_act_jit.py"
+TEXTS = {
+    "conv": Path(__file__).parent / "conv3d_act_jit.py",
+    "sums": Path(__file__).parent / "conv3d_act_jit.py",
+    "tokens": Path(__file__).parent / "out_tokens_jit.py",
+}  # of each kind of case
 READING = "1"  # of what is compiled; another number where it is read otherwise
 GATED = ("sm_89", "sm_90")
 TARGETS = (*GATED, "sm_80", "sm_86", "sm_120", "gfx942")
@@ -51,22 +55,24 @@ Triple = tuple[int, int, int]
 
 @frozen(kw_only=True)
 class Case:
-    """A conv to compile for.
+    """A kernel to compile for a layer.
 
     Attributes:
         name: of the layer.
-        channels, outputs: of the conv.
+        kind: conv; sums, the kernel that adds the shares of one; or tokens, `out_tokens`.
+        channels, outputs: of the conv; of tokens, of features and tokens.
         kernel, stride: in time, height and width.
         rows: output cells, which decide the tile.
         norm: with RMSNorm.
         half_sums: summed in float16.
         dtype: bf16, fp16 or fp32.
         split: shares of the sums; more than 1: an append's small conv.
-        finish: the kernel that adds the shares, instead of the conv.
+        lr: channels of the LR latents of tokens, whose patch is 2×2.
         targets: where `launch` would run it.
     """
 
     name: str
+    kind: str = "conv"
     channels: int
     outputs: int
     kernel: Triple = (3, 3, 3)
@@ -76,7 +82,7 @@ class Case:
     half_sums: bool = False
     dtype: str = "bf16"
     split: int = 1
-    finish: bool = False
+    lr: int = 16
     targets: tuple[str, ...] = TARGETS
 
 
@@ -89,7 +95,7 @@ CASES = (
     Case(name="space 256→512", channels=256, outputs=512, stride=S122, rows=23_790),
     Case(name="space 512→512", channels=512, outputs=512, stride=S122, rows=6_344),
     Case(name="append 512→512", channels=512, outputs=512, stride=S122, rows=312, split=4),
-    Case(name="append, sums", channels=512, outputs=512, rows=312, split=4, finish=True),
+    Case(name="append, sums", channels=512, outputs=512, rows=312, split=4, kind="sums"),
     Case(name="kernel 4 128→256", channels=128, outputs=256, kernel=(3, 4, 4), stride=S122),
     Case(name="norm 16→64", channels=16, outputs=64, norm=True),
     Case(name="norm 64→128", channels=64, outputs=128, stride=(2, 1, 1), norm=True),
@@ -99,6 +105,8 @@ CASES = (
         dtype="fp16", half_sums=True, targets=GEFORCE,
     ),
     Case(name="tf32 64→128", channels=64, outputs=128, stride=(2, 1, 1), dtype="fp32"),
+    Case(name="tokens 512→5120", kind="tokens", channels=512, outputs=5120, rows=6_344),
+    Case(name="tokens 512→3072", kind="tokens", channels=512, outputs=3072, rows=312, lr=48),
 )  # fmt: skip
 
 
@@ -127,18 +135,20 @@ class Resources:
 def tile_of(case: Case, target: str) -> Tile:
     """Return the tile that `launch` takes for a case; AMD's, which never runs, as sm_89's."""
     arch = int(target[3:]) if target.startswith("sm_") else 89
+    itemsize = 4 if case.dtype == "fp32" else 2
+    if case.kind == "tokens":
+        return pick_tokens(arch, rows=case.rows, itemsize=itemsize)
     return pick(
         arch, channels=case.channels, outputs=case.outputs, rows=case.rows,
-        norm=case.norm and case.split == 1 and case.outputs <= FUSED_NORM,
-        itemsize=4 if case.dtype == "fp32" else 2,
+        norm=case.norm and case.split == 1 and case.outputs <= FUSED_NORM, itemsize=itemsize,
     )  # fmt: skip
 
 
 def key_of(case: Case, target: str) -> str:
     """Return the hash of all that decides what the compiler makes of a case."""
     parts = (
-        TEXT.read_text(encoding="utf-8"), READING, repr(case), repr(tile_of(case, target)),
-        target, version("triton"),
+        TEXTS[case.kind].read_text(encoding="utf-8"), READING, repr(case),
+        repr(tile_of(case, target)), target, version("triton"),
     )  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -150,7 +160,7 @@ def faults(case: Case, target: str, found: Resources) -> list[str]:
         wrong.append(f"{found.shared} bytes of shared memory, at most {SHARED[target]}")
     if found.spills:
         wrong.append(f"{found.spills} loads or stores of spilled registers")
-    if case.finish:
+    if case.kind == "sums":
         return wrong
     if not found.products:
         wrong.append("no tensor instruction")
@@ -188,18 +198,13 @@ def compiled(case: Case, target: str) -> Resources:
     from triton.compiler import ASTSource
     from triton.runtime.jit import JITFunction
 
-    from . import conv3d_act_jit
-
     tile = tile_of(case, target)
-    if case.finish:
-        kernel, constants, warps = conv3d_act_jit.conv3d_finish_kernel, _finish(case), 4
-    else:
-        kernel, constants, warps = conv3d_act_jit.conv3d_act_kernel, _conv(case, tile), tile.warps
+    kernel, constants, warps = _kernel(case, tile)
     if not isinstance(kernel, JITFunction):
         raise RuntimeError("kernels do not compile under TRITON_INTERPRET=1")
     names = kernel.arg_names
     partial = case.split > 1
-    wide = {"sums_ptr"} | ({"out_ptr"} if partial and not case.finish else set())
+    wide = {"sums_ptr"} | ({"out_ptr"} if partial and case.kind == "conv" else set())
 
     def kind(name: str) -> str:
         if name in constants:
@@ -208,7 +213,8 @@ def compiled(case: Case, target: str) -> Resources:
             return "*fp32" if name in wide else f"*{case.dtype}"
         return "fp32" if name == "EPS" else "i32"
 
-    whole = {"x_batch", "x_frame", "out_batch", "out_first"}  # multiples of 16 at run time, too
+    # multiples of 16 at run time, too
+    whole = {"x_batch", "x_frame", "out_batch", "out_first", "lr_batch", "lr_channel", "lr_frame"}
     aligned = [i for i, name in enumerate(names) if name.endswith("_ptr") or name in whole]
     source = ASTSource(
         kernel,
@@ -232,6 +238,17 @@ def compiled(case: Case, target: str) -> Resources:
     return read_sass(text, shared, int(found[1]) if found else 0, target)
 
 
+def _kernel(case: Case, tile: Tile) -> tuple[Any, dict[str, Any], int]:
+    """Return the kernel of a case, its constants and its warps."""
+    from . import conv3d_act_jit, out_tokens_jit
+
+    if case.kind == "sums":
+        return conv3d_act_jit.conv3d_finish_kernel, _sums(case), 4
+    if case.kind == "tokens":
+        return out_tokens_jit.out_tokens_kernel, _tokens(case, tile), tile.warps
+    return conv3d_act_jit.conv3d_act_kernel, _conv(case, tile), tile.warps
+
+
 def _conv(case: Case, tile: Tile) -> dict[str, Any]:
     kt, kh, kw = case.kernel
     st, sh, sw = case.stride
@@ -245,7 +262,14 @@ def _conv(case: Case, tile: Tile) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finish(case: Case) -> dict[str, Any]:
+def _tokens(case: Case, tile: Tile) -> dict[str, Any]:
+    return {
+        "C": case.channels, "D": case.outputs, "L": case.lr, "PH": 2, "PW": 2,
+        "PRECISION": "tf32", "UPCAST": False, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk,
+    }  # fmt: skip
+
+
+def _sums(case: Case) -> dict[str, Any]:
     wide = power_of_two(case.outputs)
     return {
         "N": case.outputs, "SPLIT": case.split, "NORM": True, "ACTIVATION": True,

@@ -12,11 +12,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import arch_of, autocasts, call_dtype, choose, interpreting, refuse_device, say_once
-from .reference import EPS, rms_norm
+from .dispatch import (
+    Choice,
+    arch_of,
+    autocasts,
+    call_dtype,
+    choose,
+    interpreting,
+    refuse_device,
+    say_once,
+)
+from .reference import EPS
+from .reference import conv3d_act as reference
 from .tiles import Tile, pick, power_of_two, shares
 
 Triple = tuple[int, int, int]
@@ -101,7 +110,8 @@ def runs(kernels: str, device: torch.device, dtype: torch.dtype) -> bool:
     Raises:
         KernelError: `kernels` is triton, and it cannot run there.
     """
-    return choose("conv3d_act", kernels, device, dtype, fault).triton
+    choice: Choice = choose("conv3d_act", kernels, device, dtype, fault)
+    return choice.triton
 
 
 def halves(device: torch.device) -> bool:
@@ -147,10 +157,11 @@ def by_reference(
     ahead: Ahead | None = None,
 ) -> Tensor:
     """Return what `conv3d_act` returns, by plain torch."""
-    y = F.conv3d(frames, weight, bias, stride=tuple(stride), padding=(0, 1, 1))
-    if norm is not None:
-        y = rms_norm(y, norm)
-    y = F.silu(y) if activation else y
+    time, height, width = stride
+    y = reference(
+        frames, weight, bias, stride=(time, height, width), tail=frames[:, :, :0], norm=norm,
+        activation=activation,
+    )  # fmt: skip
     if ahead is None or not ahead.frames:
         return y
     first = y[:, :, :1] if ahead.replicate else torch.zeros_like(y[:, :, :1])
@@ -215,8 +226,8 @@ def fault(device: torch.device, dtype: torch.dtype) -> str:
             wanted = by_reference(x.float(), weight.float(), bias.float(), stride=(1, 2, 2))
         except Exception as error:  # whatever a compiler, a driver or triton raises
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    error = float((found.float() - wanted).norm() / wanted.norm())
-    return "" if error < LEAST_ERROR else f"relative error {error:.1e}"
+    off = float((found.float() - wanted).norm() / wanted.norm())
+    return "" if off < LEAST_ERROR else f"relative error {off:.1e}"
 
 
 def launch(

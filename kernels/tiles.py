@@ -69,6 +69,15 @@ def pick(
     raise AssertionError(f"the table of sm_{arch} has no last line")
 
 
+def pick_tokens(arch: int, *, rows: int, itemsize: int = 2) -> Tile:
+    """Return the tile of `out_tokens`; arguments as of `pick`, `rows` being tokens."""
+    if arch == 0:
+        return Tile(**INTERPRETED)
+    lines = read_table(TABLES.get(arch, NEWER))["out_tokens"]
+    tile = Tile(**next(line for line in lines if rows <= line.get("rows", rows))["tile"])
+    return evolve(tile, bk=max(16, tile.bk // 2)) if itemsize > 2 else tile
+
+
 def shares(tiles: int, steps: int, processors: int) -> int:
     """Return into how many shares the steps of a tile are split so that no processor idles.
 

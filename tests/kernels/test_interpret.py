@@ -21,7 +21,7 @@ from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory, merge
 from longtake.kernels import conv3d_act as op
-from longtake.kernels import dispatch, reference
+from longtake.kernels import dispatch, out_tokens, reference
 from longtake.kernels.conv3d_act import Ahead, by_reference, conv3d_act, conv3d_act_op, launch
 from longtake.kernels.tiles import Tile
 from longtake.plugins.compressors.conv import ConvCompressor
@@ -279,6 +279,92 @@ def test_the_reference_is_the_meaning() -> None:
     assert torch.equal(
         by_reference(case.frames, case.weight, case.bias, stride=case.stride, norm=case.norm), meant
     )
+
+
+class TokenCase:
+    """Random arguments of `out_tokens`, LR latents as a slice of more, channels first."""
+
+    def __init__(
+        self, channels: int, width: int, lr: int, grid: tuple[int, int], lr_size: tuple[int, int],
+        dtype: torch.dtype = torch.float32, *, batch: int = 2, frames: int = 3,
+    ) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(width)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        self.grid = grid
+        cells = grid[0] * grid[1]
+        self.arguments = [
+            random(batch, frames, cells, channels), random(width, channels) / channels**0.5,
+            random(width), random(batch, lr, frames + 2, *lr_size)[:, :, 1:-1],
+            random(width, lr, 1, 2, 2) / (4 * lr) ** 0.5, random(width),
+        ]  # fmt: skip
+
+    def truth(self) -> Tensor:
+        return out_tokens.by_reference(*[x.double() for x in self.arguments], grid=self.grid)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(
+    ("channels", "width", "lr", "grid", "lr_size"),
+    [
+        (64, 96, 16, (2, 3), (4, 6)),
+        (40, 70, 3, (3, 2), (5, 3)),  # an odd size repeats its last row and column
+        (64, 64, 48, (2, 2), (5, 5)),  # and what lies beyond the grid is left out
+    ],
+)
+def test_tokens_are_those_of_float64(
+    channels: int, width: int, lr: int, grid: tuple[int, int], lr_size: tuple[int, int],
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    case = TokenCase(channels, width, lr, grid, lr_size, dtype)
+    truth = case.truth()
+    found = out_tokens.launch(*case.arguments, grid=grid)
+    near(found.view(truth.shape), truth, TOLERANCE[dtype])
+
+
+def test_tokens_are_written_at_their_place_in_a_buffer_and_nowhere_else() -> None:
+    case = TokenCase(32, 40, 16, (2, 3), (4, 5))
+    memory = torch.full((4, 7 + 18 + 5, 40), float("nan"))
+    out_tokens.launch(*case.arguments, grid=case.grid, out=memory[1:3], first=7, tile=SMALL)
+    written = memory[1:3, 7:25]
+    near(written.view(2, 3, 6, 40), case.truth(), 1e-6)
+    written.fill_(float("nan"))
+    assert memory.isnan().all()
+
+
+def test_tokens_have_their_gradients_and_torch_knows_them() -> None:
+    case = TokenCase(32, 40, 16, (2, 3), (4, 5), batch=1)
+    inputs = [x.requires_grad_() for x in case.arguments[:3]]
+    wide = [x.detach().double() for x in case.arguments]
+    wide[:3] = [x.requires_grad_() for x in wide[:3]]
+    found = out_tokens.out_tokens(*case.arguments, grid=case.grid, kernels="triton")
+    truth = out_tokens.by_reference(*wide, grid=case.grid)
+    near(found, truth, 1e-6)
+    found.square().sum().backward()
+    truth.square().sum().backward()
+    for one, other in zip(inputs, wide[:3], strict=True):
+        assert one.grad is not None and other.grad is not None
+        near(one.grad, other.grad, 2e-6)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = (*case.arguments, list(case.grid))
+    torch.library.opcheck(out_tokens.out_tokens_op, arguments, test_utils=checks)
+    with torch.autocast("cpu", dtype=torch.float16):
+        half = out_tokens.out_tokens(*case.arguments, grid=case.grid, kernels="triton")
+    assert half.dtype == torch.float16
+
+
+def test_tokens_that_the_kernel_does_not_take_go_to_the_reference(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    case = TokenCase(8, 12, 4, (2, 3), (4, 5))
+    trained = [*case.arguments[:4], case.arguments[4].requires_grad_(), case.arguments[5]]
+    for _ in range(2):
+        found = out_tokens.out_tokens(*trained, grid=case.grid, kernels="triton")
+        assert torch.equal(found, out_tokens.by_reference(*trained, grid=case.grid))
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len([line for line in lines if "their projection are trained" in line]) == 1
 
 
 SPEC = Conv(
