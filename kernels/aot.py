@@ -181,6 +181,15 @@ def kept() -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in rows}
 
 
+def keep(row: dict[str, Any]) -> None:
+    """Keep a result among those that are, in the order of the cases; what is out of date goes."""
+    found = kept() | {row["key"]: {k: v for k, v in row.items() if k != "faults"}}
+    current = [key_of(case, target) for case in CASES for target in case.targets]
+    text = ",\n".join(json.dumps(found[key], ensure_ascii=False) for key in current if key in found)
+    head = f'"triton": "{version("triton")}"'
+    KEPT.write_text(f'{{{head}, "compiled": [\n{text}\n]}}\n', encoding="utf-8")
+
+
 def resources(case: Case, target: str, *, fresh: bool = False) -> Resources:
     """Return what a case needs on a target: what is kept, else (or `fresh`) compiled now."""
     row = None if fresh else kept().get(key_of(case, target))
@@ -390,16 +399,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="compile what is kept, too")
     parser.add_argument("--write", action="store_true", help="keep the results")
     asked = parser.parse_args(arguments)
-    table = []
+    wrong = 0
     for row in rows(TARGETS if asked.all else GATED, fresh=asked.fresh):
         print(line_of(row), flush=True)
-        table.append(row)
-    if asked.write:
-        kept_rows = [{k: v for k, v in row.items() if k != "faults"} for row in table]
-        text = ",\n".join(json.dumps(row, ensure_ascii=False) for row in kept_rows)
-        head = f'"triton": "{version("triton")}"'
-        KEPT.write_text(f'{{{head}, "compiled": [\n{text}\n]}}\n', encoding="utf-8")
-    return int(any(row["faults"] for row in table))
+        wrong += bool(row["faults"])
+        if asked.write:
+            keep(row)
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":
