@@ -275,6 +275,13 @@ class Compressor(Interface, Generic[S]):
         """
         return state
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device on which what the spec asks for does not run; here all is taken.
+
+        Raises:
+            UserError: (in subclasses) it does not run there; the message says what would.
+        """
+
 
 class MemoryEncoder(Interface):
     """All compressors of an experiment side by side: their parts stand in one memory.
@@ -330,6 +337,11 @@ class MemoryEncoder(Interface):
     def cut(self, state: list[State]) -> list[State]:
         """Return each compressor's state after a hard cut behind all that it has seen."""
         return [c.cut(s) for c, s in zip(self.members, state, strict=True)]
+
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device on which a compressor does not run: UserError."""
+        for compressor in self.members:
+            compressor.check_device(device)
 
     def maker(self, part: str) -> Compressor[CompressorSpec]:
         """Return the compressor that makes the part of that name in the memory of all."""

@@ -81,7 +81,7 @@ class Run:
         Raises:
             UserError: weights are missing.
         """
-        spec = config.to_json(self.experiment)
+        spec = config.identity(self.experiment)
         found: dict[str, Any] = {
             "codec": codec.identity,
             "text_encoder": build(self.experiment.backbone.text_encoder).identity,

@@ -386,7 +386,7 @@ def encoder_header(model: Model) -> dict[str, Any]:
     return {
         "format": 1,
         "stage": model.experiment.stage,
-        "compressors": config.to_json(model.experiment)["compressors"],
+        "compressors": config.identity(model.experiment)["compressors"],
         "backbone": config.to_json(model.experiment)["backbone"]["type"],
         "codec": config.to_json(model.experiment.backbone.codec),
         "width": fit.geometry.width,
