@@ -56,48 +56,62 @@ class Task:
 class Remembering:
     """The memory that segments read, with the keys and values of what has settled.
 
-    With `isolated-causal` attention the cache grows by what is new; with others there is none.
+    With `isolated-causal` attention the cache grows by what is new; with others there is none. What
+    the limit drops is held no longer, so that a take costs the same as it grows.
 
     Attributes:
         backbone: G.
         limit: of the memory; None: there is none.
         appends: whether a cache can be appended to.
-        cache: of the first `cached` segments.
+        kept: settled memory of the first `taken` segments, within the limit.
+        cache: of it.
+        taken: segments whose settled memory was taken over.
     """
 
     backbone: Backbone
     limit: MemoryLimit | None
     appends: bool
+    kept: Memory = field(factory=Memory)
     cache: Cache | None = None
-    cached: int = 0
+    taken: int = 0
 
     def held(
         self, settled: Sequence[Memory], pending: Memory, task: Task
     ) -> tuple[Memory | Cache, int]:
-        """Return what a segment reads of the past, and its tokens."""
+        """Return what a segment reads of the past, and its tokens.
+
+        Args:
+            settled: memory of the segments from number `taken` + 1 on.
+            pending: what may still change.
+            task: the segment.
+        """
         entry = task.entry
+        for memory in settled:
+            self._take(memory)
         if entry.memory == "none":
             return Memory(), 0
         if self.appends and entry.memory == "all":
-            return self._appended(settled, pending)
-        memory = whole_memory(self._limited(settled, pending), Memory())
+            return self._cached(pending)
+        memory = self._limited(whole_memory([self.kept], pending))
         if entry.memory == "since_cut":
             memory = since(memory, task.shot)
         return memory, memory.length
 
-    def _limited(self, settled: Sequence[Memory], pending: Memory) -> list[Memory]:
-        memory = whole_memory(settled, pending)
-        return [memory if self.limit is None else drop_oldest(memory, self.limit)]
+    def _limited(self, memory: Memory) -> Memory:
+        return memory if self.limit is None else drop_oldest(memory, self.limit)
 
-    def _appended(self, settled: Sequence[Memory], pending: Memory) -> tuple[Memory | Cache, int]:
-        """Append what is new, drop what is old, and hold what may still change beside it."""
-        for index in range(self.cached, len(settled)):
-            self.cached = index + 1
-            if not settled[index].length:
-                continue
-            self.cache = self.backbone.remember(settled[index], self.cache)
-            if self.limit is not None:
-                self.cache = self.cache.drop_oldest(self.limit)
+    def _take(self, settled: Memory) -> None:
+        """Take over what has settled with the next segment, and drop what is old."""
+        self.taken += 1
+        self.kept = self._limited(whole_memory([self.kept, settled], Memory()))
+        if not self.appends or not settled.length:
+            return
+        self.cache = self.backbone.remember(settled, self.cache)
+        if self.limit is not None:
+            self.cache = self.cache.drop_oldest(self.limit)
+
+    def _cached(self, pending: Memory) -> tuple[Memory | Cache, int]:
+        """Return the cache, with what may still change beside it."""
         if self.cache is None and not pending.length:
             return Memory(), 0
         held = self.cache

@@ -47,11 +47,15 @@ class Worker:
     Attributes:
         take: that is made.
         limit: new segments that are still to be made; None: all.
+        pace: how long things take.
+        remembering: what the segments read of the past; None before the first one.
+        told: whether it was said that there are no previews.
     """
 
     take: TakeBase
     limit: int | None
     pace: Pace = field(factory=Pace)
+    remembering: Remembering | None = None
     _past: Past | None = None
     told: bool = False
 
@@ -188,12 +192,14 @@ class Worker:
                 null_text=self._text(entry.negative),
                 shot=recipe.first if entry.cut else shot,
             )
-            read_from = time.monotonic()
-            settled, pending = self.past.memory(cut=entry.cut)
-            memory, tokens = self._remembering(model, limit).held(settled, pending, task)
-            remembering = round(time.monotonic() - read_from, 3)
+            read_from = self.past.clock()
+            remembers = self._remembering(model, limit)
+            settled, pending = self.past.memory(cut=entry.cut, since=remembers.taken)
+            memory, tokens = remembers.held(settled, pending, task)
+            self.past.let_go(remembers.taken)
+            remembering = round(self.past.clock() - read_from, 4)
             read = memory.memory if isinstance(memory, Cache) else memory
-            whole = sum(m.length for m in settled) + pending.length
+            whole = sum(self.past.lengths) + pending.length
             limited = entry.memory == "all"
             self._count_rest(order, number)
             latents: Tensor | None = None
@@ -254,12 +260,12 @@ class Worker:
         return memory_limit(take.experiment, take.experiment.generate.budget, take.folder.size)
 
     def _remembering(self, model: Model, limit: MemoryLimit | None) -> Remembering:
-        take = self.take
-        if take.remembering is None:
-            attention = getattr(take.experiment.backbone, "attention", "full")
+        """Return what segments read of the past; begun again where a LoRA changed the model."""
+        if self.remembering is None or self.remembering.backbone is not model.backbone:
+            attention = getattr(self.take.experiment.backbone, "attention", "full")
             appends = model.backbone.caches and attention == "isolated-causal"
-            take.remembering = Remembering(model.backbone, limit, appends)
-        return take.remembering
+            self.remembering = Remembering(model.backbone, limit, appends)
+        return self.remembering
 
     def _count_rest(self, order: Order, number: int) -> None:
         """Count what is to be made behind segment `number`, for the time that is left."""

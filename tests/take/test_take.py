@@ -16,16 +16,19 @@ from longtake.core.errors import LongtakeError, UserError
 from longtake.core.interfaces.codec import from_bytes
 from longtake.core.model import compressor_needs
 from longtake.core.registry import build
+from longtake.core.sample.spec import MemoryBudget
 from longtake.core.take import delivery as delivery_file
 from longtake.core.take import past as past_file
 from longtake.core.take import setup as setup_file
 from longtake.core.take import source as source_file
 from longtake.core.take import work as work_file
+from longtake.core.take.past import whole_memory
 from longtake.core.take.storyboard import Section, Storyboard
 from longtake.core.take.take import Take
 from longtake.core.tools.files import claimed_folder
 from longtake.core.values.grid import Rate
 from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, drop_oldest
 from longtake.core.video.read import read_frames
 from longtake.core.video.write import count_frames
 from longtake.plugins.compressors.specs import Window
@@ -374,6 +377,40 @@ def test_a_cache_that_grows_gives_what_a_fresh_one_gives(tmp_path: Path) -> None
     for _ in range(4):
         list(opened(other.root).run(sections, segments=1))
     same(one, other)
+    for take in (one, other):
+        take.redo(2, seed=9)
+    list(one.run())  # the same object, which has remembered what is now another past
+    list(opened(other.root).run())
+    same(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["full", "isolated-causal"])
+def test_what_the_budget_dropped_is_held_no_longer(tmp_path: Path, attention: str) -> None:
+    """What a segment reads of memory taken over piece by piece is what it reads of the whole."""
+    base = experiment()
+    if attention != "full":
+        backbone = evolve(base.backbone, attention=attention, memory_time=0.0, cache_block=2)
+        base = evolve(base, backbone=backbone)
+    budget = MemoryBudget(max_history_seconds=2.0, keep_first_seconds=0.5)
+    base = evolve(base, generate=evolve(base.generate, budget=budget))
+    take = begun(tmp_path / "take", runs(tmp_path, base))
+    take.take_plan(take.plan(Storyboard(sections=[Section(prompt="a", seconds=1.0)] * 6)))
+    worker = work_file.Worker(take, limit=None)
+    for event in worker.all_to_be_made():
+        if event.kind != "segment":
+            continue
+        held = worker.remembering
+        assert held is not None and held.taken == event.segment - 1
+        assert all(one is None for one in worker.past.settled[: held.taken])
+        if event.segment > 1:
+            past = take.past(until=event.segment - 1)
+            past.follow()
+            whole = drop_oldest(whole_memory(past.memory()[0], Memory()), held.limit)
+            kept, own = held.kept.joined(), whole.joined()
+            assert kept is not None and own is not None
+            assert torch.equal(kept.tokens, own.tokens)
+            assert torch.equal(kept.positions, own.positions)
 
 
 @pytest.mark.slow
