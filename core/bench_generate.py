@@ -314,7 +314,9 @@ def save_chart(result: dict[str, Any], path: Path) -> Path:
             if result["full_from"]:
                 axes.axvline(result["full_from"], color="0.6", linewidth=0.8, linestyle="--")
             axes.set(xlabel="segment (dashed: memory is full)", ylabel=unit, yscale="log")
-            axes.legend(frameon=False, fontsize=7)
+            axes.legend(
+                frameon=False, fontsize=7, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+            )
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)
         with whole_file(path) as part:
