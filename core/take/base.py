@@ -89,9 +89,13 @@ class TakeBase:
             loras=self.lora_files,
         )
 
+    def has_loaded(self, loras: tuple[str, ...]) -> bool:
+        """Return whether the model with these LoRA files is in memory."""
+        return self._model is not None and self._loras == loras
+
     def model_of(self, loras: tuple[str, ...] = ()) -> Model:
         """Return the model, loaded now if it was not."""
-        if self._model is None or self._loras != loras:
+        if self._model is None or not self.has_loaded(loras):
             self._model = None
             if self._opened is not None:
                 check_identity(self._opened)
@@ -121,7 +125,12 @@ class TakeBase:
             device=self.device,
             links=links,
             own_frames=self._own_frames(order),
+            recodes=self._recodes(),
         )
+
+    def _recodes(self) -> bool:
+        source = read_source(self.folder)
+        return source is not None and source.recode
 
     def frames(self, number: int | None = None) -> Iterator[Pixels]:
         """Yield the frames of a segment, or of all, uint8 `[P, Q, 3]`, from its latents.

@@ -351,6 +351,7 @@ class Past:
         links: the segments, as far as they are made.
         own_frames: the frames of the source, from its file, by the place of their segment; None
             where they cannot be had.
+        recodes: whether the source's frames are shown as the codec gives them back.
         settled: memory that never changes, by segment; None: it is on the disk alone.
         lengths: tokens of it, by segment.
         state: of φ behind the last segment.
@@ -370,6 +371,7 @@ class Past:
     device: torch.device
     links: list[Link] = field(factory=list)
     own_frames: Callable[[int], Iterator[Frame] | None] = lambda index: None
+    recodes: bool = False
     settled: list[Memory | None] = field(factory=list)
     lengths: list[int] = field(factory=list)
     state: list[State] | None = None
@@ -437,7 +439,7 @@ class Past:
         link = self.links[index]
         cache = self.folder.cache_path(link.id)
         clip = self.clip(index)
-        comment = clip_comment(link.chain)
+        comment = clip_comment(link.chain, recoded=self.recodes and link.source)
         has_clip = clip.is_file() and count_frames(clip, comment) is not None
         memory = read_derived(self._memory_file(link), link.chain) if self.encoder else None
         lr = self._read_lr(link, cache)
@@ -519,7 +521,9 @@ class Past:
     def _write_clip(self, index: int, frames: Frames, comment: str) -> None:
         pictures = frames.pictures()
         source = sum(link.count for link in self.links if link.source)
-        if self.links[index].source:
+        if self.recodes:
+            pass
+        elif self.links[index].source:
             pictures = self.own_frames(index) or pictures
         elif source:
             pictures = frames.since(1 + self.codec.stride.time * (source - 1)).pictures()
@@ -694,9 +698,9 @@ class Past:
         return rest
 
 
-def clip_comment(chain: str) -> str:
+def clip_comment(chain: str, *, recoded: bool = False) -> str:
     """Return the comment in a clip's metadata: what it was made from, and how."""
-    return f"longtake clip of {chain[:32]}, x264 crf {CRF}"
+    return f"longtake clip of {chain[:32]}, x264 crf {CRF}{', recoded' if recoded else ''}"
 
 
 def whole_memory(settled: Sequence[Memory], pending: Memory) -> Memory:

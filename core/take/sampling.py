@@ -13,10 +13,12 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import LongtakeError
+from ..experiment import TrainSpec
 from ..interfaces.backbone import Backbone, Cache
 from ..sample.loop import Conditioning, Contexts, draw_noise, steps
 from ..sample.spec import Sampler
 from ..tools.words import counted
+from ..values.flow import interpolate, logit_normal, velocity_target
 from ..values.grid import MemoryLimit, Size3
 from ..values.memory import Memory, drop_oldest
 from ..values.text import Text
@@ -227,6 +229,47 @@ def sample_segment(
             f"{counted(task.number - 1, 'segment')} safe"
         ) from error
     yield latents.float().cpu()
+
+
+@torch.no_grad()
+def memory_gain(
+    backbone: Backbone,
+    task: Task,
+    memory: Memory | Cache,
+    latents: Tensor,
+    draws: int,
+    train: TrainSpec,
+) -> float:
+    """Return the loss of a segment's own latents without memory less that with it.
+
+    The loss is that of training (Eq. 4), at the same times and noise for both.
+
+    Args:
+        backbone: G, on its device.
+        task: the segment.
+        memory: that it read.
+        latents: that came of it, `[1, C, K, H, W]`.
+        draws: of time and noise, 1 or more.
+        train: whose times are drawn.
+    """
+    generator = torch.Generator().manual_seed(task.entry.seed)
+    device = next(backbone.parameters()).device
+    count = latents.shape[2]
+    frames = torch.arange(task.first, task.first + count, device=device)[None]
+    clean, text = latents.to(device), task.text.to(device, torch.float32)
+    contexts = [backbone.context(text, held) for held in (Memory(), memory)]
+    gains = []
+    for _ in range(draws):
+        normal = torch.randn(1, generator=generator)
+        t = logit_normal(normal, mean=train.mean, std=train.std, shift=task.shift).to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        noisy, target = interpolate(clean, noise, float(t)), velocity_target(clean, noise)
+        without, with_it = (
+            float((backbone.velocity(noisy, t, frames, one).float() - target).square().mean())
+            for one in contexts
+        )
+        gains.append(without - with_it)
+    return sum(gains) / draws
 
 
 def _preview(task: Task, step: Any, rgb: tuple[Tensor, Tensor]) -> Preview:
