@@ -657,8 +657,8 @@ class Past:
         if state is not None and cut:
             state = self.encoder().cut(state)
         pending = Memory() if state is None else self.encoder().pending(state)
-        settled = [self._settled(index) for index in range(since, len(self.settled))]
-        return settled, merge([*extra, pending])
+        known = [self._settled(index) for index in range(since, len(self.settled))]
+        return known, merge([*extra, pending])
 
     def let_go(self, count: int) -> None:
         """Hold the settled memory of the first `count` segments on the disk alone."""
