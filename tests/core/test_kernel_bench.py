@@ -171,7 +171,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
     [
         (("bench", "--tiny"), "--tiny is for `longtake bench kernels`"),
         (("bench", "--encoder", "x"), "--encoder is for `longtake bench kernels`"),
-        (("bench", "kernels", "--data", "store"), "--data is for an experiment"),
+        (("bench", "kernels", "--data", "store"), "--data goes with `longtake bench EXPERIMENT`"),
         (("bench", "kernels", "--full", "--encoder", "5b"), "--encoder 5b: no such encoder"),
     ],
 )
