@@ -169,8 +169,8 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("bench", "--tiny"), "--tiny is for `longtake bench kernels`"),
-        (("bench", "--encoder", "x"), "--encoder is for `longtake bench kernels`"),
+        (("bench", "--tiny"), "--tiny goes with `longtake bench kernels`"),
+        (("bench", "--encoder", "x"), "--encoder goes with `longtake bench kernels`"),
         (("bench", "kernels", "--data", "store"), "--data goes with `longtake bench EXPERIMENT`"),
         (("bench", "kernels", "--full", "--encoder", "5b"), "--encoder 5b: no such encoder"),
     ],

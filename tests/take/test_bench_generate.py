@@ -60,7 +60,7 @@ def test_growth_is_told_from_rows() -> None:
     [
         (("--segments", "2"), "--segments 2: 3 or more"),
         (("--budget", "0"), "--budget 0: 1 or more"),
-        (("--data", "store"), "--data: `bench generate` reads no store"),
+        (("--data", "store"), "--data goes with `longtake bench EXPERIMENT`"),
         (("--picture", "{place}/chart.gif"), "a picture ends in .svg, .png"),
         (("tiny-base",), "tiny-base has no memory"),
         (("nothing",), "nothing"),
