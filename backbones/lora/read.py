@@ -104,6 +104,7 @@ def read_lora(model: DiffusersBackbone, path: Path) -> Lora:
     config = _json_object(metadata.get(LORA_ADAPTER_METADATA_KEY), path)
     config = config or _config_beside(path, names)
     _refuse_other_kinds(path, names, config)
+    _warn_of_lost_alpha(path, names, metadata)
     lora = _lora_of(path, _by_module(path, tensors), config, _Names(model, family))
     facts = _json_object(metadata.get("longtake"), path).get("lora")
     if facts:
@@ -131,6 +132,21 @@ def _config_beside(path: Path, names: Sequence[str]) -> dict[str, Any]:
             "counts as its rank", path,
         )  # fmt: skip
     return {}
+
+
+def _warn_of_lost_alpha(path: Path, names: Sequence[str], metadata: Mapping[str, str]) -> None:
+    """Log that alpha counts as the rank although kohya's metadata has another one.
+
+    Its tensors of alpha are gone, without which other programs count it so, too.
+    """
+    rank, alpha = (metadata.get(f"ss_network_{name}") for name in ("dim", "alpha"))
+    own = "longtake" in metadata or any(name.endswith(ENDINGS["alpha"]) for name in names)
+    if own or alpha in (None, rank):
+        return
+    logging.getLogger(__name__).warning(
+        "LoRA %s has no tensor of alpha, and its metadata says alpha %s of rank %s: alpha counts "
+        "as the rank, as in other programs", path, alpha, rank,
+    )  # fmt: skip
 
 
 def _refuse_other_kinds(path: Path, names: list[str], config: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ...core.errors import UserError
+from ...core.interfaces.base import Interface
 from ...core.interfaces.codec import from_bytes
 from ...core.interfaces.streaming import appended, own_copy
 from ...core.values.grid import Geometry, Rate, Size3
@@ -82,7 +83,7 @@ def _kernel(stride: Triple, space: int) -> Triple:
     return 3, space if stride[1] == 2 else 3, space if stride[2] == 2 else 3
 
 
-class CausalConv(nn.Module):
+class CausalConv(Interface):
     """One conv with SiLU: output j of a stride-s conv reads inputs up to s·j, never later ones."""
 
     def __init__(self, shape: ConvShape, *, norm: bool, replicate: bool) -> None:
@@ -155,7 +156,7 @@ class CausalConv(nn.Module):
         return first.expand(-1, -1, self.shape.kernel[0] - 1, -1, -1)
 
 
-class ConvTrunk(nn.Module):
+class ConvTrunk(Interface):
     """All convs of the HR branch; its state is one tail a layer, of constant size.
 
     Public: any compressor may build one of a `Conv` spec and a geometry, and gets its kernels.

@@ -190,6 +190,9 @@ def test_alpha_is_read_where_it_is_and_its_absence_is_said(
     full = seen(file("full.safetensors", "diffusion_model.", b * (ALPHA / RANK)))
     plain = seen(file("plain.safetensors", "diffusion_model.", b))
     assert not near(full, plain) and not caplog.text
+    meta = {"ss_network_dim": str(RANK), "ss_network_alpha": f"{ALPHA:g}"}
+    stripped = file("stripped.safetensors", "diffusion_model.", b, meta)
+    assert near(seen(stripped), plain) and "no tensor of alpha, and its metadata" in caplog.text
     bare = file("x.safetensors", "base_model.model.", b)
     assert near(seen(bare), plain) and "adapter_config.json with alpha is not beside" in caplog.text
     config.write_text(json.dumps({"r": RANK, "lora_alpha": ALPHA}))
