@@ -110,8 +110,8 @@ def check_named(name: str, sets: Sequence[str], progress: Report) -> list[Plugin
         progress: called with stages done, stages in all, and a note.
 
     Raises:
-        UserError: there is no such plugin or file, the file has none, a change cannot be made, or
-            a backbone is too large to try.
+        UserError: there is no such plugin or file, it did not load, the file has none, a change
+            cannot be made, or a backbone is too large to try.
     """
     found = _plugins(name)
     alone = [_alone(plugin, sets) for plugin in found]
@@ -139,6 +139,8 @@ def _plugins(name: str) -> list[Plugin]:
     known = registry().plugins
     found = [known[kind, name] for kind in KINDS if (kind, name) in known]
     if not found:
+        for kind in KINDS:
+            registry().check_loaded(kind, name)
         names = ", ".join(nearest(name, {own for _, own in known})[:8])
         raise UserError(f"no plugin is called {name!r}; like it: {names}; a file ends in .py")
     return found
@@ -151,6 +153,8 @@ def _plugins_of(path: Path) -> list[Plugin]:
         return origin.endswith(".py") and Path(origin).absolute() == path.absolute()
 
     if not any(map(is_file, registry().origins.values())):
+        if told := [line for line in registry().broken if is_file(line.partition(": ")[0])]:
+            raise UserError("; ".join(told))
         plug_in(path)
     origins = registry().origins
     found = [plugin for key, plugin in registry().plugins.items() if is_file(origins[key])]

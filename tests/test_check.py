@@ -137,6 +137,41 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_plugin_that_did_not_load_is_told_why(
+    tmp_path: Path, own_registry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "unfinished.py"
+    path.write_text(UNFINISHED, encoding="utf-8")
+    monkeypatch.setenv("LONGTAKE_PLUGINS", str(path))
+    for name in ("half-done", path):
+        code, _, err = run("check", name)
+        assert code == 2 and "the class is unfinished: it does not define context_length" in err, (
+            err
+        )
+        assert len(err.strip().splitlines()) == 1
+
+
+UNFINISHED = """
+from attrs import frozen
+
+from longtake.authors import Compressor, CompressorSpec, Plugin, impl
+
+
+@frozen(kw_only=True)
+class HalfDoneSpec(CompressorSpec):
+    pass
+
+
+class HalfDone(Compressor[HalfDoneSpec]):
+    pass
+
+
+@impl
+def longtake_compressors():
+    spec, target = HalfDoneSpec, f"{__name__}:HalfDone"
+    return [Plugin(name="half-done", summary="half done", spec=spec, target=target)]
+"""
+
 OWN_CODEC = """
 from attrs import field, frozen
 
