@@ -11,7 +11,7 @@ import torch
 from attrs import evolve
 
 from longtake.core import demo as module
-from longtake.core.data.store import Store
+from longtake.core.data.store import Record, Store
 from longtake.core.demo import (
     DemoResult,
     clip_training,
@@ -88,6 +88,15 @@ def test_it_ends_with_a_continuation_where_weights_of_stage_two_ship(
     assert "made from the memory of the past" in page and "what followed in the clip" in page
     assert run("generate", "--out", out / "take", "--dry-run", *words[6:])[0] == 0
     assert can_go_on(Store.open(out / "store").records[0])
+
+
+@pytest.mark.parametrize(("frames", "fps", "long"), [(32, 8.0, True), (31, 8.0, False)])
+def test_a_clip_goes_on_where_a_past_is_left(frames: int, fps: float, long: bool) -> None:
+    record = Record(
+        id="a", source="a.mp4", fingerprint="", latents=9, height=4, width=6,
+        frames=frames, fps=fps, captions=(), placement="",
+    )  # fmt: skip
+    assert can_go_on(record) is long
 
 
 @pytest.mark.slow

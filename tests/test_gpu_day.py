@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -16,7 +17,7 @@ from longtake.core.errors import LongtakeError, UserError
 from longtake.core.kernel_bench.setups import encoder_setups
 from longtake.experiments.common import ROOT, interrupt_after, machine_facts
 from longtake.experiments.gpu_day import __main__ as gpu_day
-from longtake.experiments.gpu_day import checks
+from longtake.experiments.gpu_day import bench, checks, kernels
 from longtake.experiments.gpu_day.cap import largest_power_of_two
 from longtake.experiments.gpu_day.checks import check_outcomes, files_with_gpu_tests, read_outcomes
 from longtake.experiments.gpu_day.day import DONE, FAILED, OPEN, Session, StepResult, TimeIsUp
@@ -86,6 +87,28 @@ def test_a_tiny_day_does_every_step(
     assert (out / "keep" / "measure" / "tiny-wan-2x2x2" / "report.html").exists()
     assert gpu_day.main(["--out", str(out), "--tiny"]) == 0  # nothing is left to do
     assert capsys.readouterr().out == ""
+
+
+def test_the_bench_of_a_tiny_day_notes_its_figures(tmp_path: Path) -> None:
+    book = StepResult.open(tmp_path / "bench.json", HEAD, day(tmp_path))
+    bench.run(book.session, book)
+    (figures,) = json.loads(book.path.read_text("utf-8"))["figures"].values()
+    assert figures["experiment"] == "tiny-wan-2x2x2, tiny"
+    assert figures["encoder"]["tokens"] > 0 and figures["denoising_step"]
+
+
+def test_an_encoder_that_fails_leaves_the_others_and_the_goals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(setup: Any, form: Any, device: torch.device) -> dict[str, Any]:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(kernels, "measure_encoder", measure)
+    book = StepResult.open(tmp_path / "kernels.json", HEAD, day(tmp_path))
+    with pytest.raises(LongtakeError, match="tiny 4x4x2: RuntimeError: no room"):
+        kernels.run(book.session, book)
+    assert {"machine", "goals"} == set(book.figures)
+    assert book.figures["goals"] and not any(goal["met"] for goal in book.figures["goals"])
 
 
 def test_training_is_sliced_and_goes_on(tmp_path: Path) -> None:
