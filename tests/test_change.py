@@ -185,3 +185,10 @@ def test_bad_runs_are_one_line(
         assert change.main([str(made / "own"), *given, "--out", str(tmp_path / "out")]) == 2
         told = capsys.readouterr().err.strip()
         assert says in told and len(told.splitlines()) == 1
+
+
+def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert change.main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err.strip()
+    assert "no such run" in told and len(told.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -42,7 +42,13 @@ RETRIEVERS = "retrievers"
 TARGETS = "measure.targets"
 ROOTS = ("backbone", "cache", "train", "measure", "finetune", "generate")  # of keys that are paths
 # Fields that nothing reads in an experiment without a memory: there they stay as they are.
-OF_MEMORY = ("cache.pixels", "masker.clean", "train.adapter.alpha", "train.memory_dropout")
+OF_MEMORY = (
+    "cache.pixels",
+    "masker.clean",
+    "train.adapter.rank",
+    "train.adapter.alpha",
+    "train.memory_dropout",
+)
 
 
 @frozen(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from attrs import evolve
 
 from longtake.backbones.blocks.rotary import rotary_table, rotate
 from longtake.backbones.codecs.specs import Dct
@@ -15,7 +16,7 @@ SPEC = TinyWan(heads=8, head_width=32, layers=2, ffn=64, codec=Dct(channels=48))
 
 
 def velocity_error(begin: str) -> float:
-    spec = TinyWan(heads=8, head_width=32, layers=2, ffn=64, begin=begin)
+    spec = evolve(SPEC, begin=begin)
     model = Model.load(spec, seed=0)
     noise = torch.randn(2, 48, 2, 6, 8, generator=torch.Generator().manual_seed(1))
     frames = torch.arange(2).expand(2, 2)

@@ -137,7 +137,7 @@ def test_a_recipe_fills_in_what_is_not_set() -> None:
     made = from_recipe(own)
     assert made.cache == attrs.evolve(CacheSpec(), area=999)
     assert made.masker == Drop(fill="mean", counts=(4,), clean=0.75)
-    assert made.compressors == (Conv(channels=(32, 64, 96, 128), heads=4, head_width=32),)
+    assert made.compressors == (Conv(channels=(48, 96, 192, 320), heads=5, head_width=64),)
     assert made.backbone == own.backbone and from_recipe(made) == made
 
 
@@ -187,11 +187,11 @@ def test_a_plugin_by_name_is_as_the_backbone_has_it() -> None:
     assert apply_sets(tiny, ['masker={"type":"drop","clean":0.5}']).masker == Drop(counts=(4,))
     assert apply_sets(tiny, ["masker=drop", "masker.clean=0.5"]).masker == Drop(counts=(4,))
     made = apply_sets(tiny, ["compressor=transformer"]).compressors
-    assert made == (Transformer(heads=4, head_width=32, ffn=512),)
+    assert made == (Transformer(heads=5, head_width=64, ffn=640),)
     made = apply_sets(tiny, ["backbone=wan22-5b", "compressor=transformer"]).compressors
     assert made == (Transformer(),)
     made = apply_sets(tiny, ['compressors=["dual-encoder"]']).compressors
-    encoder = Conv(channels=(32, 64, 96, 128), heads=4, head_width=32)
+    encoder = Conv(channels=(48, 96, 192, 320), heads=5, head_width=64)
     rates = Rate.parse("4x4x2"), Rate.parse("2x2x8")
     assert made == (DualEncoder(encoders=tuple(attrs.evolve(encoder, rate=r) for r in rates)),)
     made = apply_sets(tiny, ['metrics=["ms-ssim","psnr"]']).metrics
@@ -221,7 +221,7 @@ def test_it_is_said_what_followed() -> None:
     assert changed.swap.line == "backbone wan22-5b: 31 values follow its recipe"
     rows = {path: (old, new) for path, old, new in changed.swap.follow}
     assert rows["train.optimizer"] == ("muon", "adamw")
-    assert rows["compressors[0].heads"] == (4, 8)
+    assert rows["compressors[0].heads"] == (5, 8)
     swap = change(EXPERIMENT, ["backbone=wan22-5b", "train.steps=3"]).swap
     assert swap is not None and [path for path, *_ in swap.kept] == []
     dropped = "no longer set: backbone.attention isolated, backbone.memory_time 0.5"
@@ -349,7 +349,7 @@ def test_members_of_lists_change_their_type_too() -> None:
             "backbone.type: unknown backbone 'wan22-14c'; known: wan22-14b",
         ),
         ("backbone.type=3", "backbone.type: unknown backbone '3'; known: "),
-        ("backbone.codec.type=bytes", "backbone.codec.type: unknown codec 'bytes'; known: dct"),
+        ("backbone.codec.type=bytes", "backbone.codec.type: unknown codec 'bytes'; known: tiny-ae, dct"),
     ],
 )
 def test_an_unknown_type_is_said(text: str, line: str) -> None:

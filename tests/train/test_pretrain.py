@@ -269,7 +269,7 @@ def test_a_folder_has_one_run_at_a_time(
 def test_claims_tell_the_living_from_the_dead(tmp_path: Path) -> None:
     mine = part_path(tmp_path / "claim")
     reused = tmp_path / mine.name.replace(f"-{os.getpid()}.", f"-{os.getppid()}.")
-    reused.write_text(json.dumps({"host": "here", "pid": os.getppid(), "started": "12"}))
+    reused.write_text(json.dumps({"host": "here", "pid": os.getppid(), "started": "never"}))
     far = tmp_path / ".claim.00000000-7.part"
     far.write_text(json.dumps({"host": "node7", "pid": 7, "started": "1"}))
     with pytest.raises(UserError, match=r"process 7 on node7.*delete .*00000000-7\.part"):
