@@ -70,8 +70,8 @@ from .worker import TrainWorker
 
 # What may change on resume: of `train`, and of the experiment what training never reads.
 FREE = (
-    "steps", "rate", "warmup", "decay", "clip", "precision", "checkpointing", "accumulate",
-    "save_every", "save_minutes", "keep", "log_every", "gain_every",
+    "steps", "rate", "warmup", "decay", "clip", "precision", "checkpointing", "compile",
+    "accumulate", "save_every", "save_minutes", "keep", "log_every", "gain_every",
 )  # fmt: skip
 UNREAD = ("measure", "metrics", "generate")
 BEND = 0.01  # share by which the learning rate may leave its course before that is said

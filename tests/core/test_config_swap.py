@@ -349,7 +349,10 @@ def test_members_of_lists_change_their_type_too() -> None:
             "backbone.type: unknown backbone 'wan22-14c'; known: wan22-14b",
         ),
         ("backbone.type=3", "backbone.type: unknown backbone '3'; known: "),
-        ("backbone.codec.type=bytes", "backbone.codec.type: unknown codec 'bytes'; known: tiny-ae, dct"),
+        (
+            "backbone.codec.type=bytes",
+            "backbone.codec.type: unknown codec 'bytes'; known: tiny-ae, dct",
+        ),
     ],
 )
 def test_an_unknown_type_is_said(text: str, line: str) -> None:
