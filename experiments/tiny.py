@@ -1,20 +1,21 @@
-r"""`tiny-wan` and its base: the paper's method on a DiT of 7 M parameters, for two CPU cores.
+r"""`tiny-wan` and its base: the paper's method on a DiT of 9 M parameters, for two CPU cores.
 
 Stage 0 makes `tiny-base`, a plain video model without memory (design §6): a tiny backbone has seen
 no video before, so it is pretrained as the real ones were, by flow matching on a few latent frames
 with the caption of their shot, on small frames. Clips without captions go by their file's name and
 shot, which takes the extra `longtake[cuts]`; the base that ships was trained with file names alone,
-since its store was made without cuts. Stage I then trains the encoder and LoRA of rank 128 on it,
+since its store was made without cuts. Stage I then trains the encoder and LoRA of rank 64 on it,
 as on the real backbones, in two parts over one store: first on random crops, where a batch holds
 many clips, then on whole frames:
 
-    longtake cache tiny-base --videos clips/ --out stores/base
+    longtake cache tiny-base --videos clips/ --photos photos/ --out stores/base
     longtake pretrain tiny-base --data stores/base --out runs/base
-    longtake cache tiny-wan-2x2x2 --videos clips/ --out stores/clips
+    longtake cache tiny-wan-2x2x2 --videos clips/ --photos photos/ --out stores/clips \
+        --set cache.mirror=true --set cache.pixels=false
     longtake pretrain tiny-wan-2x2x2-crops --data stores/clips --out runs/crops \
-        --set backbone.weights=runs/base/checkpoint-520/backbone
+        --set backbone.weights=runs/base/checkpoint-420/backbone
     longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/whole --start runs/crops \
-        --set backbone.weights=runs/base/checkpoint-520/backbone
+        --set backbone.weights=runs/base/checkpoint-420/backbone
 
 Without `--set` Stage I begins with the base that ships.
 """
@@ -81,17 +82,17 @@ TINY_BASE = Experiment(
     metrics=(Psnr(),),
     cache=CacheSpec(area=64 * 112, mirror=True, pixels=False, cuts=True),
     train=TrainSpec(
-        steps=520,
+        steps=420,
         batch=16,
         seconds=(2.0, 2.0),
         trains="all",
         optimizer="muon",
         rate=1e-3,
-        warmup=100,
+        warmup=60,
         decay=0.35,
         memory_dropout=0.0,
         pure=0.2,
         weigh=1.0,
-        save_every=130,
+        save_every=60,
     ),
 )

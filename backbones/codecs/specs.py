@@ -62,6 +62,11 @@ class TinyAutoencoder(BlockCodecSpec):
     layers: int = field(
         default=4, validator=ge(1), metadata=doc("3×3 convolutions of the decoder, ≥ 1")
     )
+    decoder_width: int | None = field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata=doc("of the decoder's convolutions, ≥ 1; null: as the encoder's"),
+    )
 
 
 def _multiple_of_16(instance: object, attribute: Attribute[int], value: int) -> None:
