@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from .data.captions import untimed_captions
 from .data.store import Record, Store, check_fits, clip_path, store_identity
@@ -28,8 +27,10 @@ from .interfaces.backbone import Context
 from .interfaces.text_encoder import embed_all
 from .model import Model, build_model, compressor_needs
 from .registry import build
-from .tools.device import pick_device
+from .stage_bench import StageRound, joined, matmul_rate, time_stages
+from .tools.device import flushed_denormals, pick_device
 from .tools.files import append_json_line, write_json, write_tensors
+from .tools.timing import count_flop
 from .train.step import StageOneStep
 from .values.grid import Geometry, Size3
 from .values.history import History
@@ -74,7 +75,8 @@ def bench(
         "startup": time_startup(),
         "encoder": time_encoder(model, history, limits["matmul_flop_per_second"]),
         "denoising_step": time_denoising_step(model, history),
-        "loader": time_loader(experiment, history.size, data),
+        "loader": (loader := time_loader(experiment, history.size, data)),
+        "stages": {"pretrain": loader.pop("stage"), **time_stages(model)},
     }
 
 
@@ -94,9 +96,23 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"{code['floor_seconds'] * 1e3:.0f} ms); one second more "
         f"{code['append_one_second_seconds'] * 1e3:.1f} ms: {code['encode_over_append']:.0f}× less",
         f"one step   {step['without_memory_seconds'] * 1e3:.0f} ms without memory, "
-        f"{step['with_memory_seconds'] * 1e3:.0f} ms with it: {step['price_of_memory']:.2f}×",
+        f"{step['with_memory_seconds'] * 1e3:.0f} ms with it: {step['price_of_memory']:.2f}× "
+        f"({step['price_by_operations']:.2f}× by its operations)",
         loader_line(result["loader"]),
+        *(stage_line(name, figures) for name, figures in result["stages"].items()),
     ]
+
+
+def stage_line(name: str, stage: dict[str, Any]) -> str:
+    """Return the figures of a stage as a line to read."""
+    if "skipped" in stage:
+        return f"{name:<10} skipped: {stage['skipped']}"
+    took, floor, decode = (
+        stage[key] * 1e3 for key in ("seconds", "floor_seconds", "decode_seconds")
+    )
+    parts = [f"{stage['gflop']:,.1f} GFLOP", *([f"decode {decode:.0f} ms"] if decode else [])]
+    ratio = f"{stage['over_floor']:.2f}×"
+    return f"{name:<10} {took:,.0f} ms, floor {floor:,.0f} ms ({', '.join(parts)}): {ratio}"
 
 
 def loader_line(loader: dict[str, Any]) -> str:
@@ -157,16 +173,15 @@ def time_encoder(model: Model, history: History, ceiling: float) -> dict[str, An
     split = history.size.time - one
     state, _ = model.encoder.step(None, history.chunk(0, split))
     tail = history.chunk(split, history.size.time)
-    with FlopCounterMode(display=False) as counter:
-        memory = model.encoder(history)
+    memory, flop = model.encoder(history), count_flop(lambda: model.encoder(history))
     full = median_seconds(lambda: model.encoder(history))
     append = median_seconds(lambda: model.encoder.step(state, tail))
     return {
         "history_latents": history.size.time,
         "tokens": memory.length,
-        "gflop": counter.get_total_flops() / 1e9,
+        "gflop": flop / 1e9,
         "encode_seconds": full,
-        "floor_seconds": counter.get_total_flops() / ceiling,
+        "floor_seconds": flop / ceiling,
         "append_one_second_seconds": append,
         "encode_over_append": full / append,
     }
@@ -183,7 +198,9 @@ def time_denoising_step(model: Model, history: History) -> dict[str, Any]:
         "with_memory_seconds": median_seconds(lambda: _velocity(model, history, reading)),
     }
     price = times["with_memory_seconds"] / times["without_memory_seconds"]
-    return {**times, "price_of_memory": price}
+    bare = count_flop(lambda: _velocity(model, history, without))
+    counted = count_flop(lambda: _velocity(model, history, reading)) / bare
+    return {**times, "price_of_memory": price, "price_by_operations": counted}
 
 
 def _velocity(model: Model, history: History, context: Context) -> None:
@@ -210,7 +227,8 @@ def time_loader(experiment: Experiment, size: Size3, data: Path | None = None) -
         windows = WindowSampler.of(store, experiment.backbone.geometry, experiment.train, needs)
         batches = WindowBatches(store, windows, needs, BATCHES)
         load = [_load_seconds(batches, step) for step in range(BATCHES)]
-        train = _step_seconds(model, batches)
+        stage = _step_figures(model, batches)
+    train = [step["seconds"] for step in stage["rounds"]]
     return {
         "store": str(data) if data else f"{CLIPS} clips of {size.time} latents, written for this",
         "batch": experiment.train.batch,
@@ -219,6 +237,7 @@ def time_loader(experiment: Experiment, size: Size3, data: Path | None = None) -
         "step_seconds": sum(train) / BATCHES,
         "ratio": sum(train) / sum(load),
         "goal": LOADER_GOAL,
+        "stage": stage,
     }
 
 
@@ -229,12 +248,19 @@ def _load_seconds(batches: WindowBatches, step: int) -> float:
     return statistics.median(times)
 
 
-def _step_seconds(model: Model, batches: WindowBatches) -> list[float]:
-    """Return the seconds of each training step."""
+def _step_figures(model: Model, batches: WindowBatches) -> dict[str, Any]:
+    """Return the seconds of training steps beside their floors, as a stage of `time_stages`."""
     device = pick_device()
     train = StageOneStep.of(model, batches.store.null_text(), device)
-    train(batches[0].to(device), 0)  # warms up
-    return [_seconds(partial(train, batches[n].to(device), n)) for n in range(BATCHES)]
+    rounds = []
+    with flushed_denormals():  # as in training
+        for number in range(BATCHES):
+            step = partial(train, batches[number].to(device), number)
+            flop = count_flop(step)  # warms up, too
+            floor = flop / matmul_rate()
+            seconds = _seconds(step)
+            rounds.append(StageRound(seconds=seconds, flop=flop, floor=floor, decode=0.0))
+    return joined(rounds)
 
 
 @contextmanager

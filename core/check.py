@@ -30,7 +30,7 @@ from .contract import (
     check_text_encoder,
 )
 from .data.store import Store
-from .errors import LongtakeError, UserError
+from .errors import LongtakeError, UserError, plugin_label
 from .experiment import Experiment
 from .hooks import KINDS, Plugin
 from .interfaces.spec import BackboneSpec, MetricSpec, PluginSpec
@@ -38,6 +38,7 @@ from .measure.measure import measure
 from .measure.prepare import MeasureSetup
 from .measure.quality import clip_scene
 from .model import all_needs, build_retriever, model_sizes
+from .plugin_errors import plugin_error
 from .registry import build, nearest, plug_in, registry
 from .tools.progress import Report
 from .train.checkpoint import load_run
@@ -286,12 +287,24 @@ class _Trial:
             self.unchecked.append(f"{stage} not tried: {error}")
             return False
         except (Exception, SystemExit) as error:  # a stranger's plugin may raise anything
-            text = (str(error).strip() or "no message").splitlines()[0]
-            told = isinstance(error, LongtakeError | AssertionError)
-            self.faults.append(f"{stage}: {text if told else f'{type(error).__name__}: {text}'}")
+            self.faults.append(f"{stage}: {self._said(error)}")
             return False
         self.checked.append("two training steps" if stage == "training" else stage)
         return True
+
+    def _said(self, error: BaseException) -> str:
+        """Return a fault in one line that names the file it is in."""
+        text = (str(error).strip() or "no message").splitlines()[0]
+        if isinstance(error, LongtakeError | AssertionError):
+            try:
+                label = plugin_label(self.plugin.load())
+            except Exception:  # what does not load is the fault, and names its place
+                return text
+            file = label.rpartition("(")[2].rstrip(")")
+            text = text.removeprefix(f"{label}: ")
+            return text if file in text else f"{text} [{file}]"
+        found = plugin_error(error) if isinstance(error, Exception) else None
+        return str(found) if found else f"{type(error).__name__}: {text}"
 
     @property
     def _spec(self) -> PluginSpec:
@@ -316,7 +329,10 @@ class _Trial:
             made = build(spec)
             if not made.available_offline:
                 raise _NotHere("its weights are not here")
-            check_codec(made) if kind == "codec" else check_text_encoder(made)
+            if kind == "text_encoder":
+                check_text_encoder(made)
+            else:  # of no weights, where it could have some, they are random
+                check_codec(made, trained=getattr(spec, "weights", "") is not None)
         elif kind == "masker":
             check_masker(build(spec))
         else:

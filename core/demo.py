@@ -4,6 +4,7 @@ The clip is cached and asked of the memory that ships, which never saw it; then 
 trained on the clip for a few steps and asked again. Training as in a long run spends so few steps
 on more than is then measured: batches that drop memory or text, and times other than t = 1, where
 one-step retrieval starts. Here every step reads memory and text at t = 1, with AdamW at a low rate.
+Where weights of Stage II ship, the clip goes on at the end (`demo_continuation`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from markupsafe import Markup
 
 from .cache.cache import cache
 from .data.store import Store
+from .demo_continuation import DemoContinuation, can_go_on, go_on
 from .experiment import Experiment, TrainSpec
 from .measure.measure import measure
 from .measure.prepare import MeasureSetup
@@ -55,6 +57,7 @@ class DemoResult:
         before: measured with the weights it began from, which never saw the clip.
         after: measured after training on the clip itself; None without steps.
         losses: of the training steps.
+        continuation: how the clip went on; None: no weights of Stage II, or the clip is too short.
         report: the page.
     """
 
@@ -63,6 +66,7 @@ class DemoResult:
     before: MeasureResult
     after: MeasureResult | None
     losses: tuple[float, ...] = ()
+    continuation: DemoContinuation | None = None
     report: Path
 
     def to_json(self) -> dict[str, Any]:
@@ -73,6 +77,7 @@ class DemoResult:
             "before_training_on_it": as_data(self.before),
             "after_training_on_it": None if self.after is None else as_data(self.after),
             "losses": list(self.losses),
+            "continuation": None if self.continuation is None else self.continuation.to_json(),
             "report": str(self.report),
         }
 
@@ -83,13 +88,15 @@ class DemoResult:
         if self.after is not None:
             lines += [f"after {self.steps} training steps on this very clip:"]
             lines += [*_figures(self.after), describe_change(self.before, self.after, self.losses)]
+        lines += [] if self.continuation is None else self.continuation.lines()
         return [*lines, f"report: {self.report}"]
 
 
 @flushed_denormals()  # before torch starts threads, which then flush them in training, too
 def run_demo(
-    video: Path | None, out: Path, weights: Path, *, steps: int, say: Say, progress: Report
-) -> DemoResult:
+    video: Path | None, out: Path, weights: Path, *, steps: int, say: Say, progress: Report,
+    second: Path | None = None,
+) -> DemoResult:  # fmt: skip
     """Run the demo into a folder and return what it gave.
 
     Args:
@@ -99,6 +106,7 @@ def run_demo(
         steps: training steps on the clip before it is measured a second time; 0 for none.
         say: called with a line before each part.
         progress: called with done, total and a note during long work.
+        second: a run of Stage II, with which the clip goes on; None: it does not.
 
     Raises:
         UserError: the video cannot be used, or the folder not be written.
@@ -124,14 +132,23 @@ def run_demo(
         losses = tuple(float(line["loss"]) for line in log if "loss" in line)
         setup = _setup(run, experiment, store)
         after = measure(setup, run=str(run), progress=progress)
+    continuation = None
+    if second is not None and can_go_on(store.records[0]):
+        say(f"{4 if steps else 3}. going on with the clip, out of the memory of its past ...")
+        continuation = go_on(second, clip, store.records[0], out / "take", progress)
     notes = _report_notes(before, after, losses, own_clip=video is not None)
+    further = () if continuation is None else (continuation.strip,)
     page = Page(
-        strips=make_strips(setup), sliders=make_sliders(setup), title="longtake demo", notes=notes
+        strips=(*make_strips(setup), *further),
+        sliders=make_sliders(setup),
+        title="longtake demo",
+        notes=notes,
     )
     report = write_report(after or before, page, out / "report.html")
     return DemoResult(
-        clip=clip, steps=steps, before=before, after=after, losses=losses, report=report
-    )
+        clip=clip, steps=steps, before=before, after=after, losses=losses, report=report,
+        continuation=continuation,
+    )  # fmt: skip
 
 
 def demo_experiment(experiment: Experiment) -> Experiment:

@@ -33,9 +33,14 @@ PLUGIN_NAMES: dict[type, str] = {}  # what a class is registered as; `core.hooks
 
 
 def plugin_label(plugin: object) -> str:
-    """Return what messages call a plugin (or its class): kind, name and file."""
+    """Return what messages call a plugin (or its class): kind, name and file.
+
+    A class that torch made of it at run time, as FSDP does, goes by its own; a subclass that is
+    registered nowhere, by its class.
+    """
     cls = plugin if isinstance(plugin, type) else type(plugin)
-    own = next((base for base in cls.__mro__ if base in PLUGIN_NAMES), cls)
+    made = (base for base in cls.__mro__ if base.__module__.partition(".")[0] != "torch")
+    own = next(made, cls)
     file = getattr(sys.modules.get(own.__module__), "__file__", None) or own.__module__
     return f"{PLUGIN_NAMES.get(own, own.__qualname__)} ({file})"
 

@@ -35,7 +35,12 @@ class Model:
     encoder: MemoryEncoder
 
     def to(self, device: torch.device | str) -> Model:
-        """Move both to `device`."""
+        """Move both to `device`.
+
+        Raises:
+            UserError: a compressor's spec asks for what does not run there.
+        """
+        self.encoder.check_device(torch.device(device))
         self.backbone.to(device)
         self.encoder.to(device)
         return self

@@ -113,7 +113,7 @@ class Fit:
     @property
     def spec(self) -> TinyAutoencoder:
         """The codec that trains, with random weights."""
-        sizes = {"layers": self.layers, "decoder_width": self.decoder_width}
+        sizes: dict[str, Any] = {"layers": self.layers, "decoder_width": self.decoder_width}
         return evolve(SPEC, **{name: size for name, size in sizes.items() if size is not None})
 
     def rate_at(self, step: int) -> float:

@@ -82,6 +82,7 @@ def test_a_file_has_a_line_for_each_fault_and_exit_code_1(file: Path) -> None:
     assert right == "metric right: no fault in contract, cache, two training steps, measuring"
     (far,) = [line for line in lines if line.startswith("metric too-far")]
     assert far.startswith("metric too-far: contract: it gives ") and "its bounds 0 to 1" in far
+    assert far.endswith(f"[{file}]"), "the file is named"
     frames = [line for line in lines if line.startswith("retriever one-frame: contract: ")]
     assert len(frames) == 1 and "learned is True, but the history is read" in frames[0]
     assert "check: 12/12" in err  # progress

@@ -157,6 +157,12 @@ def test_bench_runs_to_its_end_on_an_experiment_of_ones_own(
     told = json.loads(out)
     assert told == json.loads((place / "bench.json").read_text(encoding="utf-8"))
     assert told["experiment"] == "small" and told["startup"]["ratio"] > 0
+    assert list(told["stages"]) == ["pretrain", "cache", "retrieve", "measure"]
+    for stage in told["stages"].values():
+        assert stage["seconds"] > 0 and stage["floor_seconds"] > 0 and stage["gflop"] > 0
+    assert (
+        told["stages"]["cache"]["decode_seconds"] > 0 == told["stages"]["measure"]["decode_seconds"]
+    )
     figures = told["loader"]
     assert figures["ratio"] == pytest.approx(figures["step_seconds"] / figures["load_seconds"])
     assert figures["store"] == str(place / "store") and figures["batch"] == 2

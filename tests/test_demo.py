@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -20,16 +21,19 @@ from longtake.core.demo import (
     loss_trend,
     run_demo,
 )
+from longtake.core.demo_continuation import can_go_on
 from longtake.core.errors import UserError
 from longtake.core.interfaces.spec import LoRA
 from longtake.core.registry import registry
 from longtake.core.train.checkpoint import checkpoints, load_run, read_run
 from longtake.core.train.pretrain import pretrain
 from longtake.core.video.builtin_clip import builtin_clip
-from longtake.core.video.write import write_video
+from longtake.core.video.write import count_frames, write_video
 from longtake.experiments.table1 import __main__ as table1
 
-from .small import make_store, moving, small
+from .program import run
+from .small import make_store, moving, small, small_finetune
+from .test_export_verb import make_run
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +68,35 @@ def test_it_says_where_it_trained_on_the_clip(weights: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_it_ends_with_a_continuation_where_weights_of_stage_two_ship(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made stands beside what followed, and the take goes on by the program."""
+    video, out = tmp_path / "mine.mp4", tmp_path / "out"
+    write_video(video, moving(7, seconds=5), 8)
+    make_run(tmp_path / "second", small_finetune())
+    shipped = {"tiny-wan-2x2x2": weights, "tiny-wan-2x2x2-finetune": tmp_path / "second"}
+    monkeypatch.setattr(type(registry()), "weights", property(lambda self: shipped))
+    words = ("--video", video, "--steps", 0, "--out", out, "--json")
+    code, said, err = run("demo", *words)
+    assert code == 0, err
+    story = json.loads(said)["continuation"]
+    assert story["run"] == "small-finetune" and story["memory_tokens"] > 0
+    assert story["seconds"] == 2.0 and story["past_seconds"] == 2.125
+    assert count_frames(out / "take" / "new.mp4") == 16
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "made from the memory of the past" in page and "what followed in the clip" in page
+    assert run("generate", "--out", out / "take", "--dry-run", *words[6:])[0] == 0
+    assert can_go_on(Store.open(out / "store").records[0])
+
+
+@pytest.mark.slow
 def test_without_steps_nothing_is_trained(weights: Path, tmp_path: Path) -> None:
     video = tmp_path / "mine.mp4"
     write_video(video, moving(8, seconds=5), 8)
     story, lines = told(weights, tmp_path / "out", 0, video)
     assert story.after is None and not (tmp_path / "out" / "run").exists()
+    assert story.continuation is None and not (tmp_path / "out" / "take").exists()
     assert "has never seen this clip" in story.report.read_text(encoding="utf-8")
 
 

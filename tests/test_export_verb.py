@@ -22,7 +22,13 @@ from longtake.core.experiment import Experiment
 from longtake.core.export import export, without_local_paths
 from longtake.core.model import Model, build_model
 from longtake.core.tools.files import part_path, write_json
-from longtake.core.train.checkpoint import load_encoder, load_run, save_model
+from longtake.core.train.checkpoint import (
+    load_encoder,
+    load_run,
+    lora_file,
+    memory_file,
+    save_model,
+)
 from longtake.core.train.pretrain import resolved_spec
 
 from .program import run
@@ -240,6 +246,17 @@ def test_two_experts_are_two_files(tmp_path: Path, layout: str) -> None:
     fit = model.backbone.fit()
     memory = Path(files["memory"])
     load_encoder(memory, model.encoder, width=fit.geometry.width, digest=fit.digest)
+    for file in files.values():  # any of them is a RUN
+        loaded = load_run(Path(file))
+        assert loaded.backbone.adapters().keys() == adapters.keys()
+        for name, weight in loaded.backbone.adapters().items():
+            assert torch.equal(weight, adapters[name])
+        for name, weight in loaded.encoder.state_dict().items():
+            assert torch.equal(weight, model.encoder.state_dict()[name])
+        assert (lora_file(Path(file)), memory_file(Path(file))) == (Path(files["high"]), memory)
+    Path(files["low"]).unlink()
+    with pytest.raises(UserError, match="it is of one expert, not of two"):
+        load_run(Path(files["high"]))
 
 
 def test_shipped_weights_have_names(tmp_path: Path) -> None:

@@ -13,14 +13,13 @@ import pytest
 import torch
 
 from longtake.core.errors import LongtakeError, UserError
+from longtake.core.kernel_bench.setups import encoder_setups
 from longtake.experiments.common import ROOT, interrupt_after, machine_facts
 from longtake.experiments.gpu_day import __main__ as gpu_day
 from longtake.experiments.gpu_day import checks
-from longtake.experiments.gpu_day.bench import EncoderBench, peers
 from longtake.experiments.gpu_day.cap import largest_power_of_two
 from longtake.experiments.gpu_day.checks import check_outcomes, files_with_gpu_tests, read_outcomes
 from longtake.experiments.gpu_day.day import DONE, FAILED, OPEN, Session, StepResult, TimeIsUp
-from longtake.experiments.gpu_day.shapes import encoder_setups
 from longtake.experiments.gpu_day.training import measured_runs, planned_runs, store_of
 from longtake.experiments.returns import __main__ as returns
 from longtake.experiments.table1 import __main__ as table1
@@ -49,17 +48,17 @@ def test_a_tiny_day_does_every_step(
 ) -> None:
     """One in a process of its own, as all are on a real day, the others here: imports are slow.
 
-    `bench` compiles, which the checks of shapes in this process do not let through. `tests` runs a
-    file of one test; the real ones run in this suite (LONGTAKE_GPU_TESTS_ON).
+    `kernels` compiles, which the checks of shapes in this process do not let through. `tests` runs
+    a file of one test; the real ones run in this suite (LONGTAKE_GPU_TESTS_ON).
     """
     out = tmp_path / "day"
     monkeypatch.setattr(checks, "ROOT", tmp_path)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_one.py").write_text(ONE_TEST)
     tiny = ["--out", str(out), "--keep", str(out / "keep"), "--tiny"]
-    assert gpu_day.main(["bench", *tiny, "--minutes", "8"]) == 0, capsys.readouterr().out
+    assert gpu_day.main(["kernels", *tiny, "--minutes", "8"]) == 0, capsys.readouterr().out
     for step in gpu_day.STEPS:
-        if step != "bench":
+        if step != "kernels":
             code = gpu_day.main([step, *tiny, "--one", "--end", str(time.time() + 480)])
             assert code == 0, capsys.readouterr().out
     capsys.readouterr()
@@ -70,7 +69,12 @@ def test_a_tiny_day_does_every_step(
         assert {"commit", "dirty"} <= set(result["at"]) and result["seconds"] > 0
     passed = [t for t in found["tests"]["figures"]["tests"] if t["outcome"] == "passed"]
     assert len(passed) == 1
-    assert found["bench"]["figures"]["tiny 4x4x2, channels last"]["error"] < 0.05
+    assert found["bench"]["figures"]["longtake bench"]["encoder"]["tokens"] > 0
+    kernels = found["kernels"]["figures"]
+    ways = kernels["tiny 4x4x2"]["encode"]["4 s"]["ways"]
+    assert all(way["error"] < 0.05 for way in ways.values()) and len(ways) >= 4
+    exact = [g for g in kernels["goals"] if g["asked"].startswith("streamed")]
+    assert len(exact) == 2 and all(goal["met"] for goal in exact)
     cases = found["backbones"]["figures"]
     assert cases["hunyuan, Stage I, 40"]["over_no_memory"] > 0
     for name in NAMES:
@@ -82,14 +86,6 @@ def test_a_tiny_day_does_every_step(
     assert (out / "keep" / "measure" / "tiny-wan-2x2x2" / "report.html").exists()
     assert gpu_day.main(["--out", str(out), "--tiny"]) == 0  # nothing is left to do
     assert capsys.readouterr().out == ""
-
-
-def test_an_encoder_is_timed_beside_its_peers() -> None:
-    bench = EncoderBench(encoder_setups(tiny=True)[0], 2.0, torch.device("cpu"), tiny=True)
-    whole = bench.whole(None)
-    assert whole["tokens"] > 0 and whole["gflop"] > 0 and whole["encode"]["seconds"] > 0
-    for peer in peers(torch.device("cpu"), tiny=True)[:2]:
-        assert bench.beside(peer)["error"] < 0.1  # bf16
 
 
 def test_training_is_sliced_and_goes_on(tmp_path: Path) -> None:
@@ -117,7 +113,7 @@ def test_the_alarm_rings_where_ctrl_c_is_ignored() -> None:
     [
         (
             ["fly", "--tiny"],
-            "unknown step 'fly'; known: tests, bench, backbones, memory-cap, train, table",
+            "unknown step 'fly'; known: tests, bench, kernels, backbones, memory-cap, train, table",
         ),
         (["bench", "--tiny", "--minutes", "0"], "--minutes 0: must be above 0"),
         (["train"], "`train` needs --videos, a folder that holds train/ and val/"),
@@ -226,7 +222,7 @@ def test_real_sizes_are_the_published_ones() -> None:
     case = found["wan22-14b 4x4x2"]
     size = case.size(20.0)
     assert (size.height, size.width) == (60, 104) and (size.time - 1) % 2 == 0
-    assert attrs.asdict(case.spec.rate) == {"height": 4, "width": 4, "time": 2}
+    assert attrs.asdict(case.rate) == {"height": 4, "width": 4, "time": 2}
 
 
 @pytest.mark.parametrize("command", [gpu_day.main, returns.main, table1.main])

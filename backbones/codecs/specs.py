@@ -69,6 +69,9 @@ class TinyAutoencoder(BlockCodecSpec):
     )
 
 
+TINY_AE: BlockCodecSpec = TinyAutoencoder()
+
+
 def _multiple_of_16(instance: object, attribute: Attribute[int], value: int) -> None:
     if value < 0 or value % 16:
         raise ValueError(f"must be a multiple of 16 pixels, not {value}")

@@ -9,7 +9,7 @@ from attrs import Attribute, field, frozen
 
 from ...core.interfaces.spec import BackboneSpec, doc, in_, instance_of
 from ...core.values.grid import Geometry, Size3
-from ..codecs.specs import BlockCodecSpec, HunyuanVae, TinyAutoencoder
+from ..codecs.specs import TINY_AE, BlockCodecSpec, HunyuanVae
 from ..specs import PAPER, TINY, DiTSpec, count_field, dtype_field, number_field, weights_field
 from ..texts.specs import Bytes, LlamaClip
 
@@ -201,7 +201,7 @@ class TinyHunyuan(HunyuanSpec):
     fps: float = number_field(8.0, "frames a second")
     shift: float = number_field(3.0, "timestep shift of sampling and training")
     codec: BlockCodecSpec = field(
-        default=TinyAutoencoder(),
+        default=TINY_AE,
         validator=instance_of(BlockCodecSpec),
         metadata=doc("the codec of its latents"),
     )

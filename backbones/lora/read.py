@@ -11,7 +11,8 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from .layouts import (
 
 BESIDES = "memory."  # what else a file of ours may hold: the encoder, enhancers
 KEYS = f"{DIFFUSERS}*.lora_A.weight, {COMFYUI}*.lora_A.weight or {KOHYA}*.lora_down.weight"
-PEFT = "base_model.model."
+PEFT, PEFT_FILE = "base_model.model.", "adapter_model.safetensors"
 # What programs put before the names of a model's modules.
 PREFIXES = (PEFT, "model.diffusion_model.", COMFYUI, DIFFUSERS, KOHYA, "lycoris_")
 # What stands behind them, in the spellings of several programs.
@@ -101,9 +102,9 @@ def read_lora(model: DiffusersBackbone, path: Path) -> Lora:
         metadata = file.metadata() or {}
     family, size_of = model.known_family, linear_sizes(model, path)
     config = _json_object(metadata.get(LORA_ADAPTER_METADATA_KEY), path)
-    if any(name.startswith(PEFT) for name in names):
-        config = config or _config_beside(path)
+    config = config or _config_beside(path, names)
     _refuse_other_kinds(path, names, config)
+    _warn_of_lost_alpha(path, names, metadata)
     lora = _lora_of(path, _by_module(path, tensors), config, _Names(model, family))
     facts = _json_object(metadata.get("longtake"), path).get("lora")
     if facts:
@@ -113,10 +114,39 @@ def read_lora(model: DiffusersBackbone, path: Path) -> Lora:
     return lora
 
 
-def _config_beside(path: Path) -> dict[str, Any]:
-    """Return the config that peft writes beside its file, none where it is not there."""
+def _config_beside(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Return the config that peft writes beside its file, none where it is not there.
+
+    It is read for peft's keys and for peft's file name, under which diffusion-pipe and others write
+    keys of their own.
+    """
+    by_keys = any(name.startswith(PEFT) for name in names)
+    if not by_keys and path.name != PEFT_FILE:
+        return {}
     place = path.with_name("adapter_config.json")
-    return read_object(place, "config of peft") if place.is_file() else {}
+    if place.is_file():
+        return read_object(place, "config of peft")
+    if by_keys and not any(name.endswith(ENDINGS["alpha"]) for name in names):
+        logging.getLogger(__name__).warning(
+            "LoRA %s is peft's, and its adapter_config.json with alpha is not beside it: its alpha "
+            "counts as its rank", path,
+        )  # fmt: skip
+    return {}
+
+
+def _warn_of_lost_alpha(path: Path, names: Sequence[str], metadata: Mapping[str, str]) -> None:
+    """Log that alpha counts as the rank although kohya's metadata has another one.
+
+    Its tensors of alpha are gone, without which other programs count it so, too.
+    """
+    rank, alpha = (metadata.get(f"ss_network_{name}") for name in ("dim", "alpha"))
+    own = "longtake" in metadata or any(name.endswith(ENDINGS["alpha"]) for name in names)
+    if own or alpha in (None, rank):
+        return
+    logging.getLogger(__name__).warning(
+        "LoRA %s has no tensor of alpha, and its metadata says alpha %s of rank %s: alpha counts "
+        "as the rank, as in other programs", path, alpha, rank,
+    )  # fmt: skip
 
 
 def _refuse_other_kinds(path: Path, names: list[str], config: Mapping[str, Any]) -> None:
@@ -185,7 +215,13 @@ def _by_module(path: Path, tensors: Tensors) -> dict[str, Tensors]:
         for kind, endings in ENDINGS.items():
             ending = next((end for end in endings if spelled.endswith(end)), None)
             if ending is not None:
-                modules.setdefault(spelled.removesuffix(ending), {})[kind] = tensors[name]
+                module = modules.setdefault(spelled.removesuffix(ending), {})
+                if kind in module:
+                    raise UserError(
+                        f"LoRA {path} holds several adapters of one module, {name} and another: "
+                        "one is read; write each into a file of its own"
+                    )
+                module[kind] = tensors[name]
                 break
         else:
             raise UserError(f"LoRA {path} has keys such as {name}: {KEYS} are read")
@@ -260,6 +296,13 @@ class _Names:
             raise UserError(f"LoRA {path} {what}: {KEYS} are read")
         if lost:
             raise UserError(f"LoRA {path} adapts {lost[0]}, which this model does not have")
+        twice = Counter(name for name in chosen.values())
+        for raw in sorted(raws):
+            if twice[chosen[raw]] > 1:
+                raise UserError(
+                    f"LoRA {path} holds {chosen[raw]} twice, once as {raw}: write each LoRA into a "
+                    "file of its own"
+                )
         return {raw: name for raw, name in chosen.items() if name is not None}, is_original
 
 
@@ -341,6 +384,9 @@ def _alpha(tensor: Tensor | None, config: Mapping[str, Any], linear: str, rank: 
         return float(tensor)
     bare = {key.removeprefix(DIFFUSERS): value for key, value in config.items()}
     if "lora_alpha" not in bare:
+        elsewhere = [key for key in config if key.endswith(".lora_alpha")]
+        if elsewhere:
+            raise ValueError(f"it has {elsewhere[0]}, not {DIFFUSERS}lora_alpha")
         return float(rank)
     patterns = bare.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(list(patterns), linear), bare["lora_alpha"])
@@ -357,8 +403,8 @@ def _check_numbers(path: Path, name: str, x: Tensor) -> None:
     if name.endswith(ENDINGS["alpha"]):
         if x.numel() != 1:
             raise UserError(f"LoRA {path}: {name} is {tuple(x.shape)}, not one number")
-        if not bool(x.float().isfinite().all()):
-            raise UserError(f"LoRA {path} is damaged: {name} is {float(x)}")
+        if x.dtype == torch.bool or not bool(x.float().isfinite().all()):
+            raise UserError(f"LoRA {path} is damaged: {name} is {x.item()}")
         return
     if not x.is_floating_point():
         raise UserError(f"LoRA {path}: {name} is {str(x.dtype)[6:]}, not a floating type")

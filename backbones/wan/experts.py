@@ -217,9 +217,16 @@ class Experts(Backbone):
     def load_adapters(self, path: Path) -> None:
         """Read such a file into the adapters here, or as new ones.
 
+        `x.high.safetensors` with `x.low.safetensors` beside it are those of an export, in any
+        layout.
+
         Raises:
             UserError: no such file, one of a single model, or what an expert refuses of its part.
         """
+        if pair := _exported_pair(path):
+            for expert, own in zip(self.experts.values(), pair, strict=True):
+                expert.load_adapters(own)
+            return
         for name, expert in self.experts.items():
             with expert_file(path, name) as own:
                 expert.load_adapters(own)
@@ -358,6 +365,15 @@ def _expert_weights(weights: str | None) -> tuple[str | None, str | None]:
             "transformer and transformer_2, or `high,low` with a comma"
         )
     return str(high.path), str(low.path)
+
+
+def _exported_pair(path: Path) -> tuple[Path, Path] | None:
+    """Return the files of both experts where `path` is that of one of them; None: it is not."""
+    stem, _, expert = path.stem.rpartition(".")
+    if expert not in ("high", "low"):
+        return None
+    high, low = (path.with_name(f"{stem}.{name}{path.suffix}") for name in ("high", "low"))
+    return (high, low) if high.is_file() and low.is_file() else None
 
 
 @contextmanager

@@ -4,8 +4,9 @@ A tiny Wan that nothing pretrained starts nearly as a copier of nearby memory
 (`initialise_as_copier`). diffusers' own initialisation suits models that will be loaded. From
 scratch it spends most of a short training on things that can be had for free: passing the noise
 through (here the head starts as the inverse of the first projection), open gates with silent
-blocks, and heads that look at the corners around a position, which is where the tokens of a
-compressed memory sit.
+blocks, heads that look at the corners around a position, which is where the tokens of a
+compressed memory sit, and attention that reads less of what is noisier: nothing of pure noise,
+all of a memory at time 0.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ from ..specs import DiTSpec
 from ..weights.find import Release
 from . import specs
 from .block import THETA, rotary_axes
-from .model import WanBackbone
+from .model import WanBackbone, embed_time
 
 CORNERS = tuple(itertools.product((-0.5, 0.5), repeat=3))  # (time, row, column), in cells
 SHARPNESS = 3.0  # gain of queries and of keys: a neighbour one cell off weighs a few per cent
 CONSTANT = 2.0  # size of the first projection's bias; content has about 0.6
+QUIET_EMBEDDING = 0.3  # share of diffusers' weights that the embedding of time begins with
+QUIET_TIME = 0.1  # and the modulation by it
+RIDGE = 1e-4  # keeps the fitted weights small
 QUIET = 0.1  # share of diffusers' weights that outputs of blocks begin with
-FREQUENCIES = 2  # of each axis, the highest; one alone would repeat every 2π cells
+FREQUENCIES = 3  # of each axis, the highest; two alone nearly repeat every 19 cells
+TIMES = 501  # of the flow, that the scale of attention is fitted at
 
 
 def config_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -101,15 +106,23 @@ class TinyWanBackbone(WanBackbone):
     def initialise(self, spec: DiTSpec) -> None:
         """Make a near copier of memory of random weights, where the spec says so (`begin`)."""
         if isinstance(spec, specs.TinyWan) and spec.begin == "local":
-            initialise_as_copier(self)
+            initialise_as_copier(self, clean_memory=spec.memory_time == 0)
 
 
 @torch.no_grad()
-def initialise_as_copier(model: WanBackbone) -> None:
-    """Initialise a random tiny Wan in place, so that at first its velocity is about the noise."""
+def initialise_as_copier(model: WanBackbone, *, clean_memory: bool) -> None:
+    """Initialise a random tiny Wan in place, so that at first its velocity is about the noise.
+
+    Args:
+        model: of random weights.
+        clean_memory: whether memory enters at time 0, where attention may pass over noisy tokens;
+            at the targets' own time it would be passed over with them.
+    """
     _raise_tokens(model)
     _invert_head(model)
     _quiet_time(model)
+    if clean_memory:
+        _pass_over_noise(model)
     for block in model.memory_blocks:
         block.scale_shift_table.zero_()
         block.scale_shift_table[:, (2, 5)] = 1.0  # the gates of attention and feed-forward
@@ -138,12 +151,34 @@ def _invert_head(model: WanBackbone) -> None:
 
 
 def _quiet_time(model: WanBackbone) -> None:
-    for linear in (
-        model.condition_embedder.time_embedder.linear_2,
-        model.condition_embedder.time_proj,
-    ):
-        linear.weight.mul_(0.05)
+    embedder = model.condition_embedder
+    last, projection = embedder.time_embedder.linear_2, embedder.time_proj
+    for linear, share in ((last, QUIET_EMBEDDING), (projection, QUIET_TIME)):
+        linear.weight.mul_(share)
         linear.bias.zero_()
+    embedding, _ = _at_all_times(model)
+    model.scale_shift_table.sub_(embedding.mean(0))  # the head adds both
+
+
+def _at_all_times(model: WanBackbone) -> tuple[Tensor, Tensor]:
+    times = torch.linspace(0.0, 1.0, TIMES, device=model.device)
+    embedding, _ = embed_time(model.condition_embedder, 1000 * times, times)
+    return embedding, times
+
+
+def _pass_over_noise(model: WanBackbone) -> None:
+    # attention reads norm(x)·(1 + scale): with scale = −t nothing of pure noise, so that heads look
+    # by place alone and find the same values whatever the noise is. Least squares over all t.
+    embedding, times = _at_all_times(model)
+    seen = model.condition_embedder.act_fn(embedding).double()
+    seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+    gram = seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
+    found = torch.linalg.solve(gram, seen.T @ -times.double())
+    width = embedding.shape[-1]
+    scale = slice(width, 2 * width)  # of shift, scale and gate of attention, then the others'
+    projection = model.condition_embedder.time_proj
+    projection.weight[scale] = found[:-1].to(embedding.dtype)
+    projection.bias[scale] = found[-1].to(embedding.dtype)
 
 
 def _look_at_corners(attention: nn.Module, head_width: int) -> None:

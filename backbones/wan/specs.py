@@ -12,7 +12,7 @@ from attrs import Attribute, field, frozen
 
 from ...core.interfaces.spec import doc, each, in_, instance_of, unit
 from ...core.values.grid import Geometry, Size3
-from ..codecs.specs import WAN21, WAN22, BlockCodecSpec, TinyAutoencoder, WanVae
+from ..codecs.specs import TINY_AE, WAN21, WAN22, BlockCodecSpec, WanVae
 from ..specs import (
     TINY,
     DiTSpec,
@@ -131,6 +131,7 @@ class TinyWan(WanSpec):
     layers: int = layers_field(4)
     ffn: int = ffn_field(1024)
     time: str = time_field("sample")
+    memory_time: float | None = memory_time_field(0.0)
     begin: str = field(
         default="local",
         validator=in_(("local", "diffusers")),
@@ -138,7 +139,7 @@ class TinyWan(WanSpec):
     )
     fps: float = fps_field(8.0)
     codec: BlockCodecSpec = field(
-        default=TinyAutoencoder(),
+        default=TINY_AE,
         validator=instance_of(BlockCodecSpec),
         metadata=doc("the codec of its latents"),
     )

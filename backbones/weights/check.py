@@ -37,6 +37,8 @@ def skeleton(cls: type[D], config: Mapping[str, Any]) -> D:
 def read_headers(name: str, files: Sequence[Path]) -> dict[str, Tensor]:
     """Return the tensors of safetensors files by name, on the meta device: only headers are read.
 
+    Their types are float32 and, of whole numbers, int8.
+
     Raises:
         UserError: a file is cut short or no safetensors file; the message calls the weights `name`.
     """
@@ -47,7 +49,10 @@ def read_headers(name: str, files: Sequence[Path]) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             reason = f"{path.name} is cut short or no safetensors file ({first_line(error)})"
             raise UserError(f"weights {name} cannot be read: {reason}") from error
-        tensors |= {key: torch.empty(file.shape(key), device="meta") for key in file.entries}
+        for key, entry in file.entries.items():
+            whole = not entry["dtype"].startswith(("F", "BF"))
+            dtype = torch.int8 if whole else torch.float32  # of what kind is all that is asked
+            tensors[key] = torch.empty(file.shape(key), dtype=dtype, device="meta")
     return tensors
 
 
@@ -55,7 +60,8 @@ def check_tensors(name: str, tensors: Mapping[str, Tensor], model: DiffusersBack
     """Refuse tensors that are not exactly those of a model.
 
     Raises:
-        UserError: some are missing, have another shape, or belong to no parameter.
+        UserError: some are missing, have another shape, belong to no parameter, or hold whole
+            numbers, of which nothing says what they stand for.
     """
     expected: Mapping[str, Tensor] = model.state_dict()
     missing = [key for key in expected if key not in tensors]
@@ -70,6 +76,27 @@ def check_tensors(name: str, tensors: Mapping[str, Tensor], model: DiffusersBack
     if strange:
         what = f"{len(strange)} tensors, such as {min(strange)}"
         raise UserError(f"weights {name} hold more than this model has: {what}")
+    floats = [key for key, x in expected.items() if x.is_floating_point()]
+    whole = [key for key in floats if not tensors[key].is_floating_point()]
+    if whole:
+        raise UserError(
+            f"weights {name} are quantised in a way that is not read ({whole[0]} holds whole "
+            "numbers): take the bf16 or fp16 file, or a GGUF"
+        )
+
+
+def check_finite(name: str, model: DiffusersBackbone) -> None:
+    """Refuse weights with values that are not finite: whatever is made with them means nothing.
+
+    Raises:
+        UserError: with the first tensor that has any.
+    """
+    for key, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(weight.sum(dtype=torch.float32).isfinite()):
+            raise UserError(
+                f"weights {name} are damaged: {key} holds values that are not finite; copy or "
+                "download them again"
+            )
 
 
 def check_numbers(name: str, numbers: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from ...core.tools.files import TensorFile, read_json, whole_folder, write_json
 from ...core.tools.hub import GIGABYTE, first_line
 from ..blocks.base import DiffusersBackbone
 from ..specs import DiTSpec
-from .check import check_numbers, check_tensors, read_headers, skeleton
+from .check import check_finite, check_numbers, check_tensors, read_headers, skeleton
 from .find import CHECKPOINT, DiTWeights, Facts, Release, check_experts, find_dit, weight_files
 from .original import Convert, original_converter, original_spelling
 
@@ -132,7 +132,16 @@ def _is_by_diffusers(
     check_numbers(weights.name, defaults | written, config)
     if written.get("quantization_config") is None:  # else diffusers reads other tensors
         check_tensors(weights.name, read_headers(weights.name, files), skeleton(cls, config))
-    return True
+    return _index_is_whole(weights)
+
+
+def _index_is_whole(weights: DiTWeights) -> bool:
+    """Return whether the index of shards, where there is one, has all that diffusers reads of it.
+
+    Other programs' have no `metadata`, which diffusers looks up; the tensors are all there.
+    """
+    indices = weights.path.glob("*.safetensors.index.json")
+    return all("metadata" in read_json(path, CHECKPOINT) for path in indices)
 
 
 def _load_by_diffusers(
@@ -150,6 +159,7 @@ def _load_by_diffusers(
             )
     except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"weights {weights.name} cannot be read: {first_line(error)}") from error
+    check_finite(weights.name, model)
     return model
 
 
@@ -176,6 +186,7 @@ def _load_tensors(
     parts = (convert({key: tensor}) for path in files for key, tensor in _read(path))
     state = {n: _own(x.to(types[n])) for part in parts for n, x in part.items() if n in types}
     model.load_state_dict(state, assign=True)
+    check_finite(weights.name, model)
     return model.eval()
 
 
@@ -223,6 +234,12 @@ def _checked_converter(
         raise UserError(
             f"weights {name} are scaled to fp8 ({scaled[0]}), which diffusers cannot read; take "
             "the bf16 or fp16 file, or a GGUF"
+        )
+    twice = [key for key in shapes if _bare(key) != key and _bare(key) in shapes]
+    if twice:
+        raise UserError(
+            f"weights {name} hold a model twice, {_bare(twice[0])} and {twice[0]}: take a file of "
+            "one alone"
         )
     convert = _converter(model, shapes)
     try:

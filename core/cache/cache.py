@@ -212,6 +212,7 @@ class CacheRun:
         estimate: of the disk that the rest needs.
         outcomes: by source.
         total: videos of this run.
+        cached: seconds of video that this run cached.
         began: when tasks were begun, by `time.monotonic`; `elapsed` seconds ago at the last result.
     """
 
@@ -223,6 +224,7 @@ class CacheRun:
     estimate: DiskEstimate
     outcomes: dict[str, Outcome] = field(factory=dict, repr=False)
     total: int = 0
+    cached: float = 0.0
     began: float = field(factory=time.monotonic)
     elapsed: float = 0.0
 
@@ -298,8 +300,9 @@ class CacheRun:
         Raises:
             UserError: the disk refuses.
         """
+        sources = set(gone)
         for record in self.records.values():
-            if record.source in gone:
+            if record.source in sources:
                 self._remove(record)
 
     def _remove(self, record: Record) -> None:
@@ -354,6 +357,7 @@ class CacheRun:
         if result.outcome.status == "cached":
             self._remove_stale_variants(result)
         self.outcomes[result.id] = result.outcome
+        self.cached += result.outcome.seconds
         if result.outcome.status == "cached":
             self.estimate.add(clip_path(self.job.root, record.id) for record in result.records)
         self.elapsed = time.monotonic() - self.began
@@ -374,8 +378,7 @@ class CacheRun:
 
     def _report(self, name: str) -> None:
         if self.progress:
-            seconds = sum(outcome.seconds for outcome in self.outcomes.values())
-            video = f"{seconds:.0f} s of video" if seconds else ""
+            video = f"{self.cached:.0f} s of video" if self.cached else ""
             shortage = self.estimate.shortage(self.total - len(self.outcomes))
             note = ", ".join(filter(None, (video, shortage, name)))
             self.progress(len(self.outcomes), self.total, note)

@@ -12,6 +12,7 @@ from ..errors import UserError
 from . import options as o
 
 WEIGHTS = "tiny-wan-2x2x2"
+SECOND = f"{WEIGHTS}-finetune"  # of Stage II, where they ship
 
 
 def demo(
@@ -25,6 +26,7 @@ def demo(
     Example: longtake demo
     """
     from ..demo import run_demo
+    from ..registry import registry
     from ..tools.progress import progress_bar
 
     if video is not None and not video.is_file():
@@ -37,5 +39,6 @@ def demo(
             steps=steps,
             say=lambda line: print(line, file=sys.stderr, flush=True),
             progress=report,
+            second=registry().weights.get(SECOND),
         )
     o.print_result(result.to_json(), result.lines(), as_json=as_json)

@@ -45,6 +45,13 @@ def generate(
     extend_from: Annotated[
         float | None, typer.Option(help="seconds of that video to go on from; all else is cut")
     ] = None,
+    deliver: Annotated[
+        str | None,
+        typer.Option(
+            help="the frames of that video: keep (its own; default) or recode (as the codec gives "
+            "them back)"
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="base of the seeds; with --redo that segment's", min=0)
     ] = None,
@@ -66,6 +73,10 @@ def generate(
     segments: Annotated[
         int | None, typer.Option(help="stop after so many new segments", min=0)
     ] = None,
+    gain: Annotated[
+        int,
+        typer.Option(help="draws by which the report measures memory_gain of new segments", min=0),
+    ] = 0,
     redo: Annotated[
         int | None, typer.Option(help="make segment K, and those behind it, anew")
     ] = None,
@@ -106,13 +117,16 @@ def generate(
         raise UserError("--extend-from goes with --extend")
     asked = Asked(
         run=run, out=out, story=story, prompt=prompt, seconds=seconds, image=image, extend=extend,
-        extend_from=extend_from, seed=seed, steps=steps, guidance=guidance, negative=negative,
+        extend_from=extend_from, deliver=deliver, seed=seed, steps=steps, guidance=guidance,
+        negative=negative, gain=gain,
         size=size, loras=tuple(lora or ()), sets=tuple(sets or ()), segments=segments, yes=yes,
         as_json=as_json, dry_run=dry_run,
     )  # fmt: skip
     exists = (out / "spec.json").exists()
     if named and not exists:
         raise UserError(f"{named[0]}: {out} is no take")
+    if exists:
+        _check_idle(asked, named)
     if dry_run and not exists:
         with tempfile.TemporaryDirectory() as place:
             trial = _create(attrs.evolve(asked, out=Path(place) / "take"))
@@ -148,10 +162,12 @@ class Asked:
     image: Path | None
     extend: Path | None
     extend_from: float | None
+    deliver: str | None
     seed: int | None
     steps: int | None
     guidance: float | None
     negative: str | None
+    gain: int
     size: str | None
     loras: tuple[str, ...]
     sets: tuple[str, ...]
@@ -184,6 +200,25 @@ def _check(
         raise UserError("--seconds goes with --prompt, or with a --story of plain text")
     if seconds is not None and not seconds > 0:
         raise UserError(f"--seconds {seconds:g}: more than 0")
+
+
+def _check_idle(asked: Asked, named: list[str]) -> None:
+    """Refuse options of sections where the take gets none: they would do nothing."""
+    if "--redo" in named or asked.prompt is not None or asked.story is not None:
+        return
+    if asked.extend is not None or asked.image is not None:
+        return  # the same command goes on
+    given = {
+        "--seed": asked.seed, "--steps": asked.steps, "--guidance": asked.guidance,
+        "--negative": asked.negative, "--lora": asked.loras or None,
+    }  # fmt: skip
+    useless = [name for name, value in given.items() if value is not None]
+    if useless:
+        what = f"{named[0]} makes" if named else "there are"
+        raise UserError(
+            f"{useless[0]}: {what} no new sections, and those of {asked.out} keep their own; it "
+            "goes with --prompt, --story or --redo"
+        )
 
 
 def _create(asked: Asked) -> Take:
@@ -268,7 +303,9 @@ def _begin(asked: Asked, take: Take) -> None:
     """Begin with the video or the picture that was named, unless the take has it already."""
     if asked.extend is None and asked.image is None:
         return
-    line = take.begin(asked.extend, image=asked.image, until=asked.extend_from)
+    line = take.begin(
+        asked.extend, image=asked.image, until=asked.extend_from, deliver=asked.deliver
+    )
     if not asked.as_json:
         print(line, file=sys.stderr)
 
@@ -279,7 +316,10 @@ def _begin_new(asked: Asked, take: Take) -> None:
     board = _board(asked)
     if board is not None and board.beginning is not None:
         file, is_picture = board.beginning
-        take.begin(image=file) if is_picture else take.begin(file)
+        video, image = (None, file) if is_picture else (file, None)
+        take.begin(video, image=image, deliver=asked.deliver)
+    elif asked.deliver is not None and asked.extend is None and asked.image is None:
+        raise UserError("--deliver goes with --extend, or with a take that begins with a video")
 
 
 def _run(asked: Asked, take: Take, *, new: bool) -> None:
@@ -287,6 +327,8 @@ def _run(asked: Asked, take: Take, *, new: bool) -> None:
     replace = asked.yes
     try:
         (_begin_new if new else _begin)(asked, take)
+        if asked.deliver is not None:
+            take.deliver_source(asked.deliver)
         story = _story(asked)
         plan = None if story is None else take.plan(story, seed=asked.seed)
     except UserError:
@@ -304,6 +346,7 @@ def _run(asked: Asked, take: Take, *, new: bool) -> None:
             segments=asked.segments,
             seed=asked.seed,
             replace=replace,
+            gain=asked.gain,
             original=asked.story,
         ),
     )
@@ -347,9 +390,12 @@ def _redo(asked: Asked, take: Take, number: int, keep_seed: bool, stop: bool) ->
         return
     if not _agreed(asked, what, len(lost)):
         return
-    take.redo(number, prompt=asked.prompt, seed=seed, keep_seed=keep_seed)
+    take.redo(
+        number, prompt=asked.prompt, seed=seed, keep_seed=keep_seed, negative=asked.negative,
+        steps=asked.steps, guidance=asked.guidance,
+    )  # fmt: skip
     limit = 1 if stop else asked.segments
-    _follow(asked, take, take.run(segments=limit))
+    _follow(asked, take, take.run(segments=limit, gain=asked.gain))
 
 
 def _drop(asked: Asked, take: Take, number: int) -> None:
@@ -363,7 +409,7 @@ def _drop(asked: Asked, take: Take, number: int) -> None:
         _print(asked, {"kind": "plan", "drops": gone}, what)
     elif _agreed(asked, f"{what} (--undo brings them back)", len(gone)):
         take.drop_after(number)
-        _follow(asked, take, take.run(segments=asked.segments))
+        _follow(asked, take, take.run(segments=asked.segments, gain=asked.gain))
 
 
 def _undo(asked: Asked, take: Take) -> None:
@@ -374,7 +420,7 @@ def _undo(asked: Asked, take: Take) -> None:
     text = f"back to {counted(len(order.entries), 'segment')}, {left} of them to make"
     if not asked.as_json:
         print(text, file=sys.stderr)
-    _follow(asked, take, take.run(segments=asked.segments))
+    _follow(asked, take, take.run(segments=asked.segments, gain=asked.gain))
 
 
 def _branch(asked: Asked, take: Take, out: Path, at: int | None) -> None:

@@ -83,6 +83,28 @@ def to_json(spec: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", _converter().unstructure(spec))
 
 
+def identity(spec: Any) -> dict[str, Any]:
+    """Return a spec as `to_json` has it, without what only says how numbers are worked out.
+
+    Those are the fields that equality of specs leaves out (`eq=False`), such as `kernels`: they may
+    change when a run is resumed, and no file's header holds them.
+    """
+    return cast("dict[str, Any]", _compared(spec, to_json(spec)))
+
+
+def _compared(value: Any, data: Any) -> Any:
+    if isinstance(data, list):
+        return [_compared(member, one) for member, one in zip(value, data, strict=True)]
+    if not (isinstance(data, dict) and attrs.has(type(value))):
+        return data
+    left_out = {field.name for field in attrs.fields(type(value)) if not field.eq}
+    return {
+        key: _compared(getattr(value, key, None), one)
+        for key, one in data.items()
+        if key not in left_out
+    }
+
+
 def from_json(data: Any, cls: type[T]) -> T:
     """Return the spec that JSON stands for; a plugin may also stand as its bare name.
 

@@ -5,7 +5,8 @@
     def test_contract():
         check_compressor(MyCompressor, MySpec())
 
-Each check raises AssertionError with one line that names what was broken.
+Each check raises AssertionError with one line that names the plugin, its file, and what was broken
+or raised there.
 """
 
 from .backbone import check_backbone

@@ -27,7 +27,14 @@ from ..interfaces.backbone import Backbone, Cache, Reference, target_positions
 from ..interfaces.spec import BackboneSpec, LoRA
 from ..values.memory import Memory, Part
 from ..values.text import Text
-from .samples import copied, require, require_close, require_shape, require_unchanged
+from .samples import (
+    copied,
+    names_plugin,
+    require,
+    require_close,
+    require_shape,
+    require_unchanged,
+)
 
 BATCH = 2
 TOLERANCE = 1e-4  # of the greatest value, between two ways that only round differently
@@ -35,6 +42,7 @@ FEATURES = {"hint": 6}  # widths by name, as `BackboneTest.memory` takes them
 WIDTHS = {"test.hint": 6}  # the same by part and name, as `add_enhancer` takes them
 
 
+@names_plugin
 def check_backbone(
     backbone: Backbone,
     *,

@@ -10,6 +10,7 @@ memory that nothing had trained).
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -21,13 +22,23 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..interfaces.codec import Codec
-from ..interfaces.compressor import Compressor, Fit, Needs, State
+from ..interfaces.compressor import Compressor, Fit, Length, Needs, State
 from ..interfaces.spec import CodecSpec
 from ..registry import build
 from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.history import History
 from ..values.memory import Memory, Part, merge
-from .samples import SMALL, alone, require, sample_fit, sample_history, shortened
+from .samples import (
+    SMALL,
+    alone,
+    first_line,
+    names_plugin,
+    require,
+    require_type,
+    sample_fit,
+    sample_history,
+    shortened,
+)
 
 AnyCompressor: TypeAlias = Compressor[Any]
 LONG = 65  # latents that must fill any window: 1 + 8·8, eight blocks of the coarsest rate
@@ -36,6 +47,7 @@ SIDES, TIMES = (1, 2, 4), (1, 2, 4, 8)
 OPTIMIZER_STEPS = 2  # the first opens zero-initialised outputs, the second reaches what feeds them
 
 
+@names_plugin
 def check_compressor(
     compressor_cls: type[AnyCompressor],
     spec: Any,
@@ -61,7 +73,9 @@ def check_compressor(
         geometry = attrs.evolve(geometry, channels=made.channels, vae_stride=made.stride)
     fit = sample_fit(geometry, seed=seed, dtype=dtype, codec=codec)
     test = CompressorTest(compressor_cls=compressor_cls, spec=spec, fit=fit, seed=seed, dtype=dtype)
+    check_answers(test)
     check_reads(test)
+    check_given(test)
     check_liveness(test.built(), test.history(Size3(time=11, height=16, width=18)))
     compressor = randomize_zeros(test.built(), seed).eval()
     with torch.no_grad():
@@ -72,6 +86,7 @@ def check_compressor(
         for size in test.sizes()[:3]:
             check_law(test, compressor, test.history(size))
         check_samples(test, compressor)
+        check_neighbours_in_training(test)
         check_state(test, compressor)
         check_cut(test, compressor)
 
@@ -167,6 +182,76 @@ def equal(a: State, b: State) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def check_answers(test: CompressorTest) -> None:
+    """Check the classes of what a compressor answers before and when it is called."""
+    cls, spec, geometry = test.compressor_cls, test.spec, test.fit.geometry
+    require_type(cls.needs(spec), Needs, "needs: what it gives")
+    size = Size3(time=9, height=16, width=18)
+    require_type(cls.context_length(spec, geometry, size), Length, "context_length: what it gives")
+    require_type(cls.features(spec), dict, "features: what it gives")
+
+
+def check_given(test: CompressorTest) -> None:
+    """Check that it leaves what it is given as it is, and gives a memory, the same one twice."""
+    history, compressor = test.history(Size3(time=9, height=16, width=18)), test.built().eval()
+    with torch.no_grad():
+        before = _history_tensors(history)
+        made = compressor(history)
+        require_type(made, Memory, "forward: what it gives")
+        for part in made.parts:
+            check_part(part, history, test.fit.geometry)
+        same = equal(before, _history_tensors(history))
+        require(same, "forward: it changed the history that it was given")
+        require(test.same(compressor(history), made), "forward: one history gave two memories")
+        state: State | None = None
+        for chunk in history.chunks([4, 5]):
+            before, held = _history_tensors(chunk), {k: v.clone() for k, v in (state or {}).items()}
+            stepped = compressor.step(state, chunk)
+            pair = isinstance(stepped, tuple) and len(stepped) == 2
+            require(
+                pair, f"step: it gives a {type(stepped).__name__}, must be a state and a memory"
+            )
+            same = equal(before, _history_tensors(chunk))
+            require(same, "step: it changed the chunk that it was given")
+            require(equal(held, state or {}), "step: it changed the state that it was given")
+            state, memory = stepped
+            require_type(memory, Memory, "step: the memory that it gives")
+            require_type(check_pending(compressor, state), Memory, "pending: what it gives")
+            check_plain(compressor.cut(state), "cut: what it gives")
+
+
+def check_plain(state: State, what: str) -> None:
+    """Check that a state is a dict of tensors."""
+    plain = isinstance(state, dict) and all(isinstance(x, Tensor) for x in state.values())
+    require(plain, f"{what}: it is not a dict of tensors")
+
+
+def _history_tensors(history: History) -> State:
+    """Return copies of all tensors of a history."""
+    pixels = {} if history.pixels is None else {"pixels": history.pixels}
+    lr = {f"lr {rate}": x for rate, x in history.lr.items()}
+    own = {"latents": history.latents, "start": history.start, "length": history.length}
+    return {name: x.clone() for name, x in (own | lr | pixels).items()}
+
+
+def check_neighbours_in_training(test: CompressorTest) -> None:
+    """Check that a sample is as it is whatever its neighbours are, also in training mode.
+
+    What is random in training is drawn alike for both: the shapes are the same.
+    """
+    compressor, memories = test.built().train(), []
+    history = test.history(Size3(time=9, height=16, width=18), batch=3)
+    other = attrs.evolve(
+        history.select([0, 2, 2]),
+        latents=torch.cat([history.latents[:1], 2 - 3 * history.latents[1:]]),
+    )
+    for each in (history, other):
+        torch.manual_seed(test.seed)
+        memories.append(copy.deepcopy(compressor)(each).select([0]))
+    line = "training: in train mode a sample depends on the others of its batch"
+    require(test.same(*memories), line)
+
+
 def check_reads(test: CompressorTest) -> None:
     """Check that a history with what `needs` declares is enough."""
     history, compressor = test.history(Size3(time=9, height=16, width=18)), test.built()
@@ -177,7 +262,7 @@ def check_reads(test: CompressorTest) -> None:
             compressor(test.with_everything(history))
         except Exception:
             raise error from None
-        line = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+        line = f"{type(error).__name__}: {first_line(error) or 'no message'}"
         raise AssertionError(f"needs: it reads what it does not declare ({line})") from error
 
 
@@ -294,6 +379,13 @@ def check_memory(test: CompressorTest, compressor: AnyCompressor, history: Histo
 def check_part(part: Part, history: History, geometry: Geometry) -> None:
     """Check that a part has the DiT's width, finite values and places inside of the history."""
     where = f"part {part.name} of {history.size} latents"
+    for name, x, kind in (
+        ("positions", part.positions, torch.float64),
+        ("extents", part.extents, torch.float64),
+        ("valid", part.valid, torch.bool),
+    ):
+        require_type(x, Tensor, f"{name} of {where}")
+        require(x.dtype == kind, f"{name} of {where} are {x.dtype}, must be {kind}")
     batch, count, width = part.tokens.shape
     require(width == geometry.width, f"width: {where} has {width}, the DiT {geometry.width}")
     require(all(bool(x.isfinite().all()) for x in tensors(part)), f"finite: {where} is not")
@@ -363,8 +455,7 @@ def chunkings(latents: int, seed: int) -> list[list[int]]:
 
 def check_pending(compressor: AnyCompressor, state: State) -> Memory:
     """Return what is pending; check that the state is plain tensors, and is left as it was."""
-    plain = all(isinstance(x, Tensor) for x in state.values())
-    require(isinstance(state, dict) and plain, "state: it is not a dict of tensors")
+    check_plain(state, "state")
     before = {name: x.clone() for name, x in state.items()}
     memory = compressor.pending(state)
     require(equal(before, state), "pending: it changed the state")

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import attrs
 import torch
 from torch import Tensor
 
+from ..interfaces.codec import frames_of
 from ..interfaces.masker import Masker
 from ..interfaces.spec import MaskerSpec
 from ..values.draws import Draws
-from ..values.grid import Rate
+from ..values.grid import Rate, Size3
 from ..values.history import History, Query
 from ..values.text import Text
-from .samples import copied, require, require_close, require_shape, require_unchanged
+from .samples import (
+    SMALL,
+    copied,
+    names_plugin,
+    require,
+    require_close,
+    require_shape,
+    require_type,
+    require_unchanged,
+)
 
 RATES = (Rate(height=2, width=2, time=2), Rate(height=4, width=4, time=4))
 SEEDS = range(8)
 LENGTHS = (9, 5, 7)
+GEOMETRY = attrs.evolve(SMALL, channels=4, vae_stride=Size3(time=4, height=2, width=2))
 
 
+@names_plugin
 def check_masker(masker: Masker[MaskerSpec]) -> None:
     """Check that a masker keeps the contract of `core.interfaces.masker.Masker`.
 
-    It is run on a ragged batch with two LR rates and pixels.
+    It is run on a ragged batch with two LR rates and pixels; a copy is told their geometry where
+    the masker knows none.
 
     Ω is ascending and inside each length; Ω stays clean and gives the targets; levels say what was
     masked, in both branches; one seed gives one query; the input is left as it is; in a batch of
@@ -35,12 +49,16 @@ def check_masker(masker: Masker[MaskerSpec]) -> None:
         AssertionError: it does not; one line says what.
     """
     history, text = _batch()
-    before = copied(_history_tensors(history))
+    if masker.geometry is None:
+        masker = copy.copy(masker).fit_to(GEOMETRY)
+        require_type(masker, Masker, "what fit_to gives")
+    before, words = copied(_history_tensors(history)), copied(_text_tensors(text))
     masked = []
     for seed in SEEDS:
         query = masker(history, text, _draws(seed))
         require_unchanged(_history_tensors(history), before, "the history that was given")
-        _check_query(query, history)
+        require_unchanged(_text_tensors(text), words, "the text that was given")
+        _check_query(query, history, text)
         again = masker(history, text, _draws(seed))
         require_unchanged(
             _query_tensors(again), _query_tensors(query), f"one seed ({seed}): the query"
@@ -48,12 +66,21 @@ def check_masker(masker: Masker[MaskerSpec]) -> None:
         _check_neighbours(masker, attrs.evolve(history, length=torch.full((3,), 9)), text, seed)
         certain = masker.masked(history, text, _draws(seed))
         require_unchanged(_history_tensors(history), before, "the history given to `masked`")
-        _check_query(certain, history)
+        require_unchanged(_text_tensors(text), words, "the text given to `masked`")
+        _check_query(certain, history, text)
         masked += [query, certain]
     _check_masked(masked, history)
 
 
-def _check_query(query: Query, history: History) -> None:
+def _check_query(query: Query, history: History, text: Text) -> None:
+    require_type(query, Query, "the query")
+    require_type(query.history, History, "the history of the query")
+    require_type(query.text, Text, "the text of the query")
+    same = copied(_text_tensors(text))
+    line = "the text of the query is not the one that was given"
+    ours = _text_tensors(query.text)
+    require(ours.keys() == same.keys() and all(torch.equal(ours[k], same[k]) for k in same), line)
+    require(query.history.cuts == history.cuts, "the cuts of the history were changed")
     _check_tensors(query, history)
     _check_omega(query, history)
     _check_hr(query, history)
@@ -76,6 +103,9 @@ def _check_tensors(query: Query, history: History) -> None:
         require(after[name].dtype == x.dtype, line)
     batch, time = history.batch, history.size.time
     require_shape(query.levels, (batch, time), "levels")
+    for each in (query.levels, *query.lr_levels.values()):
+        kind = each.dtype
+        require(kind.is_floating_point, f"levels are {kind}, must be floating-point numbers")
     for rate, x in history.lr.items():
         require_shape(query.lr_levels[rate], (batch, x.shape[2]), f"LR levels at {rate}")
 
@@ -124,6 +154,7 @@ def _batch() -> tuple[History, Text]:
         pixels=torch.randint(
             256, (batch, 3, 4 * time - 3, 8, 8), generator=generator, dtype=torch.uint8
         ),
+        cuts=((1.5,), (), (0.5, 2.0)),
     )  # fmt: skip
     mask = torch.ones(batch, 2, dtype=torch.bool)
     return history, Text(embeddings=torch.randn(batch, 2, 6, generator=generator), mask=mask)
@@ -136,6 +167,11 @@ def _history_tensors(history: History) -> dict[str, Tensor]:
     return own | lr | pixels
 
 
+def _text_tensors(text: Text) -> dict[str, Tensor]:
+    pooled = {} if text.pooled is None else {"pooled": text.pooled}
+    return {"embeddings": text.embeddings, "mask": text.mask, **pooled}
+
+
 def _query_tensors(query: Query) -> dict[str, Tensor]:
     own = {"omega": query.omega, "targets": query.targets, "levels": query.levels}
     levels = {f"levels {rate}": x for rate, x in query.lr_levels.items()}
@@ -144,6 +180,7 @@ def _query_tensors(query: Query) -> dict[str, Tensor]:
 
 def _check_omega(query: Query, history: History) -> None:
     omega = query.omega
+    require(isinstance(omega, Tensor), f"omega is a {type(omega).__name__}, must be a tensor")
     fits = omega.dtype == torch.int64 and omega.dim() == 2 and len(omega) == history.batch
     require(fits, f"omega is {omega.dtype} {tuple(omega.shape)}, must be int64 [B, K]")
     require(omega.shape[1] > 0, "omega is empty: nothing is asked")
@@ -166,6 +203,17 @@ def _check_hr(query: Query, history: History) -> None:
     if query.history.pixels is not None and history.pixels is not None and query.levels.any():
         unchanged = torch.equal(query.history.pixels, history.pixels)
         require(not unchanged, "latents are masked, but the pixels still show the video")
+        _check_pixels(query, query.history.pixels, history.pixels)
+
+
+def _check_pixels(query: Query, seen: Tensor, clean: Tensor) -> None:
+    """Check that the pixels of Ω show the video, as its latents do."""
+    stride = GEOMETRY.vae_stride.time
+    for row, frames in enumerate(query.omega.tolist()):
+        for latent in frames:
+            at = frames_of(latent, stride)
+            own, true = (x[row, :, at.start : at.stop] for x in (seen, clean))
+            require(torch.equal(own, true), "the pixels of omega are not clean")
 
 
 def _check_lr(query: Query, history: History, rate: Rate) -> None:

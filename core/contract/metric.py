@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..interfaces.metric import Metric, merit
 from ..interfaces.spec import MetricSpec
-from .samples import require, require_close, require_shape
+from .samples import first_line, names_plugin, require, require_close, require_shape
 
 FRAMES, SIDE = 3, 64
 
 
+@names_plugin
 @torch.no_grad()
 def check_metric(metric: Metric[MetricSpec]) -> None:
     """Check that a metric keeps the contract of `core.interfaces.metric.Metric`.
@@ -24,7 +25,10 @@ def check_metric(metric: Metric[MetricSpec]) -> None:
     lacking = metric.missing()
     require(not lacking, f"it cannot run here, it needs {lacking}")
     _check_words(metric)
-    frames = _frames(max(SIDE, metric.least))
+    least = metric.least
+    whole = isinstance(least, int) and least >= 1
+    require(whole, f"least is {least!r}, must be a whole number of pixels, 1 or more")
+    frames = _frames(max(SIDE, least))
     noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(3))
     before = frames.clone()
     results = [frames] + [(frames + x * noise).clamp(0, 1) for x in (0.02, 0.1, 0.4)]
@@ -52,7 +56,10 @@ def _frames(side: int) -> Tensor:
 
 
 def _check_words(metric: Metric[MetricSpec]) -> None:
-    goal, (low, high) = metric.goal, metric.bounds
+    goal, bounds = metric.goal, metric.bounds
+    pair = isinstance(bounds, tuple) and len(bounds) == 2
+    require(pair, f"its bounds are {bounds!r}, must be a pair: the least and the greatest")
+    low, high = bounds
     number = isinstance(goal, int | float) and not isinstance(goal, bool)
     require(
         goal in ("higher", "lower") or number,
@@ -71,7 +78,7 @@ def _check_least(metric: Metric[MetricSpec]) -> None:
     except AssertionError:
         raise
     except Exception as error:  # of a stranger's code
-        why = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+        why = f"{type(error).__name__}: {first_line(error) or 'no message'}"
         side = f"{metric.least}×{metric.least}"
         raise AssertionError(f"least: it fails on frames of {side} pixels ({why})") from error
 
@@ -98,6 +105,9 @@ def _check_order(metric: Metric[MetricSpec], values: list[Tensor]) -> None:
 def _values(metric: Metric[MetricSpec], reference: Tensor, result: Tensor) -> Tensor:
     values, weight = metric(reference, result), metric.weight(reference)
     require_shape(values, (len(reference),), "what the metric gives (one value a frame)")
+    kind = values.dtype
+    real = kind != torch.bool and not kind.is_complex
+    require(real, f"what the metric gives is {kind}, must be numbers")
     low, high = metric.bounds
     slack = 1e-4 * max(1.0, *(abs(x) for x in (low, high) if math.isfinite(x)))
     least, most = float(values.min()), float(values.max())

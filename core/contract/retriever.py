@@ -13,9 +13,17 @@ from ..interfaces.spec import RetrieverSpec
 from ..values.history import History
 from ..values.memory import Memory
 from ..values.shapes import Frames
-from .samples import copied, require, require_close, require_shape, require_unchanged
+from .samples import (
+    copied,
+    names_plugin,
+    require,
+    require_close,
+    require_shape,
+    require_unchanged,
+)
 
 
+@names_plugin
 def check_retriever(retriever: Retriever[RetrieverSpec], scene: Scene) -> None:
     """Check that a retriever keeps the contract of `core.interfaces.retriever.Retriever`.
 

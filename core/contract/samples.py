@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
+from ..errors import LongtakeError, plugin_label
 from ..interfaces.compressor import Fit, Needs
 from ..interfaces.spec import CodecSpec
 from ..values.grid import Geometry, Size3
 from ..values.history import History
 
+P = ParamSpec("P")
+R = TypeVar("R")
 SMALL = Geometry(
     channels=3,
     vae_stride=Size3(time=4, height=8, width=8),
@@ -110,6 +117,51 @@ def alone(history: History, index: int, geometry: Geometry = SMALL) -> History:
     )
 
 
+def names_plugin(check: Callable[P, R]) -> Callable[P, R]:
+    """Return a check that says of what plugin, and of what file, its line is.
+
+    The plugin, or its class, is the check's first argument. What a plugin's own code raises becomes
+    an AssertionError, too: one line with the class of the exception and its place.
+    """
+
+    @functools.wraps(check)
+    def named(*args: P.args, **kwargs: P.kwargs) -> R:
+        plugin = args[0] if args else next(iter(kwargs.values()))
+        label = plugin_label(plugin)
+        try:
+            return check(*args, **kwargs)
+        except AssertionError as error:
+            line = first_line(error) or f"an assertion failed{_place(error, plugin)}"
+            if line.startswith(label):
+                raise
+            raise AssertionError(f"{label}: {line}") from error
+        except LongtakeError:
+            raise
+        except Exception as error:
+            line = f"{type(error).__name__}: {first_line(error) or 'no message'}"
+            raise AssertionError(f"{label}: {line}{_place(error, plugin)}") from error
+
+    return named
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says, "" where it says nothing."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _place(error: BaseException, plugin: object) -> str:
+    """Return where in the plugin's own file an exception came up, in brackets; "": nowhere."""
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    try:
+        own = inspect.getsourcefile(cls)
+    except TypeError:  # a class of no file
+        return ""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_code.co_filename == own:
+            return f" (line {line}, in {frame.f_code.co_name})"
+    return ""
+
+
 def require(condition: bool, line: str) -> None:
     """Check that `condition` holds.
 
@@ -120,14 +172,23 @@ def require(condition: bool, line: str) -> None:
         raise AssertionError(line)
 
 
+def require_type(x: object, expected: type, what: str) -> None:
+    """Check that something is of a class."""
+    line = f"{what} is of type {type(x).__name__}, must be of type {expected.__name__}"
+    require(isinstance(x, expected), line)
+
+
 def require_shape(x: Tensor, shape: tuple[int, ...], what: str) -> None:
     """Check that a tensor has a shape and holds finite values only."""
+    require(isinstance(x, Tensor), f"{what} is a {type(x).__name__}, must be a tensor {shape}")
     require(tuple(x.shape) == shape, f"{what} is {tuple(x.shape)}, must be {shape}")
     require(bool(torch.isfinite(x).all()), f"{what} holds values that are not finite")
 
 
 def require_close(x: Tensor, y: Tensor, tolerance: float, what: str) -> None:
     """Check that two tensors agree to `tolerance` of the greatest value (0: to the bit)."""
+    for each in (x, y):
+        require(isinstance(each, Tensor), f"{what}: it is a {type(each).__name__}, not a tensor")
     require(x.shape == y.shape, f"{what}: shapes {tuple(x.shape)} and {tuple(y.shape)} differ")
     if not y.numel():
         return

@@ -7,11 +7,12 @@ import torch
 from ..interfaces.spec import TextEncoderSpec
 from ..interfaces.text_encoder import TextEncoder
 from ..values.text import Text
-from .samples import require, require_close, require_shape
+from .samples import names_plugin, require, require_close, require_shape, require_type
 
 PROMPTS = ("", "a cat", "ein Kätzchen schläft 猫", "long " * 4000)
 
 
+@names_plugin
 @torch.no_grad()
 def check_text_encoder(encoder: TextEncoder[TextEncoderSpec], *, tolerance: float = 1e-4) -> None:
     """Check that a text encoder keeps the contract of `core.interfaces.text_encoder.TextEncoder`.
@@ -37,6 +38,7 @@ def check_text_encoder(encoder: TextEncoder[TextEncoderSpec], *, tolerance: floa
 
 
 def _check_shapes(text: Text) -> None:
+    require_type(text, Text, "what encode gives")
     batch, length, width = len(PROMPTS), *text.embeddings.shape[-2:]
     require_shape(text.embeddings, (batch, length, width), "embeddings")
     require_shape(text.mask, (batch, length), "mask")

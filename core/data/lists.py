@@ -156,6 +156,9 @@ def _check_header(header: list[str], name: str) -> None:
             f"{_misspelling(header, (*VIDEO, *CAPTION))}"
             "the first line should hold them, as in `video,prompt`"
         )
+    for key in (*VIDEO, *CAPTION):
+        if header.count(key) > 1:
+            raise UserError(f"{name}, line 1: two columns are called {key}; keep one")
     for keys, what in ((VIDEO, "path of a video"), (CAPTION, "caption")):
         _value(dict.fromkeys(header), keys, what, f"{name}, line 1")
 
@@ -193,7 +196,7 @@ def _captions(entry: Mapping[str, Any], where: str, notes: list[str]) -> tuple[C
             notes.append(f"{list_name}: {key} is not applied: whole frames are cached")
     if SEGMENTS in entry:
         return parse_segments(entry[SEGMENTS], where, notes)
-    whole = _whole_captions(entry, where)
+    whole = _whole_captions(entry, where, notes)
     part, key = _part(entry)
     if not key:
         return whole
@@ -245,8 +248,14 @@ def _number(value: Any) -> float | None:
     return total if 0 <= total < 1e9 else None
 
 
-def _whole_captions(entry: Mapping[str, Any], where: str) -> tuple[Caption, ...]:
-    caption = _value(entry, CAPTION, "caption", where)
+def _whole_captions(entry: Mapping[str, Any], where: str, notes: list[str]) -> tuple[Caption, ...]:
+    """Return the caption of a row: of several columns that may hold it the first that says any."""
+    said = [key for key in WORDS if isinstance(entry.get(key), str) and entry[key].strip()]
+    others = [key for key in said[1:] if entry[key].strip() != entry[said[0]].strip()]
+    if others:
+        list_name = where.partition(",")[0]
+        notes.append(f"{list_name}: {', '.join(others)} not used, {said[0]} is")
+    caption = _value(entry, (*said[:1], *CAPTION), "caption", where)
     texts = caption if isinstance(caption, list) else [caption or ""]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: the caption is {_short(caption)}; it should be text")

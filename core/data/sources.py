@@ -41,7 +41,13 @@ LISTS_INSIDE = (
     "videos2caption.json",
     "captions.json",
 )
-PAIR = (("videos.txt", "video.txt"), ("prompt.txt", "prompts.txt"))
+PAIR = (
+    ("videos.txt", "video.txt"),
+    ("prompt.txt", "prompts.txt", "captions.txt", "caption.txt"),
+)
+# Files that may hold captions, and are not read.
+TABLES = (".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".yaml", ".yml", ".toml")
+SUBTITLES = (".ass", ".ssa")  # which systems count as sound
 TIMED: dict[str, Callable[[Path, list[str]], tuple[Caption, ...]]] = {
     ".json": read_segments,
     ".srt": read_subtitles,
@@ -150,6 +156,9 @@ def find_sources(videos: Path) -> list[Source]:
         raise UserError(f"--videos {place}: cannot be read ({error.strerror})") from None
     if videos.suffix.lower() == ".toml":
         raise UserError(f"--videos {videos}: a TOML is not read{_toml_hint(videos)}")
+    if videos.suffix.lower() in TABLES:
+        kind = videos.suffix[1:].upper()
+        raise UserError(f"--videos {videos}: no {kind} is read; write it as CSV, JSON or JSONL")
     pair = _pair(videos.parent)
     if videos.suffix.lower() in LISTS or videos in pair:
         return _listed(pair if videos in pair else (videos,), videos.parent)
@@ -262,9 +271,17 @@ def notes_on(videos: Path, sources: Sequence[Source]) -> list[str]:
                 names = _short_list(printable(path.name) for path in lists)
                 reasons = [f"lists that are not used: {names}; name the one to use", *reasons]
             if all(source.origin[:1] in ("", ".") for source in sources):  # from no list
-                notes += reasons
+                notes += [*reasons, *_tables_in(videos)]
     notes += _unread_beside(sources)
     return list(dict.fromkeys(notes))
+
+
+def _tables_in(root: Path) -> Iterator[str]:
+    """Yield which files of a folder may hold captions in a kind that is not read."""
+    names = sorted(p.name for p in root.iterdir() if p.suffix.lower() in TABLES and _is_file(p))
+    if names:
+        found = _short_list(map(printable, names))
+        yield f"may hold captions, not read: {found}; lists are CSV, TSV, JSON or JSONL"
 
 
 def _left_out(files: Iterable[Path], sources: Sequence[Source]) -> Iterator[str]:
@@ -296,11 +313,8 @@ def _unread_beside(sources: Sequence[Source]) -> Iterator[str]:
             folders[folder] = sorted(os.listdir(folder)) if folder.is_dir() else []
         for name in folders[folder]:
             end = name.removeprefix(source.path.stem)
-            media = (mimetypes.guess_type(name)[0] or "").split("/")[0] in (
-                "video",
-                "image",
-                "audio",
-            )
+            kind = (mimetypes.guess_type(name)[0] or "").split("/")[0]
+            media = kind in ("video", "image", "audio") and not name.lower().endswith(SUBTITLES)
             if name.startswith(source.path.stem + ".") and name != source.path.name and not media:
                 if Path(name).suffix.lower() not in SUFFIXES:
                     ends[end] = ends.get(end, 0) + 1

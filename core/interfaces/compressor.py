@@ -123,10 +123,14 @@ class Fit:
 
 def project(latents: Latents, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the tokens `[B, T', H', W', D]` of latents under a patch embedding (see `Fit`)."""
-    patch = weight.shape[2:]
-    padded = pad_to(latents, int(patch[1]), int(patch[2]))
-    tokens = F.conv3d(padded, weight, bias, stride=tuple(patch))
-    return rearrange(tokens, "b d t h w -> b t h w d")
+    time, rows, columns = (int(n) for n in weight.shape[2:])
+    whole = latents[:, :, : latents.shape[2] // time * time]
+    patches = rearrange(  # a product: convs whose kernel is their stride are slow on CPUs
+        pad_to(whole, rows, columns),
+        "b c (t p) (h r) (w q) -> b t h w (c p r q)",
+        p=time, r=rows, q=columns,
+    )  # fmt: skip
+    return F.linear(patches, weight.flatten(1), bias)
 
 
 def unproject(tokens: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Latents:
@@ -271,6 +275,13 @@ class Compressor(Interface, Generic[S]):
         """
         return state
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device on which what the spec asks for does not run; here all is taken.
+
+        Raises:
+            UserError: (in subclasses) it does not run there; the message says what would.
+        """
+
 
 class MemoryEncoder(Interface):
     """All compressors of an experiment side by side: their parts stand in one memory.
@@ -326,6 +337,11 @@ class MemoryEncoder(Interface):
     def cut(self, state: list[State]) -> list[State]:
         """Return each compressor's state after a hard cut behind all that it has seen."""
         return [c.cut(s) for c, s in zip(self.members, state, strict=True)]
+
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device on which a compressor does not run: UserError."""
+        for compressor in self.members:
+            compressor.check_device(device)
 
     def maker(self, part: str) -> Compressor[CompressorSpec]:
         """Return the compressor that makes the part of that name in the memory of all."""

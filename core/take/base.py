@@ -19,7 +19,6 @@ from .folder import TakeFolder
 from .order import Order
 from .past import Past, links_of
 from .plan import Defaults, grid_of
-from .sampling import Remembering
 from .setup import Opened, Run, check_identity
 from .snapping import TakeGrid
 from .source import SourceReader, read_source
@@ -35,7 +34,6 @@ class TakeBase:
         device: where it is made.
         notes: what differs from when it began, in words.
         lora_files: LoRA of the sections that are asked for from now on, with their hashes.
-        remembering: the memory of the segment that was made last.
     """
 
     folder: TakeFolder
@@ -46,7 +44,6 @@ class TakeBase:
     _opened: Opened | None = None
     _model: Model | None = None
     _loras: tuple[str, ...] | None = None
-    remembering: Remembering | None = None
 
     @property
     def root(self) -> Path:
@@ -92,10 +89,14 @@ class TakeBase:
             loras=self.lora_files,
         )
 
+    def has_loaded(self, loras: tuple[str, ...]) -> bool:
+        """Return whether the model with these LoRA files is in memory."""
+        return self._model is not None and self._loras == loras
+
     def model_of(self, loras: tuple[str, ...] = ()) -> Model:
         """Return the model, loaded now if it was not."""
-        if self._model is None or self._loras != loras:
-            self._model = self.remembering = None
+        if self._model is None or not self.has_loaded(loras):
+            self._model = None
             if self._opened is not None:
                 check_identity(self._opened)
             self._model = self.source_run.load(loras).to(self.device)
@@ -124,7 +125,12 @@ class TakeBase:
             device=self.device,
             links=links,
             own_frames=self._own_frames(order),
+            recodes=self._recodes(),
         )
+
+    def _recodes(self) -> bool:
+        source = read_source(self.folder)
+        return source is not None and source.recode
 
     def frames(self, number: int | None = None) -> Iterator[Pixels]:
         """Yield the frames of a segment, or of all, uint8 `[P, Q, 3]`, from its latents.

@@ -9,6 +9,7 @@ from ..video.write import count_frames, join_videos, write_video
 from .base import TakeBase
 from .folder import safe_disk
 from .past import CRF, Past
+from .source import read_source, sound_of
 
 VIDEO, NEW_VIDEO = "take.mp4", "new.mp4"
 
@@ -28,12 +29,13 @@ def deliver(take: TakeBase, past: Past, path: Path | None = None) -> tuple[Path,
     if not past.links:
         raise UserError(f"{take.root} has no segment yet: nothing to deliver")
     source = sum(link.count for link in past.links if link.source)
-    comment = video_comment(past.links[-1].chain)
+    comment = video_comment(take, past.links[-1].chain)
     with safe_disk(len(past.links)):
         rest = _rest_clip(take, past, source)
         clips = [past.clip(i) for i in range(len(past.links))] + rest
         frames = take.frames_of(0, past.end)
-        files = [_joined(path or take.root / VIDEO, clips, comment, frames)]
+        sound = sound_of(take.folder)
+        files = [_joined(path or take.root / VIDEO, clips, comment, frames, sound)]
         new = [past.clip(i) for i, link in enumerate(past.links) if not link.source]
         if source and new:
             frames = take.stride * (past.end - source)
@@ -41,14 +43,19 @@ def deliver(take: TakeBase, past: Past, path: Path | None = None) -> tuple[Path,
     return tuple(files)
 
 
-def video_comment(chain: str) -> str:
-    """Return the comment in a video's metadata: of which segments it is."""
-    return f"longtake take of {chain[:32]}"
+def video_comment(take: TakeBase, chain: str) -> str:
+    """Return the comment in a video's metadata: of which segments it is, and how of a source."""
+    source = read_source(take.folder)
+    recoded = ", recoded" if source is not None and source.recode else ""
+    sound = ", with sound" if sound_of(take.folder) is not None else ""
+    return f"longtake take of {chain[:32]}{recoded}{sound}"
 
 
-def _joined(path: Path, clips: list[Path], comment: str, expected: int) -> Path:
+def _joined(
+    path: Path, clips: list[Path], comment: str, expected: int, sound: Path | None = None
+) -> Path:
     if count_frames(path, comment) != expected:
-        frames = join_videos(path, clips, comment)
+        frames = join_videos(path, clips, comment, sound)
         if frames != expected:
             raise LongtakeError(
                 f"{path} has {frames} frames, its latents have {expected}: delivered is not "

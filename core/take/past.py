@@ -351,7 +351,9 @@ class Past:
         links: the segments, as far as they are made.
         own_frames: the frames of the source, from its file, by the place of their segment; None
             where they cannot be had.
-        settled: memory that never changes, by segment.
+        recodes: whether the source's frames are shown as the codec gives them back.
+        settled: memory that never changes, by segment; None: it is on the disk alone.
+        lengths: tokens of it, by segment.
         state: of φ behind the last segment.
         stepped: latents that φ has seen.
         followed: segments of which all that follows is made.
@@ -359,6 +361,7 @@ class Past:
         lowres: the streams of their LR latents.
         recent: latents of the last segments that were read, by the place of the segment.
         spent: seconds by what they were spent on, by the place of the segment.
+        clock: that they are told by.
     """
 
     folder: TakeFolder
@@ -368,7 +371,9 @@ class Past:
     device: torch.device
     links: list[Link] = field(factory=list)
     own_frames: Callable[[int], Iterator[Frame] | None] = lambda index: None
-    settled: list[Memory] = field(factory=list)
+    recodes: bool = False
+    settled: list[Memory | None] = field(factory=list)
+    lengths: list[int] = field(factory=list)
     state: list[State] | None = None
     stepped: int = 0
     followed: int = 0
@@ -376,6 +381,7 @@ class Past:
     lowres: LowStreams = field(init=False)
     recent: dict[int, Tensor] = field(factory=dict)
     spent: dict[int, dict[str, float]] = field(factory=dict)
+    clock: Callable[[], float] = time.monotonic
 
     def __attrs_post_init__(self) -> None:
         self.decoding = Decoding(self.codec, self.links, self.latents, self.device)
@@ -433,12 +439,12 @@ class Past:
         link = self.links[index]
         cache = self.folder.cache_path(link.id)
         clip = self.clip(index)
-        comment = clip_comment(link.chain)
+        comment = clip_comment(link.chain, recoded=self.recodes and link.source)
         has_clip = clip.is_file() and count_frames(clip, comment) is not None
-        memory = read_derived(cache / "memory.safetensors", link.chain) if self.encoder else None
+        memory = read_derived(self._memory_file(link), link.chain) if self.encoder else None
         lr = self._read_lr(link, cache)
         if self.encoder is not None and memory is None:
-            self._say_damaged(cache / "memory.safetensors")
+            self._say_damaged(self._memory_file(link))
         if not has_clip:
             self._say_damaged(clip)
         frames: Frames | None = None
@@ -469,10 +475,10 @@ class Past:
     @contextmanager
     def _timed(self, index: int, name: str) -> Iterator[None]:
         """Add the seconds of what is done meanwhile to those of a segment."""
-        began = time.monotonic()
+        began = self.clock()
         yield
         spent = self.spent.setdefault(index, {})
-        spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 3)
+        spent[name] = round(spent.get(name, 0.0) + self.clock() - began, 4)
 
     def _say_damaged(self, path: Path) -> None:
         if path.exists():
@@ -515,7 +521,9 @@ class Past:
     def _write_clip(self, index: int, frames: Frames, comment: str) -> None:
         pictures = frames.pictures()
         source = sum(link.count for link in self.links if link.source)
-        if self.links[index].source:
+        if self.recodes:
+            pass
+        elif self.links[index].source:
             pictures = self.own_frames(index) or pictures
         elif source:
             pictures = frames.since(1 + self.codec.stride.time * (source - 1)).pictures()
@@ -528,12 +536,18 @@ class Past:
         if chunk is not None:
             self.state, memory = self._phi(self.state, chunk)
             self.stepped += chunk.size.time
-        self.settled.append(memory)
+        self._settle(memory)
         tensors, header = memory_tensors(memory)
         header |= {"past": link.chain, "stepped": self.stepped, "states": len(self.state or [])}
         tensors |= state_tensors(self.state or [])
-        path = self.folder.cache_path(link.id) / "memory.safetensors"
-        write_derived(path, tensors, header)
+        write_derived(self._memory_file(link), tensors, header)
+
+    def _memory_file(self, link: Link) -> Path:
+        return self.folder.cache_path(link.id) / "memory.safetensors"
+
+    def _settle(self, memory: Memory) -> None:
+        self.settled.append(memory)
+        self.lengths.append(memory.length)
 
     def _phi(self, state: list[State] | None, chunk: History) -> tuple[list[State], Memory]:
         assert self.encoder is not None
@@ -541,7 +555,7 @@ class Past:
 
     def _take_memory(self, found: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
         tensors, header = found
-        self.settled.append(read_memory(tensors, header, self.device))
+        self._settle(read_memory(tensors, header, self.device))
         count = int(header["states"])
         self.state = read_states(tensors, count, self.device) if count else None
         self.stepped = int(header["stepped"])
@@ -618,13 +632,17 @@ class Past:
         return tuple((1 + stride * (first - 1)) / fps for first in firsts)
 
     @torch.no_grad()
-    def memory(self, *, cut: bool = False) -> tuple[list[Memory], Memory]:
+    def memory(self, *, cut: bool = False, since: int = 0) -> tuple[list[Memory], Memory]:
         """Return what has settled, by segment, and what may still change, behind the last segment.
 
         Merged they are the memory of the whole take.
 
         Args:
             cut: whether another shot begins behind it, so that what ends at a cut is dropped.
+            since: place of the first segment whose settled memory is wanted.
+
+        Raises:
+            UserError: a file of memory that was let go is gone.
         """
         if self.encoder is None or not self.links:
             return [], Memory()
@@ -639,7 +657,23 @@ class Past:
         if state is not None and cut:
             state = self.encoder().cut(state)
         pending = Memory() if state is None else self.encoder().pending(state)
-        return list(self.settled), merge([*extra, pending])
+        known = [self._settled(index) for index in range(since, len(self.settled))]
+        return known, merge([*extra, pending])
+
+    def let_go(self, count: int) -> None:
+        """Hold the settled memory of the first `count` segments on the disk alone."""
+        self.settled[:count] = [None] * min(count, len(self.settled))
+
+    def _settled(self, index: int) -> Memory:
+        """Return the settled memory of a segment, read again where it was let go."""
+        held = self.settled[index]
+        if held is not None:
+            return held
+        path, link = self._memory_file(self.links[index]), self.links[index]
+        found = read_derived(path, link.chain)
+        if found is None:
+            raise UserError(f"{path} is gone or damaged: run the same command, it is made again")
+        return read_memory(*found, self.device)
 
     def _provisional(self) -> dict[Rate, Tensor]:
         """Return the provisional LR latents behind the last segment."""
@@ -664,9 +698,9 @@ class Past:
         return rest
 
 
-def clip_comment(chain: str) -> str:
+def clip_comment(chain: str, *, recoded: bool = False) -> str:
     """Return the comment in a clip's metadata: what it was made from, and how."""
-    return f"longtake clip of {chain[:32]}, x264 crf {CRF}"
+    return f"longtake clip of {chain[:32]}, x264 crf {CRF}{', recoded' if recoded else ''}"
 
 
 def whole_memory(settled: Sequence[Memory], pending: Memory) -> Memory:

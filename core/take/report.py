@@ -25,6 +25,7 @@ from .findings import SectionFacts, SegmentFacts, TakeFacts, TakeReport, report_
 from .folder import Segment, TakeFolder, safe_disk
 from .order import Entry, Order
 from .past import links_of
+from .source import read_source
 
 
 def write_report(take: TakeBase, *, network: bool | None = None) -> TakeReport:
@@ -44,7 +45,7 @@ def write_report(take: TakeBase, *, network: bool | None = None) -> TakeReport:
     """
     facts, figures, path = take_facts(take), None, take.root / VIDEO
     links = links_of(take.folder, take.order)
-    if links and count_frames(path, video_comment(links[-1].chain)) is not None:
+    if links and count_frames(path, video_comment(take, links[-1].chain)) is not None:
         figures = measure_frames(every_frame(path), facts.joins, network=network)
     report = report_take(facts, figures)
     with safe_disk(len(links)):
@@ -163,6 +164,7 @@ def _segments(take: TakeBase, entries: tuple[Entry, ...]) -> Iterator[SegmentFac
             tokens=int(stored.made.get("tokens") or 0),
             parts={str(k): int(n) for k, n in (stored.made.get("parts") or {}).items()},
             dropped=int(stored.made.get("dropped") or 0),
+            gain=stored.made.get("gain"),
             psnr=_loss_before(take, number - 1, entries[number - 2].id) if after_source else None,
             seconds=_seconds(stored) | spent.get(entry.id, {}),
             other_past=stored.recipe.get("past") != folder.chain(hashes),
@@ -203,6 +205,9 @@ def _loss_before(take: TakeBase, number: int, id: str | None) -> float | None:
     None where the clip is no longer the source's own frames, or the codec holds frames back. It is
     kept beside the clip, since it never changes.
     """
+    source = read_source(take.folder)
+    if source is not None and source.recode:
+        return None
     clip = take.folder.cache_path(id or "") / "clip.mp4"
     kept = clip.with_name("loss.json")
     if not clip.is_file():

@@ -13,10 +13,12 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import LongtakeError
+from ..experiment import TrainSpec
 from ..interfaces.backbone import Backbone, Cache
 from ..sample.loop import Conditioning, Contexts, draw_noise, steps
 from ..sample.spec import Sampler
 from ..tools.words import counted
+from ..values.flow import interpolate, logit_normal, velocity_target
 from ..values.grid import MemoryLimit, Size3
 from ..values.memory import Memory, drop_oldest
 from ..values.text import Text
@@ -56,48 +58,62 @@ class Task:
 class Remembering:
     """The memory that segments read, with the keys and values of what has settled.
 
-    With `isolated-causal` attention the cache grows by what is new; with others there is none.
+    With `isolated-causal` attention the cache grows by what is new; with others there is none. What
+    the limit drops is held no longer, so that a take costs the same as it grows.
 
     Attributes:
         backbone: G.
         limit: of the memory; None: there is none.
         appends: whether a cache can be appended to.
-        cache: of the first `cached` segments.
+        kept: settled memory of the first `taken` segments, within the limit.
+        cache: of it.
+        taken: segments whose settled memory was taken over.
     """
 
     backbone: Backbone
     limit: MemoryLimit | None
     appends: bool
+    kept: Memory = field(factory=Memory)
     cache: Cache | None = None
-    cached: int = 0
+    taken: int = 0
 
     def held(
         self, settled: Sequence[Memory], pending: Memory, task: Task
     ) -> tuple[Memory | Cache, int]:
-        """Return what a segment reads of the past, and its tokens."""
+        """Return what a segment reads of the past, and its tokens.
+
+        Args:
+            settled: memory of the segments from number `taken` + 1 on.
+            pending: what may still change.
+            task: the segment.
+        """
         entry = task.entry
+        for memory in settled:
+            self._take(memory)
         if entry.memory == "none":
             return Memory(), 0
         if self.appends and entry.memory == "all":
-            return self._appended(settled, pending)
-        memory = whole_memory(self._limited(settled, pending), Memory())
+            return self._cached(pending)
+        memory = self._limited(whole_memory([self.kept], pending))
         if entry.memory == "since_cut":
             memory = since(memory, task.shot)
         return memory, memory.length
 
-    def _limited(self, settled: Sequence[Memory], pending: Memory) -> list[Memory]:
-        memory = whole_memory(settled, pending)
-        return [memory if self.limit is None else drop_oldest(memory, self.limit)]
+    def _limited(self, memory: Memory) -> Memory:
+        return memory if self.limit is None else drop_oldest(memory, self.limit)
 
-    def _appended(self, settled: Sequence[Memory], pending: Memory) -> tuple[Memory | Cache, int]:
-        """Append what is new, drop what is old, and hold what may still change beside it."""
-        for index in range(self.cached, len(settled)):
-            self.cached = index + 1
-            if not settled[index].length:
-                continue
-            self.cache = self.backbone.remember(settled[index], self.cache)
-            if self.limit is not None:
-                self.cache = self.cache.drop_oldest(self.limit)
+    def _take(self, settled: Memory) -> None:
+        """Take over what has settled with the next segment, and drop what is old."""
+        self.taken += 1
+        self.kept = self._limited(whole_memory([self.kept, settled], Memory()))
+        if not self.appends or not settled.length:
+            return
+        self.cache = self.backbone.remember(settled, self.cache)
+        if self.limit is not None:
+            self.cache = self.cache.drop_oldest(self.limit)
+
+    def _cached(self, pending: Memory) -> tuple[Memory | Cache, int]:
+        """Return the cache, with what may still change beside it."""
         if self.cache is None and not pending.length:
             return Memory(), 0
         held = self.cache
@@ -213,6 +229,47 @@ def sample_segment(
             f"{counted(task.number - 1, 'segment')} safe"
         ) from error
     yield latents.float().cpu()
+
+
+@torch.no_grad()
+def memory_gain(
+    backbone: Backbone,
+    task: Task,
+    memory: Memory | Cache,
+    latents: Tensor,
+    draws: int,
+    train: TrainSpec,
+) -> float:
+    """Return the loss of a segment's own latents without memory less that with it.
+
+    The loss is that of training (Eq. 4), at the same times and noise for both.
+
+    Args:
+        backbone: G, on its device.
+        task: the segment.
+        memory: that it read.
+        latents: that came of it, `[1, C, K, H, W]`.
+        draws: of time and noise, 1 or more.
+        train: whose times are drawn.
+    """
+    generator = torch.Generator().manual_seed(task.entry.seed)
+    device = next(backbone.parameters()).device
+    count = latents.shape[2]
+    frames = torch.arange(task.first, task.first + count, device=device)[None]
+    clean, text = latents.to(device), task.text.to(device, torch.float32)
+    contexts = [backbone.context(text, held) for held in (Memory(), memory)]
+    gains = []
+    for _ in range(draws):
+        normal = torch.randn(1, generator=generator)
+        t = logit_normal(normal, mean=train.mean, std=train.std, shift=task.shift).to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        noisy, target = interpolate(clean, noise, float(t)), velocity_target(clean, noise)
+        without, with_it = (
+            float((backbone.velocity(noisy, t, frames, one).float() - target).square().mean())
+            for one in contexts
+        )
+        gains.append(without - with_it)
+    return sum(gains) / draws
 
 
 def _preview(task: Task, step: Any, rgb: tuple[Tensor, Tensor]) -> Preview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,25 @@ from ..experiment import Experiment
 from ..interfaces.codec import Codec
 from ..interfaces.spec import CodecSpec
 from ..model import Model
-from ..registry import build
+from ..registry import build, registry
 from ..tools.device import versions
 from ..tools.files import hash_file, read_object
-from ..train.checkpoint import beside_spec, load_model, older_offered, read_run
+from ..tools.hub import expand_path
+from ..train.checkpoint import (
+    beside_spec,
+    load_model,
+    lora_file,
+    memory_file,
+    older_offered,
+    read_run,
+)
 from ..video.placement import buckets, place
 from .folder import WHAT, TakeFolder, hash_of
 from .order import check_format
 from .plan import take_period
 
 WIDE = (1920, 1080)  # of no particular video
+EXPERTS = ("high", "low")  # of a backbone that has two, by the noise that they are for
 
 
 @frozen(kw_only=True)
@@ -34,8 +44,8 @@ class Run:
 
     Attributes:
         experiment: as the run resolved it, with what `--set` changed.
-        place: folder of the run; None: the model was given.
-        checkpoint: its folder of weights.
+        place: folder of the run, or an exported file; None: the model was given.
+        checkpoint: its folder of weights, or that file.
         model: as it was given.
     """
 
@@ -81,7 +91,7 @@ class Run:
         Raises:
             UserError: weights are missing.
         """
-        spec = config.to_json(self.experiment)
+        spec = config.identity(self.experiment)
         found: dict[str, Any] = {
             "codec": codec.identity,
             "text_encoder": build(self.experiment.backbone.text_encoder).identity,
@@ -93,8 +103,8 @@ class Run:
             found["encoder"], found["weights"] = map(_hash_state, states)
             return found
         assert self.checkpoint is not None
-        found["encoder"] = _hash_file(self.checkpoint / "memory.safetensors")
-        found["lora"] = _hash_file(self.checkpoint / "lora.safetensors")
+        found["encoder"] = _hash_file(memory_file(self.checkpoint))
+        found["lora"] = _hash_lora(lora_file(self.checkpoint))
         found["weights"] = _hash_folder(self.checkpoint / "backbone")
         return found
 
@@ -102,6 +112,34 @@ class Run:
 def _loras(experiment: Experiment) -> tuple[str, ...]:
     found: tuple[str, ...] = getattr(experiment.backbone, "loras", ())
     return found
+
+
+def lora_path(text: str, experiment: Experiment) -> Path:
+    """Return the file that a user's LoRA names: `file`, `file@0.8`, `low:file@0.8`.
+
+    Raises:
+        UserError: it is for an expert that the run has not, so that it would be left out.
+    """
+    whole = expand_path(text)
+    if whole.is_file():
+        return whole
+    parts = re.fullmatch(r"(?:(\w{2,}):)?(.+?)(?:@[-+\d.eE]+)?", text)
+    if parts is None:
+        return whole
+    for_expert, file = parts[1], expand_path(parts[2])
+    if for_expert is None:
+        return file
+    here = getattr(experiment.backbone, "expert", None)
+    kind = registry().find(experiment.backbone).name
+    if here is None or for_expert not in EXPERTS:
+        known = "has no experts" if here is None else f"has the experts {' and '.join(EXPERTS)}"
+        raise UserError(f"--lora {text}: {kind} {known}; write file or file@0.8")
+    if here not in ("both", for_expert):
+        raise UserError(
+            f"--lora {text}: this run makes all steps with the {here}-noise expert "
+            f"(backbone.expert), so a LoRA of the other would do nothing: leave it out"
+        )
+    return file
 
 
 def _hash_state(state: dict[str, Any]) -> str:
@@ -113,6 +151,14 @@ def _hash_state(state: dict[str, Any]) -> str:
 
 def _hash_file(path: Path) -> str | None:
     return hash_file(path)[:16] if path.is_file() else None
+
+
+def _hash_lora(path: Path) -> str | None:
+    """Return the hash of a LoRA; of two experts' files that of both."""
+    low = path.with_name(path.name.replace(".high.", ".low."))
+    if low == path or not low.is_file():
+        return _hash_file(path)
+    return hashlib.sha256(f"{_hash_file(path)} {_hash_file(low)}".encode()).hexdigest()[:16]
 
 
 def _hash_folder(folder: Path) -> str | None:
@@ -240,7 +286,7 @@ def _find_run(folder: TakeFolder, experiment: Experiment, run: Path | None) -> R
         raise UserError(f"{folder.root} was made with a model in memory: give it, or name RUN")
     place = Path(given)
     name = folder.spec.get("checkpoint")
-    if not place.is_dir():
+    if not place.exists():
         raise UserError(f"{folder.root} was made with the run {place}, which is gone: name RUN")
     own = place / str(name)
     checkpoint = own if name and own.is_dir() else read_run(place)[1]

@@ -29,10 +29,13 @@ from ..values.grid import Rate
 from ..video.decode import Pixels, VideoError, probe
 from ..video.placement import Placement, cover
 from ..video.read import iter_frames
+from ..video.sound import keep_sound
 from .folder import TakeFolder
 from .past import LowTail
 
 SECONDS = 10.0  # of a source's segment
+KEEP, RECODE = DELIVER = ("keep", "recode")  # its own frames, or the codec's of them
+SOUND = "sound.mp4"
 CHUNK = 32  # frames that are decoded at once
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -47,6 +50,8 @@ class Source:
         frames: that are taken: 1 + 4k.
         placement: how they are fitted into the take's size.
         picture: whether it is one picture.
+        recode: whether its frames are delivered as the codec gives them back, so that no step is
+            seen where it ends; else they are its own.
         note: what was wrong with the file, "" where nothing was.
     """
 
@@ -57,6 +62,7 @@ class Source:
     frames: int
     placement: Placement
     picture: bool
+    recode: bool = False
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +70,7 @@ class Source:
         return {
             "path": str(self.path.absolute()), "sha256": self.hash, "size": self.size,
             "skip": self.skip, "frames": self.frames, "placement": str(self.placement),
-            "picture": self.picture,
+            "picture": self.picture, "deliver": RECODE if self.recode else KEEP,
         }  # fmt: skip
 
     def line(self, fps: float) -> str:
@@ -151,12 +157,33 @@ def read_source(folder: TakeFolder) -> Source | None:
         frames=data["frames"],
         placement=placement,
         picture=data["picture"],
+        recode=data.get("deliver") == RECODE,
     )
 
 
 def write_source(folder: TakeFolder, source: Source) -> None:
     """Write source.json."""
     write_json(folder.root / "source" / "source.json", source.to_json())
+
+
+def sound_of(folder: TakeFolder) -> Path | None:
+    """Return the sound of a take's source; None where it has none."""
+    path = folder.root / "source" / SOUND
+    return path if path.is_file() else None
+
+
+def keep_its_sound(folder: TakeFolder, source: Source) -> str:
+    """Keep the sound of what is taken of a source beside source.json; return what to say, or ""."""
+    begin, end = (n / folder.fps for n in (source.skip, source.skip + source.frames))
+    path = folder.root / "source" / SOUND
+    if source.picture:
+        return ""
+    try:
+        codec = keep_sound(source.path, path, begin, end)
+    except UserError as error:
+        path.unlink(missing_ok=True)
+        return f"; {error}: none is delivered"
+    return f"; its sound ({codec}) goes along" if codec else ""
 
 
 def source_is_there(source: Source) -> bool:

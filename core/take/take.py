@@ -38,10 +38,13 @@ from .order import Entry, Order, draw_seed, spans
 from .past import Past, whole_memory
 from .plan import Plan, appended, grid_of, replanned
 from .report import report_segment, write_report
-from .setup import WIDE, Run, check_identity, new_spec, open_take, take_size
+from .setup import WIDE, Run, check_identity, lora_path, new_spec, open_take, take_size
 from .source import (
+    DELIVER,
+    RECODE,
     Source,
     find_source,
+    keep_its_sound,
     read_source,
     split_source,
     write_source,
@@ -235,6 +238,7 @@ class Take(TakeBase):
         *,
         image: Path | str | None = None,
         until: float | None = None,
+        deliver: str | None = None,
     ) -> str:
         """Begin with a user's own video or picture; return what is taken of it, in one line.
 
@@ -244,6 +248,8 @@ class Take(TakeBase):
             video: the file.
             image: a picture instead; of a video its first frame.
             until: seconds of the video after which it is cut.
+            deliver: `keep`: its own frames, then new ones; `recode`: all as the codec gives them
+                back, so that no step is seen; None: as it was, at first `keep`.
 
         Raises:
             UserError: the file cannot be read or is too short, or the take has segments already.
@@ -252,19 +258,49 @@ class Take(TakeBase):
             raise UserError("a take begins with one video or one picture")
         path = Path(image if video is None else video)  # type: ignore[arg-type]
         with self._held():
-            return self._begin(path, picture=video is None, until=until)
+            return self._begin(path, picture=video is None, until=until, deliver=deliver)
 
-    def _begin(self, path: Path, *, picture: bool, until: float | None) -> str:
+    def deliver_source(self, deliver: str) -> None:
+        """Say how the frames of the source are delivered from now on: `keep` or `recode`.
+
+        Raises:
+            UserError: it is neither, the codec holds back frames, or the take has no source.
+        """
+        self._check_deliver(deliver)
+        with self._held():
+            source = read_source(self.folder)
+            if source is None:
+                raise UserError(f"--deliver: {self.root} begins with no video, all of it is new")
+            if source.recode != (deliver == RECODE):
+                write_source(self.folder, attrs.evolve(source, recode=deliver == RECODE))
+
+    def _check_deliver(self, deliver: str) -> None:
+        if deliver not in DELIVER:
+            raise UserError(f"--deliver {deliver}: {' or '.join(DELIVER)}")
+        if deliver == RECODE and not self.folder.spec["causal"]:
+            raise UserError(
+                "--deliver recode: this run's codec holds back frames, so that no border lies "
+                "where the video ends; only keep"
+            )
+
+    def _begin(
+        self, path: Path, *, picture: bool, until: float | None, deliver: str | None = None
+    ) -> str:
+        if deliver is not None:
+            self._check_deliver(deliver)
         order = self.order
         source = find_source(path, self.folder, stride=self.stride, until=until, picture=picture)
         line, before = source.line(self.folder.fps), read_source(self.folder)
         if order.source and before is not None and _facts(before) == _facts(source):
+            if deliver is not None and before.recode != (deliver == RECODE):
+                write_source(self.folder, attrs.evolve(before, recode=deliver == RECODE))
             return line
         if order.entries:
             raise UserError(
                 f"{self.root} has segments already: another beginning needs another take"
             )
-        write_source(self.folder, source)
+        write_source(self.folder, attrs.evolve(source, recode=deliver == RECODE))
+        line += keep_its_sound(self.folder, source)
         latents = 1 + (source.frames - 1) // self.stride
         period = int(self.folder.spec["period"])
         lengths = split_source(latents, period, self.folder.fps, self.stride)
@@ -323,14 +359,22 @@ class Take(TakeBase):
         prompt: str | None = None,
         seed: int | None = None,
         keep_seed: bool = False,
+        negative: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
     ) -> Order:
         """Order segment `number` anew, and all behind it, which read it.
+
+        It has the LoRA files of `use_loras`, where some were named, else its own.
 
         Args:
             number: of the segment.
             prompt: another one for it; those behind it keep theirs.
             seed: another one for it; None: one is drawn.
             keep_seed: keep its seed.
+            negative: another negative prompt for it; None: its own.
+            steps: other sampling steps for it; None: its own.
+            guidance: another weight of the prompt for it; None: its own.
 
         Raises:
             UserError: there is no such segment, or it is of the user's own video.
@@ -341,7 +385,11 @@ class Take(TakeBase):
             entry = order.entries[number - 1]
             if entry.source:
                 raise UserError(f"--redo {number}: it is of the video that the take begins with")
-            changes: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
+            named = {
+                "prompt": prompt, "negative": negative, "steps": steps, "guidance": guidance,
+                "loras": self.lora_files or None,
+            }  # fmt: skip
+            changes: dict[str, Any] = {k: v for k, v in named.items() if v is not None}
             if not keep_seed:
                 changes["seed"] = draw_seed() if seed is None else seed
             if entry.id is None and attrs.evolve(entry, **changes) == entry:
@@ -441,6 +489,7 @@ class Take(TakeBase):
         seconds: float | None = None,
         seed: int | None = None,
         replace: bool = False,
+        gain: int = 0,
         original: Path | None = None,
     ) -> Generator[Event, None, None]:
         """Make what is asked for, and yield an event for all that happens.
@@ -455,6 +504,8 @@ class Take(TakeBase):
             seconds: length of the sections of a plain text.
             seed: base of the seeds of new sections.
             replace: make segments again that the storyboard changes; else that is refused.
+            gain: draws of time and noise by which the report says what its memory does to the loss
+                of each new segment; 0: that is not measured. A draw costs two passes of the model.
             original: the file that a storyboard was read from, of which a copy is kept.
 
         Raises:
@@ -467,7 +518,7 @@ class Take(TakeBase):
             for line in (*self.notes, *(f"taken over from {one}, which ended" for one in dead)):
                 yield self._tell(line)
             self.folder.clear_parts()
-            worker = Worker(self, limit=segments)
+            worker = Worker(self, limit=segments, gain=gain)
             if isinstance(story, Iterator):
                 for section in story:
                     self._take_plan(self.plan(section, seed=seed), None)
@@ -558,14 +609,17 @@ class Take(TakeBase):
         return Storyboard(sections=tuple(story))
 
     def use_loras(self, texts: Sequence[str]) -> None:
-        """Use LoRA files, `file` or `file@scale`, in the sections that are asked for from now on.
+        """Use LoRA files in the sections that are asked for from now on.
+
+        Args:
+            texts: `file` or `file@scale`; `high:file` and `low:file` for one expert of two.
 
         Raises:
-            UserError: a file cannot be read.
+            UserError: a file cannot be read, or is for an expert that the run has not.
         """
         found = []
         for text in texts:
-            path = Path(text.rpartition("@")[0] or text)
+            path = lora_path(text, self.experiment)
             try:
                 found.append((text, hash_file(path)))
             except UserError as error:

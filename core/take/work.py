@@ -18,6 +18,7 @@ from ..errors import LongtakeError, UserError
 from ..interfaces.backbone import Cache
 from ..model import Model, memory_limit
 from ..registry import build
+from ..tools.files import hash_file
 from ..tools.pictures import side_by_side
 from ..tools.words import counted
 from ..values.grid import MemoryLimit
@@ -26,11 +27,20 @@ from .base import TakeBase
 from .delivery import deliver
 from .events import Event, PixelsMade, SegmentMade, Told
 from .folder import Recipe, Segment, facts_of, safe_disk
-from .order import Order
+from .order import Entry, Order
 from .past import Past, links_of
 from .plan import gone_on
 from .report import write_report
-from .sampling import Pace, Remembering, Task, colours, is_memory_error, sample_segment
+from .sampling import (
+    Pace,
+    Remembering,
+    Task,
+    colours,
+    is_memory_error,
+    memory_gain,
+    sample_segment,
+)
+from .setup import lora_path
 from .source import (
     SourceEncoder,
     read_source,
@@ -47,11 +57,17 @@ class Worker:
     Attributes:
         take: that is made.
         limit: new segments that are still to be made; None: all.
+        gain: draws by which the gain of a segment's memory is measured; 0: it is not.
+        pace: how long things take.
+        remembering: what the segments read of the past; None before the first one.
+        told: whether it was said that there are no previews.
     """
 
     take: TakeBase
     limit: int | None
+    gain: int = 0
     pace: Pace = field(factory=Pace)
+    remembering: Remembering | None = None
     _past: Past | None = None
     told: bool = False
 
@@ -160,7 +176,7 @@ class Worker:
             steps=entry.steps or sampler.steps,
             guidance=sampler.guidance if entry.guidance is None else entry.guidance,
         )
-        model = take.model_of(tuple(text for text, _ in entry.loras))
+        model = self._model(entry)
         shift = sampler.shift or take.experiment.backbone.shift
         limit = self._limit()
         facts = facts_of(entry) | {
@@ -188,12 +204,14 @@ class Worker:
                 null_text=self._text(entry.negative),
                 shot=recipe.first if entry.cut else shot,
             )
-            read_from = time.monotonic()
-            settled, pending = self.past.memory(cut=entry.cut)
-            memory, tokens = self._remembering(model, limit).held(settled, pending, task)
-            remembering = round(time.monotonic() - read_from, 3)
+            read_from = self.past.clock()
+            remembers = self._remembering(model, limit)
+            settled, pending = self.past.memory(cut=entry.cut, since=remembers.taken)
+            memory, tokens = remembers.held(settled, pending, task)
+            self.past.let_go(remembers.taken)
+            remembering = round(self.past.clock() - read_from, 4)
             read = memory.memory if isinstance(memory, Cache) else memory
-            whole = sum(m.length for m in settled) + pending.length
+            whole = sum(self.past.lengths) + pending.length
             limited = entry.memory == "all"
             self._count_rest(order, number)
             latents: Tensor | None = None
@@ -214,6 +232,11 @@ class Worker:
                 "device": str(take.device), "threads": torch.get_num_threads(),
                 "peak_memory": _peak(take.device),
             }  # fmt: skip
+            if self.gain and tokens:
+                train = take.experiment.train
+                made["gain"] = memory_gain(
+                    model.backbone, task, memory, latents, self.gain, train
+                )  # fmt: skip
             picture = None if rgb is None else _strip(colours(latents, rgb))
             with safe_disk(number - 1):
                 segment = take.folder.commit(
@@ -247,6 +270,23 @@ class Worker:
                 found[name] = value.flatten().tolist()
         return found
 
+    def _model(self, entry: Entry) -> Model:
+        """Return the model with an entry's LoRA files, which must be as they were asked for.
+
+        Raises:
+            UserError: a file is gone, or has changed.
+        """
+        texts = tuple(text for text, _ in entry.loras)
+        if not self.take.has_loaded(texts):
+            for text, digest in entry.loras:
+                path = lora_path(text, self.take.experiment)
+                if hash_file(path) != digest:
+                    raise UserError(
+                        f"--lora {path} has changed since the section was asked for (sha256): put "
+                        "it back, or redo the section with --lora"
+                    )
+        return self.take.model_of(texts)
+
     def _limit(self) -> MemoryLimit | None:
         take = self.take
         if not take.experiment.remembers:
@@ -254,12 +294,12 @@ class Worker:
         return memory_limit(take.experiment, take.experiment.generate.budget, take.folder.size)
 
     def _remembering(self, model: Model, limit: MemoryLimit | None) -> Remembering:
-        take = self.take
-        if take.remembering is None:
-            attention = getattr(take.experiment.backbone, "attention", "full")
+        """Return what segments read of the past; begun again where a LoRA changed the model."""
+        if self.remembering is None or self.remembering.backbone is not model.backbone:
+            attention = getattr(self.take.experiment.backbone, "attention", "full")
             appends = model.backbone.caches and attention == "isolated-causal"
-            take.remembering = Remembering(model.backbone, limit, appends)
-        return take.remembering
+            self.remembering = Remembering(model.backbone, limit, appends)
+        return self.remembering
 
     def _count_rest(self, order: Order, number: int) -> None:
         """Count what is to be made behind segment `number`, for the time that is left."""

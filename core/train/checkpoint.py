@@ -50,6 +50,7 @@ from .ema import EMA, copy_into
 PREFIX = "memory."
 ENHANCER = "memory.enhancer"  # begins keys of the backbone: what reads features of a memory
 STATE_FOLDER = "training_state"
+PARTS = ("high", "low", "memory")  # files of an export that is more than one
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -179,7 +180,7 @@ def read_run(place: Path) -> tuple[Experiment, Path]:
 
 def _read_bundle(path: Path) -> Experiment:
     """Return the experiment in the header of an exported file: UserError where it has none."""
-    with open_tensors(_memory_file(path)) as file:
+    with open_tensors(memory_file(path)) as file:
         header = read_header(file, path)
     data = header.get("experiment") if isinstance(header, dict) else None
     if data is None:
@@ -191,13 +192,22 @@ def _read_bundle(path: Path) -> Experiment:
     return experiment
 
 
-def _lora_file(folder: Path) -> Path:
-    """Return the file that the adapters of a checkpoint, or of a bundle, are in."""
-    return folder if folder.is_file() else folder / "lora.safetensors"
+def lora_file(folder: Path) -> Path:
+    """Return the file that the adapters of a checkpoint, or of a bundle, are in.
+
+    Of a bundle of two experts it is that of the high-noise one, with the other beside it.
+    """
+    if not folder.is_file():
+        return folder / "lora.safetensors"
+    whole = _whole_name(folder)
+    high, low = (_part_of(whole, name) for name in ("high", "low"))
+    if high.is_file() and low.is_file():
+        return high
+    return whole if whole.is_file() else folder
 
 
-def _memory_file(folder: Path) -> Path:
-    """Return the file that the encoder of a checkpoint, or of a bundle of one or two files, is in.
+def memory_file(folder: Path) -> Path:
+    """Return the file that the encoder of a checkpoint, or of a bundle of some files, is in.
 
     Raises:
         UserError: a bundle cannot be read.
@@ -206,8 +216,18 @@ def _memory_file(folder: Path) -> Path:
         return folder / "memory.safetensors"
     with open_tensors(folder) as file:
         alone = any(name.startswith(PREFIX) for name in file.keys())
-    beside = folder.with_suffix(".memory.safetensors")
+    beside = _part_of(_whole_name(folder), "memory")
     return folder if alone or not beside.is_file() else beside
+
+
+def _whole_name(path: Path) -> Path:
+    """Return the name that was exported to, of any file of a bundle: x of `x.memory`."""
+    stem, dot, part = path.stem.rpartition(".")
+    return path.with_name(f"{stem}{path.suffix}") if dot and part in PARTS else path
+
+
+def _part_of(whole: Path, part: str) -> Path:
+    return whole.with_suffix(f".{part}{whole.suffix}")
 
 
 def beside_spec(data: Any, folder: Path) -> Any:
@@ -282,7 +302,7 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
     elif experiment.train.trains == "all":
         raise UserError(f"{folder} has no backbone/, but its experiment trains all of the DiT")
     model = build_model(experiment, adapters=True)
-    lora = _lora_file(folder)
+    lora = lora_file(folder)
     if model.backbone.adapters() and weights.is_dir() and not lora.exists():
         raise UserError(
             f"{folder} holds a DiT trained whole, without LoRA: to train LoRA on it, leave it out "
@@ -291,7 +311,7 @@ def load_model(folder: Path, experiment: Experiment) -> Model:
     if model.backbone.adapters():
         model.backbone.load_adapters(lora)
     if experiment.remembers:
-        fit, path = model.backbone.fit(), _memory_file(folder)
+        fit, path = model.backbone.fit(), memory_file(folder)
         load_encoder(path, model.encoder, width=fit.geometry.width, digest=fit.digest)
     return model
 
@@ -321,12 +341,12 @@ def load_parts(folder: Path, experiment: Experiment, parts: str) -> Model:
         )
     model = build_model(experiment, adapters=True)
     if parts in ("encoder", "both"):
-        fit, path = model.backbone.fit(), _memory_file(folder)
+        fit, path = model.backbone.fit(), memory_file(folder)
         load_encoder(path, model.encoder, width=fit.geometry.width, digest=fit.digest)
     if parts in ("adapters", "both"):
         if not model.backbone.adapters():
             raise UserError(f"finetune.start={parts}, but train.trains={train.trains} has no LoRA")
-        model.backbone.load_adapters(_lora_file(folder))
+        model.backbone.load_adapters(lora_file(folder))
     return model
 
 
@@ -386,7 +406,7 @@ def encoder_header(model: Model) -> dict[str, Any]:
     return {
         "format": 1,
         "stage": model.experiment.stage,
-        "compressors": config.to_json(model.experiment)["compressors"],
+        "compressors": config.identity(model.experiment)["compressors"],
         "backbone": config.to_json(model.experiment)["backbone"]["type"],
         "codec": config.to_json(model.experiment.backbone.codec),
         "width": fit.geometry.width,

@@ -279,6 +279,7 @@ def _worker(
     """Return one process of a run as it begins, or as its newest checkpoint left it."""
     train = experiment.train
     model = _model(experiment, newest, start, accelerator)
+    model.encoder.check_device(accelerator.device)
     stage = build_stage(model, store.null_text())
     optimizer = make_optimizer(stage, train)
     if newest and train.ema:
@@ -381,9 +382,10 @@ def check_run(experiment: Experiment, run: Path, *, resume: bool | Path) -> Path
 
 def _check_same(experiment: Experiment, run: Path) -> None:
     """Refuse to go on with a run whose experiment differs in more than may change: UserError."""
+    before, after = config.identity(_experiment_of(run)), config.identity(experiment)
     fixed = [
         f"{path} was {old}, is {new}"
-        for path, old, new in _spec_changes(experiment, run)
+        for path, old, new in config.differences(before, after)
         if not _may_change(path)
     ]
     if fixed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from importlib.util import find_spec
-from typing import Any, Self
+from typing import Self
 
 import torch
 from attrs import define
@@ -60,7 +60,7 @@ def build_stage_one(model: Model, null_text: Text) -> StageOne:
     return StageOne(model, masker, train, null_text)
 
 
-def _set_up(backbone: Backbone[Any], train: TrainSpec) -> None:
+def _set_up(backbone: Backbone, train: TrainSpec) -> None:
     """Turn on what training wants of G.
 
     Raises:

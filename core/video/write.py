@@ -14,6 +14,7 @@ from av.video.reformatter import VideoReformatter
 from ..errors import UserError
 from ..tools.files import whole_file
 from .decode import SCALING, Pixels
+from .sound import SoundTrack
 
 # Some of x264's fast code (of macroblock trees) rounds otherwise now and then: 4 of 60 files of the
 # same frames differed. This leaves it out.
@@ -79,7 +80,9 @@ def _encode(
         container.mux(stream.encode())
 
 
-def join_videos(path: Path, clips: Sequence[Path], comment: str = "") -> int:
+def join_videos(
+    path: Path, clips: Sequence[Path], comment: str = "", sound: Path | None = None
+) -> int:
     """Join mp4 files that `write_video` wrote alike, without encoding again; return the frames.
 
     The file appears whole or not at all.
@@ -88,19 +91,25 @@ def join_videos(path: Path, clips: Sequence[Path], comment: str = "") -> int:
         path: replaced where it exists.
         clips: at least one, in order.
         comment: for the file's metadata.
+        sound: a file of `keep_sound`, which begins with the first picture; None: there is none.
 
     Raises:
-        UserError: a clip cannot be read or was encoded otherwise than the first, or the disk
-            refuses.
+        UserError: a clip or the sound cannot be read, a clip was encoded otherwise than the first,
+            or the disk refuses.
     """
     with whole_file(path) as part:
         options = {"movflags": "faststart"}
         with av.open(str(part), "w", format="mp4", options=options) as container:
             container.metadata["comment"] = comment
-            return _copy_packets(container, clips)
+            track = None if sound is None else SoundTrack(sound)
+            try:
+                return _copy_packets(container, clips, track)
+            finally:
+                if track is not None:
+                    track.close()
 
 
-def _copy_packets(container: Any, clips: Sequence[Path]) -> int:
+def _copy_packets(container: Any, clips: Sequence[Path], sound: SoundTrack | None) -> int:
     out, kind, frames = None, None, 0
     for clip in clips:
         try:
@@ -114,6 +123,8 @@ def _copy_packets(container: Any, clips: Sequence[Path]) -> int:
             if out is None:
                 out, kind = container.add_stream_from_template(stream), own
                 out.time_base = 1 / stream.average_rate
+                if sound is not None:
+                    sound.begin(container)
             if own != kind:
                 raise UserError(f"{clip} is encoded otherwise than {clips[0]}: it is not joined")
             first = frames
@@ -126,10 +137,14 @@ def _copy_packets(container: Any, clips: Sequence[Path]) -> int:
                 packet.duration = 1
                 packet.time_base = 1 / stream.average_rate
                 packet.stream = out
+                if sound is not None:
+                    sound.write_until(container, Fraction(packet.dts) * packet.time_base)
                 container.mux(packet)
                 frames += 1
     if out is None:
         raise UserError("no clip to join")
+    if sound is not None:
+        sound.write_until(container, None)
     return frames
 
 

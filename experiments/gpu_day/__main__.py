@@ -2,9 +2,10 @@
 
     python -m longtake.experiments.gpu_day --out day --videos videos
 
-runs `tests` (those marked gpu), `bench` (beside the device's limits), `backbones` (published ones
-at their true sizes), `memory-cap` (what fits 12 GB), `train` (Stage 0, Stage I, measure) and
-`table` (Table 1), each in a process of its own, and writes `day/<step>.json` and `day/<step>.log`.
+runs `tests` (those marked gpu), `bench` (the program's own), `kernels` (encoders beside peers and
+the device's limits), `backbones` (published ones at their true sizes), `memory-cap` (what fits
+12 GB), `train` (Stage 0, Stage I, measure) and `table` (Table 1), each in a process of its own, and
+writes `day/<step>.json` and `day/<step>.log`.
 Exit 0: all done. Exit 3: run the same command again. Exit 1: a step failed, and its file says what;
 the others ran all the same. Exit 2: bad input. `--tiny` runs every step in a tiny form on any
 machine. See README.
@@ -28,7 +29,7 @@ from ...core.tools.files import check_out_folder, read_json, write_json
 from ..common import command_line, commit, machine_facts
 from .day import DONE, FAILED, OPEN, Session, StepResult, TimeIsUp
 
-STEPS = ("tests", "bench", "backbones", "memory-cap", "train", "table")
+STEPS = ("tests", "bench", "kernels", "backbones", "memory-cap", "train", "table")
 GRACE = 25.0  # seconds behind the end until a step that does not stop is killed
 LEAST, TINY_LEAST = 60.0, 5.0  # seconds without which a step is not begun
 AGAIN = 3
@@ -191,6 +192,10 @@ def _function(step: str) -> Callable[[Session, StepResult], None]:
         from . import bench
 
         return bench.run
+    if step == "kernels":
+        from . import kernels
+
+        return kernels.run
     if step == "backbones":
         from . import backbones
 

@@ -26,11 +26,12 @@ from ...core.data.windows import Batch
 from ...core.experiment import Experiment
 from ...core.interfaces.backbone import Backbone, Context
 from ...core.model import Model, build_encoder, count_parameters
+from ...core.tools.timing import MIB, time_calls
 from ...core.train.loss import StageOne
 from ...core.train.step import StageOneStep
 from ...core.values.draws import Draws
 from ...core.values.memory import Memory, Part
-from .cost import FAULT_KEY, MIB, BackboneSlot, CostMeter, limits, measure_or_fault, time_calls
+from .cost import FAULT_KEY, BackboneSlot, CostMeter, limits, measure_or_fault
 from .day import Session, StepResult, TimeIsUp
 from .subjects import Subject, normal, random_history, random_latents, random_memory, subjects
 

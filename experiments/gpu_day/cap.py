@@ -20,15 +20,16 @@ from ...core.bench import random_history
 from ...core.config import load_experiment
 from ...core.data.windows import Batch
 from ...core.experiment import Experiment
+from ...core.interfaces.compressor import Compressor
+from ...core.interfaces.spec import CompressorSpec
+from ...core.kernel_bench.setups import EncoderSetup, encoder_setups
 from ...core.model import build_model
 from ...core.registry import build
 from ...core.tools.device import autocast
+from ...core.tools.timing import MIB
 from ...core.train.step import StageOneStep
-from ...plugins.compressors.conv import ConvCompressor
 from ..common import tinier, untrained
-from .cost import MIB
 from .day import Session, StepResult
-from .shapes import EncoderSetup, encoder_setups
 
 NAME = "tiny-wan-2x2x2"
 MOST = 512  # samples
@@ -130,7 +131,7 @@ def training(setup: EncoderSetup, seconds: float, device: torch.device) -> Calla
 
     The gradient that the DiT would give is random, since its size is what counts here.
     """
-    made: list[tuple[ConvCompressor, torch.optim.AdamW]] = []
+    made: list[tuple[Compressor[CompressorSpec], torch.optim.AdamW]] = []
 
     def step() -> None:
         if not made:
@@ -149,7 +150,7 @@ def training(setup: EncoderSetup, seconds: float, device: torch.device) -> Calla
 
 def stream(setup: EncoderSetup, seconds: float, device: torch.device) -> Callable[[], None]:
     """Return an encode second by second: its memory should not grow with the history."""
-    made: list[ConvCompressor] = []
+    made: list[Compressor[CompressorSpec]] = []
 
     @torch.no_grad()
     def encode() -> None:

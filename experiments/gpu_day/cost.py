@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,50 +16,11 @@ from ...backbones.specs import DiTSpec
 from ...core.errors import LongtakeError
 from ...core.interfaces.backbone import Backbone
 from ...core.interfaces.spec import LoRA
+from ...core.tools.timing import MIB, peak_mib, time_calls
 from .subjects import random_backbone
 
-MIB = 2**20
 UNITS = {"bytes": 1 / MIB, "KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0}
 FAULT_KEY = "fault"
-
-
-def time_calls(
-    run: Callable[[], object], device: torch.device, repeats: int, *, warm: int = 3
-) -> dict[str, float]:
-    """Return the median, least and greatest seconds of `run`, after `warm` untimed runs."""
-    for _ in range(warm):
-        run()
-    measure = _cuda_seconds if device.type == "cuda" else _cpu_seconds
-    times = [measure(run) for _ in range(repeats)]
-    return {"seconds": statistics.median(times), "least": min(times), "greatest": max(times)}
-
-
-def _cpu_seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def _cuda_seconds(run: Callable[[], object]) -> float:
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    run()
-    last.record()
-    torch.cuda.synchronize()
-    return float(first.elapsed_time(last)) / 1e3
-
-
-def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
-    """Return the greatest memory that `run` allocates beside what is there; None without CUDA."""
-    if device.type != "cuda":
-        run()
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / MIB
 
 
 def held_mib(device: torch.device) -> float | None:
@@ -86,20 +45,6 @@ def limits(device: torch.device, *, tiny: bool) -> dict[str, Any]:
         "product": product,
         "copy": copy,
     }
-
-
-def floor(flops: int, moved: int, limits: Mapping[str, Any] | None) -> float | None:
-    """Return the least seconds that a device's `limits` allow; None where they are not known.
-
-    Args:
-        flops: floating-point operations.
-        moved: bytes that must be read or written.
-        limits: as the function `limits` measured them.
-    """
-    if limits is None:
-        return None
-    per_second, bandwidth = limits["bf16_flop_per_second"], limits["copy_bytes_per_second"]
-    return max(flops / float(per_second), moved / float(bandwidth))
 
 
 @frozen(kw_only=True)

@@ -108,8 +108,9 @@ def draw_clips(
         figure.savefig(part, format=path.suffix[1:], dpi=140)
 
 
-def signed_interval(figure: Mapping[str, Any]) -> str:
+def signed_interval(figure: Mapping[str, Any], digits: int = 2) -> str:
     """Return a mean with its sign, and its interval where there is one."""
-    if figure["low"] is None:
-        return f"{figure['mean']:+.2f}"
-    return f"{figure['mean']:+.2f} [{figure['low']:+.2f}, {figure['high']:+.2f}]"
+    mean, low, high = (figure[name] for name in ("mean", "low", "high"))
+    if low is None:
+        return f"{mean:+.{digits}f}"
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -64,7 +64,7 @@ def load_models(run: str, window: str | None = None, beside: Sequence[str] = ())
             raise UserError(
                 f"--window-run {window}: it was not trained with the `window` compressor alone"
             )
-        _check_same(run, own, f"--window-run {window}", other)
+        check_same(run, own, f"--window-run {window}", other)
     names: dict[str, str] = {}
     for text in beside:
         name, other = Path(text).name, read_run(find_run(text))[0]
@@ -72,7 +72,7 @@ def load_models(run: str, window: str | None = None, beside: Sequence[str] = ())
             raise UserError(f"--beside {text}: another answer is called {name}")
         if not other.remembers:
             raise UserError(f"--beside {text}: it has no memory to probe")
-        _check_same(run, own, f"--beside {text}", other)
+        check_same(run, own, f"--beside {text}", other)
         names[name] = text
     return ProbedModels(
         own=_load(run),
@@ -85,8 +85,8 @@ def _load(text: str) -> Model:
     return load_run(find_run(text)).to(pick_device())
 
 
-def _check_same(run: str, own: Experiment, option: str, other: Experiment) -> None:
-    """Refuse a run that would see other latents than the first."""
+def check_same(run: str, own: Experiment, option: str, other: Experiment) -> None:
+    """Raise UserError for a run that would see other latents than the first."""
     if type(own.backbone) is not type(other.backbone):
         raise UserError(f"{option}: its backbone is another than that of {run}")
     for part, words in SAME_PARTS.items():

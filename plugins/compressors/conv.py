@@ -13,6 +13,7 @@ from ...core.interfaces.streaming import advance, appended, own_copy, seen_size
 from ...core.values.grid import Geometry, Rounding, Size3
 from ...core.values.history import History
 from ...core.values.memory import Memory, grid_part
+from ...kernels import out_tokens as fused
 from ...kernels.reference import out_tokens
 from .conv_layers import AttentionStack, ConvTrunk, PixelStem, out_projection
 from .frames import repeat_own_last
@@ -33,6 +34,9 @@ class ConvCompressor(Compressor[Conv]):
     latent, a tail a conv and a window of keys and values a layer: it grows until `window` memory
     frames were seen and is constant then. With full attention nothing settles: it keeps the
     features and LR latents of all complete memory frames.
+
+    Convs, and the tokens of both branches, run by plain torch or by Triton: `spec.kernels` says
+    which, numbers are the same up to rounding, and a state goes on under either.
 
     Source: method.md §2.
     """
@@ -110,13 +114,23 @@ class ConvCompressor(Compressor[Conv]):
         tokens = self._tokens(lr, hidden, size)
         return self._memory(tokens, hidden, size, state["start"], length, skip)
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device on which kernels that were asked for cannot run.
+
+        Raises:
+            UserError: `kernels` is triton, and it cannot run there.
+        """
+        if self.hr:
+            self.hr.trunk.check_device(device)
+
     def _tokens(self, lr: Tensor | None, hidden: Tensor | None, size: Size3) -> Tensor:
         """Return the tokens `[B, T', S, D]` of the branches that are on, added."""
-        lr_tokens = self.lr.tokens(lr, size) if self.lr and lr is not None else None
         if self.hr and hidden is not None:
-            return out_tokens(hidden, self.hr.out.weight, self.hr.out.bias, lr_tokens)
-        assert lr_tokens is not None  # the spec refuses both branches off
-        return lr_tokens
+            if self.lr and lr is not None:
+                return self.hr.with_lr(hidden, self.lr, lr, size)
+            return out_tokens(hidden, self.hr.out.weight, self.hr.out.bias)
+        assert self.lr and lr is not None  # the spec refuses both branches off
+        return self.lr.tokens(lr, size)
 
     def _memory(
         self,
@@ -212,6 +226,25 @@ class HrBranch(nn.Module):
             parts.append(self.convolve(block, state)[0])
         return self.attend(torch.cat(parts, dim=1), state)[0]
 
+    def with_lr(self, hidden: Tensor, branch: LrBranch, lr: Tensor, size: Size3) -> Tensor:
+        """Return the tokens `[B, T', S, D]` of features, plus those of the LR latents.
+
+        Args:
+            hidden: features `[B, T', S, C]` after attention.
+            branch: of the LR latents.
+            lr: LR latents `[B, C, T', h, w]`.
+            size: of the history.
+        """
+        weight, bias = self.out.weight, self.out.bias
+        if not self.trunk.by_triton(hidden):
+            return out_tokens(hidden, weight, bias, branch.tokens(lr, size))
+        grid = token_grid(self.spec, self.geometry, size)
+        return fused.out_tokens(
+            hidden, weight, bias, lr.to(branch.patch_weight.dtype),
+            branch.patch_weight, branch.patch_bias,
+            grid=(grid.height, grid.width), kernels=self.trunk.kernels,
+        )  # fmt: skip
+
     def _read(self, history: History) -> Tensor:
         """Return what the convs read `[B, C, T, H, W]`: the latents, or the stem's features."""
         return history.latents if self.stem is None else self.stem(history)
@@ -225,8 +258,10 @@ class HrBranch(nn.Module):
         grid = token_grid(self.spec, self.geometry, Size3(time=time, height=height, width=width))
         latents = pad_to(latents, rate.height * patch.height, rate.width * patch.width)
         hidden, tails = self.trunk(latents.to(self.out.weight.dtype), past)
-        # laid out by channel also where rounding cuts: layers behind sum in the same order
-        cells = hidden[..., : grid.height, : grid.width].contiguous()
+        cells = hidden[..., : grid.height, : grid.width]
+        if not self.trunk.by_triton(latents):
+            # laid out by channel also where rounding cuts: layers behind sum in the same order
+            cells = cells.contiguous()
         return rearrange(cells, "b c t h w -> b t (h w) c"), tails
 
     def attend(

@@ -2,11 +2,15 @@
 
 All of them stream: a conv goes on from the frames that it will read again (`conv.<i>` in the
 state), windowed attention from the keys and values of its window (`attention.<i>`).
+
+Convs run by the reference or by Triton (`Conv.kernels`). By Triton they hand each other frame
+buffers, channels last, the tail in front; states are the same either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +19,13 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ...core.errors import UserError
+from ...core.interfaces.base import Interface
 from ...core.interfaces.codec import from_bytes
 from ...core.interfaces.streaming import appended, own_copy
 from ...core.values.grid import Geometry, Rate, Size3
 from ...core.values.history import History
+from ...kernels import conv3d_act as fused
+from ...kernels.dispatch import KernelError, call_dtype
 from ...kernels.reference import conv3d_act
 from .frames import checked_pixels, fill_frames, repeat_ends
 from .specs import Conv
@@ -76,7 +83,7 @@ def _kernel(stride: Triple, space: int) -> Triple:
     return 3, space if stride[1] == 2 else 3, space if stride[2] == 2 else 3
 
 
-class CausalConv(nn.Module):
+class CausalConv(Interface):
     """One conv with SiLU: output j of a stride-s conv reads inputs up to s·j, never later ones."""
 
     def __init__(self, shape: ConvShape, *, norm: bool, replicate: bool) -> None:
@@ -86,6 +93,7 @@ class CausalConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape.outputs, shape.inputs, *shape.kernel))
         self.bias = nn.Parameter(torch.zeros(shape.outputs))
         self.norm = nn.Parameter(torch.ones(shape.outputs)) if norm else None
+        self._packed: tuple[tuple[int, int, torch.dtype], Tensor] | None = None
         fan_in = self.weight[0].numel()
         nn.init.normal_(self.weight, std=SILU_GAIN / fan_in**0.5)
 
@@ -103,22 +111,89 @@ class CausalConv(nn.Module):
             x = torch.cat([self._start(x) if tail is None else tail, x], dim=2)
         return own_copy(x[:, :, x.shape[2] - count :])
 
+    def buffer(self, x: Tensor, tail: Tensor | None) -> Tensor:
+        """Return new frames with the frames before them in front, channels last in memory."""
+        before = self._start(x) if tail is None else tail
+        frames = torch.cat([before.to(x.dtype), x], dim=2)
+        return frames.contiguous(memory_format=torch.channels_last_3d)
+
+    def ahead(self, tail: Tensor | None) -> fused.Ahead:
+        """Return what stands in front of the new frames in the buffer of this conv."""
+        count = self.shape.kernel[0] - 1 if tail is None else tail.shape[2]
+        return fused.Ahead(frames=count, replicate=self.replicate, tail=tail)
+
+    def tail_of(self, buffer: Tensor) -> Tensor:
+        """Return the k − s frames of a buffer that the next output will read again, a copy."""
+        count = self.shape.kernel[0] - self.shape.stride[0]
+        tail = buffer[:, :, buffer.shape[2] - count :]
+        return tail.clone(memory_format=torch.channels_last_3d)
+
+    def into_buffer(
+        self, buffer: Tensor, ahead: fused.Ahead | None, kernels: str, *, half_sums: bool = False
+    ) -> Tensor:
+        """Return the buffer of the next conv, of this one's; `ahead` None: this is the last."""
+        return fused.conv3d_act(
+            buffer, self._packed_weight(call_dtype(buffer)), self.bias, stride=self.shape.stride,
+            norm=self.norm, ahead=ahead, half_sums=half_sums, kernels=kernels,
+        )  # fmt: skip
+
+    def _packed_weight(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight as the kernel reads it; what is not trained is packed once."""
+        weight = self.weight
+        trained = weight.requires_grad and torch.is_grad_enabled()
+        # inference tensors do not say whether they changed
+        if trained or torch.compiler.is_compiling() or weight.is_inference():
+            return weight.to(dtype)
+        key = (weight.data_ptr(), weight._version, dtype)
+        if self._packed is None or self._packed[0] != key:
+            packed = weight.detach().to(dtype, memory_format=torch.channels_last_3d)
+            self._packed = key, packed
+        return self._packed[1]
+
     def _start(self, x: Tensor) -> Tensor:
         """Return the frames before a video's first: copies of it, or zeros."""
         first = x[:, :, :1] if self.replicate else torch.zeros_like(x[:, :, :1])
         return first.expand(-1, -1, self.shape.kernel[0] - 1, -1, -1)
 
 
-class ConvTrunk(nn.Module):
-    """All convs of the HR branch; its state is one tail a layer, of constant size."""
+class ConvTrunk(Interface):
+    """All convs of the HR branch; its state is one tail a layer, of constant size.
+
+    Public: any compressor may build one of a `Conv` spec and a geometry, and gets its kernels.
+    """
 
     def __init__(self, spec: Conv, geometry: Geometry) -> None:
         super().__init__()
+        self.kernels = spec.kernels
+        self.half_sums = spec.sums == "float16"
         replicate = spec.time_padding == "replicate"
         self.layers = nn.ModuleList(
             CausalConv(shape, norm=spec.norm == "rms", replicate=replicate)
             for shape in conv_shapes(spec, geometry)
         )
+
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device on which kernels that were asked for cannot run.
+
+        Raises:
+            UserError: `kernels` is triton, and it cannot run there; the message says why.
+        """
+        with _as_user_error():
+            fused.check_device(self.kernels, device)
+
+    @property
+    def convs(self) -> list[CausalConv]:
+        """The convs, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, CausalConv)]
+
+    def by_triton(self, x: Tensor) -> bool:
+        """Return whether frames like x `[B, C, T, H, W]` go through Triton, in frame buffers.
+
+        Raises:
+            UserError: `kernels` is triton, and it cannot run on the device of x.
+        """
+        with _as_user_error():
+            return fused.runs(self.kernels, x.device, call_dtype(x))
 
     def forward(self, x: Tensor, past: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return features `[B, C', T', H', W']` of new frames, and the tails to go on from.
@@ -126,14 +201,47 @@ class ConvTrunk(nn.Module):
         Args:
             x: `[B, C, T, H, W]`, H and W multiples of the strides' product; T completes blocks.
             past: the tails that the call before returned; empty at the start of a video.
+
+        Raises:
+            UserError: `kernels` is triton, and it cannot run on the device of x.
         """
+        if self.by_triton(x):
+            return self._in_buffers(x, past)
         tails: dict[str, Tensor] = {}
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, CausalConv)
+        for index, layer in enumerate(self.convs):
             name = f"conv.{index}"
             tails[name] = layer.next_tail(x, past.get(name))
             x = layer(x, past.get(name))
         return x, tails
+
+    def _in_buffers(
+        self, x: Tensor, past: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what `forward` returns; each conv writes the buffer that the next one reads."""
+        dtype = call_dtype(x)
+        if not (self.half_sums and fused.halves(x.device)):
+            return self._through(x.to(dtype), past)
+        with torch.autocast(x.device.type, enabled=False):
+            features, tails = self._through(x.half(), past)
+            return features.to(dtype), {name: tail.to(dtype) for name, tail in tails.items()}
+
+    def _through(self, x: Tensor, past: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        tails: dict[str, Tensor] = {}
+        buffer = self.convs[0].buffer(x, past.get("conv.0"))
+        for index, layer in enumerate(self.convs):
+            tails[f"conv.{index}"] = layer.tail_of(buffer)
+            following = self.convs[index + 1 : index + 2]
+            ahead = following[0].ahead(past.get(f"conv.{index + 1}")) if following else None
+            buffer = layer.into_buffer(buffer, ahead, self.kernels, half_sums=self.half_sums)
+        return buffer, tails
+
+
+@contextlib.contextmanager
+def _as_user_error() -> Iterator[None]:
+    try:
+        yield
+    except KernelError as error:
+        raise UserError(f"compressor.{error}") from error
 
 
 class PixelStem(nn.Module):

@@ -7,6 +7,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ...core.interfaces.compressor import (
     Compressor,
     Fit,
@@ -75,6 +77,10 @@ class DualEncoderCompressor(Compressor[DualEncoder]):
     def cut(self, state: State) -> State:
         """Return the state of each encoder after a hard cut."""
         return join_states(self.encoder.cut(split_state(state, len(self.encoder.members))))
+
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device on which one of the encoders does not run: UserError."""
+        self.encoder.check_device(device)
 
 
 def _class_of(spec: CompressorSpec) -> type[Compressor[Any]]:

@@ -96,6 +96,24 @@ class Conv(CompressorSpec):
         validator=instance_of(bool),
         metadata=doc("give the HR branch's last hidden states to cross-attention in every block"),
     )
+    kernels: str = field(
+        default="auto",
+        validator=in_(("auto", "reference", "triton")),
+        eq=False,  # how it is worked out, not what: no part of a run's identity
+        metadata=doc(
+            "what runs the convs: auto (Triton on NVIDIA GPUs of sm_80 or newer under Linux, else "
+            "reference), reference (plain torch) or triton (refused where it cannot run)"
+        ),
+    )
+    sums: str = field(
+        default="float32",
+        validator=in_(("float32", "float16")),
+        eq=False,
+        metadata=doc(
+            "number type of sums in Triton kernels: float32; or float16, promoted to float32 every "
+            "64 products, of float16 numbers, which GeForce cards multiply twice as fast"
+        ),
+    )
 
     def __attrs_post_init__(self) -> None:
         if not (self.lr or self.hr):

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from longtake.backbones.codecs import dct
 from longtake.backbones.codecs.dct import DctCodec, constants, full_basis
@@ -38,6 +40,93 @@ def test_contract_catches_a_codec_whose_state_does_nothing() -> None:
 
     with pytest.raises(AssertionError, match="decode streamed in chunks"):
         check_codec(Forgetful(Dct()))
+
+
+class Decodes(DctCodec):
+    """What is decoded comes back otherwise."""
+
+    def change(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def decode(self, chunk, state=None):  # type: ignore[no-untyped-def]
+        pixels, after = super().decode(chunk, state)
+        return self.change(pixels), after
+
+
+class Negated(Decodes):
+    def change(self, pixels: Tensor) -> Tensor:
+        return -pixels
+
+
+class Bgr(Decodes):
+    def change(self, pixels: Tensor) -> Tensor:
+        return pixels.flip(1)
+
+
+class ZeroToOne(Decodes):
+    def change(self, pixels: Tensor) -> Tensor:
+        return (pixels + 1) / 2
+
+
+class Mirrored(Decodes):
+    def change(self, pixels: Tensor) -> Tensor:
+        return pixels.flip(4)
+
+
+class Mixing(Decodes):
+    def change(self, pixels: Tensor) -> Tensor:
+        return pixels + 0.1 * pixels.mean(dim=0)
+
+
+class StrideAsTuple(DctCodec):
+    stride: Any = (4, 8, 8)
+
+
+class HalfAMargin(DctCodec):
+    margin: Any = 1.5
+
+
+class NumbersInState(DctCodec):
+    def encode(self, chunk, state=None):  # type: ignore[no-untyped-def]
+        latents, after = super().encode(chunk, state)
+        return latents, {**after, "count": 3}
+
+
+class WrongColours(DctCodec):
+    @property
+    def rgb(self) -> tuple[Tensor, Tensor]:
+        return torch.full((3, self.channels), 9.0), torch.zeros(3)
+
+
+class ReachesTooLittle(DctCodec):
+    """Says that a latent needs none before it, but its first one gives one frame."""
+
+    @property
+    def decode_reach(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (Negated, "farther from it than a grey one"),
+        (Bgr, "farther from it than a grey one"),
+        (ZeroToOne, "farther from it than a grey one"),
+        (Mirrored, "farther from it than a grey one"),
+        (Mixing, "decode: a sample alone and in a batch: differs"),
+        (StrideAsTuple, "stride is of type tuple, must be of type Size3"),
+        (HalfAMargin, "margin is of type float, must be of type int"),
+        (NumbersInState, "the state is no dict of tensors"),
+        (WrongColours, "rgb: the colours that it gives are farther"),
+        (ReachesTooLittle, "decode_reach is 0, but a stream begun 0 latents before"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_contract_catches_each_wrong_codec(wrong: type[DctCodec], line: str) -> None:
+    with pytest.raises(AssertionError, match=line) as caught:
+        check_codec(wrong(Dct(channels=16)))
+    said = str(caught.value)
+    assert "\n" not in said and said.startswith(f"{wrong.__name__} ({__file__}): ")
 
 
 def test_contract_catches_a_state_changed_in_place() -> None:

@@ -152,6 +152,60 @@ def test_every_program_s_lora_of_wan_acts_as_ours(wan: Any, layout: str, tmp_pat
 
 
 @pytest.mark.slow
+def test_no_adapter_of_a_file_is_dropped_in_silence(wan: Any, tmp_path: Path) -> None:
+    linear, a, b = "blocks.0.self_attn.q", torch.ones(2, 40), torch.ones(40, 2)
+    ours = as_prefixed("diffusion_model.")
+    style = {name.replace(".weight", ".style.weight"): x for name, x in ours(linear, a, b).items()}
+    down = as_prefixed("diffusion_model.", ("lora_down.weight", "lora_up.weight"))
+    for other, words in (
+        (as_kohya("lora_unet_")(linear, a, b), "holds blocks.0.self_attn.q twice, once as"),
+        (as_prefixed("")(linear, a, b), "holds blocks.0.self_attn.q twice, once as"),
+        (down(linear, a, b), "holds several adapters of one module"),
+        (style, "holds several adapters of one module"),
+    ):
+        both = ours(linear, a.clone(), b.clone())
+        path = write(tmp_path / "x.safetensors", [both, other])
+        refused(words, lambda p=path: wan.small(loras=(p,)))
+    alpha = {"diffusion_model.blocks.0.self_attn.q.alpha": torch.tensor(True)}
+    path = write(tmp_path / "x.safetensors", [ours(linear, a.clone(), b.clone()), alpha])
+    refused("is damaged: .*alpha is True", lambda: wan.small(loras=(path,)))
+
+
+@pytest.mark.slow
+def test_alpha_is_read_where_it_is_and_its_absence_is_said(
+    wan: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = torch.randn(RANK, 40), torch.randn(40, RANK)
+    config = tmp_path / "adapter_config.json"
+
+    def file(name: str, prefix: str, b: Tensor, meta: dict[str, str] | None = None) -> Path:
+        linear = f"{prefix}blocks.0.self_attn.q"
+        tensors = {f"{linear}.lora_A.weight": a, f"{linear}.lora_B.weight": b}
+        save_file(tensors, tmp_path / name, metadata=meta)
+        return tmp_path / name
+
+    def seen(path: Path) -> Tensor:
+        return velocity(wan.small(loras=(str(path),)), wan)
+
+    full = seen(file("full.safetensors", "diffusion_model.", b * (ALPHA / RANK)))
+    plain = seen(file("plain.safetensors", "diffusion_model.", b))
+    assert not near(full, plain) and not caplog.text
+    meta = {"ss_network_dim": str(RANK), "ss_network_alpha": f"{ALPHA:g}"}
+    stripped = file("stripped.safetensors", "diffusion_model.", b, meta)
+    assert near(seen(stripped), plain) and "no tensor of alpha, and its metadata" in caplog.text
+    bare = file("x.safetensors", "base_model.model.", b)
+    assert near(seen(bare), plain) and "adapter_config.json with alpha is not beside" in caplog.text
+    config.write_text(json.dumps({"r": RANK, "lora_alpha": ALPHA}))
+    assert near(seen(bare), full)
+    for prefix in ("diffusion_model.", ""):  # diffusion-pipe's, in peft's folder
+        assert near(seen(file("adapter_model.safetensors", prefix, b)), full)
+    assert near(seen(tmp_path / "plain.safetensors"), plain), "the config is of another file"
+    elsewhere = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": ALPHA})}
+    path = file("unet.safetensors", "transformer.", b, elsewhere)
+    refused("it has unet.lora_alpha, not transformer.lora_alpha", lambda: seen(path))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["comfyui", "musubi", "target other", "comfyui flat"])
 def test_every_program_s_lora_of_hunyuan_acts_as_ours(layout: str, tmp_path: Path) -> None:
     kit = HunyuanKit()

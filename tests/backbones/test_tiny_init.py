@@ -41,6 +41,30 @@ def test_each_head_looks_at_its_own_corner() -> None:
         assert tuple(cells[score.argmax()].tolist()) == corner
 
 
+def test_no_two_frames_of_twenty_seconds_look_alike() -> None:
+    far = torch.zeros(1, 39, 3).double()
+    far[0, :, 0] = torch.arange(2, 41)  # latent frames, half a second each
+    query = direction((0.0, 0.0, 0.0), 48)[None, None, None]
+    turned = rotate(query.expand(1, 39, 1, 48), rotary_table(rotary_axes(48), far))
+    assert float((turned * query).sum(-1).max() / query.square().sum()) < 0.93
+
+
+def test_attention_passes_over_noise_and_reads_clean_memory() -> None:
+    model = Model.load(evolve(SPEC, memory_time=0.0), seed=0)
+    times = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    with torch.no_grad():
+        _, modulation = model.embed_time(times, times)
+    scale = modulation[:, 1] + model.blocks[0].scale_shift_table[:, 1]
+    torch.testing.assert_close(scale, -times[:, None].expand_as(scale), atol=0.02, rtol=0)
+
+
+def test_memory_at_the_targets_time_is_not_passed_over() -> None:
+    model = Model.load(evolve(SPEC, memory_time=None), seed=0)
+    with torch.no_grad():
+        _, modulation = model.embed_time(torch.ones(1), torch.ones(1))
+    assert float(modulation[:, 1].abs().max()) < 0.2
+
+
 def test_the_first_projection_keeps_amplitudes_through_the_norm() -> None:
     model = Model.load(SPEC, seed=0)
     latents = torch.randn(1, 48, 1, 2, 2, generator=torch.Generator().manual_seed(2))

@@ -115,6 +115,12 @@ def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
     shards = sorted(root.glob("*-of-*.safetensors"))
     assert len(shards) > 2
     same(load(spec(), root), root)
+    (index,) = root.glob("*.index.json")
+    written = json.loads(index.read_text())
+    index.write_text(json.dumps({"weight_map": written["weight_map"]}))  # as other programs do
+    model = load(spec(), root)
+    index.write_text(json.dumps(written))
+    same(model, root)
     shards[1].unlink()
     words = f"lack 1 of {len(shards)} shards, such as {shards[1].name}: copy or download"
     refused(spec(), root, words)
@@ -175,6 +181,23 @@ def test_damaged_files_are_said(tmp_path: Path) -> None:
         weights.write_bytes(cut)
         refused(spec(), root, f"cannot be read: {weights.name} is cut short or no safetensors")
         refused(spec(), weights, f"cannot be read: {weights.name} is cut short or no safetensors")
+
+
+@pytest.mark.slow
+def test_weights_that_mean_nothing_are_said(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "model", spec())
+    weights = root / "diffusion_pytorch_model.safetensors"
+    tensors, name = load_file(weights), "blocks.0.attn1.to_q.weight"
+    path = tmp_path / "wan.safetensors"
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, path)
+    refused(spec(), path, f"quantised in a way that is not read .{name} holds whole")
+    save_file(tensors | {f"model.diffusion_model.{n}": x.clone() for n, x in tensors.items()}, path)
+    refused(spec(), path, "hold a model twice, .* and model.diffusion_model")
+    tensors[name][3, 5] = torch.nan
+    save_file(tensors, path)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    for place in (path, root):
+        refused(spec(), place, f"are damaged: {name} holds values that are not finite")
 
 
 def test_other_models_are_told_by_name(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ def test_the_figure_is_of_this_experiments_batches(
     monkeypatch.setattr(Store, "window", window)
     experiment = small(batch=3, trains="lora")
     found = time_loader(experiment, Size3(time=6, height=4, width=6))
+    step = found["stage"]
+    assert step["gflop"] > 0 and found["step_seconds"] > 0 and len(step["rounds"]) == found["steps"]
+    for one in step["rounds"]:
+        assert one["over_floor"] == pytest.approx(one["seconds"] / one["floor_seconds"])
     assert found["batch"] == 3 and len(seen) % 3 == 0
     assert all(length <= 5 for _, length in seen), "windows, not whole clips"
     assert found["ratio"] == pytest.approx(found["step_seconds"] / found["load_seconds"])

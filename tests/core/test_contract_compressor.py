@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from longtake.core.contract.compressor import check_compressor
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
-from longtake.core.interfaces.compressor import Compressor, Fit, Length, Needs, State
+from longtake.core.interfaces.compressor import Compressor, Fit, Length, Needs, State, project
 from longtake.core.interfaces.spec import CompressorSpec, doc
 from longtake.core.interfaces.streaming import CellCompressor, Encoded
 from longtake.core.values.grid import Geometry, Rate, Size3
@@ -224,7 +226,66 @@ class PeeksAtRates(ConvCompressor):
         return scaled(super().forward(history), 1.0 if other is None else 1 + float(other.mean()))
 
 
+class GivesNoMemory(ConvCompressor):
+    def forward(self, history: History) -> Any:
+        return super().forward(history).parts[0].tokens
+
+
+class StepGivesNoMemory(ConvCompressor):
+    def step(self, state: State | None, chunk: History) -> Any:
+        return super().step(state, chunk)[0]
+
+
+class LengthIsANumber(ConvCompressor):
+    @classmethod
+    def context_length(cls, spec: Conv, geometry: Geometry, size: Size3) -> Any:
+        return super().context_length(spec, geometry, size).tokens
+
+
+class ChangesItsInput(ConvCompressor):
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(history)
+        history.latents.mul_(2)
+        return memory
+
+
+class StepEatsTheState(ConvCompressor):
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        result = super().step({k: x.clone() for k, x in state.items()} if state else None, chunk)
+        for tensor in (state or {}).values():
+            tensor.zero_()
+        return result
+
+
+class NeverTheSame(ConvCompressor):
+    def forward(self, history: History) -> Memory:
+        return scaled(super().forward(history), 1 + 1e-3 * float(torch.rand(())))
+
+
+class PlacesInSingle(ConvCompressor):
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(history)
+        parts = [attrs.evolve(p, positions=p.positions.float()) for p in memory.parts]
+        return attrs.evolve(memory, parts=tuple(parts))
+
+
+class MixesInTraining(ConvCompressor):
+    """As a norm over the batch does, which is another one when it is tried."""
+
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(history)
+        return mixed(memory) if self.training else memory
+
+
 BROKEN = [
+    (GivesNoMemory, "forward: what it gives is of type Tensor, must be of type Memory"),
+    (StepGivesNoMemory, "ValueError: |step: it gives a dict, must be a state and a memory"),
+    (LengthIsANumber, "context_length: what it gives is of type int, must be of type Length"),
+    (ChangesItsInput, "forward: it changed the history that it was given"),
+    (StepEatsTheState, "step: it changed the state that it was given"),
+    (NeverTheSame, "forward: one history gave two memories"),
+    (PlacesInSingle, "positions of part .* are torch.float32, must be torch.float64"),
+    pytest.param(MixesInTraining, "training: in train mode a sample", marks=pytest.mark.slow),
     (DependsOnChunks, "law: step over chunks"),
     (ForgetsTheProvisional, "law: step over chunks"),
     pytest.param(GrowsItsState, "state: .* numbers after 65 latents", marks=pytest.mark.slow),
@@ -257,7 +318,8 @@ FEATURES = [
 def test_each_broken_compressor_is_caught(broken: type[Compressor[Conv]], line: str) -> None:
     with pytest.raises(AssertionError, match=line) as caught:
         check_compressor(broken, SPEC)
-    assert "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert "\n" not in said and said.startswith(f"{broken.__name__} ({__file__}): ")
 
 
 @pytest.mark.parametrize(("broken", "line"), FEATURES, ids=lambda x: getattr(x, "__name__", ""))
@@ -326,9 +388,20 @@ class KeepsItsWindow(WindowCompressor):
         return state
 
 
+@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 3, 1)])
+def test_tokens_are_those_of_a_conv_with_the_patch_as_stride(patch: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    latents = torch.randn(2, 3, 5, 6, 6).double()
+    weight, bias = torch.randn(4, 3, *patch).double(), torch.randn(4).double()
+    conv = torch.nn.functional.conv3d(latents, weight, bias, stride=patch)
+    tokens = project(latents, weight, bias)
+    torch.testing.assert_close(tokens, conv.permute(0, 2, 3, 4, 1), rtol=0, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_a_cut_that_is_told_late_and_not_heard_is_caught() -> None:
-    with pytest.raises(AssertionError, match="^cut: after it the memory is not that of a history"):
+    line = r"^KeepsItsWindow \(.*\.py\): cut: after it the memory is not that of a history"
+    with pytest.raises(AssertionError, match=line):
         check_compressor(KeepsItsWindow, Window(latents=2))
 
 

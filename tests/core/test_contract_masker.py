@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 import torch
@@ -77,7 +79,67 @@ class NotFinite(NoiseMasker):
         return attrs.evolve(query, history=attrs.evolve(query.history, latents=latents))
 
 
+class NoQuery(NoiseMasker):
+    def __call__(self, history: History, text: Text, draws: Draws) -> Any:
+        return None
+
+
+class OmegaAsList(NoiseMasker):
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        query = super().__call__(history, text, draws)
+        return attrs.evolve(query, omega=query.omega.tolist())
+
+
+class LevelsAreFlags(NoiseMasker):
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        query = super().__call__(history, text, draws)
+        lr = {rate: x > 0 for rate, x in query.lr_levels.items()}
+        return attrs.evolve(query, levels=query.levels > 0, lr_levels=lr)
+
+
+class BlanksTheText(NoiseMasker):
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        query = super().__call__(history, text, draws)
+        text.embeddings.zero_()
+        return query
+
+
+class OtherText(NoiseMasker):
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        query = super().__call__(history, text, draws)
+        return attrs.evolve(query, text=attrs.evolve(text, embeddings=0 * text.embeddings))
+
+
+class LosesCuts(NoiseMasker):
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        query = super().__call__(history, text, draws)
+        return attrs.evolve(query, history=attrs.evolve(query.history, cuts=()))
+
+
+class HidesPixelsOfOmega(NoiseMasker):
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        query = super().__call__(history, text, draws)
+        assert query.history.pixels is not None
+        hidden = attrs.evolve(query.history, pixels=0 * query.history.pixels)
+        return attrs.evolve(query, history=hidden)
+
+
+class ThinksInSeconds(NoiseMasker):
+    """A sound one, which reads the geometry that it was told."""
+
+    def __call__(self, history: History, text: Text, draws: Draws) -> Query:
+        assert self.geometry is not None and self.geometry.fps > 0
+        return super().__call__(history, text, draws)
+
+
 WRONG = [
+    (NoQuery, "the query is of type NoneType, must be of type Query"),
+    (OmegaAsList, "omega is a list, must be a tensor"),
+    (LevelsAreFlags, "levels are torch.bool, must be floating-point"),
+    (BlanksTheText, "the text that was given was changed in place"),
+    (OtherText, "the text of the query is not the one that was given"),
+    (LosesCuts, "the cuts of the history were changed"),
+    (HidesPixelsOfOmega, "the pixels of omega are not clean"),
     (LeavesSomeClean, "masked.. leaves frames outside omega clean"),
     (LeavesFramesClean, "masked.. leaves frames outside omega clean"),
     (NoLrLevels, "lr_levels of the query lack 2x2x2, 4x4x4"),
@@ -94,7 +156,14 @@ WRONG = [
 def test_each_wrong_masker_is_caught(wrong: type[Masker[Noise]], line: str) -> None:
     with pytest.raises(AssertionError, match=line) as caught:
         check_masker(wrong(Noise()))
-    assert "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert "\n" not in said and said.startswith(f"{wrong.__name__} ({__file__}): ")
+
+
+def test_a_masker_that_reads_the_geometry_passes() -> None:
+    masker = ThinksInSeconds(Noise())
+    check_masker(masker)
+    assert masker.geometry is None, "it is left as it was"
 
 
 @pytest.mark.parametrize("clean", [0.0, 0.5, 1.0])

@@ -70,7 +70,41 @@ class NeverTheSame(Error):
         return super().__call__(reference, result) * (1 - 1e-3 * torch.rand(()))
 
 
+class NoTensor(Error):
+    def __call__(self, reference: Tensor, result: Tensor) -> Any:
+        return [float(x) for x in super().__call__(reference, result)]
+
+
+class NoWeights(Error):
+    def weight(self, reference: Tensor) -> Any:
+        return None
+
+
+class TrueOrFalse(Error):
+    def __call__(self, reference: Tensor, result: Tensor) -> Tensor:
+        return super().__call__(reference, result) > 0.1
+
+
+class OneBound(Error):
+    bounds: Any = (0.0,)
+
+
+class LeastInWords(Error):
+    least: Any = "64"
+
+
+class Fails(Error):
+    def __call__(self, reference: Tensor, result: Tensor) -> Tensor:
+        raise KeyError("no\nsuch key")
+
+
 WRONG = [
+    (NoTensor, r"is a list, must be a tensor \(3,\)"),
+    (NoWeights, "the weight of the frames .* is a NoneType, must be a tensor"),
+    (TrueOrFalse, "what the metric gives is torch.bool, must be numbers"),
+    (OneBound, r"its bounds are \(0.0,\), must be a pair"),
+    (LeastInWords, "least is '64', must be a whole number"),
+    (Fails, r"KeyError: 'no.*such key' \(line \d+, in __call__\)"),
     (TooFar, "it gives .* outside of its bounds 0 to 1"),
     (BelowZero, "it gives .* outside of its bounds 0 to 1"),
     (WrongWay, "equal frames are not better than noisier ones .its goal is higher"),
@@ -92,4 +126,5 @@ def test_a_sound_metric_passes() -> None:
 def test_each_wrong_metric_is_caught(wrong: type[Metric[MetricSpec]], line: str) -> None:
     with pytest.raises(AssertionError, match=line) as caught:
         check_metric(wrong(MetricSpec()))
-    assert "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert "\n" not in said and said.startswith(f"{wrong.__name__} ({__file__}): ")

@@ -556,3 +556,28 @@ def test_shared_cases_of_other_programs(tmp_path, name):
     assert all(source.captions and source.origin == origin for source in found)
     if (root / "dataset.toml").exists():
         refused(root / "dataset.toml", f"give its video_directory: --videos {root}/video_dir")
+
+
+def test_no_caption_that_is_there_is_passed_over_in_silence(folder):
+    header = ["video", "caption", "prompt"]
+    rows = [header, ["b.mp4", "", DOG], ["clips/a.mp4", CAT, "another"]]
+    path = write_table(folder / "metadata.csv", rows)
+    sources = find_sources(folder)
+    assert [source.captions[0].text for source in sources] == [DOG, CAT]
+    assert "metadata.csv: prompt not used, caption is" in notes_on(folder, sources)
+    write_table(path, [["video", "prompt", "prompt"], ["b.mp4", CAT, DOG]])
+    refused(folder, "metadata.csv, line 1: two columns are called prompt; keep one")
+    path.unlink()
+    for name in ("train.parquet", "data.yaml", "b.ass"):
+        (folder / name).write_bytes(b"PAR1")
+    notes = notes_on(folder, find_sources(folder))
+    assert any("may hold captions, not read: data.yaml, train.parquet;" in note for note in notes)
+    assert any("no caption was found in files beside videos: .ass (1)" in note for note in notes)
+    refused(folder / "train.parquet", "no PARQUET is read; write it as CSV, JSON or JSONL")
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "caption.txt"])
+def test_a_pair_of_text_files_has_every_name_that_finetrainers_knows(folder, name):
+    (folder / name).write_text(f"{CAT}\n{DOG}\n")
+    (folder / "videos.txt").write_text("clips/a.mp4\nb.mp4\n")
+    assert [source.captions[0].text for source in find_sources(folder)] == [DOG, CAT]

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtake.kernels.reference import EPS, conv3d_act, out_tokens, rms_norm
+from longtake.kernels.reference import (
+    EPS,
+    _is_for_onednn,
+    _is_small,
+    _wants_channels_last,
+    conv3d_act,
+    out_tokens,
+    rms_norm,
+)
 
 
 def naive_conv(
@@ -81,3 +89,58 @@ def test_out_tokens_is_a_1x1_conv_plus_lr_tokens() -> None:
     torch.testing.assert_close(out_tokens(hidden, weight, bias, lr), want + lr, rtol=0, atol=1e-12)
     nothing = out_tokens(hidden, torch.zeros_like(weight), torch.zeros_like(bias), lr)
     assert torch.equal(nothing, lr)
+
+
+@pytest.mark.parametrize(
+    ("width", "batch", "small"), [(3, 1, True), (3, 2, False), (900, 1, False)]
+)
+def test_one_small_sample_is_told_from_others(width: int, batch: int, small: bool) -> None:
+    x = torch.randn(batch, width, 6, 4, 4)
+    assert _is_small(x) is small and _is_for_onednn(x) and not _wants_channels_last(x)
+    with torch.no_grad():
+        assert _wants_channels_last(x) is not small
+    assert not _is_for_onednn(x.double()) and not _is_for_onednn(x[:0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not _is_for_onednn(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_large_conv_is_the_same_channels_last(before: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 5, 4, 6, 8), torch.randn(3, 5, 3, 3, 3), torch.randn(3)
+    tail = torch.randn(2, 5, 1, 6, 8).expand(-1, -1, before, -1, -1)
+    assert _wants_channels_last(x)
+    single = conv3d_act(x, weight, bias, stride=(1, 2, 2), tail=tail)
+    double = conv3d_act(
+        x.double(), weight.double(), bias.double(), stride=(1, 2, 2), tail=tail.double()
+    )
+    assert single.is_contiguous(memory_format=torch.channels_last_3d)
+    assert (single.double() - double).norm() / double.norm() < 1e-6
+
+
+def test_a_small_conv_is_that_of_torch_with_its_gradients() -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, 3, 4, 5, 6), torch.randn(2, 3, 3, 3, 3), torch.randn(2)]
+    tail, found = torch.randn(1, 3, 2, 5, 6), []
+    for dtype in (torch.float32, torch.float64):
+        x, weight, bias = (leaf.detach().to(dtype, copy=True).requires_grad_() for leaf in leaves)
+        y = conv3d_act(x, weight, bias, stride=(1, 2, 2), tail=tail.to(dtype))
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, weight.grad, bias.grad])
+    for single, double in zip(*found, strict=True):
+        assert single is not None and double is not None
+        error = (single.double() - double).norm() / double.norm()
+        assert error < 1e-6
+
+
+@torch.no_grad()
+def test_nothing_that_is_given_is_written_to() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(1, 3, 4, 5, 6), torch.randn(2, 3, 3, 3, 3), torch.randn(2)
+    hidden, low = torch.randn(1, 2, 3), torch.randn(1, 2, 2)
+    given = [x, weight, bias, hidden, low]
+    before = [one.clone() for one in given]
+    conv3d_act(x, weight, bias, stride=(1, 1, 1), tail=x[:, :, :0])
+    out_tokens(hidden, weight[:, :, 0, 0, 0], bias, low)
+    assert all(torch.equal(one, old) for one, old in zip(given, before, strict=True))

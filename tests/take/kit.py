@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import torch
 from attrs import evolve
 
@@ -77,3 +79,40 @@ def clip(path: Path, seconds: float = 4.1, seed: int = 5, size: tuple[int, int] 
 def copy(take: Take, to: Path) -> Take:
     shutil.copytree(take.root, to)
     return opened(to)
+
+
+def with_sound(path: Path, codec: str = "aac", seconds: float = 4.1) -> Path:
+    """The clip of `clip` with a tone that begins silent: its first half second is quiet."""
+    pictures = clip(path.with_name("silent.mp4"), seconds)
+    rate = 16000
+    with av.open(str(pictures)) as source, av.open(str(path), "w") as container:
+        stream = source.streams.video[0]
+        out = container.add_stream_from_template(stream)
+        sound = container.add_stream(codec, rate=rate, layout="mono")
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.stream = out
+                container.mux(packet)
+        times = np.arange(int(seconds * rate)) / rate
+        wave = np.where(times < 0.5, 0.0, 0.5 * np.sin(2 * np.pi * 440 * times))
+        for begin in range(0, len(wave) - 1023, 1024):
+            samples = (wave[None, begin : begin + 1024] * 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = rate, begin
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    pictures.unlink()
+    return path
+
+
+def heard(path: Path) -> tuple[float, float] | None:
+    """When the tone begins and ends in a video's sound, seconds; None: it has no sound."""
+    with av.open(str(path)) as container:
+        if not container.streams.audio:
+            return None
+        loud = []
+        for frame in container.decode(audio=0):
+            level = np.abs(frame.to_ndarray().astype(np.float64)).max()
+            if level > (0.1 if frame.format.name.startswith("flt") else 3000):
+                loud.append(float(frame.time or 0.0))
+    return loud[0], loud[-1]

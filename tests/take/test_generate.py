@@ -7,11 +7,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from attrs import evolve
+from safetensors.torch import load_file, save_file
 
+from longtake.backbones.wan.specs import Wan22Moe14B
+from longtake.core.errors import UserError
+from longtake.core.take.setup import lora_path
 from longtake.core.take.take import Take
 
 from ..program import run as longtake
-from .kit import clip, opened
+from ..small import small
+from ..test_export_verb import make_run
+from .kit import clip, experiment, opened
 
 SECONDS = ("--seconds", 1.5)
 
@@ -77,7 +85,7 @@ def test_a_dry_run_writes_nothing(run: Path, take: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_redo_stop_undo(own: Path) -> None:
     code, told, err = longtake("generate", "--out", own, "--redo", 1, "--seed", 9, "--stop")
-    assert code == 0 and "segments 1-2 are made again" in err and "1 segments to make" in told
+    assert code == 0 and "segments 1-2 are made again" in err and "1 segment to make" in told
     assert longtake("generate", "--out", own)[0] == 0
     code, told, err = longtake("generate", "--out", own, "--undo")
     assert code == 0 and "back to 2 segments, 0 of them to make" in err
@@ -112,6 +120,74 @@ def test_a_branch_a_drop_and_an_extension(own: Path, run: Path, tmp_path: Path) 
     made(extended, run, *words)  # the same command, when all is done, goes on with one more
     assert [e.source for e in opened(extended).order.entries] == [True, False, False]
     assert (extended / "new.mp4").exists()
+
+
+@pytest.mark.slow
+def test_a_lora_of_ones_own(run: Path, tmp_path: Path) -> None:
+    """It acts, by its scale; going on keeps it; a file that changed meanwhile is refused."""
+    lora, out = tmp_path / "style.safetensors", tmp_path / "take"
+    shutil.copy(run / "checkpoint-3" / "lora.safetensors", lora)
+    words = ("--prompt", "a dog", "--seconds", 2.5, "--lora")
+    made(tmp_path / "none", run, *words[:-1], "--segments", 1)
+    made(tmp_path / "half", run, *words, f"{lora}@0.5", "--segments", 1)
+    made(out, run, *words, lora, "--segments", 1)
+    takes = [opened(tmp_path / "none"), opened(tmp_path / "half"), opened(out)]
+    latents = [take.latents() for take in takes]
+    assert not torch.equal(latents[0], latents[1]) and not torch.equal(latents[1], latents[2])
+    assert "lora " in longtake("show", out)[1] and opened(out).order.entries[1].loras
+    good = lora.read_bytes()
+    lora.write_bytes(good[:-4] + b"abcd")
+    code, _, err = longtake("generate", "--out", out)
+    assert code == 2 and "has changed since the section was asked for (sha256)" in err
+    lora.write_bytes(good)
+    code, _, err = longtake("generate", "--out", out, "--gain", 2)
+    assert code == 0, err
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert [one["gain"] is None for one in report["memory"]] == [True, False]
+    stored = opened(out).segment(2).stored
+    assert "gain" in stored.made and "gain" not in stored.recipe
+    code, _, err = longtake("generate", "--out", out, "--redo", 2, "--steps", 1, "--keep-seed")
+    assert code == 0 and opened(out).order.entries[1].steps == 1, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["diffusers", "comfyui"])
+def test_an_export_makes_takes(run: Path, tmp_path: Path, layout: str) -> None:
+    """It is a RUN as good as the run's folder, known of the take; another one is refused."""
+    file, out = tmp_path / "x.safetensors", tmp_path / "take"
+    assert longtake("export", run, "--to", layout, "--out", file)[0] == 0
+    words = ("--prompt", "a dog", "--seconds", 2.5)
+    made(tmp_path / "own", run, *words)
+    made(out, file, *words, "--segments", 1)
+    code, _, err = longtake("generate", "--out", out)
+    assert code == 0, err
+    assert torch.equal(opened(out).latents(), opened(tmp_path / "own").latents())
+    make_run(tmp_path / "other", small(trains="lora", seed=1))
+    tensors = load_file(tmp_path / "other" / "checkpoint-3" / "lora.safetensors")
+    save_file({k: x + 1 for k, x in tensors.items()},
+              tmp_path / "other" / "checkpoint-3" / "lora.safetensors")  # fmt: skip
+    code, _, err = longtake("generate", tmp_path / "other", "--out", out, *words)
+    assert code == 2 and "was made with" in err
+
+
+def test_a_lora_names_its_expert(tmp_path: Path) -> None:
+    """`low:` is for runs that have that expert; elsewhere it would be left out in silence."""
+    spec = experiment()
+    both = evolve(spec, backbone=Wan22Moe14B(expert="both", weights=None))
+    file = tmp_path / "a@b.safetensors"
+    file.write_bytes(b"x")
+    for text in (f"low:{file}@0.5", f"high:{file}", f"{file}@-1e-3", str(file)):
+        assert lora_path(text, both) == file
+    assert lora_path(f"{file}@0.5", spec) == file
+    high = evolve(spec, backbone=Wan22Moe14B(expert="high", weights=None))
+    assert lora_path(f"high:{file}", high) == file
+    for text, one, told in (
+        (f"low:{file}", high, "makes all steps with the high-noise expert"),
+        (f"middle:{file}", both, "wan22-14b has the experts high and low"),
+        (f"low:{file}", spec, "tiny-wan has no experts; write file or file@0.8"),
+    ):
+        with pytest.raises(UserError, match=told):
+            lora_path(text, one)
 
 
 @pytest.mark.slow
@@ -165,6 +241,8 @@ BAD = [
     (("--extend-from", 2), "--extend-from goes with --extend"),
     (("--extend", "none.mp4"), "none.mp4"),
     (("--size", "64x33", "--prompt", "x", "--seconds", 3), "this run has other sizes"),
+    (("--lora", "low:x.safetensors", "--prompt", "x", "--seconds", 3), "tiny-wan has no experts"),
+    (("--deliver", "recode", "--prompt", "x", "--seconds", 3), "--deliver goes with --extend"),
     (("--lora", "none.safetensors", "--prompt", "x", "--seconds", 3), "--lora none.safetensors"),
     ((), "nothing to make"),
     (("--story", "none.json"), "none.json"),
@@ -198,6 +276,9 @@ def test_what_does_not_fit_a_take(take: Path, tmp_path: Path) -> None:
         (("--redo", 7), "--redo 7: this take has segments 1 to 2"),
         (("--drop-after", 7), "this take has segments 0 to 2"),
         (("--size", "32x32"), "is 64x32"),
+        (("--steps", 3), "--steps: there are no new sections, and those of"),
+        (("--drop-after", 1, "--seed", 3), "--seed: --drop-after makes no new sections"),
+        (("--deliver", "recode"), "begins with no video, all of it is new"),
     ):
         code, _, err = longtake("generate", "--out", take, *words)
         assert code == 2 and match in err

@@ -16,22 +16,40 @@ from longtake.core.errors import LongtakeError, UserError
 from longtake.core.interfaces.codec import from_bytes
 from longtake.core.model import compressor_needs
 from longtake.core.registry import build
+from longtake.core.sample.spec import MemoryBudget
 from longtake.core.take import delivery as delivery_file
 from longtake.core.take import past as past_file
 from longtake.core.take import setup as setup_file
 from longtake.core.take import source as source_file
 from longtake.core.take import work as work_file
+from longtake.core.take.past import whole_memory
+from longtake.core.take.report import every_frame
+from longtake.core.take.source import read_source
 from longtake.core.take.storyboard import Section, Storyboard
 from longtake.core.take.take import Take
 from longtake.core.tools.files import claimed_folder
 from longtake.core.values.grid import Rate
 from longtake.core.values.history import History
+from longtake.core.values.memory import Memory, drop_oldest
 from longtake.core.video.read import read_frames
 from longtake.core.video.write import count_frames
 from longtake.plugins.compressors.specs import Window
 
 from ..test_export_verb import make_run
-from .kit import TWO, begun, clip, copy, done, experiment, kinds, opened, runs, same
+from .kit import (
+    TWO,
+    begun,
+    clip,
+    copy,
+    done,
+    experiment,
+    heard,
+    kinds,
+    opened,
+    runs,
+    same,
+    with_sound,
+)
 
 
 def pixels(take: Take) -> torch.Tensor:
@@ -257,6 +275,51 @@ def test_a_video_goes_on(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "codec"), [("mine.mp4", "aac"), ("mine.mkv", "pcm_s16le")])
+def test_the_sound_of_a_source_goes_along(run: Path, tmp_path: Path, name: str, codec: str) -> None:
+    """It keeps its time: what is left out at the beginning is, and it ends with the source."""
+    source = with_sound(tmp_path / name, codec, seconds=4.4)
+    take = begun(tmp_path / "take", run)
+    line = take.begin(source)
+    assert f"its sound ({codec}) goes along" in line
+    list(take.run([Section(prompt="x", seconds=1.0)]))
+    found = read_source(take.folder)
+    assert found is not None and found.skip == 2
+    source.unlink()
+    tone = heard(take.root / "take.mp4")
+    assert tone is not None
+    left_out, end = found.skip / 8, (found.skip + found.frames) / 8
+    assert abs(tone[0] - (0.5 - left_out)) < 0.1 and abs(tone[1] - (4.4 - left_out)) < 0.15
+    assert tone[1] < end
+    assert heard(take.root / "new.mp4") is None
+    assert count_frames(take.root / "take.mp4") == take.frames_of(0, take.order.latents)
+    first = (take.root / "take.mp4").read_bytes()
+    (take.root / "take.mp4").unlink()
+    take.deliver()
+    assert (take.root / "take.mp4").read_bytes() == first
+
+
+@pytest.mark.slow
+def test_a_source_can_be_delivered_recoded(run: Path, tmp_path: Path) -> None:
+    """All frames are the codec's then; the choice is kept, and can be taken back."""
+    take = begun(tmp_path / "take", run)
+    take.begin(clip(tmp_path / "mine.mp4"))
+    list(take.run([Section(prompt="x", seconds=1.0)]))
+    kept = (take.root / "take.mp4").read_bytes()
+    take.deliver_source("recode")
+    list(opened(take.root).run())
+    shown = np.stack(list(every_frame(take.root / "take.mp4"))).astype(np.float32)
+    coded = np.stack(list(take.frames())).astype(np.float32)
+    own = np.stack(list(every_frame(tmp_path / "mine.mp4"))).astype(np.float32)
+    assert shown.shape == coded.shape and np.abs(shown - coded).mean() < 3
+    assert (take.root / "take.mp4").read_bytes() != kept and len(own) < len(shown)
+    assert take.report().facts.segments[1].psnr is None
+    opened(take.root).deliver_source("keep")
+    list(opened(take.root).run())
+    assert (take.root / "take.mp4").read_bytes() == kept
+
+
+@pytest.mark.slow
 def test_a_source_is_encoded_as_in_training(run: Path, tmp_path: Path) -> None:
     video = clip(tmp_path / "mine.mp4")
     take = begun(tmp_path / "take", run)
@@ -374,6 +437,40 @@ def test_a_cache_that_grows_gives_what_a_fresh_one_gives(tmp_path: Path) -> None
     for _ in range(4):
         list(opened(other.root).run(sections, segments=1))
     same(one, other)
+    for take in (one, other):
+        take.redo(2, seed=9)
+    list(one.run())  # the same object, which has remembered what is now another past
+    list(opened(other.root).run())
+    same(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["full", "isolated-causal"])
+def test_what_the_budget_dropped_is_held_no_longer(tmp_path: Path, attention: str) -> None:
+    """What a segment reads of memory taken over piece by piece is what it reads of the whole."""
+    base = experiment()
+    if attention != "full":
+        backbone = evolve(base.backbone, attention=attention, memory_time=0.0, cache_block=2)
+        base = evolve(base, backbone=backbone)
+    budget = MemoryBudget(max_history_seconds=2.0, keep_first_seconds=0.5)
+    base = evolve(base, generate=evolve(base.generate, budget=budget))
+    take = begun(tmp_path / "take", runs(tmp_path, base))
+    take.take_plan(take.plan(Storyboard(sections=[Section(prompt="a", seconds=1.0)] * 6)))
+    worker = work_file.Worker(take, limit=None)
+    for event in worker.all_to_be_made():
+        if event.kind != "segment":
+            continue
+        held = worker.remembering
+        assert held is not None and held.taken == event.segment - 1
+        assert all(one is None for one in worker.past.settled[: held.taken])
+        if event.segment > 1:
+            past = take.past(until=event.segment - 1)
+            past.follow()
+            whole = drop_oldest(whole_memory(past.memory()[0], Memory()), held.limit)
+            kept, own = held.kept.joined(), whole.joined()
+            assert kept is not None and own is not None
+            assert torch.equal(kept.tokens, own.tokens)
+            assert torch.equal(kept.positions, own.positions)
 
 
 @pytest.mark.slow

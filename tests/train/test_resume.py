@@ -13,6 +13,7 @@ import pytest
 from attrs import evolve
 
 from longtake.core.errors import UserError
+from longtake.core.experiment import Experiment
 from longtake.core.tools.files import read_json, read_json_lines, write_json
 from longtake.core.tools.progress import Report
 from longtake.core.train import trainer as saving
@@ -21,11 +22,13 @@ from longtake.core.train.checkpoint import (
     find_checkpoint,
     load_run,
     prune,
+    read_encoder,
     read_run,
 )
 from longtake.core.train.pretrain import pretrain
 from longtake.core.train.trainer import Trainer, TrainResult
 from longtake.experiments.ship import provenance
+from longtake.plugins.compressors.specs import Conv
 
 from ..small import small
 from .runs import same
@@ -222,6 +225,32 @@ def test_what_changes_on_resume_is_said_and_kept(
     assert [part["step"] for part in data["history"]] == [2, 4]
     assert read_run(run)[0].train.steps == 5
     assert "learning rate goes" not in caplog.text, "a level rate does not bend"
+
+
+@pytest.mark.slow
+def test_kernels_may_change_on_resume_and_stand_in_no_header(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot run is refused before anything is written."""
+
+    def experiment(kernels: str, steps: int) -> Experiment:
+        made = small(steps=steps)
+        (spec,) = made.compressors
+        assert isinstance(spec, Conv)
+        return evolve(made, compressors=(evolve(spec, kernels=kernels),))
+
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="kernels=triton cannot run conv3d_act: the device is cpu"):
+        pretrain(experiment("triton", 1), store, run)
+    assert not run.exists()
+    pretrain(experiment("auto", 1), store, run)
+    pretrain(experiment("reference", 2), store, run, resume=True)
+    assert "'kernels': 'auto'" in caplog.text and "'kernels': 'reference'" in caplog.text
+    header, _ = read_encoder(checkpoints(run)[-1] / "memory.safetensors")
+    assert header["compressors"][0]["type"] == "conv"
+    assert not {"kernels", "sums"} & header["compressors"][0].keys()
+    (spec,) = read_run(run)[0].compressors
+    assert isinstance(spec, Conv) and spec.kernels == "reference"
 
 
 @pytest.mark.slow

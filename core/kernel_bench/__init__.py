@@ -1,0 +1,1 @@
+"""`longtake bench kernels`: the paper's encoder at real sizes beside peers, limits and goals."""

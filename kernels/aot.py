@@ -1,0 +1,423 @@
+"""What the compiler makes of every kernel and tile, for GPUs that are not here.
+
+    python -m longtake.kernels.aot                 the gate: sm_89 and sm_90
+    python -m longtake.kernels.aot --all           also sm_80, 86, 120 and AMD's gfx942
+    python -m longtake.kernels.aot --write         keep what was found in configs/compiled.json
+
+A kernel passes that fits into shared memory, keeps no register in memory, multiplies on tensor
+units, loads nothing synchronously in its main loop, and issues few instructions beside the
+products. Results are kept by a hash of the kernels' text, the case, the tile, the target and
+triton's version: what has not changed is not compiled again. Never in one process with triton's
+interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from attrs import frozen
+
+from .conv3d_act import FUSED_NORM, merges
+from .tiles import FOLDER, Tile, pick, pick_tokens, power_of_two
+
+KEPT = FOLDER / "compiled.json"
+TEXTS = {
+    "conv": Path(__file__).parent / "conv3d_act_jit.py",
+    "sums": Path(__file__).parent / "conv3d_act_jit.py",
+    "tokens": Path(__file__).parent / "out_tokens_jit.py",
+}  # of each kind of case
+READING = "1"  # of what is compiled; another number where it is read otherwise
+GATED = ("sm_89", "sm_90")
+TARGETS = (*GATED, "sm_80", "sm_86", "sm_120", "gfx942")
+KIB = 1024
+GEFORCE = ("sm_86", "sm_89", "sm_120")  # sums in float16 are faster there
+SHARED = {  # bytes that a block may have
+    "sm_80": 163 * KIB, "sm_86": 99 * KIB, "sm_89": 99 * KIB, "sm_90": 227 * KIB,
+    "sm_120": 99 * KIB, "gfx942": 64 * KIB,
+}  # fmt: skip
+MOST_ISSUE = {"sm_89": 0.4, "sm_90": 0.7}  # instructions a cycle of the tensor unit, main loop
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+Triple = tuple[int, int, int]
+
+
+@frozen(kw_only=True)
+class Case:
+    """A kernel to compile for a layer.
+
+    Attributes:
+        name: of the layer.
+        kind: conv; sums, the kernel that adds the shares of one; or tokens, `out_tokens`.
+        channels, outputs: of the conv; of tokens, of features and tokens.
+        kernel, stride: in time, height and width.
+        rows: output cells, which decide the tile.
+        norm: with RMSNorm.
+        half_sums: summed in float16.
+        dtype: bf16, fp16 or fp32.
+        split: shares of the sums; more than 1: an append's small conv.
+        lr: channels of the LR latents of tokens, whose patch is 2×2.
+        targets: where `launch` would run it.
+        limits: of the gate, where others hold: `loads` and `issue`. The compiler unrolls tokens,
+            so that both are of the whole kernel, the gather of LR latents and the end among it.
+    """
+
+    name: str
+    kind: str = "conv"
+    channels: int
+    outputs: int
+    kernel: Triple = (3, 3, 3)
+    stride: Triple = (1, 1, 1)
+    rows: int = 100_000
+    norm: bool = False
+    half_sums: bool = False
+    dtype: str = "bf16"
+    split: int = 1
+    lr: int = 16
+    targets: tuple[str, ...] = TARGETS
+    limits: dict[str, float] = attrs.field(factory=dict, repr=False)  # no part of the key
+
+
+S122 = (1, 2, 2)
+UNROLLED = {"loads": 100, "issue": 0.8}
+CASES = (
+    Case(name="in 16→64", channels=16, outputs=64, rows=755_040),
+    Case(name="in 48→64", channels=48, outputs=64, rows=188_760),
+    Case(name="time 64→128", channels=64, outputs=128, stride=(2, 1, 1), rows=380_640),
+    Case(name="space 128→256", channels=128, outputs=256, stride=S122, rows=95_160),
+    Case(name="space 256→512", channels=256, outputs=512, stride=S122, rows=23_790),
+    Case(name="space 512→512", channels=512, outputs=512, stride=S122, rows=6_344),
+    Case(name="append 512→512", channels=512, outputs=512, stride=S122, rows=312, split=4),
+    Case(name="append, sums", channels=512, outputs=512, rows=312, split=4, kind="sums"),
+    Case(name="kernel 4 128→256", channels=128, outputs=256, kernel=(3, 4, 4), stride=S122),
+    Case(name="norm 16→64", channels=16, outputs=64, norm=True),
+    Case(name="norm 64→128", channels=64, outputs=128, stride=(2, 1, 1), norm=True),
+    Case(name="norm 128→256", channels=128, outputs=256, stride=S122, norm=True),
+    Case(
+        name="fp16 sums 256→512", channels=256, outputs=512, stride=S122,
+        dtype="fp16", half_sums=True, targets=GEFORCE,
+    ),
+    Case(name="tf32 64→128", channels=64, outputs=128, stride=(2, 1, 1), dtype="fp32"),
+    Case(
+        name="tokens 512→5120", kind="tokens", channels=512, outputs=5120, rows=6_344,
+        limits=UNROLLED,
+    ),
+    Case(
+        name="tokens 512→3072", kind="tokens", channels=512, outputs=3072, rows=312, lr=48,
+        limits=UNROLLED,
+    ),
+)  # fmt: skip
+
+
+@frozen(kw_only=True)
+class Resources:
+    """What a compiled kernel needs.
+
+    Attributes:
+        shared: bytes of shared memory a block.
+        registers: of a thread.
+        spills: loads and stores of registers that did not fit, in the whole kernel.
+        products: tensor instructions in the main loop.
+        loads: synchronous loads from global memory in the main loop.
+        issue: instructions of the main loop a cycle that its products keep the tensor unit busy;
+            of the whole kernel where the compiler unrolled the loop; 0 where there are none.
+    """
+
+    shared: int
+    registers: int
+    spills: int
+    products: int
+    loads: int
+    issue: float
+
+
+def tile_of(case: Case, target: str) -> Tile:
+    """Return the tile that `launch` takes for a case; AMD's, which never runs, as sm_89's."""
+    arch = int(target[3:]) if target.startswith("sm_") else 89
+    itemsize = 4 if case.dtype == "fp32" else 2
+    if case.kind == "tokens":
+        return pick_tokens(arch, rows=case.rows, itemsize=itemsize)
+    return pick(
+        arch, channels=case.channels, outputs=case.outputs, rows=case.rows,
+        norm=case.norm and case.split == 1 and case.outputs <= FUSED_NORM, itemsize=itemsize,
+    )  # fmt: skip
+
+
+def key_of(case: Case, target: str) -> str:
+    """Return the hash of all that decides what the compiler makes of a case."""
+    parts = (
+        TEXTS[case.kind].read_text(encoding="utf-8"), READING, repr(case),
+        repr(tile_of(case, target)), target, version("triton"),
+    )  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def faults(case: Case, target: str, found: Resources) -> list[str]:
+    """Return what is wrong with a compiled case, in words."""
+    wrong = []
+    if found.shared > SHARED[target]:
+        wrong.append(f"{found.shared} bytes of shared memory, at most {SHARED[target]}")
+    if found.spills:
+        wrong.append(f"{found.spills} loads or stores of spilled registers")
+    if case.kind == "sums":
+        return wrong
+    if not found.products:
+        wrong.append("no tensor instruction")
+    if target not in GATED:
+        return wrong
+    if found.loads > case.limits.get("loads", 0):
+        wrong.append(f"{found.loads} synchronous loads in the main loop")
+    most = max(MOST_ISSUE[target], case.limits.get("issue", 0))
+    if found.issue > most:
+        wrong.append(f"{found.issue} instructions a tensor cycle, at most {most}")
+    return wrong
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """Return the results that are kept, by key."""
+    if not KEPT.is_file():
+        return {}
+    rows: list[dict[str, Any]] = json.loads(KEPT.read_text(encoding="utf-8"))["compiled"]
+    return {row["key"]: row for row in rows}
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Keep a result among those that are, in the order of the cases; what is out of date goes."""
+    found = kept() | {row["key"]: {k: v for k, v in row.items() if k != "faults"}}
+    current = [key_of(case, target) for case in CASES for target in case.targets]
+    text = ",\n".join(json.dumps(found[key], ensure_ascii=False) for key in current if key in found)
+    head = f'"triton": "{version("triton")}"'
+    KEPT.write_text(f'{{{head}, "compiled": [\n{text}\n]}}\n', encoding="utf-8")
+
+
+def resources(case: Case, target: str, *, fresh: bool = False) -> Resources:
+    """Return what a case needs on a target: what is kept, else (or `fresh`) compiled now."""
+    row = None if fresh else kept().get(key_of(case, target))
+    return compiled(case, target) if row is None else Resources(**row["resources"])
+
+
+def compiled(case: Case, target: str) -> Resources:
+    """Compile a case for a target and read what came out.
+
+    Raises:
+        RuntimeError: this process runs triton's interpreter.
+    """
+    from triton import compile as triton_compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction
+
+    tile = tile_of(case, target)
+    kernel, constants, warps = _kernel(case, tile)
+    if not isinstance(kernel, JITFunction):
+        raise RuntimeError("kernels do not compile under TRITON_INTERPRET=1")
+    names = kernel.arg_names
+    partial = case.split > 1
+    wide = {"sums_ptr"} | ({"out_ptr"} if partial and case.kind == "conv" else set())
+
+    def kind(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        if name.endswith("_ptr"):
+            return "*fp32" if name in wide else f"*{case.dtype}"
+        return "fp32" if name == "EPS" else "i32"
+
+    # multiples of 16 at run time, too
+    whole = {"x_batch", "x_frame", "out_batch", "out_first", "lr_batch", "lr_channel", "lr_frame"}
+    aligned = [i for i, name in enumerate(names) if name.endswith("_ptr") or name in whole]
+    source = ASTSource(
+        kernel,
+        {name: kind(name) for name in names},
+        {(names.index(name),): value for name, value in constants.items()},
+        {(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    nvidia = target.startswith("sm_")
+    gpu = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
+    options = {"num_warps": warps, "num_stages": tile.stages if nvidia else 2}
+    made = triton_compile(source, target=gpu, options=options)
+    shared = int(made.metadata.shared)
+    if not nvidia:
+        return read_amd(made.asm["amdgcn"], shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        text = _tool("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+)", usage)
+    return read_sass(text, shared, int(found[1]) if found else 0, target)
+
+
+def _kernel(case: Case, tile: Tile) -> tuple[Any, dict[str, Any], int]:
+    """Return the kernel of a case, its constants and its warps."""
+    from . import conv3d_act_jit, out_tokens_jit
+
+    if case.kind == "sums":
+        return conv3d_act_jit.conv3d_finish_kernel, _sums(case), 4
+    if case.kind == "tokens":
+        return out_tokens_jit.out_tokens_kernel, _tokens(case, tile), tile.warps
+    return conv3d_act_jit.conv3d_act_kernel, _conv(case, tile), tile.warps
+
+
+def _conv(case: Case, tile: Tile) -> dict[str, Any]:
+    kt, kh, kw = case.kernel
+    st, sh, sw = case.stride
+    return {
+        "C": case.channels, "N": case.outputs, "KT": kt, "KH": kh, "KW": kw,
+        "ST": st, "SH": sh, "SW": sw,
+        "NORM": case.norm and case.split == 1, "ACTIVATION": True, "HALF_SUMS": case.half_sums,
+        "MERGE": merges(case.channels, kw, tile.bk), "SPLIT": case.split,
+        "PARTIAL": case.split > 1, "PRECISION": "tf32", "UPCAST": False,
+        "BM": tile.bm, "BN": tile.bn, "BK": tile.bk,
+    }  # fmt: skip
+
+
+def _tokens(case: Case, tile: Tile) -> dict[str, Any]:
+    return {
+        "C": case.channels, "D": case.outputs, "L": case.lr, "PH": 2, "PW": 2,
+        "PRECISION": "tf32", "UPCAST": False, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk,
+    }  # fmt: skip
+
+
+def _sums(case: Case) -> dict[str, Any]:
+    wide = power_of_two(case.outputs)
+    return {
+        "N": case.outputs, "SPLIT": case.split, "NORM": True, "ACTIVATION": True,
+        "BM": max(1, 2048 // wide), "BN": wide,
+    }  # fmt: skip
+
+
+def _tool(name: str, *arguments: str) -> str:
+    """Run a program of CUDA's that comes with triton."""
+    from triton.backends import nvidia
+
+    program = Path(nvidia.__path__[0]) / "bin" / name
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def read_sass(text: str, shared: int, registers: int, target: str) -> Resources:
+    """Return the resources of a kernel as nvdisasm prints it."""
+    lines = list(_instructions(text))
+    loop = main_loop(text)
+    products = [line for line in loop if _busy(line, target)]
+    busy = sum(_busy(line, target) for line in products)
+    return Resources(
+        shared=shared,
+        registers=registers,
+        spills=sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in lines),
+        products=len(products),
+        loads=sum(bool(re.search(r"\bLDG\.", line)) for line in loop) if products else 0,
+        issue=round(len(loop) / busy, 3) if busy else 0.0,
+    )
+
+
+def main_loop(text: str) -> list[str]:
+    """Return the instructions of the loop with the most products; all, where none is in a loop."""
+    lines: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[list[str]] = []
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(lines)
+        elif _is_instruction(line):
+            lines.append(line)
+            back = re.search(r"BRA.*\((\.L_x_\d+)\)", line)
+            if back and back[1] in labels:
+                loops.append(lines[labels[back[1]] :])
+    multiply = [(sum(map(_multiplies, loop)), -len(loop), loop) for loop in loops]
+    best = max(multiply, key=lambda one: one[:2], default=(0, 0, lines))
+    return best[2] if best[0] else lines
+
+
+def _instructions(text: str) -> Iterator[str]:
+    return (line for line in text.splitlines() if _is_instruction(line))
+
+
+def _is_instruction(line: str) -> bool:
+    return bool(re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+\S", line))
+
+
+def _multiplies(line: str) -> bool:
+    return bool(re.search(r"\b(HMMA|HGMMA|UTCHMMA)\b", line))
+
+
+def _busy(line: str, target: str) -> int:
+    """Return the cycles that an instruction holds its tensor unit; 0 where it is no product."""
+    if hopper := re.search(r"HGMMA\.64x(\d+)x\d+", line):
+        return int(hopper[1]) // 2
+    if re.search(r"\bHMMA\.", line):
+        whole = 8 if target == "sm_80" else 32  # GeForce sums in float32 at half the rate
+        return whole // 2 if re.search(r"HMMA\.\d+\.F16\b", line) and whole == 32 else whole
+    return 0
+
+
+def read_amd(text: str, shared: int) -> Resources:
+    """Return the resources of a kernel as AMD's assembler text says them."""
+
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", text)
+        return int(found[1]) if found else 0
+
+    return Resources(
+        shared=shared,
+        registers=number("vgpr_count"),
+        spills=number("vgpr_spill_count"),
+        products=len(re.findall(r"\bv_(?:mfma|wmma)", text)),
+        loads=0,
+        issue=0.0,
+    )
+
+
+def rows(targets: Iterable[str], *, fresh: bool) -> Iterator[dict[str, Any]]:
+    """Yield every case on every target: what it needs and what is wrong with it."""
+    for case in CASES:
+        for target in (t for t in targets if t in case.targets):
+            found = resources(case, target, fresh=fresh)
+            yield {
+                "key": key_of(case, target), "case": case.name, "target": target,
+                "tile": attrs.asdict(tile_of(case, target)), "resources": attrs.asdict(found),
+                "faults": faults(case, target, found),
+            }  # fmt: skip
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """Return a row of the table as text."""
+    found, tile = row["resources"], row["tile"]
+    size = f"{tile['bm']}×{tile['bn']}×{tile['bk']} {tile['warps']}/{tile['stages']}"
+    wrong = f"  ! {'; '.join(row['faults'])}" if row["faults"] else ""
+    return (
+        f"{row['case']:<20} {row['target']:<7} {size:<16} {found['shared'] / KIB:6.1f} KiB "
+        f"{found['registers']:4} regs {found['spills']:3} spills {found['products']:4} products "
+        f"{found['loads']:3} loads  issue {found['issue']:.3f}{wrong}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return 1 where something is wrong, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m longtake.kernels.aot")
+    parser.add_argument("--all", action="store_true", help="all targets, not only those gated")
+    parser.add_argument("--fresh", action="store_true", help="compile what is kept, too")
+    parser.add_argument("--write", action="store_true", help="keep the results")
+    asked = parser.parse_args(arguments)
+    wrong = 0
+    for row in rows(TARGETS if asked.all else GATED, fresh=asked.fresh):
+        print(line_of(row), flush=True)
+        wrong += bool(row["faults"])
+        if asked.write:
+            keep(row)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
