@@ -230,8 +230,8 @@ CASES = [
         "run (make one with `longtake pretrain`)",
     ),
     (
-        ("finetune", "tiny-base", "--data", "{root}/store", "--out", "{root}/r2"),
-        "tiny-base is Stage 0",
+        ("finetune", "tiny-plain", "--data", "{root}/store", "--out", "{root}/r2"),
+        "tiny-plain is Stage 0",
     ),
     (
         ("pretrain", "tiny-wan-2x2x2-finetune", "--data", "{root}/store", "--out", "{root}/r2"),

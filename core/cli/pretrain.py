@@ -28,7 +28,7 @@ def pretrain(
 ) -> None:
     """Stage I: train the encoder (and LoRA) to give back any frame of the past.
 
-    An experiment without compressors, such as tiny-base, is Stage 0: a plain video model.
+    An experiment without compressors, such as tiny-plain, is Stage 0: a plain video model.
 
     Example: longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/first
     """

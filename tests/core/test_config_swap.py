@@ -98,7 +98,7 @@ def test_there_and_back_is_equal(name: str, variant: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_there_and_back_is_equal_without_a_memory(name: str) -> None:
-    before = shipped("tiny-base")
+    before = shipped("tiny-plain")
     there = on_backbone(before, name)
     assert on_backbone(there, before.backbone) == before
     assert there.masker.clean == before.masker.clean, "nothing reads it"

@@ -307,7 +307,7 @@ def test_second_stage_moves_what_the_recipe_says_and_keeps_the_rest() -> None:
     assert second_stage(first) == shipped
     _, published = config.load_experiment("hunyuan-2x2x2-finetune")
     assert config.apply_sets(shipped, ["backbone=hunyuan"]) == published
-    _, base = config.load_experiment("tiny-base")
+    _, base = config.load_experiment("tiny-plain")
     with pytest.raises(UserError, match="Stage 0"):
         second_stage(base)
 
