@@ -80,7 +80,7 @@ TINY_WAN_WITHOUT_LR = evolve(
 TINY_BASE = evolve(
     TINY_WAN_ONLY_LR,
     name="tiny-base",
-    backbone=evolve(TINY_WAN_2X2X2.backbone, weights=None),
+    backbone=evolve(cast("TinyWan", TINY_WAN_2X2X2.backbone), weights=None),
     train=evolve(
         TINY_WAN_2X2X2.train,
         steps=700,

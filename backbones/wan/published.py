@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
@@ -26,13 +26,17 @@ from . import specs
 from .block import THETA, rotary_axes
 from .model import WanBackbone, embed_time
 
-CORNERS = tuple(itertools.product((-0.5, 0.5), repeat=3))  # (time, row, column), in cells
-SHARPNESS = 3.0  # gain of queries and of keys: a neighbour one cell off weighs a few per cent
-CONSTANT = 2.0  # size of the first projection's bias; content has about 0.6
+# (time, row, column), in cells. Tokens of memory stand half a cell from what they hold, but for the
+# first one, of a single frame, which stands at its own place: who looks back a quarter finds both.
+CORNERS = tuple(itertools.product((-0.25, 0.5), (-0.5, 0.5), (-0.5, 0.5)))
+SHARPNESS = 8.0  # gain of queries and of keys: a neighbour one cell off weighs next to nothing
+CONTENT = 0.0  # share of diffusers' weights that queries and keys read of content at first
+CONSTANT = 4.0  # size of the first projection's bias; content has about 0.6
 QUIET_EMBEDDING = 0.3  # share of diffusers' weights that the embedding of time begins with
 QUIET_TIME = 0.1  # and the modulation by it
 RIDGE = 1e-4  # keeps the fitted weights small
 QUIET = 0.1  # share of diffusers' weights that outputs of blocks begin with
+NEARLY = 0.4  # frames: memory less than so far from a corner is preferred to oneself
 FREQUENCIES = 3  # of each axis, the highest; two alone nearly repeat every 19 cells
 TIMES = 501  # of the flow, that the scale of attention is fitted at
 
@@ -115,14 +119,12 @@ def initialise_as_copier(model: WanBackbone, *, clean_memory: bool) -> None:
 
     Args:
         model: of random weights.
-        clean_memory: whether memory enters at time 0, where attention may pass over noisy tokens;
-            at the targets' own time it would be passed over with them.
+        clean_memory: whether memory enters at time 0. Then attention passes over noisy tokens and
+            leaves memory as it is; at the targets' own time both would meet memory and targets.
     """
     _raise_tokens(model)
     _invert_head(model)
     _quiet_time(model)
-    if clean_memory:
-        _pass_over_noise(model)
     for block in model.memory_blocks:
         block.scale_shift_table.zero_()
         block.scale_shift_table[:, (2, 5)] = 1.0  # the gates of attention and feed-forward
@@ -130,6 +132,9 @@ def initialise_as_copier(model: WanBackbone, *, clean_memory: bool) -> None:
             linear.weight.mul_(QUIET)  # not zero: memory's gradient goes through it
             linear.bias.zero_()
         _look_at_corners(block.attn1, model.config.attention_head_dim)
+    if clean_memory:
+        _pass_over_noise(model)
+        _read_lr_latents(model)
 
 
 def _raise_tokens(model: WanBackbone) -> None:
@@ -138,15 +143,21 @@ def _raise_tokens(model: WanBackbone) -> None:
     bias.copy_(CONSTANT * torch.where(bias > 0, 1.0, -1.0))
 
 
+def _read_cells(model: WanBackbone) -> Tensor:
+    """Return the weight `[C·cells, D]` by which a token, normalised, gives its patch back."""
+    weight, bias = model.patch_embedding.weight.flatten(1), model.patch_embedding.bias
+    centred = (bias - bias.mean())[:, None]  # as what reads tokens sees them; it must not be read
+    inverse = torch.linalg.pinv(torch.cat([weight, centred], dim=1))[:-1]
+    scale = (weight.square().sum(1).mean() + bias.var()).sqrt()  # what they are divided by there
+    return cast(Tensor, inverse * scale)
+
+
 def _invert_head(model: WanBackbone) -> None:
-    weight, bias = model.patch_embedding.weight, model.patch_embedding.bias  # [D, C, 1, p, p], [D]
-    inverse = torch.linalg.pinv(weight.flatten(1))
     # the head writes cells before channels, the first projection reads channels before cells
-    inverse = rearrange(inverse, "(c cells) d -> (cells c) d", c=weight.shape[1])
-    # the head reads tokens of zero mean and unit variance
-    scale = (weight.flatten(1).square().sum(1).mean() + bias.var()).sqrt()
-    model.proj_out.weight.copy_(inverse * scale)
-    model.proj_out.bias.copy_(-(inverse @ (bias - bias.mean())))
+    channels = model.patch_embedding.weight.shape[1]
+    read = rearrange(_read_cells(model), "(c cells) d -> (cells c) d", c=channels)
+    model.proj_out.weight.copy_(read)
+    model.proj_out.bias.zero_()
     model.scale_shift_table.zero_()
 
 
@@ -157,7 +168,7 @@ def _quiet_time(model: WanBackbone) -> None:
         linear.weight.mul_(share)
         linear.bias.zero_()
     embedding, _ = _at_all_times(model)
-    model.scale_shift_table.sub_(embedding.mean(0))  # the head adds both
+    model.scale_shift_table.sub_(embedding[-1])  # the head adds both; exact for pure noise
 
 
 def _at_all_times(model: WanBackbone) -> tuple[Tensor, Tensor]:
@@ -167,25 +178,58 @@ def _at_all_times(model: WanBackbone) -> tuple[Tensor, Tensor]:
 
 
 def _pass_over_noise(model: WanBackbone) -> None:
-    # attention reads norm(x)·(1 + scale): with scale = −t nothing of pure noise, so that heads look
-    # by place alone and find the same values whatever the noise is. Least squares over all t.
+    # Attention reads norm(x)·(1 + scale) + shift and adds gate times what it found. With scale = −t
+    # nothing is read of pure noise: heads look by place alone and find the same whatever it is.
+    # With shift = t the tokens of noise share a vector that no clean token has, and with gate = t
+    # nothing is added to clean memory. All by least squares over all t.
     embedding, times = _at_all_times(model)
     seen = model.condition_embedder.act_fn(embedding).double()
     seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
     gram = seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
-    found = torch.linalg.solve(gram, seen.T @ -times.double())
-    width = embedding.shape[-1]
-    scale = slice(width, 2 * width)  # of shift, scale and gate of attention, then the others'
-    projection = model.condition_embedder.time_proj
-    projection.weight[scale] = found[:-1].to(embedding.dtype)
-    projection.bias[scale] = found[-1].to(embedding.dtype)
+    found = torch.linalg.solve(gram, seen.T @ times.double()).to(embedding.dtype)
+    width, projection = embedding.shape[-1], model.condition_embedder.time_proj
+    for part, sign in enumerate((1.0, -1.0, 1.0)):  # shift, scale and gate of attention
+        rows = slice(part * width, (part + 1) * width)
+        projection.weight[rows] = sign * found[:-1]
+        projection.bias[rows] = sign * found[-1]
+    for block in model.memory_blocks:
+        block.scale_shift_table[:, 2] = 0.0
+        _look_at_oneself(block.attn1, model.config.attention_head_dim)
+
+
+def _look_at_oneself(attention: nn.Module, head_width: int) -> None:
+    # Where no memory is at its corner a head should read nothing, which is what noise holds: the
+    # vector that tokens of noise share turns their keys to themselves, nearly. Values skip it.
+    key, value = attention.get_submodule("to_k"), attention.get_submodule("to_v")
+    assert isinstance(key, nn.Linear) and isinstance(value, nn.Linear)
+    own = direction((NEARLY, 0.0, 0.0), head_width)
+    turn = own.repeat(key.out_features // head_width) - key.bias
+    key.weight.add_(turn[:, None] / key.in_features)
+    value.weight.sub_(value.weight.mean(1, keepdim=True))
+
+
+def _read_lr_latents(model: WanBackbone) -> None:
+    # A token at a corner of a memory token's cell stands for one of the LR latents in that token:
+    # values of the head that looks there begin with its channels, and output with next to nothing.
+    # So a head is of use from the first steps; of no use, training soon turns it away from memory,
+    # and then no gradient brings it back.
+    channels = min(model.patch_embedding.weight.shape[1], model.config.attention_head_dim)
+    read = rearrange(_read_cells(model), "(c r w) d -> r w c d", r=2, w=2)
+    for block in model.memory_blocks:
+        for head in range(model.config.num_attention_heads):
+            _, row, column = CORNERS[head % len(CORNERS)]
+            latent = int(row < 0), int(column < 0)  # looking down and right it is the first one
+            begin = head * model.config.attention_head_dim
+            block.attn1.to_v.weight[begin : begin + channels] = read[latent][:channels]
+        block.attn1.to_v.bias.zero_()
+        block.attn1.to_out[0].weight.mul_(QUIET)  # once more
 
 
 def _look_at_corners(attention: nn.Module, head_width: int) -> None:
     query, key = attention.get_submodule("to_q"), attention.get_submodule("to_k")
     assert isinstance(query, nn.Linear) and isinstance(key, nn.Linear)
     for linear in (query, key):
-        linear.weight.mul_(0.2)
+        linear.weight.mul_(CONTENT)
         linear.bias.zero_()
     for head in range(query.out_features // head_width):
         corner = CORNERS[head % len(CORNERS)]

@@ -31,7 +31,8 @@ def test_noise_passes_through_at_first() -> None:
 
 
 def test_each_head_looks_at_its_own_corner() -> None:
-    cells = torch.cartesian_prod(*[torch.arange(-4, 5) * 0.5] * 3).double()  # half-cell grid
+    half, quarter = torch.arange(-4, 5) * 0.5, torch.arange(-8, 9) * 0.25
+    cells = torch.cartesian_prod(quarter, half, half).double()
     turns = rotary_table(rotary_axes(32), cells[None])
     here = rotary_table(rotary_axes(32), torch.zeros(1, 1, 3).double())
     for corner in CORNERS:
