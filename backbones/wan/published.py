@@ -38,6 +38,8 @@ RIDGE = 1e-4  # keeps the fitted weights small
 QUIET = 0.1  # share of diffusers' weights that outputs of blocks begin with
 NEARLY = 0.4  # frames: memory less than so far from a corner is preferred to oneself
 FREQUENCIES = 3  # of each axis, the highest; two alone nearly repeat every 19 cells
+SOME_NOISE = 0.02  # time from which tokens count as noisy
+VELOCITY, GUESS_ERROR = 2.2, 0.05  # mean squares of ε − X₀, and of a guess of X₀ minus X₀
 TIMES = 501  # of the flow, that the scale of attention is fitted at
 
 
@@ -133,6 +135,7 @@ def initialise_as_copier(model: WanBackbone, *, clean_memory: bool) -> None:
             linear.bias.zero_()
         _look_at_corners(block.attn1, model.config.attention_head_dim)
     if clean_memory:
+        _guess_velocity(model)
         _pass_over_noise(model)
         _read_lr_latents(model)
 
@@ -148,6 +151,7 @@ def _read_cells(model: WanBackbone) -> Tensor:
     weight, bias = model.patch_embedding.weight.flatten(1), model.patch_embedding.bias
     centred = (bias - bias.mean())[:, None]  # as what reads tokens sees them; it must not be read
     inverse = torch.linalg.pinv(torch.cat([weight, centred], dim=1))[:-1]
+    inverse -= inverse.mean(1, keepdim=True)  # nor what all channels share, which no norm lets by
     scale = (weight.square().sum(1).mean() + bias.var()).sqrt()  # what they are divided by there
     return cast(Tensor, inverse * scale)
 
@@ -178,23 +182,54 @@ def _at_all_times(model: WanBackbone) -> tuple[Tensor, Tensor]:
 
 
 def _pass_over_noise(model: WanBackbone) -> None:
-    # Attention reads norm(x)·(1 + scale) + shift and adds gate times what it found. With scale = −t
-    # nothing is read of pure noise: heads look by place alone and find the same whatever it is.
-    # With shift = t the tokens of noise share a vector that no clean token has, and with gate = t
-    # nothing is added to clean memory. All by least squares over all t.
+    # Attention reads norm(x)·(1 + scale) + shift and adds gate times what it found. Where there is
+    # noise, scale is −1: nothing is read of it, heads look by place alone and find the same
+    # whatever it is; shift is 1: its tokens share a vector that no clean token has; gate is 1. At
+    # time 0, of memory, all are 0: its tokens are read, and stay as they are.
     embedding, times = _at_all_times(model)
-    seen = model.condition_embedder.act_fn(embedding).double()
-    seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-    gram = seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
-    found = torch.linalg.solve(gram, seen.T @ times.double()).to(embedding.dtype)
+    target = (times > 0).to(times.dtype)
+    seen = model.condition_embedder.act_fn(embedding)
+    weight, bias = _fit(seen, target, known=(times == 0) | (times >= SOME_NOISE))
     width, projection = embedding.shape[-1], model.condition_embedder.time_proj
     for part, sign in enumerate((1.0, -1.0, 1.0)):  # shift, scale and gate of attention
         rows = slice(part * width, (part + 1) * width)
-        projection.weight[rows] = sign * found[:-1]
-        projection.bias[rows] = sign * found[-1]
+        projection.weight[rows] = sign * weight
+        projection.bias[rows] = sign * bias
     for block in model.memory_blocks:
         block.scale_shift_table[:, 2] = 0.0
         _look_at_oneself(block.attn1, model.config.attention_head_dim)
+
+
+def _guess_velocity(model: WanBackbone) -> None:
+    # The head writes norm(x)·(1 + scale), and what blocks leave of X_t is X_t − X₀ = t·(ε − X₀), if
+    # memory's guess of X₀ is right: 1 + scale is the best factor for a guess of some error. Both
+    # scale and shift of the head are the embedding of time, whose other directions it must not see.
+    embedder = model.condition_embedder
+    last = embedder.time_embedder.linear_2
+    times = torch.linspace(0.0, 1.0, TIMES, device=model.device)
+    steps = embedder.timesteps_proj(1000 * times)
+    seen = embedder.time_embedder.act(embedder.time_embedder.linear_1(steps))
+    factor = VELOCITY * times / (VELOCITY * times.square() + GUESS_ERROR)
+    weight, bias = _fit(seen, factor - 1, known=times >= 0)
+    read, constant = _read_cells(model), model.patch_embedding.bias
+    scale = (model.patch_embedding.weight.flatten(1).square().sum(1).mean() + constant.var()).sqrt()
+    visible = read * ((constant - constant.mean()) / scale + 1)
+    hidden = torch.eye(len(constant)) - torch.linalg.pinv(visible) @ visible
+    last.weight.copy_(hidden @ last.weight + weight)
+    last.bias.fill_(float(bias))
+    model.scale_shift_table.zero_()
+
+
+def _fit(seen: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias that make a target of what is seen at the times that are known."""
+    rows = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1).double()[known]
+    weights = torch.ones_like(rows[:, :1])
+    weights[0] = len(rows)  # time 0 is one of many, and memory's
+    gram = rows.T @ (weights * rows)
+    ridge = RIDGE * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    wanted = rows.T @ (weights[:, 0] * target.double()[known])
+    found = torch.linalg.solve(gram + ridge, wanted).to(seen.dtype)
+    return found[:-1], found[-1]
 
 
 def _look_at_oneself(attention: nn.Module, head_width: int) -> None:
