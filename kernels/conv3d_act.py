@@ -23,6 +23,7 @@ from .dispatch import (
     interpreting,
     refuse_device,
     say_once,
+    trial_fault,
 )
 from .reference import EPS
 from .reference import conv3d_act as reference
@@ -33,7 +34,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_TAPS = 31  # in space: a bit each says whether it lies inside the picture
 HALF_SUMS = (0, 86, 89, 120)  # GeForce sums twice as fast in float16; the interpreter tries it
 FUSED_NORM = 256  # channels up to which one program holds all of a cell
-LEAST_ERROR = 2e-2  # relative, of a trial: more is no rounding
 
 
 class Ahead(NamedTuple):
@@ -220,14 +220,11 @@ def fault(device: torch.device, dtype: torch.dtype) -> str:
     x = x.contiguous(memory_format=torch.channels_last_3d)
     weight = (torch.randn(64, 32, 3, 3, 3, generator=generator) / 30).to(device, dtype)
     bias = torch.randn(64, generator=generator).to(device, dtype)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        try:
-            found = launch(x, weight, bias, stride=(1, 2, 2))
-            wanted = by_reference(x.float(), weight.float(), bias.float(), stride=(1, 2, 2))
-        except Exception as error:  # whatever a compiler, a driver or triton raises
-            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    off = float((found.float() - wanted).norm() / wanted.norm())
-    return "" if off < LEAST_ERROR else f"relative error {off:.1e}"
+    return trial_fault(
+        device,
+        lambda: launch(x, weight, bias, stride=(1, 2, 2)),
+        lambda: by_reference(x.float(), weight.float(), bias.float(), stride=(1, 2, 2)),
+    )
 
 
 def launch(

@@ -22,7 +22,10 @@ KERNELS = ("auto", "reference", "triton")
 OLDEST = 80  # compute capability: before it there is no bfloat16 and no cp.async
 TRITON = (3, 6)  # the oldest that the kernels were tried with
 
+LEAST_ERROR = 2e-2  # relative, of a trial: more is no rounding
+
 Fault = Callable[[torch.device, torch.dtype], str]  # tries a kernel; what went wrong, or ""
+Trial = Callable[[], Tensor]
 
 log = logging.getLogger(__name__)
 _chosen: dict[tuple[str, str, torch.device, torch.dtype], Choice] = {}
@@ -71,6 +74,23 @@ def choose(
     if key not in _chosen:
         _chosen[key] = _choice(operation, kernels, device, dtype, fault)
     return _chosen[key]
+
+
+def trial_fault(device: torch.device, found: Trial, wanted: Trial) -> str:
+    """Return what is wrong with what a kernel makes, in one line; "" where nothing is.
+
+    Args:
+        device: whose autocast is left off meanwhile.
+        found: runs the kernel.
+        wanted: runs its meaning, in float32.
+    """
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            made, right = found(), wanted()
+        except Exception as error:  # whatever a compiler, a driver or triton raises
+            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    off = float((made.view_as(right).float() - right).norm() / right.norm())
+    return "" if off < LEAST_ERROR else f"relative error {off:.1e}"
 
 
 def _choice(

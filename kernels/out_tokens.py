@@ -12,12 +12,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .dispatch import arch_of, autocasts, call_dtype, choose, interpreting, say_once
+from .dispatch import (
+    arch_of,
+    autocasts,
+    call_dtype,
+    choose,
+    interpreting,
+    say_once,
+    trial_fault,
+)
 from .reference import out_tokens as reference
 from .tiles import Tile, pick_tokens
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LEAST_ERROR = 2e-2  # relative, of a trial: more is no rounding
 
 
 def out_tokens(
@@ -124,15 +131,12 @@ def fault(device: torch.device, dtype: torch.dtype) -> str:
 
     hidden, weight, bias = random(1, 2, 6, 64), random(128, 64) / 8, random(128)
     lr, patch_weight, patch_bias = random(1, 16, 2, 4, 6), random(128, 16, 1, 2, 2) / 8, bias
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        try:
-            found = launch(hidden, weight, bias, lr, patch_weight, patch_bias, grid=(2, 3))
-            wide = [x.float() for x in (hidden, weight, bias, lr, patch_weight, patch_bias)]
-            wanted = by_reference(*wide, grid=(2, 3))
-        except Exception as error:  # whatever a compiler, a driver or triton raises
-            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    off = float((found.view_as(wanted).float() - wanted).norm() / wanted.norm())
-    return "" if off < LEAST_ERROR else f"relative error {off:.1e}"
+    given = (hidden, weight, bias, lr, patch_weight, patch_bias)
+    return trial_fault(
+        device,
+        lambda: launch(*given, grid=(2, 3)),
+        lambda: by_reference(*(x.float() for x in given), grid=(2, 3)),
+    )
 
 
 def launch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,17 @@ def test_kernels_are_no_part_of_a_runs_identity(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a run of another spec"):
         (spec,) = one.compressors
         check_run(evolve(one, compressors=(evolve(spec, window=9),)), tmp_path, resume=True)
+
+
+def test_a_trial_says_what_is_wrong_with_a_kernel() -> None:
+    device, right = torch.device("cpu"), torch.arange(6.0).view(2, 3)
+
+    def broken() -> torch.Tensor:
+        raise RuntimeError("no such unit\nand more")
+
+    def tried(kernel: Callable[[], torch.Tensor]) -> str:
+        return dispatch.trial_fault(device, kernel, lambda: right)
+
+    assert tried(lambda: right.half().flatten() * 1.01) == ""  # within rounding, another shape
+    assert tried(lambda: right * 1.5) == "relative error 5.0e-01"
+    assert tried(broken) == "RuntimeError: no such unit"
