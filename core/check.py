@@ -50,7 +50,8 @@ BASE = "tiny-wan-2x2x2"  # the experiment, made smaller by `SMALL`
 SIZE, FPS, SECONDS, CLIPS = (96, 128), 8, 2.5, 2  # of the clips
 SMALL_BACKBONE = (
     "backbone.heads=2", "backbone.head_width=12", "backbone.layers=1", "backbone.ffn=16",
-    "backbone.codec.channels=16", "backbone.text_encoder.width=8", "backbone.weights=null",
+    'backbone.codec={"type":"dct","channels":16}', "backbone.text_encoder.width=8",
+    "backbone.weights=null",
 )  # fmt: skip
 SMALL_COMPRESSOR = ("compressor.channels=[4,6]", "compressor.heads=2", "compressor.head_width=4")
 SMALL = (
@@ -174,11 +175,17 @@ def _alone(plugin: Plugin, sets: Sequence[str]) -> PluginSpec | None:
     if plugin.kind not in ("codec", "text_encoder"):
         return None
     _, base = config.load_experiment(BASE)
-    if issubclass(plugin.spec, type(getattr(base.backbone, plugin.kind))):
+    if issubclass(plugin.spec, _taken(base.backbone, plugin.kind)):
         return None
     spec = config.from_json({"type": plugin.name}, plugin.spec)
     place = f"backbone.{plugin.kind}."
     return config.apply_sets(spec, [t.removeprefix(place) for t in sets if t.startswith(place)])
+
+
+def _taken(backbone: BackboneSpec, kind: str) -> type[PluginSpec]:
+    """Return the class of the specs that a backbone takes as its codec or text encoder."""
+    taken: type[PluginSpec] = config.hints(type(backbone))[kind]
+    return taken
 
 
 def _experiment(plugin: Plugin, sets: Sequence[str], *, placed: bool = True) -> Experiment:
@@ -256,9 +263,9 @@ class _Trial:
         if kind != "retriever":  # whose scene is of the run
             self._try("contract", self._contract)
         if self.alone is not None:
-            taken = _name(getattr(self.experiment.backbone, kind))
+            taken = " or ".join(sorted(config.candidates(_taken(self.experiment.backbone, kind))))
             self.unchecked.append(
-                f"training and measuring not tried: the backbone of {BASE} takes {taken} alone"
+                f"training and measuring not tried: the backbone of {BASE} takes {taken}"
             )
             return
         away = self._not_here()

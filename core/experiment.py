@@ -312,6 +312,14 @@ class TrainSpec:
     checkpointing: bool = field(
         default=False, validator=instance_of(bool), metadata=doc("gradient checkpointing in G")
     )
+    compile: bool = field(
+        default=False,
+        validator=instance_of(bool),
+        metadata=doc(
+            "torch.compile of each block of G: minutes at the start, then cheaper steps of the "
+            "same numbers within rounding; needs triton on a GPU, a C++ compiler on a CPU"
+        ),
+    )
     seed: int = field(
         default=0, validator=between(0, 2**62), metadata=doc("seed of everything, 0 to 2^62")
     )

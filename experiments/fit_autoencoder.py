@@ -9,25 +9,29 @@ little noise on the way, so that a model's small errors stay small in pixels. At
 of the weights (EMA), the mean and standard deviation of latents and the reach of each channel go to
 `codec.safetensors`, with `training.json` beside it. The same command goes on where it was stopped;
 `--check` reads other clips and prints the PSNR there.
+
+`--decoder-of runs/tiny-ae --layers 6 --decoder-width 192` trains another decoder for the encoder of
+those weights, which stays to the bit: what was cached and trained with its latents goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from attrs import frozen
+from attrs import evolve, frozen
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..backbones.codecs.autoencoder import FILE, TinyAutoencoderCodec, to_planes
+from ..backbones.codecs.autoencoder import FILE, TinyAutoencoderCodec, find_weights, to_planes
 from ..backbones.codecs.blocks import BLOCK
 from ..backbones.codecs.specs import TinyAutoencoder
 from ..core.data.sources import find_sources
@@ -38,6 +42,7 @@ from ..core.tools.files import (
     append_json_line,
     check_out_folder,
     claimed_folder,
+    open_tensors,
     read_json,
     read_json_lines,
     whole_file,
@@ -88,6 +93,8 @@ class Fit:
         noise: standard deviation that is added to latents of about unit variance.
         still: share of crops that repeat one frame four times, as latent 0 does.
         seed: of all that is drawn.
+        encoder: weights whose encoder stays, while a decoder is trained; None: both train.
+        layers, decoder_width: of the decoder; None: as `TinyAutoencoder` has them.
     """
 
     steps: int
@@ -99,6 +106,15 @@ class Fit:
     noise: float = 0.02
     still: float = 0.05
     seed: int = 0
+    encoder: str | None = None
+    layers: int | None = None
+    decoder_width: int | None = None
+
+    @property
+    def spec(self) -> TinyAutoencoder:
+        """The codec that trains, with random weights."""
+        sizes: dict[str, Any] = {"layers": self.layers, "decoder_width": self.decoder_width}
+        return evolve(SPEC, **{name: size for name, size in sizes.items() if size is not None})
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -195,6 +211,24 @@ def begin_as_components(codec: TinyAutoencoderCodec, blocks: Tensor) -> None:
             parameter.zero_()
 
 
+@torch.no_grad()
+def begin_beside(codec: TinyAutoencoderCodec, weights: str) -> None:
+    """Begin with the encoder of some weights, and their decoder's linear map.
+
+    Raises:
+        UserError: there are no such weights, or their encoder is of another size.
+    """
+    with open_tensors(find_weights(weights)) as file:
+        kept = [name for name in file.keys() if not name.startswith("decoder.network.")]
+        tensors = {name: file.get_tensor(name).float() for name in kept}
+    own = codec.state_dict()
+    if wrong := [name for name, x in tensors.items() if x.shape != own[name].shape]:
+        raise UserError(f"{weights}: {wrong[0]} is {list(tensors[wrong[0]].shape)}, another size")
+    codec.load_state_dict(tensors, strict=False)
+    for parameter in codec.decoder.network[-1].parameters():
+        parameter.zero_()
+
+
 def loss_of(codec: TinyAutoencoderCodec, blocks: Tensor, noise: Tensor, *, polish: bool) -> Tensor:
     """Return the error of pixels, and a little for raw latents that leave zero mean, unit variance.
 
@@ -214,19 +248,24 @@ def loss_of(codec: TinyAutoencoderCodec, blocks: Tensor, noise: Tensor, *, polis
 
 def train(codec: TinyAutoencoderCodec, clips: Clips, fit: Fit, run: Path, report: Report) -> bool:
     """Train from the newest checkpoint of a run on; return whether the last step was reached."""
-    codec.requires_grad_(requires_grad=True)
-    optimizer = torch.optim.AdamW(codec.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+    codec.decoder.requires_grad_(requires_grad=True)
+    codec.encoder.requires_grad_(requires_grad=fit.encoder is None)
+    trained = [p for p in codec.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=0.0)
     weights = trainable_parameters(codec)
     average = EMA.of(weights, decay=0.998)
     step, losses = 0, []
+    if fit.encoder is not None:
+        begin_beside(codec, fit.encoder)
     if saved := checkpoints(run):
         step = int(read_state(saved[-1])["step"])
         load_raw(saved[-1], weights)
         load_average(saved[-1], average)
         load_optimizer(saved[-1], optimizer)
     else:
-        generator = step_generator(fit.seed, 0, 0, "components")
-        begin_as_components(codec, clips.crops(COMPONENTS, generator, fit.still))
+        if fit.encoder is None:
+            generator = step_generator(fit.seed, 0, 0, "components")
+            begin_as_components(codec, clips.crops(COMPONENTS, generator, fit.still))
         average = EMA.of(weights, decay=0.998)
     with stop_on_signals() as stop:
         while step < fit.steps + fit.polish and not stop.requested:
@@ -277,15 +316,16 @@ def save(run: Path, step: int, loss: float, optimizer: torch.optim.Optimizer, av
 
 
 @torch.no_grad()
-def normalise(codec: TinyAutoencoderCodec, blocks: Tensor) -> None:
+def normalise(codec: TinyAutoencoderCodec, blocks: Tensor, *, encoder_trained: bool = True) -> None:
     """Take mean, standard deviation and reach of each channel from blocks `[B, 768, H, W]`.
 
     Reach is how far a tenth of a standard deviation moves the pixels of its block, by root mean
-    square, for ten times that.
+    square, for ten times that. Mean and deviation stay where the encoder was not trained.
     """
-    raw = codec.encoder(blocks)
-    codec.mean.copy_(raw.mean(dim=(0, 2, 3)))
-    codec.std.copy_(raw.std(dim=(0, 2, 3)))
+    if encoder_trained:
+        raw = codec.encoder(blocks)
+        codec.mean.copy_(raw.mean(dim=(0, 2, 3)))
+        codec.std.copy_(raw.std(dim=(0, 2, 3)))
     latents = codec.encode_blocks(blocks)
     shown = codec.decode_blocks(latents)
     for channel in range(codec.channels):
@@ -322,6 +362,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--polish", type=int, default=1500)
     parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--decoder-of", help="weights whose encoder stays; a decoder alone trains")
+    parser.add_argument("--layers", type=int, help="3×3 convolutions of the decoder")
+    parser.add_argument("--decoder-width", type=int, help="of the decoder's convolutions")
     args = parser.parse_args(arguments)
     try:
         if args.videos is not None:
@@ -338,13 +381,18 @@ def fit_folder(args: argparse.Namespace) -> int:
     """Train on `--videos` in `--out`; return the exit code."""
     if args.out is None:
         raise UserError("--videos needs --out, the folder of the run")
-    fit = Fit(steps=args.steps, polish=args.polish, rate=args.rate)
+    fit = Fit(
+        steps=args.steps, polish=args.polish, rate=args.rate, encoder=args.decoder_of,
+        layers=args.layers, decoder_width=args.decoder_width,
+    )  # fmt: skip
     settings = {
         "steps": fit.steps,
         "polish": fit.polish,
         "rate": fit.rate,
         "videos": str(args.videos),
     }
+    more = {"decoder_of": fit.encoder, "layers": fit.layers, "decoder_width": fit.decoder_width}
+    settings |= {name: value for name, value in more.items() if value is not None}
     if (args.out / "fit.json").exists():
         before = read_json(args.out / "fit.json", "run")
         if before != settings:
@@ -352,7 +400,7 @@ def fit_folder(args: argparse.Namespace) -> int:
     else:
         check_out_folder(args.out)
     torch.manual_seed(fit.seed)
-    codec = TinyAutoencoderCodec(SPEC)
+    codec = TinyAutoencoderCodec(fit.spec)
     args.out.mkdir(parents=True, exist_ok=True)
     with claimed_folder(args.out):
         write_json(args.out / "fit.json", settings)
@@ -365,10 +413,10 @@ def fit_folder(args: argparse.Namespace) -> int:
             print(f"stopped; the same command goes on in {args.out}", file=sys.stderr)
             return 130
         generator = step_generator(fit.seed, 0, 0, "reach")
-        normalise(codec, clips.crops(NORMALISED, generator, fit.still))
+        crops = clips.crops(NORMALISED, generator, fit.still)
+        normalise(codec, crops, encoder_trained=fit.encoder is None)
         facts: dict[str, Any] = {
-            "command": f"python -m longtake.experiments.fit_autoencoder --videos {args.videos} "
-            f"--out {args.out} --steps {fit.steps} --polish {fit.polish} --rate {fit.rate:g}",
+            "command": command(args.out, settings),
             "minutes": round((time.monotonic() - began) / 60, 1),
             "parameters": sum(p.numel() for p in codec.parameters()),
             "clips": list(clips.names),
@@ -379,6 +427,14 @@ def fit_folder(args: argparse.Namespace) -> int:
             print_check(facts["check"])
         ship(codec, args.out, facts)
     return 0
+
+
+def command(out: Path, settings: Mapping[str, Any]) -> str:
+    """Return the command line of a run."""
+    words = ["python", "-m", "longtake.experiments.fit_autoencoder", "--out", str(out)]
+    for name, value in settings.items():
+        words += [f"--{name.replace('_', '-')}", f"{value:g}" if name == "rate" else str(value)]
+    return shlex.join(words)
 
 
 def print_check(values: dict[str, float]) -> None:

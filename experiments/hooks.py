@@ -18,6 +18,8 @@ def longtake_experiments() -> Mapping[str, str]:
     """Name the shipped experiments."""
     return {
         "tiny-base": f"{TINY}:TINY_BASE",
+        "tiny-base-4x4x2": f"{TINY}:TINY_BASE_4X4X2",
+        "tiny-plain": f"{TINY}:TINY_PLAIN",
         "tiny-wan-2x2x2": f"{TINY}:TINY_WAN_2X2X2",
         "tiny-wan-2x2x2-crops": f"{TINY}:TINY_WAN_2X2X2_CROPS",
         "tiny-wan-4x4x2": f"{TINY}:TINY_WAN_4X4X2",

@@ -38,6 +38,7 @@ from ..core.tools.files import (
     write_json,
 )
 from ..core.train.checkpoint import read_run, step_of
+from .closed_form import FACTS
 from .photos import read_photographs
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -119,12 +120,20 @@ def listed_photographs(records: Sequence[Record], photos: Path | None) -> list[d
 def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, object]:
     """Return how a run was trained: its command, spec, steps, minutes and curve.
 
+    Of one that began in closed form, and has no steps: its command and loss.
+
     Args:
         run: its folder.
         data: the store it was trained on.
         start: the run whose weights it began with.
     """
     experiment, checkpoint = read_run(run)
+    if (run / FACTS).exists():
+        words = ["python", "-m", "longtake.experiments.closed_form", experiment.name]
+        words += ["--data", str(data), "--out", str(run)]
+        facts = read_json(run / FACTS, "closed form")
+        words += ["--batches", str(facts["batches"])]
+        return {"command": shlex.join(words), "area": experiment.cache.area, **facts}
     lines = read_json_lines(run / "metrics.jsonl")
     paced = [*lines, *read_json_lines(run / "pace.jsonl")]  # older runs had both in one file
     paces = [line["seconds_a_step"] for line in paced if "seconds_a_step" in line]

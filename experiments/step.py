@@ -29,10 +29,13 @@ from ..core.errors import UserError
 from ..core.experiment import Experiment
 from ..core.plugin_errors import exit_code
 from ..core.tools.files import check_out_file, read_json, write_json
-from .tiny import TINY_BASE, TINY_WAN_2X2X2
+from .tiny import TINY_PLAIN, TINY_WAN_2X2X2
 
-# Both stages at the size that ships, and wider with fewer channels.
-WIDE: dict[str, Any] = {"heads": 6, "head_width": 64, "layers": 8, "ffn": 1536}
+# Both stages, with the codec that has no weights: smaller with more channels, and deeper.
+SIZES: dict[str, dict[str, Any]] = {
+    "48 channels, 6 blocks of 256": {"heads": 8, "head_width": 32, "layers": 6},
+    "16 channels, 8 blocks of 384": {"heads": 6, "head_width": 64, "layers": 8, "ffn": 1536},
+}
 SIDE, PRODUCTS = 1536, 5  # of the large product
 # Loads this very file into a package that may be older than it.
 CHILD = """
@@ -47,11 +50,11 @@ module.serve(sys.argv[2])
 def subjects() -> dict[str, Experiment]:
     """Return the experiments whose step is timed, by name, with random weights."""
     found = {}
-    for stage, experiment in (("Stage I, 2x2x2", TINY_WAN_2X2X2), ("Stage 0", TINY_BASE)):
-        backbone = evolve(cast("TinyWan", experiment.backbone), weights=None)
-        found[f"{stage}, 48 channels, 6 blocks of 256"] = evolve(experiment, backbone=backbone)
-        wide = evolve(backbone, **WIDE, codec=Dct(channels=16))
-        found[f"{stage}, 16 channels, 8 blocks of 384"] = evolve(experiment, backbone=wide)
+    for stage, experiment in (("Stage I, 2x2x2", TINY_WAN_2X2X2), ("Stage 0", TINY_PLAIN)):
+        for name, size in SIZES.items():
+            codec = Dct(channels=int(name.partition(" ")[0]))
+            sized = evolve(cast("TinyWan", experiment.backbone), weights=None, codec=codec, **size)
+            found[f"{stage}, {name}"] = evolve(experiment, backbone=sized)
     return found
 
 

@@ -44,7 +44,7 @@ def small(**train: object) -> Experiment:
     return Experiment(
         name="small",
         backbone=TinyWan(
-            heads=2, head_width=12, layers=2, ffn=16,
+            heads=2, head_width=12, layers=2, ffn=16, begin="diffusers",
             codec=Dct(channels=16), text_encoder=Bytes(width=8, length=8),
         ),
         compressors=(Conv(rate=RATE, channels=(4, 6), heads=2, head_width=4),),

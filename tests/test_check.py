@@ -211,7 +211,7 @@ def test_a_codec_that_no_tiny_backbone_takes_is_checked_by_its_contract(
     assert code == 0, out + err
     assert out == (
         "codec mine: no fault in contract; training and measuring not tried: the backbone of "
-        "tiny-wan-2x2x2 takes dct alone\n"
+        "tiny-wan-2x2x2 takes dct or tiny-ae\n"
     )
     code, out, err = run("check", path, "--set", "backbone.codec.wrong=1")
     assert code == 1 and out.startswith("codec mine: contract: "), out + err

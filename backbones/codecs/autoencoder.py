@@ -41,7 +41,8 @@ class TinyAutoencoderCodec(BlockCodec[TinyAutoencoder]):
     def __init__(self, spec: TinyAutoencoder) -> None:
         super().__init__(spec)
         self.encoder = BlockEncoder(spec.channels, spec.width)
-        self.decoder = BlockDecoder(spec.channels, spec.width, spec.layers)
+        width = spec.decoder_width or spec.width
+        self.decoder = BlockDecoder(spec.channels, width, spec.layers)
         self.register_buffer("mean", torch.zeros(spec.channels))
         self.register_buffer("std", torch.ones(spec.channels))
         self.register_buffer("reach", torch.ones(spec.channels))
@@ -202,6 +203,6 @@ def load_weights(codec: TinyAutoencoderCodec, text: str) -> None:
         if theirs != ours:
             raise UserError(
                 f"{file}: {name} is {theirs or 'missing'}, not {ours or 'there'}; "
-                "codec.channels, width and layers must be those of these weights"
+                "codec.channels, width, layers and decoder_width must be those of these weights"
             )
     codec.load_state_dict({name: tensor.float() for name, tensor in loaded.items()})

@@ -19,7 +19,19 @@ WEIGHTS = "a hub id (org/name, of which only vae/ is taken), a diffusers pipelin
 
 
 @frozen(kw_only=True)
-class Dct(CodecSpec):
+class BlockCodecSpec(CodecSpec):
+    """What the codecs of the tiny backbones share: a latent cell is a block of 4×8×8 pixels."""
+
+    channels: int = field(default=16, validator=ge(1), metadata=doc("of a latent cell, ≥ 1"))
+
+    @property
+    def stride(self) -> Size3:
+        """Pixels to a latent cell."""
+        return Size3(time=4, height=8, width=8)
+
+
+@frozen(kw_only=True)
+class Dct(BlockCodecSpec):
     """A weightless causal codec: an orthonormal 3D DCT over 4×8×8 blocks, strongest kept."""
 
     channels: int = field(
@@ -28,11 +40,6 @@ class Dct(CodecSpec):
         metadata=doc("coefficients kept of each block: 16 or 48"),
     )
 
-    @property
-    def stride(self) -> Size3:
-        """Pixels to a latent cell."""
-        return Size3(time=4, height=8, width=8)
-
 
 def _names_weights(instance: object, attribute: Attribute[str], value: str) -> None:
     if not isinstance(value, str) or not value.strip():
@@ -40,7 +47,7 @@ def _names_weights(instance: object, attribute: Attribute[str], value: str) -> N
 
 
 @frozen(kw_only=True)
-class TinyAutoencoder(CodecSpec):
+class TinyAutoencoder(BlockCodecSpec):
     """A small learned causal codec: blocks of 4×8×8 pixels and their neighbours in space."""
 
     weights: str | None = field(
@@ -51,16 +58,18 @@ class TinyAutoencoder(CodecSpec):
             "id; null: random weights"
         ),
     )
-    channels: int = field(default=16, validator=ge(1), metadata=doc("of a latent cell, ≥ 1"))
     width: int = field(default=128, validator=ge(1), metadata=doc("of its convolutions, ≥ 1"))
     layers: int = field(
         default=4, validator=ge(1), metadata=doc("3×3 convolutions of the decoder, ≥ 1")
     )
+    decoder_width: int | None = field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata=doc("of the decoder's convolutions, ≥ 1; null: as the encoder's"),
+    )
 
-    @property
-    def stride(self) -> Size3:
-        """Pixels to a latent cell."""
-        return Size3(time=4, height=8, width=8)
+
+TINY_AE: BlockCodecSpec = TinyAutoencoder()
 
 
 def _multiple_of_16(instance: object, attribute: Attribute[int], value: int) -> None:

@@ -9,7 +9,7 @@ from attrs import Attribute, field, frozen
 
 from ...core.interfaces.spec import BackboneSpec, doc, in_, instance_of
 from ...core.values.grid import Geometry, Size3
-from ..codecs.specs import Dct, HunyuanVae
+from ..codecs.specs import TINY_AE, BlockCodecSpec, HunyuanVae
 from ..specs import PAPER, TINY, DiTSpec, count_field, dtype_field, number_field, weights_field
 from ..texts.specs import Bytes, LlamaClip
 
@@ -76,7 +76,7 @@ class HunyuanSpec(DiTSpec):
     )
     fps: float = number_field(24.0, "frames a second")
     shift: float = number_field(7.0, "timestep shift of sampling and training")
-    codec: Dct | HunyuanVae = field(metadata=doc("the codec of its latents"))
+    codec: BlockCodecSpec | HunyuanVae = field(metadata=doc("the codec of its latents"))
     text_encoder: Bytes | LlamaClip = field(metadata=doc("its text encoders"))
 
     def check_start(self, before: BackboneSpec) -> None:
@@ -188,20 +188,22 @@ def _check_pooled(instance: object, attribute: object, value: Bytes) -> None:
 
 @frozen(kw_only=True)
 class TinyHunyuan(HunyuanSpec):
-    """The real HunyuanVideo transformer with small numbers, for CPUs, with the DCT codec."""
+    """The real HunyuanVideo transformer with small numbers, for CPUs, with a learned codec."""
 
     recipe: ClassVar[Mapping[str, Any]] = TINY
 
-    heads: int = count_field(4, "attention heads")
-    head_width: int = count_field(64, "width of a head, the sum of `rope`; D = heads × this")
-    layers: int = count_field(2, "blocks of two streams, latents beside text")
-    single_layers: int = count_field(4, "blocks of one stream, behind those of two")
+    heads: int = count_field(8, "attention heads")
+    head_width: int = count_field(48, "width of a head, the sum of `rope`; D = heads × this")
+    layers: int = count_field(1, "blocks of two streams, latents beside text")
+    single_layers: int = count_field(3, "blocks of one stream, behind those of two")
     refiner_layers: int = count_field(1, "blocks that refine the text")
-    rope: tuple[int, ...] = _rope_field((16, 24, 24))
+    rope: tuple[int, ...] = _rope_field((16, 16, 16))
     fps: float = number_field(8.0, "frames a second")
     shift: float = number_field(3.0, "timestep shift of sampling and training")
-    codec: Dct = field(
-        default=Dct(), validator=instance_of(Dct), metadata=doc("the codec of its latents")
+    codec: BlockCodecSpec = field(
+        default=TINY_AE,
+        validator=instance_of(BlockCodecSpec),
+        metadata=doc("the codec of its latents"),
     )
     text_encoder: Bytes = field(
         default=Bytes(pooled=64), validator=_check_pooled, metadata=doc("its text encoder")

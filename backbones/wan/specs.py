@@ -12,7 +12,7 @@ from attrs import Attribute, field, frozen
 
 from ...core.interfaces.spec import doc, each, in_, instance_of, unit
 from ...core.values.grid import Geometry, Size3
-from ..codecs.specs import WAN21, WAN22, Dct, WanVae
+from ..codecs.specs import TINY_AE, WAN21, WAN22, BlockCodecSpec, WanVae
 from ..specs import (
     TINY,
     DiTSpec,
@@ -81,7 +81,7 @@ class WanSpec(DiTSpec):
     time: str = time_field("sample")
     fps: float = fps_field(16.0)
     shift: float = shift_field(3.0)
-    codec: Dct | WanVae = field(metadata=doc("the codec of its latents"))
+    codec: BlockCodecSpec | WanVae = field(metadata=doc("the codec of its latents"))
     text_encoder: Bytes | Umt5 = field(metadata=doc("its text encoder"))
 
     @property
@@ -119,31 +119,30 @@ class WanSpec(DiTSpec):
 
 @frozen(kw_only=True)
 class TinyWan(WanSpec):
-    """The real Wan 2.2 transformer with small numbers, for CPUs, with the DCT codec.
+    """The real Wan 2.2 transformer with small numbers, for CPUs, with a learned codec.
 
     The recipe's is the one whose weights ship.
     """
 
-    recipe: ClassVar[Mapping[str, Any]] = {
-        **TINY,
-        "backbone.heads": 8,
-        "backbone.head_width": 32,
-        "backbone.weights": "tiny-base",
-    }
+    recipe: ClassVar[Mapping[str, Any]] = {**TINY, "backbone.weights": "tiny-wan-2x2x2"}
+    rate_weights: ClassVar[Mapping[str, str]] = {"4x4x2": "tiny-wan-4x4x2"}
 
-    heads: int = heads_field(4)
-    head_width: int = head_width_field(64)
-    layers: int = layers_field(6)
+    heads: int = heads_field(8)
+    head_width: int = head_width_field(48)
+    layers: int = layers_field(4)
     ffn: int = ffn_field(1024)
     time: str = time_field("sample")
+    memory_time: float | None = memory_time_field(0.0)
     begin: str = field(
         default="local",
         validator=in_(("local", "diffusers")),
         metadata=doc("random weights: local (a copier of nearby memory, nearly) or diffusers' own"),
     )
     fps: float = fps_field(8.0)
-    codec: Dct = field(
-        default=Dct(), validator=instance_of(Dct), metadata=doc("the codec of its latents")
+    codec: BlockCodecSpec = field(
+        default=TINY_AE,
+        validator=instance_of(BlockCodecSpec),
+        metadata=doc("the codec of its latents"),
     )
     text_encoder: Bytes = field(
         default=Bytes(), validator=instance_of(Bytes), metadata=doc("its text encoder")

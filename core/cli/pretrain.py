@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
 from . import options as o
 from . import training as t
 
@@ -20,7 +19,11 @@ def pretrain(
     resume: t.Resume = None,
     start: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="begin with the weights of another run or checkpoint"),
+        typer.Option(
+            metavar="RUN",
+            help="begin with the weights of another run, a checkpoint, or weights that ship; with "
+            "--resume, for a run that has no checkpoint yet",
+        ),
     ] = None,
     seed: t.Seed = None,
     sets: o.Sets = None,
@@ -28,14 +31,13 @@ def pretrain(
 ) -> None:
     """Stage I: train the encoder (and LoRA) to give back any frame of the past.
 
-    An experiment without compressors, such as tiny-base, is Stage 0: a plain video model.
+    An experiment without compressors, such as tiny-plain, is Stage 0: a plain video model.
 
-    Example: longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/first
+    Example: longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/first --start
+    tiny-wan-2x2x2
     """
     from ..train import pretrain as training
 
-    if resume is not None and start is not None:
-        raise UserError("--resume goes on from the run's own weights: leave out --start")
     going_on = t.resumed(resume, out)
     changed = o.read_experiment(experiment, t.changes_of(sets, seed))[1]
     checkpoint = t.started(start)

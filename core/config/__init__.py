@@ -10,7 +10,7 @@ The spec of a plugin carries the plugin's name under `type`. A `SpecError` holds
 wrong, one line a fault.
 """
 
-from .convert import candidates, dumps, from_json, identity, loads, parse, to_json
+from .convert import candidates, dumps, from_json, hints, identity, loads, parse, to_json
 from .faults import SpecError, message
 from .load import load_experiment
 from .recipe import Swap, from_recipe, on_backbone, origins
@@ -18,6 +18,6 @@ from .sets import Changed, apply_sets, change, differences
 
 __all__ = [
     "Changed", "SpecError", "Swap", "apply_sets", "candidates", "change", "differences", "dumps",
-    "from_json", "from_recipe", "identity", "load_experiment", "loads", "message", "on_backbone",
-    "origins", "parse", "to_json",
+    "from_json", "from_recipe", "hints", "identity", "load_experiment", "loads", "message",
+    "on_backbone", "origins", "parse", "to_json",
 ]  # fmt: skip

@@ -42,7 +42,13 @@ RETRIEVERS = "retrievers"
 TARGETS = "measure.targets"
 ROOTS = ("backbone", "cache", "train", "measure", "finetune", "generate")  # of keys that are paths
 # Fields that nothing reads in an experiment without a memory: there they stay as they are.
-OF_MEMORY = ("cache.pixels", "masker.clean", "train.adapter.alpha", "train.memory_dropout")
+OF_MEMORY = (
+    "cache.pixels",
+    "masker.clean",
+    "train.adapter.rank",
+    "train.adapter.alpha",
+    "train.memory_dropout",
+)
 
 
 @frozen(kw_only=True)
@@ -147,13 +153,17 @@ def _default(attribute: Attribute[Any]) -> Any:
 
 
 def recipe_of(
-    backbone: BackboneSpec | type[BackboneSpec], *, finetunes: bool = False
+    backbone: BackboneSpec | type[BackboneSpec],
+    *,
+    finetunes: bool = False,
+    rate: Rate | None = None,
 ) -> dict[str, Any]:
     """Return the recipe of a backbone's class, lists as tuples.
 
     Args:
         backbone: its spec, or the class of that.
         finetunes: as experiments of Stage II read it; else as those of Stage 0 and I do.
+        rate: of the memory, which may have weights of its own (`BackboneSpec.rate_weights`).
 
     Raises:
         UserError: a key of it is the path of no field of an experiment, or of the backbone, or
@@ -169,12 +179,15 @@ def recipe_of(
             whole = f"backbone.{rest.partition('.')[0]}"
             raise UserError(f"the recipe of {cls.__name__}: {key}: set {whole} whole")
     recipe = stage_recipe(cls.recipe, finetunes=finetunes)
+    if str(rate) in cls.rate_weights:
+        recipe["backbone.weights"] = cls.rate_weights[str(rate)]
     return {key: as_tuples(value) for key, value in recipe.items()}
 
 
 def _recipe_for(experiment: Experiment, backbone: BackboneSpec | type[BackboneSpec]) -> Recipe:
     """Return the recipe of a backbone as the experiment's stage reads it."""
-    return recipe_of(backbone, finetunes=experiment.finetune is not None)
+    finetunes = experiment.finetune is not None
+    return recipe_of(backbone, finetunes=finetunes, rate=rate_of(experiment))
 
 
 def second_stage(experiment: Experiment) -> Experiment:
@@ -419,7 +432,8 @@ def on_backbone(experiment: Experiment, backbone: BackboneSpec | str) -> Experim
     """
     spec = backbone
     if isinstance(spec, str):
-        spec = recommended(candidates(BackboneSpec)[registry().get("backbone", spec).name])
+        cls = candidates(BackboneSpec)[registry().get("backbone", spec).name]
+        spec = recommended(cls, rate_of(experiment))
     changed: dict[Path, Any] = {("backbone",): spec}
     if type(spec) is not type(experiment.backbone):
         changed |= moved(experiment, type(spec))
@@ -430,14 +444,14 @@ def on_backbone(experiment: Experiment, backbone: BackboneSpec | str) -> Experim
     return made
 
 
-def recommended(backbone: type[B]) -> B:
-    """Return the spec of a backbone as its recipe has it."""
-    return backbone(**backbone_fields(backbone))
+def recommended(backbone: type[B], rate: Rate | None = None) -> B:
+    """Return the spec of a backbone as its recipe has it, for a memory of a rate."""
+    return backbone(**backbone_fields(backbone, rate))
 
 
-def backbone_fields(backbone: type[BackboneSpec]) -> dict[str, Any]:
-    """Return the fields of the backbone itself that its recipe sets."""
-    recipe = recipe_of(backbone)
+def backbone_fields(backbone: type[BackboneSpec], rate: Rate | None = None) -> dict[str, Any]:
+    """Return the fields of the backbone itself that its recipe sets, for a memory of a rate."""
+    recipe = recipe_of(backbone, rate=rate)
     start = "backbone."
     return {key.removeprefix(start): v for key, v in recipe.items() if key.startswith(start)}
 
@@ -460,7 +474,7 @@ def swap_of(
         depends = _follows(experiment, leaf) and (leaf.key in new or leaf.key in old)
         if depends and leaf.value != wanted and not _within(leaf.path, changed):
             kept.append((leaf.text, leaf.value, wanted))
-    dropped = tuple(_own(experiment.backbone))
+    dropped = tuple(_own(experiment.backbone, rate_of(experiment)))
     name = registry().find(backbone).name
     return Swap(
         backbone=name,
@@ -471,9 +485,24 @@ def swap_of(
     )
 
 
-def _own(backbone: BackboneSpec) -> Iterator[tuple[str, Any]]:
+def at_new_rate(old: Experiment, new: Experiment) -> Experiment:
+    """Return an experiment whose memory has another rate than before with the weights of that one.
+
+    Weights that the recipe does not explain stay.
+    """
+    cls, rates = type(new.backbone), (rate_of(old), rate_of(new))
+    if type(old.backbone) is not cls or rates[0] == rates[1]:
+        return new
+    before, after = (backbone_fields(cls, rate).get("weights") for rate in rates)
+    if before == after or getattr(new.backbone, "weights", None) != before:
+        return new
+    made: Experiment = evolved(new, {("backbone", "weights"): after})
+    return made
+
+
+def _own(backbone: BackboneSpec, rate: Rate | None) -> Iterator[tuple[str, Any]]:
     """Yield path and value of what is neither a backbone's default nor its recipe's."""
-    usual = backbone_fields(type(backbone))
+    usual = backbone_fields(type(backbone), rate)
     for attribute in attrs.fields(type(backbone)):
         value, default = getattr(backbone, attribute.name), _default(attribute)
         if value not in (default, usual.get(attribute.name, default)):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 
 import attrs
 from attrs import evolve, frozen
 
 from ..experiment import Experiment
 from ..interfaces.spec import BackboneSpec, PluginSpec
+from ..values.grid import Rate
 from .convert import TAG, candidates, choose, from_json, hints, optional, refuse_constant, to_json
 from .faults import SpecError, in_json, join, unknown_field
 from .recipe import (
@@ -20,6 +21,7 @@ from .recipe import (
     Path,
     Recipe,
     Swap,
+    at_new_rate,
     backbone_fields,
     in_data,
     leaves,
@@ -91,6 +93,8 @@ def change(spec: T, sets: Sequence[str]) -> Changed[T]:
         raise SpecError([*faults, *error.faults]) from error
     if faults:
         raise SpecError(faults)
+    if isinstance(spec, Experiment) and "backbone.weights" not in paths:
+        changed = cast(T, at_new_rate(spec, cast(Experiment, changed)))
     return Changed(spec=changed, sets=tuple(paths), swap=swap)
 
 
@@ -158,7 +162,7 @@ def _set(root: _Place, text: str) -> str:
         if new == place.value:
             return place.path
         place, new = owner, {TAG: new}  # another plugin: nothing of the old one's spec is kept
-    place.holder[place.key] = _whole(new, place, _recipe(root))
+    place.holder[place.key] = _whole(new, place, root)
     return place.path
 
 
@@ -252,15 +256,28 @@ def _recipe(root: _Place) -> Recipe:
         return {}
 
 
-def _whole(value: Any, place: _Place, recipe: Recipe) -> Any:
+def _rate(root: _Place) -> Rate | None:
+    """Return the rate of the memory in an experiment's JSON; None where it cannot be told yet."""
+    members = root.value.get("compressors") if root.hint is Experiment else None
+    for member in members if isinstance(members, list) else ():
+        if isinstance(member, dict) and isinstance(member.get("rate"), str):
+            try:
+                return Rate.parse(member["rate"])
+            except ValueError:  # its fault comes later
+                return None
+    return None
+
+
+def _whole(value: Any, place: _Place, root: _Place) -> Any:
     """Return what is set with all its fields, so that later changes find them; faults come later.
 
     Fields that the value does not name are as the recipe has them.
     """
+    recipe = _recipe(root)
     named = {TAG: value} if isinstance(value, str) and _is_plugin(place.hint) else value
     if place.at == ("backbone",) and isinstance(named, dict) and set(named) == {TAG}:
         known = candidates(BackboneSpec).get(named[TAG])
-        named = named | ({} if known is None else _json_fields(known))
+        named = named | ({} if known is None else _json_fields(known, _rate(root)))
     try:
         spec = from_json(named, place.hint)
     except SpecError:
@@ -275,8 +292,8 @@ def _whole(value: Any, place: _Place, recipe: Recipe) -> Any:
     return data
 
 
-def _json_fields(backbone: type[BackboneSpec]) -> dict[str, Any]:
-    return {name: plain(value) for name, value in backbone_fields(backbone).items()}
+def _json_fields(backbone: type[BackboneSpec], rate: Rate | None) -> dict[str, Any]:
+    return {name: plain(value) for name, value in backbone_fields(backbone, rate).items()}
 
 
 def _put(data: Any, path: Path, value: Any) -> None:

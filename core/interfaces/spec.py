@@ -174,10 +174,13 @@ class BackboneSpec(PluginSpec):
             such a field (`doc(..., recipe="encoder.heads")`); `retrievers` lists plugins with
             their fields, a `rate` that is left out being the memory's; `measure.targets` are more
             of them. A key that is missing stands for the default of the field.
+        rate_weights: the recipe's `backbone.weights` for memories of some rates, such as `4x4x2`;
+            other rates have the one in the recipe.
     """
 
     kind: ClassVar[str] = "backbone"
     recipe: ClassVar[Mapping[str, Any]] = {}
+    rate_weights: ClassVar[Mapping[str, str]] = {}
 
     @property
     def geometry(self) -> Geometry:

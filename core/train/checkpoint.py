@@ -325,7 +325,7 @@ def load_parts(folder: Path, experiment: Experiment, parts: str) -> Model:
     Args:
         folder: the checkpoint, of any stage, or a bundle.
         experiment: what is to train.
-        parts: `encoder`, `adapters` or `both`.
+        parts: `encoder`, `adapters`, `both` or `none`.
 
     Raises:
         UserError: it has not got them, or they do not fit; or LoRA is to train on another DiT than
@@ -350,9 +350,23 @@ def load_parts(folder: Path, experiment: Experiment, parts: str) -> Model:
     return model
 
 
+def is_base_of(experiment: Experiment, folder: Path) -> bool:
+    """Return whether a checkpoint is that of the DiT, trained whole, whose LoRA is to train.
+
+    Then its encoder carries over, and LoRA begins.
+    """
+    weights = folder / "backbone"
+    lora = experiment.train.trains == "lora" and not lora_file(folder).exists()
+    return lora and weights.is_dir() and _is_same(config.to_json(experiment.backbone), weights)
+
+
 def _is_same(backbone: Mapping[str, Any], weights: Path) -> bool:
     named = backbone.get("weights")
-    return isinstance(named, str) and Path(named).absolute() == weights.absolute()
+    if not isinstance(named, str):
+        return False
+    shipped = registry().weights.get(named)
+    place = shipped / "backbone" if shipped and not Path(named).exists() else Path(named)
+    return place.resolve() == weights.resolve()
 
 
 def with_weights(experiment: Experiment, folder: Path) -> Experiment:

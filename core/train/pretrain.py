@@ -48,6 +48,7 @@ from . import distributed
 from .checkpoint import (
     check_start,
     checkpoints,
+    is_base_of,
     is_checkpoint,
     load_average,
     load_model,
@@ -70,8 +71,8 @@ from .worker import TrainWorker
 
 # What may change on resume: of `train`, and of the experiment what training never reads.
 FREE = (
-    "steps", "rate", "warmup", "decay", "clip", "precision", "checkpointing", "accumulate",
-    "save_every", "save_minutes", "keep", "log_every", "gain_every",
+    "steps", "rate", "warmup", "decay", "clip", "precision", "checkpointing", "compile",
+    "accumulate", "save_every", "save_minutes", "keep", "log_every", "gain_every",
 )  # fmt: skip
 UNREAD = ("measure", "metrics", "generate")
 BEND = 0.01  # share by which the learning rate may leave its course before that is said
@@ -309,6 +310,8 @@ def _model(
     finetune = experiment.finetune
     if newest is None and start is not None and finetune is not None:
         model = load_parts(start, experiment, finetune.start)
+    elif newest is None and start is not None and is_base_of(experiment, start):
+        model = load_parts(start, experiment, "encoder" if experiment.remembers else "none")
     elif origin := newest or start:
         model = load_model(origin, experiment)
     else:

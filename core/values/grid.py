@@ -12,7 +12,7 @@ from typing import Literal
 
 from attrs import Attribute, field, frozen
 
-Rounding = Literal["ceil", "floor"]
+Rounding = Literal["ceil", "floor", "whole"]
 STEPS = (1, 2, 4, 8)
 
 
@@ -97,7 +97,8 @@ class Rate:
         """Return the grid of memory tokens of a video of `size` latents under the DiT's `patch`.
 
         Time always keeps everything (design §2); `rounding` decides what an incomplete cell at the
-        right or bottom does: `ceil` makes a token of it, `floor` drops it, as the paper prints.
+        right or bottom does: `ceil` and `whole` make a token of it, `floor` drops it, as the paper
+        prints.
         """
         rows, columns = self.height * patch.height, self.width * patch.width
         down = rounding == "floor"

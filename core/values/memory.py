@@ -338,12 +338,13 @@ def grid_part(
         start: absolute latent frame of the window, `[B]`.
         length: real latents of the window so far, `[B]`.
         skip: memory frames of the window before the first of `tokens`.
-        rounding: whether incomplete cells at the right and the bottom have tokens.
+        rounding: whether incomplete cells at the right and the bottom have tokens, and where:
+            `ceil` in the middle of what they cover, `whole` where whole cells would have them.
         features: named features `[B, T', S, F]`.
     """
     grid = attrs.evolve(rate.token_grid(size, patch, rounding), time=tokens.shape[1])
     positions, extents, valid = token_places(
-        rate, size, patch, grid, start=start, length=length, skip=skip
+        rate, size, patch, grid, start=start, length=length, skip=skip, cut=rounding != "whole"
     )
     return Part(
         name=name,
@@ -356,7 +357,15 @@ def grid_part(
 
 
 def token_places(
-    rate: Rate, size: Size3, patch: Size3, grid: Size3, *, start: Tensor, length: Tensor, skip: int
+    rate: Rate,
+    size: Size3,
+    patch: Size3,
+    grid: Size3,
+    *,
+    start: Tensor,
+    length: Tensor,
+    skip: int,
+    cut: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return positions and extents `[B, N, 3]` and validity `[B, N]` of a grid of memory tokens.
 
@@ -368,10 +377,14 @@ def token_places(
         start: absolute latent frame of the window, `[B]`.
         length: real latents of the window so far, `[B]`.
         skip: memory frames of the window before the first of `grid`.
+        cut: whether incomplete cells at the right and the bottom end with the frame.
     """
     time = _time_spans(rate, length.cpu(), range(skip, skip + grid.time))
-    rows = spans(ceil_div(size.height, patch.height), rate.height, grid.height)
-    columns = spans(ceil_div(size.width, patch.width), rate.width, grid.width)
+    height, width = ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)
+    if not cut:
+        height, width = grid.height * rate.height, grid.width * rate.width
+    rows = spans(height, rate.height, grid.height)
+    columns = spans(width, rate.width, grid.width)
     positions, extents = box_places(time, rows, columns, start)
     real = time[0] < length.cpu()[:, None].to(torch.float64)
     return positions, extents, repeat(real, "b t -> b (t s)", s=grid.height * grid.width)

@@ -1,7 +1,7 @@
 """`train` and `table`: long work in parts that resume.
 
-`train` caches, trains Stage 0 and then Stage I at both rates, as the shipped weights were, and
-measures them. `table` is Table 1 under the full budget.
+`train` caches, begins the bases in closed form, trains Stage I on them at both rates, as the
+shipped weights were, and measures it. `table` is Table 1 under the full budget.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 from attrs import frozen
 
+from ...backbones.wan.specs import TinyWan
 from ...core.cache.cache import cache
 from ...core.config import load_experiment
 from ...core.data.store import Store
@@ -28,12 +29,13 @@ from ...core.tools.progress import progress_bar
 from ...core.train.checkpoint import checkpoints, load_run, read_run, step_of, with_weights
 from ...core.train.pretrain import pretrain
 from ...core.values.grid import Rate
+from .. import closed_form
 from ..common import interrupt_after, tinier, tiny_clips, training_progress
 from ..table1 import __main__ as table1
 from .day import Session, StepResult, TimeIsUp
 
-RATES = ("2x2x2", "4x4x2")
-BASE = "tiny-base"
+BASES = {"2x2x2": "tiny-base", "4x4x2": "tiny-base-4x4x2"}  # by rate
+BASE_BATCHES = 160  # of windows that a base is fitted to
 VAL = "val"
 BATCH_FACTOR = 4  # times the batch that suits two CPU cores
 SAVE_MINUTES = 2.0  # what is lost at most when a run of the command is killed
@@ -41,7 +43,7 @@ TINY_TABLE = ("--budget", "tiny", "--rows", "proposed-4x4x2", "--seeds", "0")
 
 
 def run(session: Session, results: StepResult) -> None:
-    """Go on where the last run of the command stopped: cache, Stage 0, Stage I, measure.
+    """Go on where the last run of the command stopped: cache, bases, Stage I, measure.
 
     Raises:
         TimeIsUp: time is up; the next run of the command goes on.
@@ -75,7 +77,8 @@ class PlannedRun:
     Attributes:
         experiment: what trains.
         after: the run whose weights it begins with, by name.
-        base: the run whose DiT it reads as its frozen or first backbone, by name.
+        base: the run whose DiT it reads as its frozen backbone, by name; None: it is a base, which
+            begins in closed form and does not train.
     """
 
     experiment: Experiment
@@ -89,18 +92,19 @@ class PlannedRun:
 
 
 def planned_runs(session: Session) -> list[PlannedRun]:
-    """Return all runs: Stage 0, then Stage I at each rate, on crops first, then whole frames."""
-    result = [PlannedRun(experiment=fitted(BASE, session))]
-    for rate in RATES:
+    """Return all runs: at each rate a base, then Stage I on it, on crops, then whole frames."""
+    result = []
+    for rate, base in BASES.items():
         first, last = (fitted(f"tiny-wan-{rate}{part}", session) for part in ("-crops", ""))
-        result.append(PlannedRun(experiment=first, base=BASE))
-        result.append(PlannedRun(experiment=last, base=BASE, after=first.name))
+        result.append(PlannedRun(experiment=fitted(base, session)))
+        result.append(PlannedRun(experiment=first, base=base, after=base))
+        result.append(PlannedRun(experiment=last, base=base, after=first.name))
     return result
 
 
 def measured_runs(session: Session) -> list[PlannedRun]:
     """Return the runs whose memory is measured at the end."""
-    names = {f"tiny-wan-{rate}" for rate in RATES}
+    names = {f"tiny-wan-{rate}" for rate in BASES}
     return [run for run in planned_runs(session) if run.name in names]
 
 
@@ -108,11 +112,21 @@ def fitted(name: str, session: Session) -> Experiment:
     """Return a shipped experiment as this device trains it: larger batches on a GPU."""
     _, shipped = load_experiment(name)
     if session.tiny:
-        return attrs.evolve(tinier(shipped), name=name)
+        return attrs.evolve(_tinier(shipped), name=name)
     train = attrs.evolve(shipped.train, save_minutes=SAVE_MINUTES)
     if session.device.type == "cuda":
         train = attrs.evolve(train, batch=BATCH_FACTOR * train.batch, accumulate=1)
     return attrs.evolve(shipped, name=name, train=train)
+
+
+def _tinier(experiment: Experiment) -> Experiment:
+    """Return an experiment of two steps whose DiT has a head for each place of a token's cell."""
+    small = tinier(experiment)
+    assert isinstance(small.backbone, TinyWan)
+    dit = attrs.evolve(small.backbone, heads=8, layers=4, memory_time=0.0)
+    train = attrs.evolve(small.train, crop=(8, 8))
+    cache = attrs.evolve(small.cache, area=64 * 96)
+    return attrs.evolve(small, backbone=dit, train=train, cache=cache)
 
 
 def rates(session: Session) -> frozenset[Rate]:
@@ -157,10 +171,15 @@ def _cached(
 def _trained(session: Session, results: StepResult, one: PlannedRun, store: Path) -> None:
     out = _run_folder(session, one.name)
     experiment = one.experiment
-    if one.base:
-        experiment = with_weights(
-            experiment, read_run(_run_folder(session, one.base))[1] / "backbone"
-        )
+    if one.base is None:
+        if not checkpoints(out):
+            batches = min(BASE_BATCHES, 40 * experiment.train.steps)
+            data = Store.open(store)
+            closed_form.write(closed_form.begin(experiment, data, batches), experiment, data, out)
+            results.add(one.name, {"batches": batches})
+        return
+    weights = read_run(_run_folder(session, one.base))[1] / "backbone"
+    experiment = with_weights(experiment, weights)
     if checkpoints(out) and step_of(checkpoints(out)[-1]) >= experiment.train.steps:
         return
     start = read_run(_run_folder(session, one.after))[1] if one.after else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -163,7 +164,7 @@ def part_name(spec: Conv) -> str:
 
 def rounding(spec: Conv) -> Rounding:
     """Return what an incomplete cell at the right or the bottom does."""
-    return "floor" if spec.rounding == "floor" else "ceil"
+    return cast(Rounding, spec.rounding)
 
 
 def token_grid(spec: Conv, geometry: Geometry, size: Size3) -> Size3:

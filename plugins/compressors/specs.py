@@ -70,8 +70,12 @@ class Conv(CompressorSpec):
     )
     rounding: str = field(
         default="ceil",
-        validator=in_(("ceil", "floor")),
-        metadata=doc("incomplete cells at right and bottom: ceil keeps them, floor drops them"),
+        validator=in_(("ceil", "floor", "whole")),
+        metadata=doc(
+            "incomplete cells at right and bottom: ceil keeps them, in the middle of what they "
+            "cover; whole keeps them, evenly spaced, where whole cells would be; floor drops them",
+            recipe="encoder.rounding",
+        ),
     )
     lr: bool = field(
         default=True,

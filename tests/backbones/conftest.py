@@ -28,6 +28,7 @@ class WanKit:
 
     def spec(self, **changes: Any) -> specs.TinyWan:
         numbers: dict[str, Any] = dict(heads=2, head_width=20, layers=2, ffn=48)
+        numbers |= dict(memory_time=None, begin="diffusers")
         encoder = Bytes(width=self.text_width, length=8)
         plugged: dict[str, Any] = dict(codec=Dct(channels=16), text_encoder=encoder)
         return specs.TinyWan(**(numbers | plugged | changes))

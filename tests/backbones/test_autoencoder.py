@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 from safetensors.torch import load_file, save_file
 
 from longtake.backbones.codecs.autoencoder import FILE, TinyAutoencoderCodec
@@ -15,6 +16,7 @@ from longtake.backbones.codecs.specs import TinyAutoencoder
 from longtake.core.contract import check_codec
 from longtake.core.errors import UserError
 from longtake.core.interfaces.codec import encode_whole
+from longtake.core.tools.files import read_json
 from longtake.core.train.checkpoint import checkpoints
 from longtake.core.video.write import write_video
 from longtake.experiments import fit_autoencoder
@@ -117,6 +119,13 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def small_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("AREAS", (96 * 160,)), ("COMPONENTS", 16), ("NORMALISED", 16)):
+        monkeypatch.setattr(fit_autoencoder, name, value)
+    monkeypatch.setattr(fit_autoencoder, "SPEC", SMALL)
+
+
 def test_a_clip_is_made_smaller_with_its_aspect_kept() -> None:
     clip = torch.full((3, 192, 320, 3), 77, dtype=torch.uint8)
     made = smaller(clip, 96 * 160)
@@ -125,12 +134,8 @@ def test_a_clip_is_made_smaller_with_its_aspect_kept() -> None:
 
 @pytest.mark.slow
 def test_training_resumes_exactly_and_its_weights_are_found(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, small_fit: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_autoencoder, "AREAS", (96 * 160,))
-    monkeypatch.setattr(fit_autoencoder, "COMPONENTS", 16)
-    monkeypatch.setattr(fit_autoencoder, "NORMALISED", 16)
-    monkeypatch.setattr(fit_autoencoder, "SPEC", SMALL)
     command = ["--videos", str(clips), "--steps", "2", "--polish", "1", "--check", str(clips)]
     assert fit_autoencoder.main([*command, "--out", str(tmp_path / "whole")]) == 0
     step = fit_autoencoder.train_step
@@ -159,3 +164,21 @@ def test_crops_are_drawn_from_all_clips_and_some_are_still() -> None:
     )
     drawn = clips.crops(64, torch.Generator().manual_seed(0), still=0.5)
     assert drawn.shape == (64, 768, 8, 8) and set(drawn.unique().tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.slow
+def test_another_decoder_leaves_the_encoder_to_the_bit(
+    clips: Path, small_fit: None, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["--videos", str(clips), "--steps", "2", "--polish", "1"]
+    assert fit_autoencoder.main([*words, "--out", str(first)]) == 0
+    more = ["--decoder-of", str(first), "--layers", "3", "--decoder-width", "12"]
+    assert fit_autoencoder.main([*words, *more, "--out", str(second)]) == 0
+    one, two = load_file(first / FILE), load_file(second / FILE)
+    for key in one:
+        if not key.startswith(("decoder.", "reach")):
+            assert torch.equal(one[key], two[key]), key
+    spec = evolve(SMALL, weights=str(second), layers=3, decoder_width=12)
+    assert TinyAutoencoderCodec(spec).decode(torch.zeros(1, 4, 1, 2, 2))[0].isfinite().all()
+    assert "--decoder-of" in read_json(second / "training.json", "run")["command"]

@@ -352,12 +352,12 @@ def test_shipped_weights_and_their_specs_still_load() -> None:
     for folder in folders.values():
         experiment, _ = read_run(folder)
         assert isinstance(experiment.backbone, TinyWan)
-    base = registry().weights["tiny-base"]
+    base = registry().weights["tiny-wan-2x2x2"]
     experiment, _ = read_run(base)
     model = (
         registry()
         .load(experiment.backbone)
-        .load(attrs.evolve(experiment.backbone, weights="tiny-base"))
+        .load(attrs.evolve(experiment.backbone, weights="tiny-wan-2x2x2"))
     )
     plain = WanTransformer3DModel.from_pretrained(base / "backbone", torch_dtype=torch.float32)
     assert all(torch.equal(x, plain.state_dict()[n]) for n, x in model.state_dict().items())

@@ -36,7 +36,7 @@ from longtake.plugins.retrievers.specs import Flow, MeanFrame
 
 EXPERIMENT = Experiment(
     name="test",
-    backbone=TinyWan(),
+    backbone=TinyWan(codec=Dct(channels=48), memory_time=None),
     compressors=(Conv(),),
     masker=Noise(),
     retrievers=(Flow(), MeanFrame()),
@@ -147,7 +147,7 @@ def test_a_concrete_class_needs_no_type_but_refuses_another(
     assert faults({"type": "other"}, Dct) == ["type: must be dct here, not 'other'"]
     assert from_json({"type": "other"}, CodecSpec) == _OtherCodec()
     data = to_json(TinyWan())
-    del data["codec"]["type"]
+    del data["text_encoder"]["type"]
     assert from_json(data, BackboneSpec) == TinyWan()
 
 

@@ -26,7 +26,7 @@ EXPERIMENT = Experiment(
     metrics=(Psnr(), Ssim()),
 )
 
-SHIPPED = TinyWan(heads=8, head_width=32, weights="tiny-base")  # as its recipe has it
+SHIPPED = TinyWan(weights="tiny-wan-4x4x2")  # as its recipe has it at the rate of EXPERIMENT
 
 
 def changed(*sets: str) -> Experiment:
@@ -53,7 +53,7 @@ def changed(*sets: str) -> Experiment:
         ("backbone.weights=12", lambda e: e.backbone.weights, "12"),
         ("backbone.weights=a=b", lambda e: e.backbone.weights, "a=b"),
         ("backbone.weights=null", lambda e: e.backbone.weights, None),
-        ("backbone.memory_time=0", lambda e: e.backbone.memory_time, 0.0),
+        ("backbone.memory_time=0.5", lambda e: e.backbone.memory_time, 0.5),
         ("name=true", lambda e: e.name, "true"),
     ],
 )
@@ -73,7 +73,9 @@ def test_nothing_else_changes() -> None:
 def test_changes_are_made_in_order_and_judged_together() -> None:
     made = changed("backbone.attention=isolated", "backbone.memory_time=0")
     assert made.backbone == attrs.evolve(EXPERIMENT.backbone, attention="isolated", memory_time=0.0)
-    made = changed("backbone=tiny-wan", "backbone.codec.channels=16", "backbone.layers=2")
+    made = changed(
+        "backbone=tiny-wan", "backbone.codec=dct", "backbone.codec.channels=16", "backbone.layers=2"
+    )
     assert made.backbone == attrs.evolve(SHIPPED, layers=2, codec=Dct(channels=16))
     made = changed('metrics=["psnr"]', "metric.ceiling=50", "metrics.0.ceiling=40")
     assert made.metrics == (Psnr(ceiling=40.0),)

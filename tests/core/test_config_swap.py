@@ -98,7 +98,7 @@ def test_there_and_back_is_equal(name: str, variant: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_there_and_back_is_equal_without_a_memory(name: str) -> None:
-    before = shipped("tiny-base")
+    before = shipped("tiny-plain")
     there = on_backbone(before, name)
     assert on_backbone(there, before.backbone) == before
     assert there.masker.clean == before.masker.clean, "nothing reads it"
@@ -137,7 +137,9 @@ def test_a_recipe_fills_in_what_is_not_set() -> None:
     made = from_recipe(own)
     assert made.cache == attrs.evolve(CacheSpec(), area=999)
     assert made.masker == Drop(fill="mean", counts=(4,), clean=0.75)
-    assert made.compressors == (Conv(channels=(32, 64, 96, 128), heads=4, head_width=32),)
+    assert made.compressors == (
+        Conv(channels=(48, 96, 192, 320), heads=5, head_width=64, rounding="whole"),
+    )
     assert made.backbone == own.backbone and from_recipe(made) == made
 
 
@@ -160,7 +162,7 @@ def test_optimizer_and_rate_go_together() -> None:
     before = shipped("tiny-wan-2x2x2")
     own = attrs.evolve(before, train=attrs.evolve(before.train, rate=5e-3))
     train = on_backbone(own, "wan22-5b").train
-    assert (train.optimizer, train.rate, train.warmup, train.decay) == ("muon", 5e-3, 30, 1.0)
+    assert (train.optimizer, train.rate, train.warmup, train.decay) == ("adamw", 5e-3, 30, 0.5)
     train = apply_sets(before, ["train.rate=5e-3", "backbone=wan22-5b"]).train
     assert (train.optimizer, train.rate, train.warmup, train.decay) == ("adamw", 5e-3, 500, 0.0)
 
@@ -187,11 +189,11 @@ def test_a_plugin_by_name_is_as_the_backbone_has_it() -> None:
     assert apply_sets(tiny, ['masker={"type":"drop","clean":0.5}']).masker == Drop(counts=(4,))
     assert apply_sets(tiny, ["masker=drop", "masker.clean=0.5"]).masker == Drop(counts=(4,))
     made = apply_sets(tiny, ["compressor=transformer"]).compressors
-    assert made == (Transformer(heads=4, head_width=32, ffn=512),)
+    assert made == (Transformer(heads=5, head_width=64, ffn=640),)
     made = apply_sets(tiny, ["backbone=wan22-5b", "compressor=transformer"]).compressors
     assert made == (Transformer(),)
     made = apply_sets(tiny, ['compressors=["dual-encoder"]']).compressors
-    encoder = Conv(channels=(32, 64, 96, 128), heads=4, head_width=32)
+    encoder = Conv(channels=(48, 96, 192, 320), heads=5, head_width=64, rounding="whole")
     rates = Rate.parse("4x4x2"), Rate.parse("2x2x8")
     assert made == (DualEncoder(encoders=tuple(attrs.evolve(encoder, rate=r) for r in rates)),)
     made = apply_sets(tiny, ['metrics=["ms-ssim","psnr"]']).metrics
@@ -220,12 +222,12 @@ def test_it_is_said_what_followed() -> None:
     assert changed.swap is not None
     assert changed.swap.line == "backbone wan22-5b: 31 values follow its recipe"
     rows = {path: (old, new) for path, old, new in changed.swap.follow}
-    assert rows["train.optimizer"] == ("muon", "adamw")
-    assert rows["compressors[0].heads"] == (4, 8)
+    assert rows["train.weigh"] == (2.0, 0.0)
+    assert rows["compressors[0].heads"] == (5, 8)
     swap = change(EXPERIMENT, ["backbone=wan22-5b", "train.steps=3"]).swap
     assert swap is not None and [path for path, *_ in swap.kept] == []
-    dropped = "no longer set: backbone.attention isolated, backbone.memory_time 0.5"
-    assert dropped in swap.line and "backbone.heads 2, backbone.codec dct" in swap.line
+    dropped = "backbone.attention isolated, backbone.heads 2, backbone.memory_time 0.5"
+    assert f"no longer set: {dropped}, backbone.codec dct" in swap.line
     own = attrs.evolve(EXPERIMENT, cache=CacheSpec(area=999))
     swap = change(own, ["backbone=wan22-5b"]).swap
     assert swap is not None and swap.kept == (("cache.area", 999, 480 * 832),)
@@ -349,10 +351,24 @@ def test_members_of_lists_change_their_type_too() -> None:
             "backbone.type: unknown backbone 'wan22-14c'; known: wan22-14b",
         ),
         ("backbone.type=3", "backbone.type: unknown backbone '3'; known: "),
-        ("backbone.codec.type=bytes", "backbone.codec.type: unknown codec 'bytes'; known: dct"),
+        (
+            "backbone.codec.type=bytes",
+            "backbone.codec.type: unknown codec 'bytes'; known: tiny-ae, dct",
+        ),
     ],
 )
 def test_an_unknown_type_is_said(text: str, line: str) -> None:
     with pytest.raises(SpecError) as caught:
         apply_sets(EXPERIMENT, [text])
     assert len(caught.value.faults) == 1 and caught.value.faults[0].startswith(line)
+
+
+def test_another_rate_brings_the_weights_that_ship_for_it() -> None:
+    before, wanted = shipped("tiny-wan-2x2x2"), shipped("tiny-wan-4x4x2")
+    assert before.backbone.weights != wanted.backbone.weights
+    assert apply_sets(before, ["compressor.rate=4x4x2"]).backbone == wanted.backbone
+    made = apply_sets(before, ["compressor.rate=4x4x2", "backbone.weights=mine"])
+    assert made.backbone.weights == "mine"
+    own = attrs.evolve(before, backbone=attrs.evolve(before.backbone, weights="mine"))
+    assert apply_sets(own, ["compressor.rate=4x4x2"]).backbone.weights == "mine"
+    assert apply_sets(before, ["compressor.rate=2x2x4"]).backbone == before.backbone

@@ -85,7 +85,7 @@ def test_show_is_json_that_resolves_to_the_experiment() -> None:
     assert from_json(data["experiment"], Experiment) == EXPERIMENT
     fields = {row["path"]: row for row in data["fields"]}
     assert fields["compressors[0].rate"]["value"] == "2x2x2"
-    assert fields["backbone.codec.channels"]["value"] == 48
+    assert fields["backbone.codec.channels"]["value"] == 16
     assert "value" not in fields["train"]
     assert all(row["doc"] for row in fields.values())
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from longtake.core.values.grid import STEPS, Geometry, Rate, Size3, ceil_div, shared_period
 from longtake.core.values.history import History, lr_between
-from longtake.core.values.memory import token_places
+from longtake.core.values.memory import grid_part, token_places
 
 PATCH = Size3(time=1, height=2, width=2)
 rates = st.builds(Rate, **dict.fromkeys(("height", "width", "time"), st.sampled_from(STEPS)))
@@ -205,6 +205,23 @@ def test_tokens_sit_at_the_middle_of_what_they_cover(rate: Rate, size: Size3, st
         middle[0] += start
         assert positions[0, n].tolist() == middle
         assert extents[0, n].tolist() == [len(block) for block in covered]
+
+
+@given(rate=rates, size=sizes)
+@quick
+def test_whole_cells_stand_evenly_also_where_the_frame_ends(rate: Rate, size: Size3) -> None:
+    grid = rate.token_grid(size, PATCH, "whole")
+    assert grid == rate.token_grid(size, PATCH)
+    tokens = torch.zeros(1, grid.time, grid.height * grid.width, 1)
+    given = {"rate": rate, "size": size, "patch": PATCH, "start": torch.tensor([0])}
+    length = torch.tensor([size.time])
+    part = grid_part("even", tokens, length=length, rounding="whole", **given)
+    cut = grid_part("cut", tokens, length=length, **given)
+    assert torch.equal(part.positions[..., 0], cut.positions[..., 0])
+    for axis, (count, step) in enumerate(((grid.height, rate.height), (grid.width, rate.width)), 1):
+        even = [step * cell + (step - 1) / 2 for cell in range(count)]
+        assert sorted(set(part.positions[0, :, axis].tolist())) == even
+        assert set(part.extents[0, :, axis].tolist()) == {float(step)}
 
 
 @pytest.mark.parametrize("step", STEPS)

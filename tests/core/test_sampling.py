@@ -174,7 +174,7 @@ def test_no_guidance_reads_no_empty_prompt() -> None:
 @pytest.fixture
 def small() -> Callable[..., TinyWanBackbone]:
     def make(**changes: Any) -> TinyWanBackbone:
-        numbers: dict[str, Any] = dict(heads=2, head_width=20, layers=2, ffn=48)
+        numbers: dict[str, Any] = dict(heads=2, head_width=20, layers=2, ffn=48, begin="diffusers")
         spec = TinyWanSpec(**(numbers | changes), text_encoder=Bytes(width=8, length=2))
         return TinyWanBackbone.load(spec, seed=0)
 

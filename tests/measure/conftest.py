@@ -10,6 +10,7 @@ import pytest
 import torch
 from attrs import frozen
 
+from longtake.backbones.codecs.specs import Dct
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store
@@ -165,7 +166,9 @@ def oracles():
 def experiment(oracles):
     return Experiment(
         name="tiny-test",
-        backbone=TinyWan(heads=2, head_width=12, layers=1, ffn=32),
+        backbone=TinyWan(
+            heads=2, head_width=12, layers=1, ffn=32, codec=Dct(channels=48), begin="diffusers"
+        ),
         compressors=(Conv(rate=RATE, channels=(4, 4, 8, 8), heads=1, head_width=8),),
         masker=Noise(),
         retrievers=(

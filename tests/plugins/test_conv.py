@@ -46,7 +46,7 @@ def specs(draw: st.DrawFn) -> Conv:
         attention=draw(st.sampled_from(["window", "window", "full", "none"])),
         window=draw(st.integers(1, 3)),
         layers=draw(st.integers(1, 2)),
-        rounding=draw(st.sampled_from(["ceil", "floor"])),
+        rounding=draw(st.sampled_from(["ceil", "floor", "whole"])),
         lr=lr,
         hr=hr,
         stem=draw(st.sampled_from(["latents", "latents", "pixels"])) if hr else "latents",

@@ -62,7 +62,7 @@ def test_growth_is_told_from_rows() -> None:
         (("--budget", "0"), "--budget 0: 1 or more"),
         (("--data", "store"), "--data goes with `longtake bench EXPERIMENT`"),
         (("--picture", "{place}/chart.gif"), "a picture ends in .svg, .png"),
-        (("tiny-base",), "tiny-base has no memory"),
+        (("tiny-plain",), "tiny-plain has no memory"),
         (("nothing",), "nothing"),
     ],
 )

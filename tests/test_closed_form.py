@@ -1,0 +1,151 @@
+"""A tiny memory that begins in closed form gives back what it saw before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from attrs import evolve
+
+from longtake.core.cache.cache import cache
+from longtake.core.data.store import Store
+from longtake.core.errors import UserError
+from longtake.core.experiment import CacheSpec
+from longtake.core.train.checkpoint import load_run
+from longtake.core.train.pretrain import pretrain
+from longtake.core.values.draws import Draws
+from longtake.core.values.grid import Rate
+from longtake.core.values.memory import Memory
+from longtake.core.video.builtin_clip import write_builtin_clip
+from longtake.experiments import closed_form
+from longtake.experiments.closed_form import Subject, begin, looks, mean_loss, places, write
+from longtake.experiments.tiny import TINY_WAN_2X2X2, TINY_WAN_WITHOUT_LR
+from longtake.plugins.compressors.specs import Conv
+
+EXPERIMENT = evolve(TINY_WAN_2X2X2, cache=CacheSpec(area=96 * 160, pixels=False, mirror=True))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    root = tmp_path_factory.mktemp("closed-form")
+    (root / "videos").mkdir()
+    write_builtin_clip(root / "videos" / "clip.mp4", 14.0, 8, 96, 160)
+    rates = frozenset({Rate(height=2, width=2, time=2)})
+    device = torch.device("cpu")
+    cache(EXPERIMENT, root / "videos", root / "store", rates=rates, pixels=False, device=device)
+    return Store.open(root / "store")
+
+
+@pytest.fixture(scope="module")
+def begun(store: Store) -> Subject:
+    return begin(EXPERIMENT, store, 6)
+
+
+@pytest.mark.slow
+def test_it_gives_back_most_of_what_it_saw(begun: Subject) -> None:
+    loss, zero = mean_loss(begun)
+    assert loss < 0.15 * zero
+
+
+@pytest.mark.slow
+def test_a_run_is_written_that_loads_to_the_same_weights(
+    begun: Subject, store: Store, tmp_path: Path
+) -> None:
+    write(begun, EXPERIMENT, store, tmp_path / "run")
+    loaded = load_run(tmp_path / "run")
+    for mine, theirs in (
+        (begun.model.backbone, loaded.backbone),
+        (begun.model.encoder, loaded.encoder),
+    ):
+        wanted = theirs.state_dict()
+        assert all(torch.equal(x, wanted[name]) for name, x in mine.state_dict().items())
+
+
+@pytest.mark.parametrize("text", ["2x2x2", "4x4x2"])
+def test_every_patch_of_a_cell_has_a_corner_of_its_own(text: str) -> None:
+    rate = Rate.parse(text)
+    found = places(rate)
+    assert len({place.corner for place in found}) == rate.time * rate.height * rate.width
+    # rows and columns: from a patch's centre to its cell's
+    for place in found:
+        _, row, column = place.indices
+        assert place.corner[1] == (rate.height - 1) / 2 - row
+        assert place.corner[2] == (rate.width - 1) / 2 - column
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("without-lr", "with lr, hr"),
+        ("rate", "its time rate is not 2"),
+        ("shared", "memory_time 0"),
+    ],
+)
+def test_what_has_no_closed_form_is_refused(name: str, said: str, store: Store) -> None:
+    wrong = {
+        "without-lr": evolve(EXPERIMENT, compressors=TINY_WAN_WITHOUT_LR.compressors),
+        "rate": evolve(EXPERIMENT, compressors=(Conv(rate=Rate.parse("2x2x4")),)),
+        "shared": evolve(EXPERIMENT, backbone=evolve(EXPERIMENT.backbone, memory_time=None)),
+    }[name]
+    with pytest.raises(UserError, match=said):
+        Subject.of(wrong, store, 1)
+
+
+def test_bad_words_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["tiny-wan-2x2x2", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    assert closed_form.main(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_lora_begins_on_the_base_and_the_encoder_carries_over(
+    begun: Subject, store: Store, tmp_path: Path
+) -> None:
+    write(begun, EXPERIMENT, store, tmp_path / "base")
+    checkpoint = tmp_path / "base" / "checkpoint-0"
+    train = evolve(EXPERIMENT.train, steps=1, batch=2, warmup=0, rate=1e-9, crop=(8, 16))
+    backbone = evolve(begun.model.experiment.backbone, weights=str(checkpoint / "backbone"))
+    experiment = evolve(EXPERIMENT, backbone=backbone, train=evolve(train, gain_every=9))
+    pretrain(experiment, store.root, tmp_path / "run", start=checkpoint)
+    first, second = load_run(tmp_path / "base"), load_run(tmp_path / "run")
+    mine, theirs = (dict(model.encoder.named_parameters()) for model in (first, second))
+    assert all(torch.allclose(x, theirs[name], atol=1e-6) for name, x in mine.items())
+    assert second.backbone.adapters()
+    with pytest.raises(UserError, match="without LoRA"):
+        pretrain(EXPERIMENT, store.root, tmp_path / "other", start=checkpoint)
+
+
+@pytest.mark.parametrize(("text", "back"), [("2x2x2", 8), ("4x4x2", 0)])
+def test_every_head_has_something_to_look_at(text: str, back: int) -> None:
+    rate = Rate.parse(text)
+    dealt = looks(rate, 32)
+    assert len(dealt) == 32 and sum(look.newest for look in dealt) == back
+    for newest in (False, True):
+        parts: dict[tuple[int, int, int], list[int]] = {}
+        for look in (one for one in dealt if one.newest == newest):
+            parts.setdefault(look.place.indices, []).append(look.part)
+            assert (
+                len([x for x in dealt if x.newest == newest and x.place == look.place]) == look.of
+            )
+        assert all(sorted(found) == list(range(len(found))) for found in parts.values())
+    assert {look.place.indices for look in dealt if not look.newest} == {
+        place.indices for place in places(rate)
+    }
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_it_goes_on_better_with_its_past_than_with_none(begun: Subject) -> None:
+    stage, losses = begun.stage, []
+    for number in range(4):
+        batch = begun.batches[number]
+        draws = Draws.of(0, number, batch.places, "on")
+        shortest = int(batch.history.length.min())
+        past = 1 + (shortest - min(8, shortest // 2) - 1) // 2 * 2
+        asked = evolve(batch, past=past).continuation()
+        drawn, text = stage.draw_time(asked.target, draws), stage.drop_text(batch.text, draws)
+        for memory in (stage.encoder(asked.history), Memory()):
+            loss = stage.velocity_loss(asked.target, asked.frames, text, memory, drawn)
+            losses.append(float(loss.mean()))
+    assert sum(losses[::2]) < 0.8 * sum(losses[1::2])
