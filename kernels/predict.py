@@ -1,10 +1,11 @@
-"""How long each conv should take on a card, worked out before any was measured.
+"""How long convs and an appended attention should take, worked out before any was measured.
 
     python -m longtake.kernels.predict            prints prediction.md
 
 Time is the greatest of three: the products on the tensor units, stretched by the instructions that
 the main loop issues beside them (`configs/compiled.json`); what a program reads again from the L2
-cache; and bytes of memory that must move once. The GPU day is held against it.
+cache; and bytes of memory that must move once. Attention of an appended chunk is so small that a
+fourth decides: how long a program waits for its numbers. The GPU day is held against it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from .aot import CASES, Case, resources
+from .aot import CASES, Case, resources, tile_of
 from .conv3d_act import out_size, step_count
 from .tiles import Tile, pick
 
 Triple = tuple[int, int, int]
 BYTES = 2  # of bfloat16
+WAIT = 0.6e-6  # seconds until a program has its first numbers; assumed, of any card
+STEP_WAIT = 0.15e-6  # of each step more: an access to L2 over the steps whose loads are under way
 
 
 @frozen(kw_only=True)
@@ -85,13 +88,13 @@ ENCODERS: dict[str, tuple[Layer, ...]] = {
 
 @frozen(kw_only=True)
 class Prediction:
-    """Milliseconds of a conv on a card, and what bounds it.
+    """Milliseconds of a kernel on a card, and what bounds it.
 
     Attributes:
         gflop: of the products that count.
         floor: at the card's ceilings.
-        expected: with padding, whole waves, issue and L2.
-        bound: products, L2 or memory.
+        expected: with padding, whole waves, issue and L2, and of attention the waiting.
+        bound: products, L2, memory or waiting.
     """
 
     gflop: float
@@ -135,8 +138,109 @@ def _tile(case: Case, rows: int, card: Card) -> Tile:
     )
 
 
+CHUNKS = {
+    "Wan 14B or HunyuanVideo 4×4×2, or Wan2.2-5B 2×2×2: 8×13 cells a frame": 104,
+    "Wan 14B or HunyuanVideo 2×2×2: 15×26 cells a frame": 390,
+}
+ATTENTION = ("norm", "qkv", "window", "out")  # the kernels, in their order
+NEW = 3  # memory frames of an appended second, behind as many of a window of four
+
+
+def predict_chunk(kind: str, cells: int, card: Card) -> Prediction:
+    """Return how long a kernel of `chunk_attention` should take for a second that is appended.
+
+    Args:
+        kind: norm, qkv, window or out, at 512 features and 8 heads of 64.
+        cells: of a memory frame.
+        card: that it runs on.
+    """
+    case = next(
+        one
+        for one in CASES
+        if (one.kind, one.cells, one.dtype, one.head_width) == (kind, cells, "bf16", 64)
+    )
+    tile, width, inner = tile_of(case, card.target), case.channels, case.outputs
+    rows = NEW * cells
+    heads, seen = inner // case.head_width, case.window * cells
+    before = (case.window - 1) * cells
+    flop, moved, tiles, steps = {
+        # what stands in a window before the new frames is read and written, and no state of it
+        "norm": (0, 2 * rows * width + 2 * 2 * before * inner, 0, 0),
+        "qkv": (
+            2 * rows * width * 3 * inner, rows * (width + 5 * inner) + 3 * inner * width,
+            -(-rows // tile.bm) * 3 * -(-inner // tile.bn), -(-width // tile.bk),
+        ),
+        "window": (
+            4 * rows * seen * inner, 2 * (rows + rows + before) * inner,
+            NEW * -(-cells // tile.bm) * heads, -(-seen // tile.bn),
+        ),
+        "out": (
+            2 * rows * inner * width, rows * (inner + 2 * width) + inner * width,
+            -(-rows // tile.bm) * -(-width // tile.bn), -(-inner // tile.bk),
+        ),
+    }[kind]  # fmt: skip
+    sums = 2 if kind == "window" else 1  # products a step
+    per_tile = sums * 2 * tile.bm * tile.bn * tile.bk * steps
+    waves = -(-tiles // card.processors) * card.processors
+    read = (2 * tile.bn if kind == "window" else tile.bm + tile.bn) * tile.bk * steps
+    issue = resources(case, card.target).issue
+    times = {
+        "products": waves * per_tile / card.flops * (1 + issue),
+        "L2": tiles * read * BYTES / card.cache,
+        "memory": BYTES * moved / card.memory,
+        "waiting": WAIT + STEP_WAIT * steps,
+    }
+    bound = max(times, key=times.__getitem__)
+    return Prediction(
+        gflop=flop / 1e9,
+        floor=1e3 * max(flop / card.flops, times["memory"]),
+        expected=1e3 * times[bound],
+        bound=bound,
+    )
+
+
 def page() -> Iterator[str]:
     """Yield the lines of prediction.md."""
+    yield from _convs()
+    yield from _chunks()
+
+
+def _chunks() -> Iterator[str]:
+    yield ""
+    yield "# How long `chunk_attention` should take"
+    yield ""
+    yield (
+        "One layer for a second that is appended (3 memory frames behind 3, 512 features, 8 heads "
+        "of 64), bfloat16, **microseconds**. Keys, values and weights"
+    )
+    yield (
+        f"of a layer fit into L2, so *memory* is a first touch. *Waiting* is assumed, not known: "
+        f"{WAIT * 1e6:g} µs until a program has its first numbers, {STEP_WAIT * 1e6:g} a step more."
+    )
+    yield (
+        "Launches are not in it: four here, nine operators of the library (chunk_attention.md); "
+        "inside a CUDA graph one costs about 1.5 µs, outside 5 and more."
+    )
+    for name, cells in CHUNKS.items():
+        yield ""
+        yield f"## {name}"
+        yield ""
+        heads = [f"{card.name} floor | expected | bound" for card in CARDS]
+        yield f"| kernel | GFLOP | {' | '.join(heads)} |"
+        yield "|---|---|" + "---|" * (3 * len(CARDS))
+        table = [[predict_chunk(kind, cells, card) for card in CARDS] for kind in ATTENTION]
+        for kind, row in zip(ATTENTION, table, strict=True):
+            found = [f"{1e3 * x.floor:.2f} | {1e3 * x.expected:.2f} | {x.bound}" for x in row]
+            yield f"| {kind} | {row[0].gflop:.2f} | {' | '.join(found)} |"
+        sums = [
+            f"{sum(1e3 * row[i].floor for row in table):.2f} | "
+            f"{sum(1e3 * row[i].expected for row in table):.2f} | "
+            for i in range(len(CARDS))
+        ]
+        yield f"| all | {sum(row[0].gflop for row in table):.2f} | {' | '.join(sums)} |"
+
+
+def _convs() -> Iterator[str]:
     yield "# How long `conv3d_act` should take"
     yield ""
     yield (

@@ -14,8 +14,8 @@ from ...core.interfaces.streaming import LatentSpan, Streamed, incomplete_block,
 from ...core.values.grid import Geometry, Size3
 from ...core.values.history import History
 from ...core.values.memory import Memory
-from ...kernels.reference import out_tokens
-from .conv_layers import out_projection, split_heads, streamed_attention
+from ...kernels.reference import out_tokens, split_heads, streamed_attention
+from .conv_layers import out_projection
 from .frames import repeat_ends
 from .specs import Transformer
 from .tokens import LrBranch
