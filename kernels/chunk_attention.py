@@ -8,9 +8,11 @@ chunk_attention.md derives the kernels; `reference.chunk_attention` is their mea
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import (
     arch_of,
@@ -282,3 +284,15 @@ def _backward(ctx, grad: Tensor, grad_state: Tensor):  # type: ignore[no-untyped
 chunk_attention_op.register_autograd(_backward, setup_context=_keep)
 for _device in ("cuda", "cpu"):
     chunk_attention_op.register_autocast(_device, torch.bfloat16)
+
+
+@register_flop_formula(torch.ops.longtake.chunk_attention)
+def _(
+    x: Sequence[int], past: Sequence[int] | None, norm: object, bias: object, qkv: Sequence[int],
+    out: object, out_bias: object, heads: int, window: int, **_: object,
+) -> int:  # fmt: skip
+    """Return the operations of a call, of its shapes, for torch's counter."""
+    batch, new, cells, channels = x
+    inner, before = qkv[0] // 3, past[2] if past else 0
+    seen = sum(min(before + t + 1, window) for t in range(new)) * cells
+    return batch * cells * inner * (8 * new * channels + 4 * seen)

@@ -5,12 +5,14 @@ out_tokens.md derives the kernel; `reference.out_tokens` is its meaning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import (
     arch_of,
@@ -238,3 +240,12 @@ def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
 out_tokens_op.register_autograd(_backward, setup_context=_keep)
 for _device in ("cuda", "cpu"):
     out_tokens_op.register_autocast(_device, torch.bfloat16)
+
+
+@register_flop_formula(torch.ops.longtake.out_tokens)
+def _(
+    hidden: Sequence[int], weight: Sequence[int], bias: object, lr: object, patch: Sequence[int],
+    *_: object, **__: object,
+) -> int:  # fmt: skip
+    """Return the operations of a call, of its shapes, for torch's counter."""
+    return 2 * math.prod(hidden[:-1]) * weight[0] * (weight[1] + math.prod(patch[1:]))

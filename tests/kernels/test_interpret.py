@@ -7,6 +7,7 @@ In a process of their own, since triton reads the variable when a kernel's modul
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from longtake.core.contract.samples import sample_fit, sample_history
 from longtake.core.interfaces.compressor import State
+from longtake.core.tools.timing import count_flop
 from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory, merge
@@ -538,6 +540,25 @@ def test_attention_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(attention, "launch", lambda *_, **__: made)
     with pytest.raises(dispatch.KernelError, match="chunk_attention: a trial .* error 1.0e"):
         ChunkCase(1, 1, 2, 16, 2, 8, 0, 3).run()
+
+
+@torch.no_grad()
+def test_torch_counts_the_operations_of_kernels() -> None:
+    """Those of the references, or floors on a GPU would be of other work."""
+    conv, tokens = Case(16, 20, K333, (2, 1, 1), (5, 3, 4)), TokenCase(32, 40, 16, (2, 3), (4, 6))
+    chunks = [ChunkCase(2, 3, 5, 16, 2, 8, before, 3) for before in (0, 2)]
+    ahead = Ahead(frames=2)
+    for by in (
+        lambda kernels: conv3d_act(
+            conv.frames, conv.weight, conv.bias, stride=conv.stride, ahead=ahead, kernels=kernels
+        ),
+        lambda kernels: out_tokens.out_tokens(*tokens.arguments, grid=tokens.grid, kernels=kernels),
+        chunks[0].run,
+        chunks[1].run,
+    ):
+        by("triton")  # the trial of a device is no part of a call
+        counts = [count_flop(functools.partial(by, way)) for way in ("triton", "reference")]
+        assert counts[0] == counts[1] > 0
 
 
 SPEC = Conv(
