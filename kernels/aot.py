@@ -155,10 +155,13 @@ CASES = (
         )
         for kind in ("norm", *ATTENTION)
     ),
-    Case(
-        name="attention, window, heads of 128", kind="window", channels=512, outputs=512,
-        head_width=128,
-        limits=BESIDE["window"],
+    *(
+        Case(
+            name=f"attention, window, heads of 128{' in tf32' if dtype == 'fp32' else ''}",
+            kind="window", channels=512, outputs=512, head_width=128, dtype=dtype,
+            limits=BESIDE["window"],
+        )
+        for dtype in ("bf16", "fp32")
     ),
 )  # fmt: skip
 

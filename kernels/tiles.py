@@ -96,8 +96,10 @@ def pick_attention(arch: int, part: str, *, rows: int, head_width: int, itemsize
         own = (line for line in lines if line["part"] == part)
         tile = Tile(**next(line for line in own if rows <= line.get("rows", rows))["tile"])
     if part == "window":
-        bn = max(16, tile.bn // 2) if itemsize > 2 else tile.bn
-        return evolve(tile, bn=bn, bk=max(16, power_of_two(head_width)))
+        tile = evolve(tile, bk=max(16, power_of_two(head_width)))
+        if itemsize > 2:  # wide heads of float32 fill the smallest shared memory in two stages
+            tile = evolve(tile, bn=max(16, tile.bn // 2), stages=2 if tile.bk > 64 else tile.stages)
+        return tile
     return evolve(tile, bk=max(16, tile.bk // 2)) if itemsize > 2 else tile
 
 

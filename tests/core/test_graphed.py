@@ -6,6 +6,7 @@ itself is tried by `tests/test_gpu.py`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from longtake.core.contract.compressor import randomize_zeros
 from longtake.core.contract.samples import sample_fit, sample_history
-from longtake.core.graphed import GraphedStep, Tensors, Work, cannot_record
+from longtake.core.graphed import GraphedStep, Tensors, Work, cannot_record, record_graph
 from longtake.core.interfaces.compressor import State
 from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.history import History
@@ -232,6 +233,54 @@ def test_full_attention_settles_nothing_and_is_never_recorded() -> None:
         state, memory = graphed.step(state, chunk)
         assert memory.length == 0
     assert recorder.recorded == 0
+
+
+def test_a_cuda_graph_is_recorded_behind_warm_ups_on_a_stream_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The calls to CUDA, by stand-ins: no card is needed to see their order."""
+    seen: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "aside") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            seen.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def inside(what: str) -> Iterator[None]:
+        seen.append(f"in {what}")
+        yield
+        seen.append(f"out of {what}")
+
+    class Graph:
+        def replay(self) -> None:
+            seen.append("replay")
+
+    main, graphs = Stream("main"), []
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: inside(stream.name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+
+    def recording(graph: Graph, capture_error_mode: str) -> Any:
+        graphs.append((graph, capture_error_mode))
+        return inside("graph")
+
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+
+    def work() -> Tensors:
+        seen.append("work")
+        return {"x": torch.zeros(1)}
+
+    made, replay = record_graph(work)
+    replay()
+    assert list(made) == ["x"] and graphs[0][1] == "thread_local"
+    assert seen == [
+        "aside waits for main", "in aside", "work", "work", "work", "out of aside",
+        "main waits for aside", "in graph", "work", "out of graph", "replay",
+    ]  # fmt: skip
 
 
 def test_where_graphs_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
