@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import (
+    Choice,
     arch_of,
     autocasts,
     call_dtype,
@@ -60,7 +61,7 @@ def out_tokens(
         KernelError: `kernels` is triton, and it cannot run on this device.
     """
     dtype = call_dtype(hidden)
-    if choose("out_tokens", kernels, hidden.device, dtype, fault).triton:
+    if runs(kernels, hidden.device, dtype):
         refused = refusal(hidden, weight, lr, patch_weight, grid, dtype)
         if not refused:
             # every number type of autocast is cast here, once: the LR branch is not trained
@@ -71,6 +72,16 @@ def out_tokens(
                 return out
         say_once(f"kernels: an out_tokens runs by reference ({refused})")
     return by_reference(hidden, weight, bias, lr, patch_weight, patch_bias, grid=grid)
+
+
+def runs(kernels: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether `out_tokens` runs by Triton on a device, shapes aside; said once.
+
+    Raises:
+        KernelError: `kernels` is triton, and it cannot run there.
+    """
+    choice: Choice = choose("out_tokens", kernels, device, dtype, fault)
+    return choice.triton
 
 
 def by_reference(

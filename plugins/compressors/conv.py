@@ -13,9 +13,7 @@ from ...core.interfaces.streaming import TwoPartStep, appended, own_copy, seen_s
 from ...core.values.grid import Geometry, Rounding, Size3
 from ...core.values.history import History
 from ...core.values.memory import Memory, grid_part
-from ...kernels import out_tokens as fused
-from ...kernels.reference import out_tokens
-from .conv_layers import AttentionStack, ConvTrunk, PixelStem, out_projection
+from .conv_layers import AttentionStack, ConvTrunk, PixelStem, TokenHead
 from .frames import repeat_own_last
 from .specs import Conv
 from .tokens import LrBranch
@@ -136,8 +134,9 @@ class ConvCompressor(TwoPartStep[Conv]):
         """Return the tokens `[B, T', S, D]` of the branches that are on, added."""
         if self.hr and hidden is not None:
             if self.lr and lr is not None:
-                return self.hr.with_lr(hidden, self.lr, lr, size)
-            return out_tokens(hidden, self.hr.out.weight, self.hr.out.bias)
+                return self.hr.out.with_lr(hidden, self.lr, lr, size)
+            tokens: Tensor = self.hr.out(hidden)
+            return tokens
         assert self.lr and lr is not None  # the spec refuses both branches off
         return self.lr.tokens(lr, size)
 
@@ -198,7 +197,8 @@ class HrBranch(nn.Module):
         self.stem = PixelStem(spec.channels[0], geometry) if spec.stem == "pixels" else None
         self.trunk = ConvTrunk(spec, geometry)
         self.attention = AttentionStack(spec)
-        self.out = out_projection(spec.channels[-1], geometry.width, zero=spec.lr)
+        # alone, tokens that start at zero would blow up under the DiT's norms
+        self.out = TokenHead(spec.channels[-1], geometry.width, zero=spec.lr, kernels=spec.kernels)
 
     def whole(self, history: History, frames: int) -> Tensor:
         """Return the features of `frames` memory frames of a window."""
@@ -234,25 +234,6 @@ class HrBranch(nn.Module):
             block = repeat_own_last(waiting, length, self.spec.rate.time)
             parts.append(self.convolve(block, state)[0])
         return self.attend(torch.cat(parts, dim=1), state)[0]
-
-    def with_lr(self, hidden: Tensor, branch: LrBranch, lr: Tensor, size: Size3) -> Tensor:
-        """Return the tokens `[B, T', S, D]` of features, plus those of the LR latents.
-
-        Args:
-            hidden: features `[B, T', S, C]` after attention.
-            branch: of the LR latents.
-            lr: LR latents `[B, C, T', h, w]`.
-            size: of the history.
-        """
-        weight, bias = self.out.weight, self.out.bias
-        if not self.trunk.by_triton(hidden):
-            return out_tokens(hidden, weight, bias, branch.tokens(lr, size))
-        grid = token_grid(self.spec, self.geometry, size)
-        return fused.out_tokens(
-            hidden, weight, bias, lr.to(branch.patch_weight.dtype),
-            branch.patch_weight, branch.patch_bias,
-            grid=(grid.height, grid.width), kernels=self.trunk.kernels,
-        )  # fmt: skip
 
     def _read(self, history: History) -> Tensor:
         """Return what the convs read `[B, C, T, H, W]`: the latents, or the stem's features."""

@@ -25,11 +25,13 @@ from ...core.interfaces.streaming import own_copy
 from ...core.values.grid import Geometry, Rate, Size3
 from ...core.values.history import History
 from ...kernels import conv3d_act as fused
+from ...kernels import out_tokens as fused_tokens
 from ...kernels.chunk_attention import chunk_attention
 from ...kernels.dispatch import KernelError, call_dtype
-from ...kernels.reference import AttentionWeights, attend, conv3d_act, split_heads
+from ...kernels.reference import AttentionWeights, attend, conv3d_act, out_tokens, split_heads
 from .frames import checked_pixels, fill_frames, repeat_ends
 from .specs import Conv
+from .tokens import LrBranch
 
 Triple = tuple[int, int, int]
 SILU_GAIN = 1.68  # 1 / rms of SiLU(z), z ~ N(0, 1): without norms the signal keeps its size
@@ -332,8 +334,12 @@ class FrameAttention(Interface):
             )
 
 
-class AttentionStack(nn.Module):
-    """The attention layers of an encoder; the state holds a window's keys and values a layer."""
+class AttentionStack(Interface):
+    """The attention layers of an encoder; the state holds a window's keys and values a layer.
+
+    Public: any compressor may build one of a `Conv` spec, for features of its last width, and gets
+    its kernels.
+    """
 
     def __init__(self, spec: Conv) -> None:
         super().__init__()
@@ -347,7 +353,16 @@ class AttentionStack(nn.Module):
     def forward(
         self, x: Tensor, past: Mapping[str, Tensor], real: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return features `[B, T, S, C]` of new frames, and the state to go on from."""
+        """Return features `[B, T, S, C]` of new frames, and the state to go on from.
+
+        Args:
+            x: features of new frames, `[B, T, S, C]`.
+            past: the state that the call before returned; empty at the start of a video.
+            real: which frames are real, `[B, T]`; only for full attention, None: all are.
+
+        Raises:
+            UserError: `kernels` is triton, and it cannot run on the device of x.
+        """
         state: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
             name = f"attention.{index}"
@@ -372,13 +387,45 @@ def full_attention(query: Tensor, key: Tensor, value: Tensor, real: Tensor | Non
     return attend(q, k, v, mask).reshape(query.shape)
 
 
-def out_projection(width: int, fit_width: int, *, zero: bool) -> nn.Linear:
-    """Return the last linear of an HR branch; `zero`: it starts at zero, beside an LR branch.
+class TokenHead(Interface, nn.Linear):
+    """The last linear of an encoder, features to tokens, and the DiT's own tokens added to them.
 
-    A new encoder is then Only-LR. Alone, zero tokens would blow up under the DiT's norms.
+    Public: any compressor may build one beside an `LrBranch`, and gets its kernel, in which both
+    sums are one.
+
+    Args:
+        width: C, of the features.
+        fit_width: D, of the tokens.
+        zero: it starts at zero, so that a new encoder gives the DiT's own tokens alone.
+        kernels: what runs it beside LR latents: auto, reference or triton.
     """
-    out = nn.Linear(width, fit_width)
-    if zero:
-        nn.init.zeros_(out.weight)
-        nn.init.zeros_(out.bias)
-    return out
+
+    def __init__(self, width: int, fit_width: int, *, zero: bool, kernels: str = "auto") -> None:
+        super().__init__(width, fit_width)
+        self.kernels = kernels
+        if zero:
+            nn.init.zeros_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    def with_lr(self, hidden: Tensor, branch: LrBranch, lr: Tensor, size: Size3) -> Tensor:
+        """Return the tokens `[B, T', S, D]` of features, plus those of the LR latents.
+
+        Args:
+            hidden: features `[B, T', S, C]`, S = rows × columns of the memory's grid.
+            branch: of the LR latents.
+            lr: LR latents `[B, L, T', h, w]`, one a memory frame.
+            size: of the history.
+
+        Raises:
+            UserError: `kernels` is triton, and it cannot run on the device of the features.
+        """
+        with _as_user_error():
+            triton = fused_tokens.runs(self.kernels, hidden.device, call_dtype(hidden))
+        if not triton:
+            return out_tokens(hidden, self.weight, self.bias, branch.tokens(lr, size))
+        grid = branch.rate.token_grid(size, branch.geometry.patch, branch.rounding)
+        return fused_tokens.out_tokens(
+            hidden, self.weight, self.bias, lr.to(branch.patch_weight.dtype),
+            branch.patch_weight, branch.patch_bias,
+            grid=(grid.height, grid.width), kernels=self.kernels,
+        )  # fmt: skip
