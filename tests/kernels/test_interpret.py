@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from longtake.core.contract.samples import sample_fit, sample_history
 from longtake.core.interfaces.compressor import State
+from longtake.core.registry import import_file
 from longtake.core.tools.timing import count_flop
 from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.history import History
@@ -29,6 +31,7 @@ from longtake.kernels import dispatch, out_tokens, reference
 from longtake.kernels.conv3d_act import Ahead, by_reference, conv3d_act, conv3d_act_op, launch
 from longtake.kernels.reference import AttentionWeights
 from longtake.kernels.tiles import Tile
+from longtake.plugins.compressors import conv_layers
 from longtake.plugins.compressors.conv import ConvCompressor
 from longtake.plugins.compressors.specs import Conv
 
@@ -656,3 +659,25 @@ def encoder_like(made: ConvCompressor) -> ConvCompressor:
     other = encoder(kernels="reference").eval()
     other.load_state_dict(made.state_dict())
     return other
+
+
+@torch.no_grad()
+def test_the_encoder_of_the_tutorial_gets_the_kernels(tmp_path: Path) -> None:
+    """All three, in `forward` and chunk by chunk."""
+    page = Path(conv_layers.__file__).with_name("README.md").read_text(encoding="utf-8")
+    path = tmp_path / "sketch.py"
+    path.write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    sketch = import_file(path)
+    memories, ran = [], set()
+    for kernels in ("reference", "triton"):
+        torch.manual_seed(0)
+        spec = sketch.Sketch(rate=SPEC.rate, width=16, kernels=kernels)
+        made = sketch.SketchCompressor(spec, sample_fit(dtype=torch.float32)).eval()
+        torch.nn.init.normal_(made.head.weight, std=0.3)
+        memories.append(tokens_of(made(history(3))))
+        if kernels == "triton":
+            with torch.profiler.profile() as profile:
+                near(in_chunks(made, history(3), [2]), memories[0], 1e-5)
+            ran = {event.key for event in profile.key_averages()}
+    near(memories[1], memories[0], 1e-5)
+    assert {"longtake::conv3d_act", "longtake::chunk_attention", "longtake::out_tokens"} <= ran
