@@ -15,11 +15,21 @@ import attrs
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from longtake.core.contract.compressor import randomize_zeros
 from longtake.core.contract.samples import sample_fit, sample_history
-from longtake.core.graphed import GraphedStep, Tensors, Work, cannot_record, record_graph
+from longtake.core.graphed import (
+    COUNTS,
+    GraphedStep,
+    Tensors,
+    Work,
+    cannot_record,
+    record_graph,
+)
 from longtake.core.interfaces.compressor import State
+from longtake.core.interfaces.streaming import advance
 from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory
@@ -233,6 +243,41 @@ def test_full_attention_settles_nothing_and_is_never_recorded() -> None:
         state, memory = graphed.step(state, chunk)
         assert memory.length == 0
     assert recorder.recorded == 0
+
+
+class Devices(TorchDispatchMode):
+    """Notes operations with the devices of the tensors that they read and make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, set[str]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs, out))
+        devices = {x.device.type for x in leaves if isinstance(x, Tensor)}
+        self.seen.append((str(func), devices))
+        return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, {"stem": "pixels", "features": True}])
+def test_the_work_neither_waits_for_the_device_nor_reads_the_host(changes: dict[str, Any]) -> None:
+    """What a graph could not hold: by tensors without numbers, any value asked for is an error."""
+    made = encoder(**changes)
+    *chunks, last = window(made, 5 * LENGTH).chunks(5 * [LENGTH])
+    state: State | None = None
+    for chunk in chunks:
+        state, _ = made.step(state, chunk)
+    state = advance(state, last)
+    there = {name: x if name in COUNTS else x.to("meta") for name, x in state.items()}
+    made.to("meta")
+    last = last.to("meta")
+    with Devices() as devices:
+        new, settled = made.compute(there, last)
+    assert settled["tokens"].is_meta and len(devices.seen) > 30
+    assert [(name, where) for name, where in devices.seen if where - {"meta"}] == []
+    assert all(x.is_meta for name, x in new.items() if name not in COUNTS)
 
 
 def test_a_cuda_graph_is_recorded_behind_warm_ups_on_a_stream_of_their_own(
