@@ -103,7 +103,8 @@ class GraphedStep:
     def _key(self, state: State, chunk: History) -> tuple[object, ...]:
         """Return all that decides which work a chunk is: shapes, numbers, weights, autocast."""
         device = chunk.latents.device.type
-        fast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        fast = casts and torch.get_autocast_dtype(device)
         tensors = {**_moving(state), **_given(chunk)}
         described = [(name, x.shape, x.dtype, x.device) for name, x in tensors.items()]
         weights = [

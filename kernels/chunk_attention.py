@@ -7,6 +7,7 @@ chunk_attention.md derives the kernels; `reference.chunk_attention` is their mea
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -67,14 +68,22 @@ def chunk_attention(
     if choose("chunk_attention", kernels, x.device, dtype, fault).triton:
         refused = refusal(x, past, weights, heads, dtype)
         if not refused:
+            past = None if past is None else past.to(dtype)
+            if not autocasts(x):
+                return _call(x, past, weights, heads, window)
             # every number type of autocast is cast here, once
-            cast = [x.to(dtype), None if past is None else past.to(dtype)]
-            cast += [weight.to(dtype) for weight in weights]
+            weights = AttentionWeights(*(weight.to(dtype) for weight in weights))
             with torch.autocast(x.device.type, enabled=False):
-                made: tuple[Tensor, Tensor] = chunk_attention_op(*cast, heads, window)
-                return made
+                return _call(x.to(dtype), past, weights, heads, window)
         say_once(f"kernels: a chunk_attention runs by reference ({refused})")
     return reference(x, past, weights, heads=heads, window=window)
+
+
+def _call(
+    x: Tensor, past: Tensor | None, weights: AttentionWeights, heads: int, window: int
+) -> tuple[Tensor, Tensor]:
+    made: tuple[Tensor, Tensor] = chunk_attention_op(x, past, *weights, heads, window)
+    return made
 
 
 def refusal(
@@ -209,6 +218,7 @@ def _tiles(arch: int, rows: int, width: int, itemsize: int) -> Tiles:
     return first, middle, last
 
 
+@functools.cache
 def norm_blocks(channels: int, inner: int) -> dict[str, int]:
     """Return sizes of a program of the norm: cells, and powers of two that hold C and E."""
     wide = {"CB": power_of_two(channels), "EB": power_of_two(inner)}

@@ -78,6 +78,7 @@ def pick_tokens(arch: int, *, rows: int, itemsize: int = 2) -> Tile:
     return evolve(tile, bk=max(16, tile.bk // 2)) if itemsize > 2 else tile
 
 
+@functools.cache
 def pick_attention(arch: int, part: str, *, rows: int, head_width: int, itemsize: int = 2) -> Tile:
     """Return the tile of a kernel of `chunk_attention` that multiplies.
 
