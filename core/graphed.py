@@ -7,6 +7,7 @@ told the next one. Told once, as a graph, it runs them by itself.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -65,6 +66,7 @@ class GraphedStep:
         self.latents = latents
         self._record = record
         self._recorded: _Recorded | None = None
+        self._places: list[_Place] = []  # of every recording, also of those that are gone
         self._gave_up: torch.device | None = None  # where recording was tried in vain
 
     @property
@@ -80,12 +82,13 @@ class GraphedStep:
             ValueError: the state was overwritten by a later step (see `keep`), or whatever the
                 compressor's own step raises.
         """
-        recorded = self._recorded
-        if recorded is not None and state is not None:
-            recorded.check(state)
-        if state is None or chunk.size.time != self.latents:
+        if state is None:
             return self.compressor.step(state, chunk)
-        key = self._key(state, chunk)
+        for place in self._places:
+            place.check(state)
+        if chunk.size.time != self.latents:
+            return self.compressor.step(state, chunk)
+        recorded, key = self._recorded, self._key(state, chunk)
         if recorded is not None and recorded.key == key:
             new = advance(state, chunk)
             settled = recorded.replay(new, chunk)
@@ -111,7 +114,8 @@ class GraphedStep:
             (x.data_ptr(), 0 if x.is_inference() else x._version)
             for x in (*self.compressor.parameters(), *self.compressor.buffers())
         ]
-        return fast, self.compressor.training, tuple(described), tuple(weights)
+        mode = fast, torch.is_inference_mode_enabled(), self.compressor.training
+        return *mode, tuple(described), tuple(weights)
 
     def _record_step(self, key: tuple[object, ...], state: State, chunk: History) -> None:
         """Record the work of a chunk, if that is possible here; the state given stays as it is."""
@@ -130,8 +134,9 @@ class GraphedStep:
         except RuntimeError as error:  # whatever CUDA, torch or a kernel refuses while recording
             words = str(error).strip().partition("\n")[0]
             self._give_up(device, f"it cannot be recorded: {words}", logging.WARNING)
-        else:
-            log.info("a step of %d latents runs as a CUDA graph", self.latents)
+            return
+        self._places = [place for place in self._places if place.taken] + [self._recorded.place]
+        log.info("a step of %d latents runs as a CUDA graph", self.latents)
 
     def _give_up(self, device: torch.device, why: str, level: int) -> None:
         self._gave_up = device
@@ -155,7 +160,7 @@ class _Recorded:
         self.key = key
         self.held = {name: x.clone() for name, x in _moving(state).items()}
         self.given = {name: x.clone() for name, x in _given(chunk).items()}
-        self.seen: Tensor | None = None  # that of the state which `held` is
+        self.place = _Place(self.held)
         own = attrs.evolve(
             chunk,
             latents=self.given["latents"],
@@ -173,20 +178,12 @@ class _Recorded:
 
         self.settled, self.run = record(work)
 
-    def check(self, state: State) -> None:
-        """Raise ValueError for a state that lies in the graph's memory, and is not there now."""
-        if self._holds(state) and state["seen"] is not self.seen:
-            raise ValueError(
-                "this state was overwritten by a later step of its GraphedStep; `keep` copies one "
-                "that is to stay"
-            )
-
     def replay(self, new: State, chunk: History) -> Tensors:
         """Take a chunk into `new`, an advanced state; return what has settled, in its own memory.
 
         What is in `new` of tensors is then the graph's memory.
         """
-        if not self._holds(new):
+        if not self.place.holds(new):
             for name, x in self.held.items():
                 x.copy_(new[name])
         for name, x in _given(chunk).items():
@@ -194,11 +191,37 @@ class _Recorded:
         with torch.cuda.device_of(chunk.latents):
             self.run()
         new.update(self.held)
-        self.seen = new["seen"]
+        self.place.seen = new["seen"]
         return {name: x.clone() for name, x in self.settled.items()}
 
-    def _holds(self, state: State) -> bool:
-        return any(state.get(name) is x for name, x in self.held.items())
+
+class _Place:
+    """The memory of a recording, and which state is in it; it keeps none of it alive.
+
+    Attributes:
+        seen: that of the state which is there now; None: no state is.
+    """
+
+    def __init__(self, held: Tensors) -> None:
+        self.held = {name: weakref.ref(x) for name, x in held.items()}
+        self.seen: Tensor | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether anyone has the memory still."""
+        return any(x() is not None for x in self.held.values())
+
+    def holds(self, state: State) -> bool:
+        """Return whether a state lies in the memory, or once did."""
+        return any(name in state and state[name] is x() for name, x in self.held.items())
+
+    def check(self, state: State) -> None:
+        """Raise ValueError for a state that lay here, and was overwritten."""
+        if self.holds(state) and state["seen"] is not self.seen:
+            raise ValueError(
+                "this state was overwritten by a later step of its GraphedStep; `keep` copies one "
+                "that is to stay"
+            )
 
 
 def _moving(state: State) -> Tensors:

@@ -181,6 +181,40 @@ def test_changed_weights_and_number_types_are_recorded_anew() -> None:
     assert recorder.recorded == 3
 
 
+@torch.no_grad()
+def test_a_state_that_a_former_recording_overwrote_is_refused_too() -> None:
+    made, recorder = encoder(), Recording()
+    graphed, whole = GraphedStep(made, LENGTH, record=recorder), window(made, 9 * LENGTH)
+    states: list[State] = []
+    for index, chunk in enumerate(whole.chunks(9 * [LENGTH])):
+        if index == 6:
+            for parameter in made.parameters():
+                parameter.mul_(1.1)
+        state, _ = graphed.step(states[-1] if states else None, chunk)
+        states.append(state)
+    assert recorder.recorded == 2
+    chunks = list(whole.chunks(9 * [LENGTH]))
+    for index in (4, 7):  # of the recording that is gone, and of the one that is here
+        with pytest.raises(ValueError, match="was overwritten by a later step"):
+            graphed.step(states[index], chunks[index + 1])
+    _, wanted = made.step(states[5], chunks[6])  # the last of its recording: no other came there
+    _, found = graphed.step(states[5], chunks[6])
+    same(found, wanted)
+
+
+def test_inference_mode_is_recorded_apart() -> None:
+    made, recorder = encoder(), Recording()
+    graphed, whole = GraphedStep(made, LENGTH, record=recorder), window(made, 10 * LENGTH)
+    state: State | None = None
+    truth: State | None = None
+    for index, chunk in enumerate(whole.chunks(10 * [LENGTH])):
+        with torch.inference_mode(index < 5), torch.no_grad():
+            truth, wanted = made.step(truth, chunk)
+            state, found = graphed.step(state, chunk)
+        same(found, wanted)
+    assert recorder.recorded == 2
+
+
 def test_gradients_are_not_kept() -> None:
     made = encoder()
     graphed = GraphedStep(made, LENGTH, record=Recording())
