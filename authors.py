@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .core.contract.samples import sample_fit, sample_history
     from .core.errors import LongtakeError, UserError
     from .core.experiment import Experiment
+    from .core.graphed import GraphedStep
     from .core.hooks import Plugin, impl
     from .core.interfaces.backbone import (
         Backbone,
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
         GridCompressor,
         LatentSpan,
         Streamed,
+        TwoPartStep,
         advance,
         appended,
         incomplete_block,
@@ -138,8 +140,16 @@ if TYPE_CHECKING:
         Valid,
     )
     from .core.values.text import Text
-    from .plugins.compressors.conv_layers import CausalConv, ConvShape, ConvTrunk
+    from .plugins.compressors.conv_layers import (
+        AttentionStack,
+        CausalConv,
+        ConvShape,
+        ConvTrunk,
+        FrameAttention,
+        TokenHead,
+    )
     from .plugins.compressors.specs import Conv
+    from .plugins.compressors.tokens import LrBranch
     from .plugins.maskers.hiding import (
         Branch,
         GradedMasker,
@@ -181,10 +191,14 @@ _HOMES = {  # by module; those of specs and hooks import no torch
         "Compressor Fit Length MemoryEncoder Needs State pad_to project"
     ),
     ".core.interfaces.streaming": (
-        "CellCompressor Encoded GridCompressor LatentSpan Streamed advance appended "
+        "CellCompressor Encoded GridCompressor LatentSpan Streamed TwoPartStep advance appended "
         "incomplete_block own_copy seen_size take_blocks"
     ),
-    ".plugins.compressors.conv_layers": "CausalConv ConvShape ConvTrunk",
+    ".core.graphed": "GraphedStep",
+    ".plugins.compressors.conv_layers": (
+        "AttentionStack CausalConv ConvShape ConvTrunk FrameAttention TokenHead"
+    ),
+    ".plugins.compressors.tokens": "LrBranch",
     # maskers
     ".core.interfaces.masker": "Masker",
     ".plugins.maskers.hiding": ("Branch GradedMasker HidingMasker draw_omega frames_at per_frame"),
@@ -218,27 +232,28 @@ _HOMES = {  # by module; those of specs and hooks import no torch
 }
 
 __all__ = [
-    "Backbone", "BackboneSpec", "BlockContext", "BlockList", "Branch", "Bytes", "Cache", "Call",
-    "CausalConv", "CellCompressor", "Codec", "CodecSpec", "Compressor", "CompressorSpec", "Context",
-    "ContextCall", "Continuation", "Conv", "ConvShape", "ConvTrunk", "Coordinates", "Counts", "Dct",
-    "DiT", "DiTSpec", "Draws", "Encoded", "Enhancer", "Experiment", "Family", "Feature", "Fit",
-    "Frames", "Geometry", "Goal", "GradedMasker", "GradedSpec", "GridCompressor", "HidingMasker",
-    "HidingSpec", "History", "HunyuanVae", "KeyValue", "LatentFrames", "LatentSpan", "Latents",
-    "Length", "LlamaClip", "LoRA", "LongtakeError", "LoraFile", "Masker", "MaskerSpec", "Memory",
+    "AttentionStack", "Backbone", "BackboneSpec", "BlockContext", "BlockList", "Branch", "Bytes",
+    "Cache", "Call", "CausalConv", "CellCompressor", "Codec", "CodecSpec", "Compressor",
+    "CompressorSpec", "Context", "ContextCall", "Continuation", "Conv", "ConvShape", "ConvTrunk",
+    "Coordinates", "Counts", "Dct", "DiT", "DiTSpec", "Draws", "Encoded", "Enhancer", "Experiment",
+    "Family", "Feature", "Fit", "FrameAttention", "Frames", "Geometry", "Goal", "GradedMasker",
+    "GradedSpec", "GraphedStep", "GridCompressor", "HidingMasker", "HidingSpec", "History",
+    "HunyuanVae", "KeyValue", "LatentFrames", "LatentSpan", "Latents", "Length", "LlamaClip",
+    "LoRA", "LongtakeError", "LoraFile", "LrBranch", "Masker", "MaskerSpec", "Memory",
     "MemoryEncoder", "Metric", "MetricSpec", "Needs", "OmegaSpec", "Part", "PixelFrames", "Pixels",
     "Plugin", "PluginSpec", "Projections", "Query", "Rate", "Release", "RememberCall", "Retrieved",
     "Retriever", "RetrieverSpec", "RotaryAxes", "RotaryTable", "Scene", "Setup", "Size3", "State",
-    "Stream", "Streamed", "Targets", "Text", "TextEncoder", "TextEncoderSpec", "Tokens",
-    "TwoStreamBlock", "TwoStreamDiT", "Umt5", "UserError", "Valid", "VelocityCall", "Visibility",
-    "WanVae", "advance", "appended", "attend", "attend_to_memory", "between", "ceil_div",
-    "check_backbone", "check_codec", "check_compressor", "check_masker", "check_metric",
-    "check_retriever", "check_text_encoder", "concat", "count_field", "doc", "draw_omega",
-    "dtype_field", "each", "enhanced", "frames_at", "from_bytes", "ge", "grid_part", "grid_points",
-    "gt", "impl", "in_", "incomplete_block", "instance_of", "interpolate", "join_heads", "le",
-    "levels", "load_experiment", "lt", "memory_time_field", "merge", "named", "number_field",
-    "own_copy", "pad_to", "per_frame", "project", "project_heads", "rotary_table", "rotate",
-    "sample_fit", "sample_history", "seen_size", "stack", "take_blocks", "target_positions",
-    "to_bytes", "to_unit", "token_places", "unit", "weights_field",
+    "Stream", "Streamed", "Targets", "Text", "TextEncoder", "TextEncoderSpec", "TokenHead",
+    "Tokens", "TwoPartStep", "TwoStreamBlock", "TwoStreamDiT", "Umt5", "UserError", "Valid",
+    "VelocityCall", "Visibility", "WanVae", "advance", "appended", "attend", "attend_to_memory",
+    "between", "ceil_div", "check_backbone", "check_codec", "check_compressor", "check_masker",
+    "check_metric", "check_retriever", "check_text_encoder", "concat", "count_field", "doc",
+    "draw_omega", "dtype_field", "each", "enhanced", "frames_at", "from_bytes", "ge", "grid_part",
+    "grid_points", "gt", "impl", "in_", "incomplete_block", "instance_of", "interpolate",
+    "join_heads", "le", "levels", "load_experiment", "lt", "memory_time_field", "merge", "named",
+    "number_field", "own_copy", "pad_to", "per_frame", "project", "project_heads", "rotary_table",
+    "rotate", "sample_fit", "sample_history", "seen_size", "stack", "take_blocks",
+    "target_positions", "to_bytes", "to_unit", "token_places", "unit", "weights_field",
 ]  # fmt: skip
 
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}

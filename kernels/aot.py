@@ -29,16 +29,21 @@ import attrs
 import torch
 from attrs import frozen
 
+from .chunk_attention import norm_blocks
 from .conv3d_act import FUSED_NORM, merges
-from .tiles import FOLDER, Tile, pick, pick_tokens, power_of_two
+from .tiles import FOLDER, Tile, pick, pick_attention, pick_tokens, power_of_two
 
 KEPT = FOLDER / "compiled.json"
 TEXTS = {
     "conv": Path(__file__).parent / "conv3d_act_jit.py",
     "sums": Path(__file__).parent / "conv3d_act_jit.py",
     "tokens": Path(__file__).parent / "out_tokens_jit.py",
+    "norm": Path(__file__).parent / "chunk_attention_jit.py",
+    "qkv": Path(__file__).parent / "chunk_attention_jit.py",
+    "window": Path(__file__).parent / "chunk_attention_jit.py",
+    "out": Path(__file__).parent / "chunk_attention_jit.py",
 }  # of each kind of case
-READING = "1"  # of what is compiled; another number where it is read otherwise
+READING = "2"  # of what is compiled; another number where it is read otherwise
 GATED = ("sm_89", "sm_90")
 TARGETS = (*GATED, "sm_80", "sm_86", "sm_120", "gfx942")
 KIB = 1024
@@ -59,8 +64,10 @@ class Case:
 
     Attributes:
         name: of the layer.
-        kind: conv; sums, the kernel that adds the shares of one; or tokens, `out_tokens`.
-        channels, outputs: of the conv; of tokens, of features and tokens.
+        kind: conv; sums, the kernel that adds the shares of one; tokens, `out_tokens`; or norm,
+            qkv, window and out, the four of `chunk_attention`.
+        channels, outputs: of the conv; of tokens, of features and tokens; of attention, of features
+            and of all heads.
         kernel, stride: in time, height and width.
         rows: output cells, which decide the tile.
         norm: with RMSNorm.
@@ -68,9 +75,14 @@ class Case:
         dtype: bf16, fp16 or fp32.
         split: shares of the sums; more than 1: an append's small conv.
         lr: channels of the LR latents of tokens, whose patch is 2×2.
+        head_width: of the heads of attention.
+        cells: of a memory frame, of attention.
+        window: memory frames that attention sees.
         targets: where `launch` would run it.
-        limits: of the gate, where others hold: `loads` and `issue`. The compiler unrolls tokens,
-            so that both are of the whole kernel, the gather of LR latents and the end among it.
+        limits: of the gate, where others hold: `loads` and `issue`, or `issue sm_90` of a target.
+            What the compiler unrolls is counted as a whole, with what stands behind the products:
+            of tokens the gather of LR latents, of attention's `qkv` where it goes, of its `out` the
+            residual. A softmax costs more instructions than an H100's products of heads of 64.
     """
 
     name: str
@@ -85,12 +97,22 @@ class Case:
     dtype: str = "bf16"
     split: int = 1
     lr: int = 16
+    head_width: int = 64
+    cells: int = 104
+    window: int = 4
     targets: tuple[str, ...] = TARGETS
     limits: dict[str, float] = attrs.field(factory=dict, repr=False)  # no part of the key
 
 
 S122 = (1, 2, 2)
-UNROLLED = {"loads": 100, "issue": 0.8}
+ATTENTION = ("qkv", "window", "out")
+PLAIN = ("sums", "norm")  # multiply nothing
+UNROLLED: dict[str, float] = {"loads": 100, "issue": 0.8}
+BESIDE: dict[str, dict[str, float]] = {
+    "qkv": {"issue sm_90": 0.8},
+    "window": {"issue sm_90": 1.7},
+    "out": {"loads": 12},
+}
 CASES = (
     Case(name="in 16→64", channels=16, outputs=64, rows=755_040),
     Case(name="in 48→64", channels=48, outputs=64, rows=188_760),
@@ -116,6 +138,30 @@ CASES = (
     Case(
         name="tokens 512→3072", kind="tokens", channels=512, outputs=3072, rows=312, lr=48,
         limits=UNROLLED,
+    ),
+    Case(name="attention, norm", kind="norm", channels=512, outputs=512, rows=312),
+    *(
+        Case(
+            name=f"attention, {kind}{' in tf32' if dtype == 'fp32' else ''}", kind=kind,
+            channels=512, outputs=512, rows=312, dtype=dtype, limits=BESIDE.get(kind, {}),
+        )
+        for dtype in ("bf16", "fp32")
+        for kind in ATTENTION
+    ),
+    *(
+        Case(
+            name=f"attention, {kind} of 15×26", kind=kind, channels=512, outputs=512, rows=1170,
+            cells=390, limits=BESIDE.get(kind, {}),
+        )
+        for kind in ("norm", *ATTENTION)
+    ),
+    *(
+        Case(
+            name=f"attention, window, heads of 128{' in tf32' if dtype == 'fp32' else ''}",
+            kind="window", channels=512, outputs=512, head_width=128, dtype=dtype,
+            limits=BESIDE["window"],
+        )
+        for dtype in ("bf16", "fp32")
     ),
 )  # fmt: skip
 
@@ -148,6 +194,10 @@ def tile_of(case: Case, target: str) -> Tile:
     itemsize = 4 if case.dtype == "fp32" else 2
     if case.kind == "tokens":
         return pick_tokens(arch, rows=case.rows, itemsize=itemsize)
+    if case.kind in ATTENTION:
+        return pick_attention(
+            arch, case.kind, rows=case.rows, head_width=case.head_width, itemsize=itemsize
+        )
     return pick(
         arch, channels=case.channels, outputs=case.outputs, rows=case.rows,
         norm=case.norm and case.split == 1 and case.outputs <= FUSED_NORM, itemsize=itemsize,
@@ -170,7 +220,7 @@ def faults(case: Case, target: str, found: Resources) -> list[str]:
         wrong.append(f"{found.shared} bytes of shared memory, at most {SHARED[target]}")
     if found.spills:
         wrong.append(f"{found.spills} loads or stores of spilled registers")
-    if case.kind == "sums":
+    if case.kind in PLAIN:
         return wrong
     if not found.products:
         wrong.append("no tensor instruction")
@@ -178,7 +228,8 @@ def faults(case: Case, target: str, found: Resources) -> list[str]:
         return wrong
     if found.loads > case.limits.get("loads", 0):
         wrong.append(f"{found.loads} synchronous loads in the main loop")
-    most = max(MOST_ISSUE[target], case.limits.get("issue", 0))
+    own = case.limits.get(f"issue {target}", case.limits.get("issue", 0))
+    most = max(MOST_ISSUE[target], own)
     if found.issue > most:
         wrong.append(f"{found.issue} instructions a tensor cycle, at most {most}")
     return wrong
@@ -231,7 +282,7 @@ def compiled(case: Case, target: str) -> Resources:
             return "constexpr"
         if name.endswith("_ptr"):
             return "*fp32" if name in wide else f"*{case.dtype}"
-        return "fp32" if name == "EPS" else "i32"
+        return "fp32" if name in ("EPS", "SCALE") else "i32"
 
     # multiples of 16 at run time, too
     whole = {"x_batch", "x_frame", "out_batch", "out_first", "lr_batch", "lr_channel", "lr_frame"}
@@ -260,12 +311,23 @@ def compiled(case: Case, target: str) -> Resources:
 
 def _kernel(case: Case, tile: Tile) -> tuple[Any, dict[str, Any], int]:
     """Return the kernel of a case, its constants and its warps."""
-    from . import conv3d_act_jit, out_tokens_jit
+    from . import chunk_attention_jit, conv3d_act_jit, out_tokens_jit
 
     if case.kind == "sums":
         return conv3d_act_jit.conv3d_finish_kernel, _sums(case), 4
     if case.kind == "tokens":
         return out_tokens_jit.out_tokens_kernel, _tokens(case, tile), tile.warps
+    if case.kind == "norm":
+        sizes = {"C": case.channels, "E": case.outputs, "S": case.cells}
+        blocks = norm_blocks(case.channels, case.outputs)
+        return chunk_attention_jit.norm_past_kernel, sizes | blocks, 4
+    if case.kind in ATTENTION:
+        kernels = {
+            "qkv": chunk_attention_jit.qkv_kernel,
+            "window": chunk_attention_jit.window_attention_kernel,
+            "out": chunk_attention_jit.attention_out_kernel,
+        }
+        return kernels[case.kind], _attention(case, tile), tile.warps
     return conv3d_act_jit.conv3d_act_kernel, _conv(case, tile), tile.warps
 
 
@@ -287,6 +349,18 @@ def _tokens(case: Case, tile: Tile) -> dict[str, Any]:
         "C": case.channels, "D": case.outputs, "L": case.lr, "PH": 2, "PW": 2,
         "PRECISION": "tf32", "UPCAST": False, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk,
     }  # fmt: skip
+
+
+def _attention(case: Case, tile: Tile) -> dict[str, Any]:
+    inner = case.outputs
+    size = {"E": inner, "PRECISION": "tf32", "UPCAST": False, "BM": tile.bm, "BN": tile.bn}
+    if case.kind == "window":
+        own = {"D": case.head_width, "S": case.cells, "WINDOW": case.window, "BD": tile.bk}
+    else:
+        own = {"C": case.channels, "BK": tile.bk}
+    if case.kind == "qkv":
+        own["S"] = case.cells
+    return size | own
 
 
 def _sums(case: Case) -> dict[str, Any]:
@@ -357,7 +431,9 @@ def _busy(line: str, target: str) -> int:
     if hopper := re.search(r"HGMMA\.64x(\d+)x\d+", line):
         return int(hopper[1]) // 2
     if re.search(r"\bHMMA\.", line):
-        whole = 8 if target == "sm_80" else 32  # GeForce sums in float32 at half the rate
+        # GeForce sums in float32 at half the rate; an H100's older instruction is no faster than
+        # an A100's
+        whole = 8 if target in ("sm_80", "sm_90") else 32
         return whole // 2 if re.search(r"HMMA\.\d+\.F16\b", line) and whole == 32 else whole
     return 0
 

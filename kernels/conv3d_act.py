@@ -8,11 +8,13 @@ convs. conv3d_act.md derives the kernel; `reference.conv3d_act` is its meaning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import (
     Choice,
@@ -438,3 +440,14 @@ def _through_silu(grad: Tensor, z: Tensor) -> Tensor:
 conv3d_act_op.register_autograd(_backward, setup_context=_keep)
 for _device in ("cuda", "cpu"):
     conv3d_act_op.register_autocast(_device, torch.bfloat16)
+
+
+@register_flop_formula(torch.ops.longtake.conv3d_act)
+def _(
+    frames: Sequence[int], weight: Sequence[int], bias: object, norm: object, tail: object,
+    stride: object, activation: object, ahead: int, *_: object, out_shape: Sequence[int],
+    **__: object,
+) -> int:  # fmt: skip
+    """Return the operations of a call, of its shapes, for torch's counter."""
+    batch, outputs, time, height, width = out_shape
+    return 2 * batch * (time - ahead) * height * width * outputs * math.prod(weight[1:])

@@ -177,7 +177,9 @@ def arch_of(device: torch.device) -> int:
 
 def autocasts(x: Tensor) -> bool:
     """Return whether autocast is on for an operation on `x`; it leaves float64 alone."""
-    return x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    kind = x.device.type
+    has = torch.amp.is_autocast_available(kind)  # tensors without numbers have none
+    return x.dtype != torch.float64 and has and torch.is_autocast_enabled(kind)
 
 
 def call_dtype(x: Tensor) -> torch.dtype:

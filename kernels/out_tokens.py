@@ -5,14 +5,17 @@ out_tokens.md derives the kernel; `reference.out_tokens` is its meaning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import (
+    Choice,
     arch_of,
     autocasts,
     call_dtype,
@@ -58,7 +61,7 @@ def out_tokens(
         KernelError: `kernels` is triton, and it cannot run on this device.
     """
     dtype = call_dtype(hidden)
-    if choose("out_tokens", kernels, hidden.device, dtype, fault).triton:
+    if runs(kernels, hidden.device, dtype):
         refused = refusal(hidden, weight, lr, patch_weight, grid, dtype)
         if not refused:
             # every number type of autocast is cast here, once: the LR branch is not trained
@@ -69,6 +72,16 @@ def out_tokens(
                 return out
         say_once(f"kernels: an out_tokens runs by reference ({refused})")
     return by_reference(hidden, weight, bias, lr, patch_weight, patch_bias, grid=grid)
+
+
+def runs(kernels: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether `out_tokens` runs by Triton on a device, shapes aside; said once.
+
+    Raises:
+        KernelError: `kernels` is triton, and it cannot run there.
+    """
+    choice: Choice = choose("out_tokens", kernels, device, dtype, fault)
+    return choice.triton
 
 
 def by_reference(
@@ -238,3 +251,12 @@ def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
 out_tokens_op.register_autograd(_backward, setup_context=_keep)
 for _device in ("cuda", "cpu"):
     out_tokens_op.register_autocast(_device, torch.bfloat16)
+
+
+@register_flop_formula(torch.ops.longtake.out_tokens)
+def _(
+    hidden: Sequence[int], weight: Sequence[int], bias: object, lr: object, patch: Sequence[int],
+    *_: object, **__: object,
+) -> int:  # fmt: skip
+    """Return the operations of a call, of its shapes, for torch's counter."""
+    return 2 * math.prod(hidden[:-1]) * weight[0] * (weight[1] + math.prod(patch[1:]))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 EPS = 1e-6
+LAYER_NORM_EPS = 1e-5  # torch's own
 TOO_SMALL = 20480  # channels × frames × rows of one sample that torch takes past oneDNN
 
 
@@ -127,3 +131,114 @@ def out_tokens(
     if tokens.dtype == torch.promote_types(tokens.dtype, lr_tokens.dtype):
         return tokens.add_(lr_tokens)  # its own memory: no other reads it
     return tokens + lr_tokens
+
+
+class AttentionWeights(NamedTuple):
+    """The parameters of an attention layer, C wide, its heads side by side `heads · d` wide.
+
+    Attributes:
+        norm, norm_bias: of the LayerNorm before it, `[C]`.
+        qkv: of queries, keys and values in one, `[3 · heads · d, C]`; they have no bias.
+        out: of the projection behind it, `[C, heads · d]`.
+        out_bias: `[C]`.
+    """
+
+    norm: Tensor
+    norm_bias: Tensor
+    qkv: Tensor
+    out: Tensor
+    out_bias: Tensor
+
+
+def chunk_attention(
+    x: Tensor, past: Tensor | None, weights: AttentionWeights, *, heads: int, window: int
+) -> tuple[Tensor, Tensor]:
+    """Return x + out(attention(qkv(norm(x)))) of new frames, and what the next ones go on from.
+
+    Args:
+        x: features of the new frames, `[B, T, S, C]`: T frames of S cells.
+        past: keys and values `[2, B, n, S, heads, d]` of the n ≤ window − 1 frames before; None:
+            there are none.
+        weights: of the layer.
+        heads: of the attention.
+        window: frames that a frame sees as a whole, itself the last of them, ≥ 1.
+
+    Returns:
+        Features as x, and keys and values of the last window − 1 frames (of all, where there are
+        fewer), as past, in memory of their own.
+
+    Source: method.md §2; kernels.md §5, K3.
+    """
+    shape = weights.norm.shape
+    normed = F.layer_norm(x, shape, weights.norm, weights.norm_bias, LAYER_NORM_EPS)
+    query, key, value = split_heads(F.linear(normed, weights.qkv), heads)
+    mixed, state = streamed_attention(query, key, value, past, window)
+    return x + F.linear(mixed.flatten(-2), weights.out, weights.out_bias), state
+
+
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values `[B, T, S, heads, d]` of their projection in one."""
+    query, key, value = rearrange(qkv, "b t s (n heads d) -> n b t s heads d", n=3, heads=heads)
+    return query, key, value
+
+
+def streamed_attention(
+    query: Tensor, key: Tensor, value: Tensor, past: Tensor | None, window: int
+) -> tuple[Tensor, Tensor]:
+    """Return windowed attention of new frames, and the keys and values to go on from.
+
+    Args:
+        query: `[B, T, S, heads, d]`, as key and value.
+        key: see query.
+        value: see query.
+        past: keys and values `[2, B, n, S, heads, d]` of the n ≤ window − 1 frames before; None:
+            there are none.
+        window: frames that a frame sees, itself the last of them.
+    """
+    pair = torch.stack([key, value])
+    if past is not None:
+        pair = torch.cat([past, pair], dim=2)
+    mixed = windowed_attention(query, pair[0], pair[1], window)
+    kept = pair[:, :, max(pair.shape[2] - window + 1, 0) :]
+    # memory of its own: a slice would keep alive all that it was cut from
+    return mixed, kept.clone(memory_format=torch.contiguous_format)
+
+
+def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+    """Return attention in which each frame sees `window` frames, itself the last, without a mask.
+
+    Frames with fewer before them go one by one, the others as one batch.
+
+    Args:
+        query: of the new frames, `[B, T, S, heads, d]`.
+        key: of n frames before them and of the new ones, `[B, n + T, S, heads, d]`.
+        value: as key.
+        window: ≥ 1.
+    """
+    new, before = query.shape[1], key.shape[1] - query.shape[1]
+    short = min(max(window - 1 - before, 0), new)
+    parts = []
+    for i in range(short):
+        last = before + i + 1
+        past = [rearrange(x[:, :last], "b t s heads d -> b (t s) heads d") for x in (key, value)]
+        parts.append(attend(query[:, i], *past)[:, None])
+    if short < new:
+        parts.append(_full_windows(query[:, short:], key, value, window))
+    return torch.cat(parts, dim=1)
+
+
+def _full_windows(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+    """Return the attention of frames that all have `window` frames to see."""
+
+    def windows(x: Tensor) -> Tensor:
+        spans = x[:, x.shape[1] - query.shape[1] - window + 1 :].unfold(1, window, 1)
+        return rearrange(spans, "b t s heads d window -> (b t) (window s) heads d")
+
+    frames = rearrange(query, "b t s heads d -> (b t) s heads d")
+    return attend(frames, windows(key), windows(value)).reshape(query.shape)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return attention of `[B, L, heads, d]` on `[B, M, heads, d]`."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

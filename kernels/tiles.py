@@ -78,6 +78,32 @@ def pick_tokens(arch: int, *, rows: int, itemsize: int = 2) -> Tile:
     return evolve(tile, bk=max(16, tile.bk // 2)) if itemsize > 2 else tile
 
 
+@functools.cache
+def pick_attention(arch: int, part: str, *, rows: int, head_width: int, itemsize: int = 2) -> Tile:
+    """Return the tile of a kernel of `chunk_attention` that multiplies.
+
+    Args:
+        arch: as of `pick`.
+        part: qkv, window or out. A tile of `window` has queries × cells that they see, and sums
+            over a whole head, whatever the table says.
+        rows: cells of all new frames.
+        head_width: of a head.
+        itemsize: as of `pick`; a step of float32 holds half as much.
+    """
+    if arch == 0:
+        tile = Tile(**INTERPRETED)
+    else:
+        lines = read_table(TABLES.get(arch, NEWER))["chunk_attention"]
+        own = (line for line in lines if line["part"] == part)
+        tile = Tile(**next(line for line in own if rows <= line.get("rows", rows))["tile"])
+    if part == "window":
+        tile = evolve(tile, bk=max(16, power_of_two(head_width)))
+        if itemsize > 2:  # wide heads of float32 fill the smallest shared memory in two stages
+            tile = evolve(tile, bn=max(16, tile.bn // 2), stages=2 if tile.bk > 64 else tile.stages)
+        return tile
+    return evolve(tile, bk=max(16, tile.bk // 2)) if itemsize > 2 else tile
+
+
 def shares(tiles: int, steps: int, processors: int) -> int:
     """Return into how many shares the steps of a tile are split so that no processor idles.
 

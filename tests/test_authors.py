@@ -62,8 +62,9 @@ def house_imports(code: str) -> Iterator[str]:
 
 
 def test_what_shows_how_to_write_plugins_imports_from_here_alone() -> None:
-    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    pages = [ROOT / "CONTRIBUTING.md", ROOT / "plugins" / "compressors" / "README.md"]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    shown = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     codes = [*shown, *(path.read_text(encoding="utf-8") for path in THIRD_PARTIES)]
     ours = {m for code in codes for m in house_imports(code) if m.startswith("longtake.")}
     assert shown and len(THIRD_PARTIES) >= 3 and ours == {"longtake.authors"}

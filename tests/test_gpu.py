@@ -15,8 +15,12 @@ from attrs import evolve
 
 from longtake.core.bench import random_history
 from longtake.core.cache.cache import cache
+from longtake.core.contract.samples import sample_history
 from longtake.core.data.store import Store
 from longtake.core.data.windows import Batch
+from longtake.core.graphed import GraphedStep
+from longtake.core.interfaces.compressor import State
+from longtake.core.interfaces.streaming import TwoPartStep
 from longtake.core.measure.measure import measure
 from longtake.core.measure.prepare import MeasureSetup
 from longtake.core.model import Model, all_needs, build_model
@@ -25,7 +29,9 @@ from longtake.core.tools.device import pick_device
 from longtake.core.train.checkpoint import load_run, read_run
 from longtake.core.train.loss import StageOne
 from longtake.core.train.pretrain import pretrain
+from longtake.core.values.grid import Size3
 from longtake.core.values.history import History
+from longtake.plugins.compressors.conv_layers import FrameAttention
 
 from .small import make_store, small, write_clips
 
@@ -104,6 +110,57 @@ def test_appending_is_exact(device: torch.device) -> None:
         assert state is not None
         found += [part.tokens for part in model.encoder.pending(state).parts]
     near(torch.cat(found, dim=1), whole.tokens, 1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_graphed_step_is_the_step(device: torch.device, dtype: torch.dtype) -> None:
+    """Memory and state of every chunk, also where one of another length comes between."""
+    model = alive(build_model(small())).eval().to(device)
+    (compressor,) = model.encoder.members
+    assert isinstance(compressor, TwoPartStep)
+    compressor.to(dtype)
+    graphed, lengths = GraphedStep(compressor, 2), [2] * 8 + [1, 1] + [2] * 3
+    size, needs = Size3(time=sum(lengths), height=4, width=8), compressor.needs(compressor.spec)
+    whole = sample_history(size, needs, geometry=compressor.geometry)
+    state: State | None = None
+    truth: State | None = None
+    memories = []
+    for chunk in whole.to(device, dtype).chunks(lengths):
+        truth, wanted = compressor.step(truth, chunk)
+        state, found = graphed.step(state, chunk)
+        for name, x in truth.items():
+            near(state[name], x, 1e-6)
+        memories.append((found, wanted))
+    for found, wanted in memories:
+        for one, other in zip(found.parts, wanted.parts, strict=True):
+            near(one.tokens, other.tokens, 1e-6)
+            assert torch.equal(one.positions, other.positions)
+    assert graphed.recorded == (device.type == "cuda")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("dtype", "within"), [(torch.float32, 1e-6), (torch.float16, 4e-4), (torch.bfloat16, 5e-3)]
+)
+@pytest.mark.parametrize("before", [0, 2, 3])
+def test_an_appended_attention_is_that_of_float64(
+    device: torch.device, dtype: torch.dtype, within: float, before: int
+) -> None:
+    """Of the published width, by Triton where there is a card."""
+    cuda = device.type == "cuda"
+    layer = FrameAttention(512, 8, 64, "triton" if cuda else "auto").to(device, dtype)
+    generator = torch.Generator().manual_seed(7)
+    x, past = (
+        torch.randn(shape, generator=generator).to(device, dtype)
+        for shape in ((1, 3, 104, 512), (2, 1, before, 104, 8, 64))
+    )
+    made = layer(x, past if before else None, 4, None)
+    exact = FrameAttention(512, 8, 64, "reference").to("cpu", torch.float64)
+    exact.load_state_dict(layer.state_dict())
+    truth = exact(x.cpu().double(), past.cpu().double() if before else None, 4, None)
+    for one, other in zip(made, truth, strict=True):
+        near(one, other, within)
 
 
 def test_streaming_needs_no_more_memory_for_a_longer_past(device: torch.device) -> None:

@@ -74,6 +74,8 @@ def test_a_tiny_day_does_every_step(
     kernels = found["kernels"]["figures"]
     ways = kernels["tiny 4x4x2"]["encode"]["4 s"]["ways"]
     assert all(way["error"] < 0.05 for way in ways.values()) and len(ways) >= 4
+    assert kernels["tiny 4x4x2"]["attention"]["ways"]["ours"]["over_floor"] > 0
+    assert "ours, CUDA graph" in kernels["tiny 4x4x2"]["append"]["4 s"]["ways"]
     exact = [g for g in kernels["goals"] if g["asked"].startswith("streamed")]
     assert len(exact) == 2 and all(goal["met"] for goal in exact)
     cases = found["backbones"]["figures"]

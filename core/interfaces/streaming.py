@@ -5,6 +5,8 @@ From the shortest way to the longest:
 - `CellCompressor`: say what one memory cell becomes (CONTRIBUTING has a whole one);
 - `GridCompressor`: make the tokens of blocks of latents, for a memory on a regular grid;
 - `Streamed`: answer `step` and `pending`; `forward` follows;
+- `TwoPartStep`: answer `compute`, what a step does to tensors, and `place`, what it counts; a GPU
+  can then replay it as one graph (`longtake.authors.GraphedStep`);
 - `Compressor` itself, with the functions below: `advance` keeps count of what a state has seen,
   `take_blocks` and `incomplete_block` hold latents back until their block is complete.
 """
@@ -85,6 +87,39 @@ def _one_latent(history: History) -> History:
         lr={rate: zero(x) for rate, x in history.lr.items()},
         length=torch.ones_like(history.length),
     )
+
+
+class TwoPartStep(Compressor[S]):
+    """A compressor whose step is work on tensors first, then counting on the host.
+
+    With a steady state, chunks of one length then ask for the same work on other numbers, and
+    `GraphedStep` replays it.
+    """
+
+    @abstractmethod
+    def compute(self, state: State, chunk: History) -> tuple[State, dict[str, Tensor]]:
+        """Return a state that has taken the chunk, and by name the tensors of what has settled.
+
+        What is done depends on shapes and on `chunk.offset` by whole blocks only, never on values;
+        nothing waits for the device. The state given stays as it is.
+
+        Args:
+            state: after `advance`, so that `seen` counts the chunk, too.
+            chunk: the latents, with what travels with them.
+        """
+
+    @abstractmethod
+    def place(self, state: State, chunk: History, settled: Mapping[str, Tensor]) -> Memory:
+        """Return the memory of what has settled; arguments as of `compute`, and what it made."""
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        """Take the next chunk; return the tokens of the blocks that it completed.
+
+        Raises:
+            ValueError: the chunk does not follow what the state has seen.
+        """
+        new, settled = self.compute(advance(state, chunk), chunk)
+        return new, self.place(new, chunk, settled)
 
 
 class GridCompressor(Streamed[S]):

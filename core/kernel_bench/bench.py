@@ -36,12 +36,16 @@ from ..values.history import History
 from ..values.memory import Memory, merge
 from .goals import OURS, cost, judge
 from .peers import (
+    ATTENTION,
+    WINDOW,
     Call,
     CannotRun,
     Peer,
     PlainEncoder,
+    by_reference,
     cuda_graph,
     encoder_peers,
+    graphed_step,
     other_peers,
     plain_convs,
     same_tokens,
@@ -50,6 +54,8 @@ from .peers import (
 from .setups import MEASURED, EncoderSetup, encoder_setups
 
 PASSES = 2
+GRAPHED = f"{OURS}, CUDA graph"
+PLAIN = f"{OURS}, without kernels"
 STREAM_SECONDS = 10.0  # of history at once, where a state is made for an append
 EXACT_CHUNKS = (1, 3, 2, 1, 4)  # latents, over and over, of the check that streaming is exact
 
@@ -165,6 +171,7 @@ def measure_encoder(setup: EncoderSetup, form: Form, device: torch.device) -> Fi
             "latents_a_second": setup.second,
             "encode": encode,
             "append": append,
+            "attention": bench.attention(),
             "streaming_error": streaming_error(setup, device),
             "layers": bench.layers(form.encode[0]),
             "others": bench.others(form.encode[0]),
@@ -232,12 +239,18 @@ class EncoderBench:
         flop = count_flop(lambda: self.encoder.step(held, tail))
         kept = sum(x.nbytes for x in held.values())
         moved = self._least_bytes(tail, memory.length) + 2 * kept
-        calls: dict[str, Call] = {OURS: lambda: self.encoder.step(held, tail)}
-        ways: dict[str, Figures] = {}
-        if self.device.type == "cuda":
-            peer = Peer(name="ours, CUDA graph", make=lambda *_: cuda_graph(calls[OURS]))
-            made, ways = self._made([peer], history)
-            calls |= made
+        plain = partial(by_reference, self.setup, self.device, self.dtype)
+        made, ways = self._made(
+            [
+                Peer(name=GRAPHED, make=lambda *_: graphed_step(self.encoder, held, tail)),
+                Peer(name=PLAIN, make=lambda *_: partial(plain().step, held, tail)),
+                Peer(
+                    name=f"{PLAIN}, CUDA graph", make=lambda *_: graphed_step(plain(), held, tail)
+                ),
+            ],
+            history,
+        )
+        calls: dict[str, Call] = {OURS: lambda: self.encoder.step(held, tail), **made}
         repeats = self.form.repeats if self.form.name == "tiny" else max(5, self.form.repeats)
         ways |= self._timed(calls, flop, moved, repeats)
         return {
@@ -249,6 +262,41 @@ class EncoderBench:
             "state_grows_mib": (sum(x.nbytes for x in grown.values()) - kept) / MIB,
             "peak_mib": self._peak(calls[OURS]),
             "ways": ways,
+        }
+
+    def attention(self) -> Figures:
+        """Return the figures of one attention layer of a second that is appended, its window full.
+
+        In a CUDA graph, too, where launches cost the host nothing.
+        """
+        setup, size = self.setup, self.setup.size(STREAM_SECONDS)
+        grid = setup.rate.token_grid(size, setup.geometry.patch)
+        layer = self.encoder.get_submodule(ATTENTION)
+        widths = (setup.second // setup.rate.time, grid.height * grid.width, self._width)
+        x = torch.randn(1, *widths, device=self.device, dtype=self.dtype)
+        past: Tensor | None = None
+        for _ in range(WINDOW):  # until as many frames are kept as will be
+            _, past = layer(x, past, WINDOW, None)
+        assert past is not None
+        run = partial(layer, x, past, WINDOW, None)
+        flop = count_flop(run)
+        moved = 2 * x.nbytes + 2 * past.nbytes + sum(p.nbytes for p in layer.parameters())
+
+        def plain(*_: object) -> Call:
+            other = by_reference(setup, self.device, self.dtype).get_submodule(ATTENTION)
+            return partial(other, x, past, WINDOW, None)
+
+        peers = [Peer(name=PLAIN, make=plain)]
+        if self.device.type == "cuda":
+            peers.append(Peer(name=GRAPHED, make=lambda *_: cuda_graph(run)))
+            peers.append(Peer(name=f"{PLAIN}, CUDA graph", make=lambda *_: cuda_graph(plain())))
+        calls, ways = self._made(peers, setup.history(1.0, self.device, self.dtype))
+        ways |= self._timed({OURS: run, **calls}, flop, moved)
+        return {
+            "cells": list(x.shape),
+            "gflop": flop / 1e9,
+            "least_mib": moved / MIB,
+            "ways": {name: ways[name] for name in sorted(ways, key=lambda n: n != OURS)},
         }
 
     def layers(self, seconds: float) -> list[Figures]:
@@ -284,6 +332,11 @@ class EncoderBench:
             ways[name] = {"gflop": flop / 1e9, **self._timed({name: call}, flop, 0)[name]}
             ways[name]["peak_mib"] = self._peak(call)
         return ways
+
+    @property
+    def _width(self) -> int:
+        """How wide features are behind the convs."""
+        return int([conv.out_channels for conv, _ in self._convs()][-1])
 
     def _convs(self, seconds: float = 1.0) -> Any:
         return plain_convs(self.setup, self.setup.history(seconds, self.device, self.dtype))
@@ -418,6 +471,9 @@ def _case_lines(name: str, case: Figures) -> list[str]:
             f"{figures['over_floor']:.2f}× its floor{less}; state {figures['state_mib']:.1f} MiB"
         )
         found += [_way_line(*item) for item in figures["ways"].items()]
+    layer = case["attention"]
+    found.append(f"  attention of a second that is appended: {layer['gflop']:.3g} GFLOP a layer")
+    found += [_way_line(*item) for item in layer["ways"].items()]
     found.append("  beside it")
     return [*found, *(_way_line(*item) for item in case["others"].items())]
 

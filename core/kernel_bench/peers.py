@@ -12,20 +12,25 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import attrs
 import torch
 import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor, nn
 
-from ..interfaces.compressor import Compressor
+from ..graphed import GraphedStep, cannot_record
+from ..interfaces.compressor import Compressor, State
 from ..interfaces.spec import CompressorSpec
+from ..interfaces.streaming import TwoPartStep
 from ..values.grid import Size3
 from ..values.history import History
+from ..values.memory import Memory
 from .setups import EncoderSetup
 
 Call = Callable[[], object]
 Triple = tuple[int, int, int]
 WINDOW = 4  # memory frames that the encoder's attention sees
+ATTENTION = "hr.attention.layers.0"  # of the plugin `conv`
 PUBLISHED = (16, 48)  # channels of latents of the VAEs of Wan 2.1 and HunyuanVideo, and of Wan 2.2
 LARGE_PATCH = (2, 8, 8)  # latents that one token of FramePack's large patchifier stands for
 FRAMEPACK = {"latents_clean": 1, "latents_clean_2x": 2, "latents_clean_4x": 16}  # latents read
@@ -70,10 +75,10 @@ class PlainEncoder(nn.Module):
             _conv(weights, f"hr.trunk.layers.{i}", stride) for i, stride in enumerate(self.strides)
         )
         self.norm = nn.LayerNorm(self.convs[-1].out_channels)
-        self.qkv = _linear(weights, "hr.attention.layers.0.qkv")
-        self.mix = _linear(weights, "hr.attention.layers.0.out")
+        self.qkv = _linear(weights, f"{ATTENTION}.qkv")
+        self.mix = _linear(weights, f"{ATTENTION}.out")
         self.out = _linear(weights, "hr.out")
-        self.norm.load_state_dict(_named(weights, "hr.attention.layers.0.norm"))
+        self.norm.load_state_dict(_named(weights, f"{ATTENTION}.norm"))
         fit = setup.fit()
         self.register_buffer("patch_weight", fit.patch_weight.to(self.out.weight))
         self.register_buffer("patch_bias", fit.patch_bias.to(self.out.weight))
@@ -226,6 +231,49 @@ def cuda_graph(call: Call) -> Call:
         return kept
 
     return replay
+
+
+def graphed_step(encoder: Compressor[CompressorSpec], state: State, chunk: History) -> Call:
+    """Return the next step of a stream by `GraphedStep`, its chunks all of the same numbers.
+
+    Args:
+        encoder: that made the state.
+        state: whose window is full.
+        chunk: that follows it.
+
+    Raises:
+        CannotRun: there are no CUDA graphs here, or the step cannot be recorded as one.
+    """
+    if why := cannot_record(chunk.latents.device):
+        raise CannotRun(f"there is no CUDA graph: {why}")
+    if not isinstance(encoder, TwoPartStep):
+        raise CannotRun("its step is not in two parts")
+    graphed = GraphedStep(encoder, chunk.size.time)
+    state, _ = graphed.step(state, chunk)
+    if not graphed.recorded:
+        raise CannotRun("its step was not recorded; the log says why")
+
+    def following() -> Memory:
+        nonlocal state
+        state, memory = graphed.step(state, attrs.evolve(chunk, offset=int(state["seen"][0])))
+        return memory
+
+    return following
+
+
+def by_reference(
+    setup: EncoderSetup, device: torch.device, dtype: torch.dtype
+) -> Compressor[CompressorSpec]:
+    """Return the encoder of a setup, of the same weights, with plain torch for its kernels.
+
+    Raises:
+        CannotRun: without a GPU it is the reference as it stands.
+    """
+    if device.type != "cuda":
+        raise CannotRun("kernels are for GPUs, ours is the reference here")
+    plain: dict[str, Any] = {"kernels": "reference"}
+    changed = attrs.evolve(setup, spec=attrs.evolve(setup.spec, **plain))
+    return changed.encoder(device, dtype).eval()
 
 
 def autotuned(setup: EncoderSetup, history: History) -> Call:

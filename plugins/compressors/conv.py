@@ -9,20 +9,18 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...core.interfaces.compressor import Compressor, Fit, Length, Needs, State, pad_to
-from ...core.interfaces.streaming import advance, appended, own_copy, seen_size
+from ...core.interfaces.compressor import Fit, Length, Needs, State, pad_to
+from ...core.interfaces.streaming import TwoPartStep, appended, own_copy, seen_size
 from ...core.values.grid import Geometry, Rounding, Size3
 from ...core.values.history import History
 from ...core.values.memory import Memory, grid_part
-from ...kernels import out_tokens as fused
-from ...kernels.reference import out_tokens
-from .conv_layers import AttentionStack, ConvTrunk, PixelStem, out_projection
+from .conv_layers import AttentionStack, ConvTrunk, PixelStem, TokenHead
 from .frames import repeat_own_last
 from .specs import Conv
 from .tokens import LrBranch
 
 
-class ConvCompressor(Compressor[Conv]):
+class ConvCompressor(TwoPartStep[Conv]):
     """LR tokens (the DiT's first projection of LR latents) + HR features (convs, attention, 1×1).
 
     One part, `conv-<rate>`, tokens in time, row, column order. With both branches the HR output
@@ -36,8 +34,9 @@ class ConvCompressor(Compressor[Conv]):
     frames were seen and is constant then. With full attention nothing settles: it keeps the
     features and LR latents of all complete memory frames.
 
-    Convs, and the tokens of both branches, run by plain torch or by Triton: `spec.kernels` says
-    which, numbers are the same up to rounding, and a state goes on under either.
+    Convs, attention of a chunk, and the tokens of both branches run by plain torch or by Triton:
+    `spec.kernels` says which, numbers are the same up to rounding, and a state goes on under
+    either. On a GPU `longtake.authors.GraphedStep` replays the step as one graph.
 
     Source: method.md §2.
     """
@@ -82,24 +81,32 @@ class ConvCompressor(Compressor[Conv]):
         hidden = None if hidden is None else hidden[:, :frames]
         return self._memory(tokens, hidden, size, history.start, history.length, skip=0)
 
-    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
-        """Take the next chunk; return the tokens of the blocks that it completed.
+    def compute(self, state: State, chunk: History) -> tuple[State, dict[str, Tensor]]:
+        """Return the state after a chunk, and tokens (and features) of the blocks it completed.
 
         Raises:
-            ValueError: the chunk does not follow what the state has seen, or its LR latents or
-                pixels are not there or not as many as must travel with it.
+            ValueError: LR latents or pixels are not there, or not as many as must travel with it.
         """
-        rate, new = self.spec.rate, advance(state, chunk)
-        size = seen_size(new)
+        rate, new, size = self.spec.rate, dict(state), seen_size(state)
         ready = rate.settled_latents(size.time) - rate.settled_latents(chunk.offset)
         lr = self.lr.take(new, chunk) if self.lr else None
         hidden = self.hr.take(new, chunk, ready) if self.hr else None
         if not (ready and self.settles):
-            return new, Memory(size=size)
+            return new, {}
+        settled = {"tokens": self._tokens(lr, hidden, size)}
+        if self.spec.features and hidden is not None:
+            settled["hidden"] = hidden
+        return new, settled
+
+    def place(self, state: State, chunk: History, settled: Mapping[str, Tensor]) -> Memory:
+        """Return the tokens of the blocks that a chunk completed, where they are in the video."""
+        size = seen_size(state)
+        if not settled:
+            return Memory(size=size)
         length = torch.full_like(chunk.length, size.time)
-        skip = rate.settled_tokens(chunk.offset)
-        tokens = self._tokens(lr, hidden, size)
-        return new, self._memory(tokens, hidden, size, new["start"], length, skip)
+        skip = self.spec.rate.settled_tokens(chunk.offset)
+        hidden = settled.get("hidden")
+        return self._memory(settled["tokens"], hidden, size, state["start"], length, skip)
 
     def pending(self, state: State) -> Memory:
         """Return the provisional token frame of an incomplete block; with full attention, all."""
@@ -128,8 +135,9 @@ class ConvCompressor(Compressor[Conv]):
         """Return the tokens `[B, T', S, D]` of the branches that are on, added."""
         if self.hr and hidden is not None:
             if self.lr and lr is not None:
-                return self.hr.with_lr(hidden, self.lr, lr, size)
-            return out_tokens(hidden, self.hr.out.weight, self.hr.out.bias)
+                return self.hr.out.with_lr(hidden, self.lr, lr, size)
+            tokens: Tensor = self.hr.out(hidden)
+            return tokens
         assert self.lr and lr is not None  # the spec refuses both branches off
         return self.lr.tokens(lr, size)
 
@@ -190,7 +198,8 @@ class HrBranch(nn.Module):
         self.stem = PixelStem(spec.channels[0], geometry) if spec.stem == "pixels" else None
         self.trunk = ConvTrunk(spec, geometry)
         self.attention = AttentionStack(spec)
-        self.out = out_projection(spec.channels[-1], geometry.width, zero=spec.lr)
+        # alone, tokens that start at zero would blow up under the DiT's norms
+        self.out = TokenHead(spec.channels[-1], geometry.width, zero=spec.lr, kernels=spec.kernels)
 
     def whole(self, history: History, frames: int) -> Tensor:
         """Return the features of `frames` memory frames of a window."""
@@ -226,25 +235,6 @@ class HrBranch(nn.Module):
             block = repeat_own_last(waiting, length, self.spec.rate.time)
             parts.append(self.convolve(block, state)[0])
         return self.attend(torch.cat(parts, dim=1), state)[0]
-
-    def with_lr(self, hidden: Tensor, branch: LrBranch, lr: Tensor, size: Size3) -> Tensor:
-        """Return the tokens `[B, T', S, D]` of features, plus those of the LR latents.
-
-        Args:
-            hidden: features `[B, T', S, C]` after attention.
-            branch: of the LR latents.
-            lr: LR latents `[B, C, T', h, w]`.
-            size: of the history.
-        """
-        weight, bias = self.out.weight, self.out.bias
-        if not self.trunk.by_triton(hidden):
-            return out_tokens(hidden, weight, bias, branch.tokens(lr, size))
-        grid = token_grid(self.spec, self.geometry, size)
-        return fused.out_tokens(
-            hidden, weight, bias, lr.to(branch.patch_weight.dtype),
-            branch.patch_weight, branch.patch_bias,
-            grid=(grid.height, grid.width), kernels=self.trunk.kernels,
-        )  # fmt: skip
 
     def _read(self, history: History) -> Tensor:
         """Return what the convs read `[B, C, T, H, W]`: the latents, or the stem's features."""

@@ -21,14 +21,17 @@ from torch import Tensor, nn
 from ...core.errors import UserError
 from ...core.interfaces.base import Interface
 from ...core.interfaces.codec import from_bytes
-from ...core.interfaces.streaming import appended, own_copy
+from ...core.interfaces.streaming import own_copy
 from ...core.values.grid import Geometry, Rate, Size3
 from ...core.values.history import History
 from ...kernels import conv3d_act as fused
+from ...kernels import out_tokens as fused_tokens
+from ...kernels.chunk_attention import chunk_attention
 from ...kernels.dispatch import KernelError, call_dtype
-from ...kernels.reference import conv3d_act
+from ...kernels.reference import AttentionWeights, attend, conv3d_act, out_tokens, split_heads
 from .frames import checked_pixels, fill_frames, repeat_ends
 from .specs import Conv
+from .tokens import LrBranch
 
 Triple = tuple[int, int, int]
 SILU_GAIN = 1.68  # 1 / rms of SiLU(z), z ~ N(0, 1): without norms the signal keeps its size
@@ -282,12 +285,22 @@ class PixelStem(nn.Module):
         return fill_frames(pixels, rows, columns)
 
 
-class FrameAttention(nn.Module):
-    """One layer: x + out(attention(qkv(norm(x)))), the frames of a window seen as a whole."""
+class FrameAttention(Interface):
+    """One layer: x + out(attention(qkv(norm(x)))), the frames of a window seen as a whole.
 
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    Public: any compressor may build one, and gets its kernel for chunks of few frames.
+
+    Args:
+        width: C, of the features.
+        heads: of the attention.
+        head_width: of each of them.
+        kernels: what runs it where frames see a window: auto, reference or triton.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, kernels: str = "auto") -> None:
         super().__init__()
         self.heads = heads
+        self.kernels = kernels
         self.norm = nn.LayerNorm(width)
         # Softmax cancels a bias of keys: it would be a parameter that never moves.
         self.qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
@@ -303,59 +316,58 @@ class FrameAttention(nn.Module):
             past: keys and values `[2, B, n, S, heads, d]` of the n ≤ window − 1 frames before.
             window: frames that a frame sees, itself the last of them; None: all, also later ones.
             real: which frames are real, `[B, T]`; only for window None, None: all are.
+
+        Raises:
+            UserError: `kernels` is triton, and it cannot run on the device of x.
         """
-        query, key, value = split_heads(self.qkv(self.norm(x)), self.heads)
         if window is None:
-            mixed, past = full_attention(query, key, value, real), key.new_zeros(0)
-        else:
-            mixed, past = streamed_attention(query, key, value, past, window)
-        return x + self.out(mixed.flatten(-2)), past
+            query, key, value = split_heads(self.qkv(self.norm(x)), self.heads)
+            mixed = full_attention(query, key, value, real)
+            return x + self.out(mixed.flatten(-2)), key.new_zeros(0)
+        weights = AttentionWeights(
+            norm=self.norm.weight, norm_bias=self.norm.bias, qkv=self.qkv.weight,
+            out=self.out.weight, out_bias=self.out.bias,
+        )  # fmt: skip
+        with _as_user_error():
+            return chunk_attention(
+                x, past, weights, heads=self.heads, window=window, kernels=self.kernels
+            )
 
 
-class AttentionStack(nn.Module):
-    """The attention layers of an encoder; the state holds a window's keys and values a layer."""
+class AttentionStack(Interface):
+    """The attention layers of an encoder; the state holds a window's keys and values a layer.
+
+    Public: any compressor may build one of a `Conv` spec, for features of its last width, and gets
+    its kernels.
+    """
 
     def __init__(self, spec: Conv) -> None:
         super().__init__()
         self.window = None if spec.attention == "full" else spec.window
         count = 0 if spec.attention == "none" else spec.layers
         self.layers = nn.ModuleList(
-            FrameAttention(spec.channels[-1], spec.heads, spec.head_width) for _ in range(count)
+            FrameAttention(spec.channels[-1], spec.heads, spec.head_width, spec.kernels)
+            for _ in range(count)
         )
 
     def forward(
         self, x: Tensor, past: Mapping[str, Tensor], real: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return features `[B, T, S, C]` of new frames, and the state to go on from."""
+        """Return features `[B, T, S, C]` of new frames, and the state to go on from.
+
+        Args:
+            x: features of new frames, `[B, T, S, C]`.
+            past: the state that the call before returned; empty at the start of a video.
+            real: which frames are real, `[B, T]`; only for full attention, None: all are.
+
+        Raises:
+            UserError: `kernels` is triton, and it cannot run on the device of x.
+        """
         state: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
             name = f"attention.{index}"
             x, state[name] = layer(x, past.get(name), self.window, real)
         return x, {} if self.window is None else state
-
-
-def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values `[B, T, S, heads, d]` of their projection in one."""
-    query, key, value = rearrange(qkv, "b t s (n heads d) -> n b t s heads d", n=3, heads=heads)
-    return query, key, value
-
-
-def streamed_attention(
-    query: Tensor, key: Tensor, value: Tensor, past: Tensor | None, window: int
-) -> tuple[Tensor, Tensor]:
-    """Return windowed attention of new frames, and the keys and values to go on from.
-
-    Args:
-        query: `[B, T, S, heads, d]`, as key and value.
-        key: see query.
-        value: see query.
-        past: keys and values `[2, B, n, S, heads, d]` of the n ≤ window − 1 frames before; None:
-            there are none.
-        window: frames that a frame sees, itself the last of them.
-    """
-    pair = appended(past, torch.stack([key, value]), dim=2)
-    mixed = windowed_attention(query, pair[0], pair[1], window)
-    return mixed, own_copy(pair[:, :, max(pair.shape[2] - window + 1, 0) :])
 
 
 def full_attention(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
@@ -372,56 +384,48 @@ def full_attention(query: Tensor, key: Tensor, value: Tensor, real: Tensor | Non
         seen = (real | ~real.any(dim=1, keepdim=True)).to(query.device)
         mask = repeat(seen, "b t -> b 1 1 (t s)", s=query.shape[2])
     q, k, v = (rearrange(x, "b t s heads d -> b (t s) heads d") for x in (query, key, value))
-    return _attend(q, k, v, mask).reshape(query.shape)
+    return attend(q, k, v, mask).reshape(query.shape)
 
 
-def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Return attention in which each frame sees `window` frames, itself the last, without a mask.
+class TokenHead(Interface, nn.Linear):
+    """The last linear of an encoder, features to tokens, and the DiT's own tokens added to them.
 
-    Frames with fewer before them go one by one, the others as one batch.
+    Public: any compressor may build one beside an `LrBranch`, and gets its kernel, in which both
+    sums are one.
 
     Args:
-        query: of the new frames, `[B, T, S, heads, d]`.
-        key: of n frames before them and of the new ones, `[B, n + T, S, heads, d]`.
-        value: as key.
-        window: ≥ 1.
+        width: C, of the features.
+        fit_width: D, of the tokens.
+        zero: it starts at zero, so that a new encoder gives the DiT's own tokens alone.
+        kernels: what runs it beside LR latents: auto, reference or triton.
     """
-    new, before = query.shape[1], key.shape[1] - query.shape[1]
-    short = min(max(window - 1 - before, 0), new)
-    parts = []
-    for i in range(short):
-        last = before + i + 1
-        past = [rearrange(x[:, :last], "b t s heads d -> b (t s) heads d") for x in (key, value)]
-        parts.append(_attend(query[:, i], *past)[:, None])
-    if short < new:
-        parts.append(_full_windows(query[:, short:], key, value, window))
-    return torch.cat(parts, dim=1)
 
+    def __init__(self, width: int, fit_width: int, *, zero: bool, kernels: str = "auto") -> None:
+        super().__init__(width, fit_width)
+        self.kernels = kernels
+        if zero:
+            nn.init.zeros_(self.weight)
+            nn.init.zeros_(self.bias)
 
-def _full_windows(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Return the attention of frames that all have `window` frames to see."""
+    def with_lr(self, hidden: Tensor, branch: LrBranch, lr: Tensor, size: Size3) -> Tensor:
+        """Return the tokens `[B, T', S, D]` of features, plus those of the LR latents.
 
-    def windows(x: Tensor) -> Tensor:
-        spans = x[:, x.shape[1] - query.shape[1] - window + 1 :].unfold(1, window, 1)
-        return rearrange(spans, "b t s heads d window -> (b t) (window s) heads d")
+        Args:
+            hidden: features `[B, T', S, C]`, S = rows × columns of the memory's grid.
+            branch: of the LR latents.
+            lr: LR latents `[B, L, T', h, w]`, one a memory frame.
+            size: of the history.
 
-    frames = rearrange(query, "b t s heads d -> (b t) s heads d")
-    return _attend(frames, windows(key), windows(value)).reshape(query.shape)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return attention of `[B, L, heads, d]` on `[B, M, heads, d]`."""
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-
-
-def out_projection(width: int, fit_width: int, *, zero: bool) -> nn.Linear:
-    """Return the last linear of an HR branch; `zero`: it starts at zero, beside an LR branch.
-
-    A new encoder is then Only-LR. Alone, zero tokens would blow up under the DiT's norms.
-    """
-    out = nn.Linear(width, fit_width)
-    if zero:
-        nn.init.zeros_(out.weight)
-        nn.init.zeros_(out.bias)
-    return out
+        Raises:
+            UserError: `kernels` is triton, and it cannot run on the device of the features.
+        """
+        with _as_user_error():
+            triton = fused_tokens.runs(self.kernels, hidden.device, call_dtype(hidden))
+        if not triton:
+            return out_tokens(hidden, self.weight, self.bias, branch.tokens(lr, size))
+        grid = branch.rate.token_grid(size, branch.geometry.patch, branch.rounding)
+        return fused_tokens.out_tokens(
+            hidden, self.weight, self.bias, lr.to(branch.patch_weight.dtype),
+            branch.patch_weight, branch.patch_bias,
+            grid=(grid.height, grid.width), kernels=self.kernels,
+        )  # fmt: skip

@@ -105,8 +105,9 @@ class Conv(CompressorSpec):
         validator=in_(("auto", "reference", "triton")),
         eq=False,  # how it is worked out, not what: no part of a run's identity
         metadata=doc(
-            "what runs the convs: auto (Triton on NVIDIA GPUs of sm_80 or newer under Linux, else "
-            "reference), reference (plain torch) or triton (refused where it cannot run)"
+            "what runs convs, and attention of chunks: auto (Triton on NVIDIA GPUs of sm_80 or "
+            "newer under Linux, else reference), reference (plain torch) or triton (refused where "
+            "it cannot run)"
         ),
     )
     sums: str = field(

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import UserError
+from ...core.interfaces.base import Interface
 from ...core.interfaces.compressor import Fit, State, pad_to, project
 from ...core.interfaces.streaming import appended, own_copy
 from ...core.values.grid import Rate, Rounding, Size3
@@ -67,10 +68,11 @@ def block_means(x: Tensor, dim: int, step: int) -> Tensor:
     return torch.cat([means, rest.mean(dim, keepdim=True)], dim) if rest.shape[dim] else means
 
 
-class LrBranch(nn.Module):
+class LrBranch(Interface):
     """LR latents → the DiT's own tokens `[B, T', S, D]`; nothing is trained.
 
-    State: `lr`, the last LR latent; with `keep_all` all of them.
+    Public: any compressor may build one. Its state is `lr`, the last LR latent; with `keep_all` all
+    of them.
 
     Args:
         name: of the compressor's part, for messages.

@@ -14,8 +14,8 @@ from ...core.interfaces.streaming import LatentSpan, Streamed, incomplete_block,
 from ...core.values.grid import Geometry, Size3
 from ...core.values.history import History
 from ...core.values.memory import Memory
-from ...kernels.reference import out_tokens
-from .conv_layers import out_projection, split_heads, streamed_attention
+from ...kernels.reference import out_tokens, split_heads, streamed_attention
+from .conv_layers import TokenHead
 from .frames import repeat_ends
 from .specs import Transformer
 from .tokens import LrBranch
@@ -109,7 +109,7 @@ class HrTransformer(nn.Module):
         self.patchify = nn.Conv3d(geometry.channels, width, self.cells, stride=self.cells)
         self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
         self.norm = nn.LayerNorm(width)
-        self.out = out_projection(width, geometry.width, zero=spec.lr)
+        self.out = TokenHead(width, geometry.width, zero=spec.lr)
 
     def forward(
         self, latents: Tensor, first: int, past: Mapping[str, Tensor]

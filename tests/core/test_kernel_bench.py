@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from longtake.core.errors import UserError
+from longtake.core.graphed import GraphedStep
 from longtake.core.kernel_bench import peers
 from longtake.core.kernel_bench.bench import (
     EncoderBench,
@@ -85,6 +87,40 @@ def test_an_append_costs_the_same_behind_any_history() -> None:
     for key in ("gflop", "least_mib", "state_mib", "tokens"):
         assert one[key] == other[key] > 0
     assert other["state_grows_mib"] == 0
+
+
+@torch.no_grad()
+def test_a_step_is_measured_beside_its_graph_and_what_is_not_here_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ways = bench().append(4.0)["ways"]
+    no_graph = {"skipped": "there is no CUDA graph: the device is cpu"}
+    no_kernels = {"skipped": "kernels are for GPUs, ours is the reference here"}
+    assert ways == {
+        "ours, CUDA graph": no_graph,
+        "ours, without kernels": no_kernels,
+        "ours, without kernels, CUDA graph": no_kernels,
+    }
+
+    def rerun(work: Any) -> Any:
+        made = work()
+        return made, lambda: [made[name].copy_(x) for name, x in work().items()]
+
+    monkeypatch.setattr(peers, "cannot_record", lambda device: "")
+    monkeypatch.setattr(peers, "GraphedStep", functools.partial(GraphedStep, record=rerun))
+    way = bench().append(4.0)["ways"]["ours, CUDA graph"]
+    assert way["over_floor"] > 0 and len(way["passes"]) == 2
+
+
+@torch.no_grad()
+def test_attention_of_a_second_is_measured_with_its_window_full() -> None:
+    found = bench().attention()
+    batch, frames, cells, width = found["cells"]
+    assert (batch, frames, width) == (1, SETUPS[1].second // 2, 8) and cells > 1
+    inner, rows = 2 * 4, frames * cells
+    assert round(found["gflop"] * 1e9) == rows * inner * (8 * width + 4 * 4 * cells)
+    assert found["ways"]["ours"]["over_floor"] > 0
+    assert "skipped" in found["ways"]["ours, without kernels"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from attrs import evolve
 
 from longtake.kernels import aot, predict
 from longtake.kernels.aot import CASES, GATED, Case, Resources, faults, main_loop, read_sass
-from longtake.kernels.tiles import TABLES, pick, read_table, shares
+from longtake.kernels.tiles import TABLES, pick, pick_attention, read_table, shares
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -64,6 +64,13 @@ def test_the_gate_names_what_is_wrong(change: dict[str, float], fault: str) -> N
     assert faults(CASES[0], "sm_89", FINE) == []
     (found,) = faults(CASES[0], "sm_89", evolve(FINE, **change))
     assert fault in found
+
+
+def test_a_limit_of_its_own_is_of_one_target() -> None:
+    case = next(case for case in CASES if case.name == "attention, window")
+    assert faults(case, "sm_90", evolve(FINE, issue=1.65)) == []
+    (found,) = faults(case, "sm_89", evolve(FINE, issue=1.65))
+    assert "1.65 instructions a tensor cycle, at most 0.4" in found
 
 
 def test_a_changed_kernel_tile_or_triton_is_compiled_anew(
@@ -129,6 +136,13 @@ def test_every_table_has_a_tile_for_every_conv() -> None:
                 tile = pick(arch, channels=channels, outputs=outputs, rows=10**6, norm=norm)
                 assert not norm or tile.bn >= outputs
                 assert all(n >= 16 and n & (n - 1) == 0 for n in (tile.bm, tile.bn, tile.bk))
+        for part, rows, width in (("qkv", 312, 64), ("window", 9, 3), ("out", 10**6, 128)):
+            narrow, wide = (
+                pick_attention(arch, part, rows=rows, head_width=width, itemsize=size)
+                for size in (2, 4)
+            )
+            assert all(n >= 16 for n in (wide.bm, wide.bn, wide.bk))
+            assert part != "window" or narrow.bk == wide.bk == 16  # a whole head of 3
     assert {read_table(name)["provenance"] for name in set(TABLES.values())} <= {"aot", "measured"}
 
 

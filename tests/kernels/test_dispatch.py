@@ -20,8 +20,10 @@ from longtake.core.values.grid import Rate, Size3
 from longtake.kernels import dispatch
 from longtake.kernels.conv3d_act import conv3d_act
 from longtake.plugins.compressors.conv import ConvCompressor
+from longtake.plugins.compressors.conv_layers import FrameAttention, TokenHead
 from longtake.plugins.compressors.dual import DualEncoderCompressor
 from longtake.plugins.compressors.specs import Conv, DualEncoder
+from longtake.plugins.compressors.tokens import LrBranch
 
 from ..small import small
 
@@ -121,6 +123,38 @@ def test_forced_triton_on_a_cpu_is_one_line_wherever_it_stands() -> None:
         with pytest.raises(UserError, match="the device is cpu"):
             made(history)
     ConvCompressor(evolve(forced, hr=False), sample_fit()).check_device(CPU)  # has no convs
+
+
+def test_every_block_takes_the_reference_on_a_cpu_and_forced_triton_is_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    geometry, x = sample_fit(dtype=torch.float32), torch.randn(1, 2, 4, 8)
+    branch, lr = LrBranch("x", Rate.parse("2x2x2"), geometry), torch.randn(1, 3, 2, 4, 4)
+    size = Size3(time=3, height=4, width=4)
+
+    def calls(kernels: str) -> list[Callable[[], object]]:
+        layer = FrameAttention(8, 2, 4, kernels)
+        head = TokenHead(8, geometry.geometry.width, zero=False, kernels=kernels)
+        return [lambda: layer(x, None, 2, None), lambda: head.with_lr(x, branch, lr, size)]
+
+    for call in calls("auto") * 2:
+        call()
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" (")[0] for line in said] == [
+        "kernels: chunk_attention runs by reference",
+        "kernels: out_tokens runs by reference",
+    ]
+    for call, name in zip(calls("triton"), ("chunk_attention", "out_tokens"), strict=True):
+        with pytest.raises(UserError, match=f"^compressor.kernels=triton cannot run {name}: the"):
+            call()
+
+
+def test_autocast_is_asked_of_devices_that_have_it() -> None:
+    assert not dispatch.autocasts(torch.empty(1, device="meta"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dispatch.call_dtype(torch.empty(1)) == torch.bfloat16
+        assert dispatch.call_dtype(torch.empty(1, device="meta")) == torch.float32
 
 
 def with_kernels(experiment: Experiment, kernels: str) -> Experiment:

@@ -7,8 +7,11 @@ In a process of their own, since triton reads the variable when a kernel's modul
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +20,18 @@ from torch import Tensor
 
 from longtake.core.contract.samples import sample_fit, sample_history
 from longtake.core.interfaces.compressor import State
+from longtake.core.registry import import_file
+from longtake.core.tools.timing import count_flop
 from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory, merge
+from longtake.kernels import chunk_attention as attention
 from longtake.kernels import conv3d_act as op
 from longtake.kernels import dispatch, out_tokens, reference
 from longtake.kernels.conv3d_act import Ahead, by_reference, conv3d_act, conv3d_act_op, launch
+from longtake.kernels.reference import AttentionWeights
 from longtake.kernels.tiles import Tile
+from longtake.plugins.compressors import conv_layers
 from longtake.plugins.compressors.conv import ConvCompressor
 from longtake.plugins.compressors.specs import Conv
 
@@ -367,6 +375,195 @@ def test_tokens_that_the_kernel_does_not_take_go_to_the_reference(
     assert len([line for line in lines if "their projection are trained" in line]) == 1
 
 
+class ChunkCase:
+    """Random arguments of `chunk_attention`; the mean of x is half its spread, as behind SiLU."""
+
+    def __init__(
+        self, batch: int, new: int, cells: int, channels: int, heads: int, width: int,
+        before: int, window: int, dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(channels + before)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        inner = heads * width
+        self.how = {"heads": heads, "window": window}
+        self.x = random(batch, new, cells, channels) + 0.5
+        self.past = random(2, batch, before, cells, heads, width) if before else None
+        self.weights = AttentionWeights(
+            norm=random(channels) / 4 + 1, norm_bias=random(channels) / 4,
+            qkv=random(3 * inner, channels) / channels**0.5,
+            out=random(channels, inner) / inner**0.5, out_bias=random(channels),
+        )  # fmt: skip
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.x, *([] if self.past is None else [self.past]), *self.weights]
+
+    def truth(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """Of these tensors, or of its own, in float64."""
+        x, *rest = given or [tensor.double() for tensor in self.tensors]
+        past = None if self.past is None else rest.pop(0)
+        return reference.chunk_attention(x, past, AttentionWeights(*rest), **self.how)
+
+    def run(self, kernels: str = "triton") -> tuple[Tensor, Tensor]:
+        return attention.chunk_attention(
+            self.x, self.past, self.weights, kernels=kernels, **self.how
+        )
+
+
+# five stores stand one behind the other, and the interpreter cuts bfloat16 off at each
+CHAIN = {**TOLERANCE, torch.bfloat16: 8e-3}
+FEW = Tile(bm=16, bn=16, bk=16, warps=4, stages=1)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New memory holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", list(CHAIN))
+@pytest.mark.parametrize(
+    ("batch", "new", "cells", "channels", "heads", "width", "before", "window"),
+    [
+        (1, 3, 24, 64, 2, 32, 3, 4),  # a second that is appended: 96 cells seen, two steps
+        (2, 3, 7, 40, 3, 12, 1, 4),  # odd everything, the window not yet full
+        (1, 1, 70, 24, 1, 20, 2, 3),  # one frame, more cells than a program
+        (2, 5, 3, 16, 2, 8, 0, 3),  # a video's start, longer than the window
+        (1, 2, 5, 16, 1, 16, 0, 1),  # frames that see themselves alone: there is no state
+    ],
+)
+def test_an_appended_chunk_is_that_of_float64(
+    batch: int, new: int, cells: int, channels: int, heads: int, width: int, before: int,
+    window: int, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    case = ChunkCase(batch, new, cells, channels, heads, width, before, window, dtype)
+    made = attention.launch(case.x, case.past, case.weights, **case.how)
+    for found, truth in zip(made, case.truth(), strict=True):
+        assert found.shape == truth.shape and found.is_contiguous()
+        if truth.numel():
+            near(found, truth, CHAIN[dtype])
+    if case.past is not None and before + new < window + 2:
+        kept = made[1].shape[2] - new
+        assert torch.equal(made[1][:, :, :kept], case.past[:, :, before - kept :])
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_chunk_is_written_and_read_at_its_place_and_nowhere_else() -> None:
+    """By programs of few cells: into the middle of NaN, from the middle of NaN."""
+    case = ChunkCase(2, 2, 9, 24, 2, 12, 2, 4)
+    assert case.past is not None
+    truth = case.truth()
+    memory = [torch.full((len(x) + 2, *x.shape[1:]), float("nan")) for x in truth]
+    into = (memory[0][1:-1], memory[1][1:-1])
+    x, past = (
+        torch.full((len(t) + 2, *t.shape[1:]), float("nan"))[1:-1].copy_(t)
+        for t in (case.x, case.past)
+    )
+    attention.launch(x, past, case.weights, into=into, tiles=(FEW, FEW, FEW), **case.how)
+    for written, wanted, whole in zip(into, truth, memory, strict=True):
+        near(written, wanted, 1e-6)
+        written.fill_(float("nan"))
+        assert whole.isnan().all()
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_every_gradient_of_a_chunk(before: int) -> None:
+    """Through the features and through the state: of x, the past and every weight."""
+    case = ChunkCase(2, 2, 5, 24, 2, 8, before, 4)
+    wide = [tensor.double().requires_grad_() for tensor in case.tensors]
+    narrow = [tensor.requires_grad_() for tensor in case.tensors]
+    found, truth = case.run(), case.truth(*wide)
+    grads = [torch.randn_like(one) for one in truth]
+    torch.autograd.backward(truth, grads)
+    torch.autograd.backward(found, [grad.float() for grad in grads])
+    for one, other in zip(narrow, wide, strict=True):
+        assert one.grad is not None and other.grad is not None
+        near(one.grad, other.grad, 2e-6)
+
+
+def test_torch_knows_a_chunk() -> None:
+    """Schema, fake, autograd; traced forward and back as one graph; autocast."""
+    case = ChunkCase(1, 2, 5, 16, 2, 8, 1, 3)
+    weights = [weight.requires_grad_() for weight in case.weights]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for past in (case.past, None):
+        arguments = (case.x, past, *weights, 2, 3)
+        torch.library.opcheck(attention.chunk_attention_op, arguments, test_utils=checks)
+
+    def call(x: Tensor) -> Tensor:
+        made = attention.chunk_attention(x, case.past, case.weights, kernels="triton", **case.how)
+        return made[0].square().sum() + made[1].sum()
+
+    grads = []
+    for run in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        grads.append(torch.autograd.grad(run(case.x), weights))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            made = case.run()
+        assert {part.dtype for part in made} == {dtype}
+        near(made[0], case.truth()[0], 3 * CHAIN[dtype])  # inputs are rounded, too
+    made[0].float().sum().backward()
+    assert weights[0].grad is not None and weights[0].grad.dtype == torch.float32
+
+
+def test_what_is_no_small_chunk_goes_to_the_library(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(attention, "MOST_CELLS", 2 * 3 * 5)
+    small, long = ChunkCase(2, 3, 5, 16, 2, 8, 1, 3), ChunkCase(2, 4, 5, 16, 2, 8, 1, 3)
+    assert attention.refusal(small.x, small.past, small.weights, 2, torch.float32) == ""
+    for case, why in (
+        (long, "more than 30 new cells"),
+        (ChunkCase(1, 1, 2, 16, 2, 8, 0, 3, torch.float64), "float64 numbers"),
+        (ChunkCase(1, 1, 2, 16, 1, 132, 0, 3), "heads are wider than 128"),
+    ):
+        for _ in range(2):
+            for found, truth in zip(case.run(), case.run("reference"), strict=True):
+                assert torch.equal(found, truth)
+        (line,) = [r.getMessage() for r in caplog.records if why in r.getMessage()]
+        assert line.startswith("kernels: a chunk_attention runs by reference (")
+    mixed = long.weights._replace(qkv=long.weights.qkv.half())
+    assert "number types" in attention.refusal(long.x, None, mixed, 2, torch.float32)
+    assert "no new frames" in attention.refusal(long.x[:, :0], None, long.weights, 2, torch.float32)
+
+
+def test_attention_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_chosen", {})
+    made = (torch.zeros(1, 2, 6, 64), torch.zeros(2, 1, 2, 6, 2, 32))
+    monkeypatch.setattr(attention, "launch", lambda *_, **__: made)
+    with pytest.raises(dispatch.KernelError, match="chunk_attention: a trial .* error 1.0e"):
+        ChunkCase(1, 1, 2, 16, 2, 8, 0, 3).run()
+
+
+@torch.no_grad()
+def test_torch_counts_the_operations_of_kernels() -> None:
+    """Those of the references, or floors on a GPU would be of other work."""
+    conv, tokens = Case(16, 20, K333, (2, 1, 1), (5, 3, 4)), TokenCase(32, 40, 16, (2, 3), (4, 6))
+    chunks = [ChunkCase(2, 3, 5, 16, 2, 8, before, 3) for before in (0, 2)]
+    ahead = Ahead(frames=2)
+    for by in (
+        lambda kernels: conv3d_act(
+            conv.frames, conv.weight, conv.bias, stride=conv.stride, ahead=ahead, kernels=kernels
+        ),
+        lambda kernels: out_tokens.out_tokens(*tokens.arguments, grid=tokens.grid, kernels=kernels),
+        chunks[0].run,
+        chunks[1].run,
+    ):
+        by("triton")  # the trial of a device is no part of a call
+        counts = [count_flop(functools.partial(by, way)) for way in ("triton", "reference")]
+        assert counts[0] == counts[1] > 0
+
+
 SPEC = Conv(
     rate=Rate(height=2, width=2, time=2), channels=(8, 12), heads=2, head_width=4, kernels="triton"
 )
@@ -462,3 +659,25 @@ def encoder_like(made: ConvCompressor) -> ConvCompressor:
     other = encoder(kernels="reference").eval()
     other.load_state_dict(made.state_dict())
     return other
+
+
+@torch.no_grad()
+def test_the_encoder_of_the_tutorial_gets_the_kernels(tmp_path: Path) -> None:
+    """All three, in `forward` and chunk by chunk."""
+    page = Path(conv_layers.__file__).with_name("README.md").read_text(encoding="utf-8")
+    path = tmp_path / "sketch.py"
+    path.write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    sketch = import_file(path)
+    memories, ran = [], set()
+    for kernels in ("reference", "triton"):
+        torch.manual_seed(0)
+        spec = sketch.Sketch(rate=SPEC.rate, width=16, kernels=kernels)
+        made = sketch.SketchCompressor(spec, sample_fit(dtype=torch.float32)).eval()
+        torch.nn.init.normal_(made.head.weight, std=0.3)
+        memories.append(tokens_of(made(history(3))))
+        if kernels == "triton":
+            with torch.profiler.profile() as profile:
+                near(in_chunks(made, history(3), [2]), memories[0], 1e-5)
+            ran = {event.key for event in profile.key_averages()}
+    near(memories[1], memories[0], 1e-5)
+    assert {"longtake::conv3d_act", "longtake::chunk_attention", "longtake::out_tokens"} <= ran

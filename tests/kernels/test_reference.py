@@ -9,9 +9,11 @@ from torch import Tensor
 
 from longtake.kernels.reference import (
     EPS,
+    AttentionWeights,
     _is_for_onednn,
     _is_small,
     _wants_channels_last,
+    chunk_attention,
     conv3d_act,
     out_tokens,
     rms_norm,
@@ -144,3 +146,35 @@ def test_nothing_that_is_given_is_written_to() -> None:
     conv3d_act(x, weight, bias, stride=(1, 1, 1), tail=x[:, :, :0])
     out_tokens(hidden, weight[:, :, 0, 0, 0], bias, low)
     assert all(torch.equal(one, old) for one, old in zip(given, before, strict=True))
+
+
+@pytest.mark.parametrize(("before", "new", "window"), [(3, 3, 4), (1, 3, 4), (0, 5, 3), (2, 1, 1)])
+def test_chunk_attention_is_a_masked_layer(before: int, new: int, window: int) -> None:
+    """Written out over all frames, and what it keeps is the newest of them, a copy."""
+    torch.manual_seed(0)
+    batch, cells, width, heads, d = 2, 3, 5, 2, 4
+    inner, frames = heads * d, before + new
+    x, past = torch.randn(batch, new, cells, width), torch.randn(2, batch, before, cells, heads, d)
+    weights = AttentionWeights(
+        norm=torch.rand(width), norm_bias=torch.randn(width), qkv=torch.randn(3 * inner, width),
+        out=torch.randn(width, inner), out_bias=torch.randn(width),
+    )  # fmt: skip
+    x, past, weights = x.double(), past.double(), AttentionWeights(*(w.double() for w in weights))
+    centred = x - x.mean(-1, keepdim=True)
+    unit = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    q, k, v = (
+        part.unflatten(-1, (heads, d))
+        for part in ((unit * weights.norm + weights.norm_bias) @ weights.qkv.T).chunk(3, dim=-1)
+    )
+    keys, values = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+    scores = torch.einsum("btshd,bfrhd->bhtsfr", q, keys) / d**0.5
+    apart = torch.arange(before, frames)[:, None] - torch.arange(frames)[None]
+    hidden = ((apart < 0) | (apart >= window))[:, None, :, None]
+    shares = scores.masked_fill(hidden, -torch.inf).flatten(-2).softmax(-1).view_as(scores)
+    mixed = torch.einsum("bhtsfr,bfrhd->btshd", shares, values).flatten(-2)
+    wanted = x + mixed @ weights.out.T + weights.out_bias
+    found, state = chunk_attention(x, past if before else None, weights, heads=heads, window=window)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    kept = torch.stack([keys, values])[:, :, max(frames - window + 1, 0) :]
+    torch.testing.assert_close(state, kept, rtol=0, atol=1e-12)
+    assert state.untyped_storage().nbytes() == state.nbytes

@@ -18,8 +18,9 @@ from longtake.core.interfaces.compressor import MemoryEncoder, State
 from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory, merge
+from longtake.kernels.reference import windowed_attention
 from longtake.plugins.compressors.conv import ConvCompressor
-from longtake.plugins.compressors.conv_layers import conv_shapes, windowed_attention
+from longtake.plugins.compressors.conv_layers import conv_shapes
 from longtake.plugins.compressors.specs import Conv
 
 TINY = Conv(rate=Rate.parse("2x2x2"), channels=(4, 6, 8), heads=2, head_width=4, window=2, layers=1)
