@@ -102,6 +102,7 @@ TINY: Mapping[str, Any] = {
     "generate.sampler.scheduler": "euler",
     "generate.sampler.steps": 20,
     "generate.sampler.guidance": 1.0,
+    "generate.segment_seconds": 2.5,
     "measure.seconds": 10.0,
     "measure.long_seconds": 20.0,
     "measure.targets": ({"metric": "psnr", "low": 1.0, "over": "mean-frame"},),

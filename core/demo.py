@@ -41,7 +41,7 @@ from .train.pretrain import pretrain
 from .video.builtin_clip import CREDITS, write_builtin_clip
 
 SHOWN_METRICS = 2  # more would take longer than the training
-ALL, ADAPTERS = 1e-4, 3e-4  # rates: of a DiT trained whole, of the encoder and LoRA of scale 1
+ALL, ADAPTERS = 1e-5, 3e-4  # rates: of a DiT trained whole, of the encoder and LoRA of scale 1
 BATCH = 4
 NEVER = 10**6  # steps, in so short a run
 

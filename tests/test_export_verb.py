@@ -261,11 +261,11 @@ def test_two_experts_are_two_files(tmp_path: Path, layout: str) -> None:
 
 def test_shipped_weights_have_names(tmp_path: Path) -> None:
     out = tmp_path / "x.safetensors"
-    code, said, _ = run("export", "tiny-wan-2x2x2", "--to", "comfyui", "--out", out)
-    assert code == 0 and "rank 128, alpha 384" in said
+    code, said, _ = run("export", "tiny-wan-2x2x2-finetune", "--to", "comfyui", "--out", out)
+    assert code == 0 and "rank 64, alpha 192" in said
     tensors = load_file(out)
-    assert tensors["diffusion_model.blocks.5.ffn.2.lora_A.weight"].dtype == torch.bfloat16
-    assert tensors["diffusion_model.blocks.5.ffn.2.alpha"].item() == 384.0
+    assert tensors["diffusion_model.blocks.3.ffn.2.lora_A.weight"].dtype == torch.bfloat16
+    assert tensors["diffusion_model.blocks.3.ffn.2.alpha"].item() == 192.0
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_only_what_is_named_again_is_kept(path: str) -> None:
 def test_it_is_said_what_followed() -> None:
     changed = change(shipped("tiny-wan-2x2x2"), ["backbone=wan22-5b"])
     assert changed.swap is not None
-    assert changed.swap.line == "backbone wan22-5b: 31 values follow its recipe"
+    assert changed.swap.line == "backbone wan22-5b: 32 values follow its recipe"
     rows = {path: (old, new) for path, old, new in changed.swap.follow}
     assert rows["train.weigh"] == (2.0, 0.0)
     assert rows["compressors[0].heads"] == (5, 8)
@@ -301,7 +301,7 @@ def test_a_stranger_without_a_recipe_has_defaults(monkeypatch: pytest.MonkeyPatc
     before = shipped("tiny-wan-2x2x2")
     changed = change(before, ["backbone=strange"])
     assert changed.swap is not None
-    assert changed.swap.line.startswith("backbone strange: it brings no recipe; 23 values changed")
+    assert changed.swap.line.startswith("backbone strange: it brings no recipe; 24 values changed")
     assert (changed.spec.train, changed.spec.masker) == (TrainSpec(), Noise())
     assert on_backbone(changed.spec, before.backbone) == before
 
