@@ -87,16 +87,25 @@ class GraphedStep:
         for place in self._places:
             place.check(state)
         if chunk.size.time != self.latents:
-            return self.compressor.step(state, chunk)
+            return self._step_apart(state, chunk)
         recorded, key = self._recorded, self._key(state, chunk)
         if recorded is not None and recorded.key == key:
             new = advance(state, chunk)
             settled = recorded.replay(new, chunk)
             return new, self.compressor.place(new, chunk, settled)
-        new, memory = self.compressor.step(state, chunk)
+        new, memory = self._step_apart(state, chunk)
         if memory.length and self._key(new, chunk) == key:
             self._record_step(key, state, chunk)
         return new, memory
+
+    def _step_apart(self, state: State, chunk: History) -> tuple[State, Memory]:
+        """Take a chunk by the compressor's own step; the new state has nothing in a graph's memory.
+
+        A chunk that completes no block leaves most of a state as it is.
+        """
+        new, memory = self.compressor.step(state, chunk)
+        held = {id(x()) for place in self._places for x in place.held.values()}
+        return {name: x.clone() if id(x) in held else x for name, x in new.items()}, memory
 
     @staticmethod
     def keep(state: State) -> State:

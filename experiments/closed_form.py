@@ -18,13 +18,14 @@ on becoming a good linear code; both have answers in closed form. This
     longtake pretrain tiny-wan-2x2x2 --data stores/clips --out runs/first --start runs/start \
         --set backbone.weights=runs/start/checkpoint-0/backbone
 
-Exit 2: bad input.
+`--out` is a new folder. Exit 2: bad input.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,13 +41,13 @@ from torch import Tensor, nn
 from ..backbones.wan.published import TinyWanBackbone, direction
 from ..backbones.wan.specs import TinyWan
 from ..core.config import load_experiment
-from ..core.data.store import Store
+from ..core.data.store import Store, check_fits
 from ..core.data.windows import Batch, WindowBatches, WindowSampler
 from ..core.errors import LongtakeError, UserError
 from ..core.experiment import Experiment
 from ..core.model import Model, build_model, compressor_needs
 from ..core.plugin_errors import exit_code
-from ..core.tools.files import check_out_folder, whole_folder, write_json
+from ..core.tools.files import check_out_folder, only_parts, whole_folder, write_json
 from ..core.train.checkpoint import save_model
 from ..core.train.loss import StageOne
 from ..core.train.pretrain import begin_run
@@ -60,6 +61,7 @@ from ..plugins.compressors.specs import Conv
 from .tiny import CROP
 
 OFFSET, SPREAD = 1.0, 0.5  # of a conv's strongest component before SiLU: there it is about linear
+LEAST = 1e-4  # spread of a component, of the strongest's: few windows have components of nothing
 AMPLITUDE = 2.0  # of the strongest component in a token; a weaker one has the root of its share
 DRAWN = 4000  # cells of a window batch that components are taken from
 RIDGE = 1e-5  # of least squares, of the mean square of what is read
@@ -69,6 +71,7 @@ RIDGE = 1e-5  # of least squares, of the mean square of what is read
 BACK = ({1: 0.55, 2: 1.0, 3: 1.0}, {0: 1.7, 1: 1.7, 2: 1.7}, {0: 1.7, 1: 1.7, 2: 1.7})
 NOWHERE = 0.93  # of a perfect match: how near a token of noise is to its own query there
 AHEAD = 8  # latents behind a past that outputs are fitted to, at most
+PLAIN = ("lr", "hr", "stem", "norm", "time_padding")  # as `Conv` has them by default
 FACTS = "closed-form.json"  # beside a run's spec: how it began
 SLOPE = torch.sigmoid(torch.tensor(OFFSET)).item() * (
     1 + OFFSET * (1 - torch.sigmoid(torch.tensor(OFFSET)).item())
@@ -96,9 +99,12 @@ class Subject:
         """Return the subject of an experiment, its windows cropped.
 
         Raises:
-            UserError: its backbone is no tiny-wan of clean memory, or its compressor no conv of
-                both branches without norms, at a rate that its heads have places for.
+            UserError: `count` is below 1, the experiment is Stage II, its backbone is no tiny-wan
+                of clean memory, its compressor no plain conv of both branches at a rate that its
+                heads have places for, its crops hold no whole tokens, or the store does not fit.
         """
+        if count < 1:
+            raise UserError(f"--batches {count}: 1 or more")
         train = evolve(
             experiment.train, steps=count, pure=1.0, memory_dropout=0.0, text_dropout=1.0,
             crop=experiment.train.crop if any(experiment.train.crop) else CROP, accumulate=1,
@@ -109,6 +115,7 @@ class Subject:
         model = build_model(experiment)
         _check(model)
         needs = compressor_needs(experiment)
+        check_fits(experiment, store, needs.rates)
         windows = WindowSampler.of(store, backbone.geometry, train, needs)
         batches = WindowBatches(store, windows, needs, count)
         stage = build_stage_one(model, store.null_text())
@@ -138,8 +145,10 @@ def _from_scratch(experiment: Experiment) -> TinyWan:
     """Return the backbone without weights.
 
     Raises:
-        UserError: it is no tiny-wan of clean memory.
+        UserError: it is no tiny-wan of clean memory, or Stage II goes on from Stage I.
     """
+    if experiment.finetune is not None:
+        raise UserError(f"{experiment.name} is Stage II: it begins with what Stage I trained")
     backbone = experiment.backbone
     if not isinstance(backbone, TinyWan) or backbone.memory_time != 0:
         raise UserError("only tiny-wan with memory_time 0 begins in closed form")
@@ -151,13 +160,25 @@ def _check(model: Model) -> None:
     if len(specs) != 1 or not isinstance(specs[0], Conv):
         raise UserError("only a memory of one conv compressor begins in closed form")
     spec, heads = specs[0], len(backbone.memory_blocks) * backbone.config.num_attention_heads
-    if not (spec.lr and spec.hr) or spec.norm != "none" or spec.stem != "latents":
-        raise UserError("it begins in closed form with lr, hr, stem latents and norm none")
+    plain = Conv()
+    odd = [x for x in PLAIN if getattr(spec, x) != getattr(plain, x)]
+    if odd:
+        raise UserError(
+            "a conv begins in closed form with lr, hr, and the usual "
+            f"{', '.join(PLAIN[2:])}; not so here: {', '.join(odd)}"
+        )
     places = spec.rate.time * spec.rate.height * spec.rate.width
     if heads < places or spec.rate.time != 2:
         raise UserError(
             f"{heads} heads in all are too few for the {places} patches of a {spec.rate} token, or "
             "its time rate is not 2"
+        )
+    crop, patch = model.experiment.train.crop, backbone.geometry.patch
+    token = (spec.rate.height * patch.height, spec.rate.width * patch.width)
+    if any(cells % step for cells, step in zip(crop, token, strict=True)):
+        raise UserError(
+            f"train.crop {list(crop)} holds no whole tokens of {spec.rate}, which are {token[0]} "
+            f"by {token[1]} latents"
         )
 
 
@@ -211,7 +232,7 @@ def keep_components(conv: CausalConv, frames: Sequence[Tensor], importance: Tens
     cells = torch.cat(drawn)
     variances, components = torch.linalg.eigh(torch.cov(cells.T.double()))
     kept = min(cells.shape[1], conv.shape.outputs)
-    spread = variances.flip(0)[:kept].clamp_min(0.0).sqrt().float()
+    spread = _at_least(variances.flip(0)[:kept].clamp_min(0.0).sqrt().float())
     scale = SPREAD * _share(spread) / spread  # weak ones are raised: they stand on the same offset
     weight = components.flip(1)[:, :kept].T.float() * scale[:, None]
     conv.weight[:kept] = 0.0
@@ -220,12 +241,16 @@ def keep_components(conv: CausalConv, frames: Sequence[Tensor], importance: Tens
     # in time a conv reads its block last; in space, padded by one, from its second cell on
     conv.weight[:kept, :read, -time:, 1 : 1 + height, 1 : 1 + width] = block
     conv.bias[:kept] = OFFSET - weight @ cells.mean(0)
-    return cast(Tensor, 1 / (scale * SLOPE))
+    return 1 / (scale * SLOPE)
+
+
+def _at_least(spread: Tensor) -> Tensor:
+    return spread.clamp_min(LEAST * float(spread[0]))
 
 
 def _share(spread: Tensor) -> Tensor:
     """Return how far components are written out, the strongest, the first, by 1."""
-    return (spread / spread[0]).clamp_min(1e-4).sqrt()
+    return (spread / spread[0]).sqrt()
 
 
 def _write_beside_lr(subject: Subject, features: Tensor) -> None:
@@ -244,7 +269,7 @@ def _write_beside_lr(subject: Subject, features: Tensor) -> None:
     basis, _ = torch.linalg.qr(torch.cat([taken, torch.randn(width, width)], dim=1)[:, :width])
     free = basis[:, taken.shape[1] :]
     kept = min(features.shape[1], free.shape[1])
-    spread = features[:, :kept].std(0)
+    spread = _at_least(features[:, :kept].std(0))
     weight = free[:, :kept] * (AMPLITUDE * _share(spread) / spread)
     hr.out.weight.zero_()
     hr.out.weight.flatten(1)[:, :kept] = weight
@@ -584,10 +609,14 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         _, experiment = load_experiment(options.experiment)
         check_out_folder(options.out)
+        if options.out.is_dir() and not only_parts(options.out):
+            raise UserError(f"--out {options.out} is a folder with files in it: name a new one")
         store = Store.open(options.data)
         subject = begin(experiment, store, options.batches)
-        write(subject, experiment, store, options.out)
         loss, zero = mean_loss(subject)
+        if not math.isfinite(loss):
+            raise UserError(f"{options.data}: {options.batches} batches of it are too few")
+        write(subject, experiment, store, options.out)
         facts = {"batches": options.batches, "loss": round(loss, 4), "of_zero": round(zero, 4)}
         write_json(options.out / FACTS, facts)
     except LongtakeError as error:

@@ -19,8 +19,18 @@ from longtake.core.values.grid import Rate
 from longtake.core.values.memory import Memory
 from longtake.core.video.builtin_clip import write_builtin_clip
 from longtake.experiments import closed_form
-from longtake.experiments.closed_form import Subject, begin, looks, mean_loss, places, write
-from longtake.experiments.tiny import TINY_WAN_2X2X2, TINY_WAN_WITHOUT_LR
+from longtake.experiments.closed_form import (
+    Subject,
+    begin,
+    keep_components,
+    looks,
+    mean_loss,
+    places,
+    write,
+)
+from longtake.experiments.continuations import TINY_WAN_2X2X2_FINETUNE
+from longtake.experiments.tiny import ENCODER, TINY_WAN_2X2X2, TINY_WAN_WITHOUT_LR
+from longtake.plugins.compressors.conv_layers import CausalConv, ConvShape
 from longtake.plugins.compressors.specs import Conv
 
 EXPERIMENT = evolve(TINY_WAN_2X2X2, cache=CacheSpec(area=96 * 160, pixels=False, mirror=True))
@@ -79,6 +89,10 @@ def test_every_patch_of_a_cell_has_a_corner_of_its_own(text: str) -> None:
     [
         ("without-lr", "with lr, hr"),
         ("rate", "its time rate is not 2"),
+        ("zeros", "not so here: time_padding"),
+        ("crop", "crop .6, 8. holds no whole tokens of 2x2x2, which are 4 by 4 latents"),
+        ("second stage", "is Stage II"),
+        ("store", "no LR latents at 4x4x2"),
         ("shared", "memory_time 0"),
     ],
 )
@@ -86,16 +100,40 @@ def test_what_has_no_closed_form_is_refused(name: str, said: str, store: Store) 
     wrong = {
         "without-lr": evolve(EXPERIMENT, compressors=TINY_WAN_WITHOUT_LR.compressors),
         "rate": evolve(EXPERIMENT, compressors=(Conv(rate=Rate.parse("2x2x4")),)),
+        "zeros": evolve(EXPERIMENT, compressors=(evolve(ENCODER, time_padding="zeros"),)),
+        "crop": evolve(EXPERIMENT, train=evolve(EXPERIMENT.train, crop=(6, 8))),
+        "second stage": TINY_WAN_2X2X2_FINETUNE,
+        "store": evolve(EXPERIMENT, compressors=(Conv(rate=Rate.parse("4x4x2")),)),
         "shared": evolve(EXPERIMENT, backbone=evolve(EXPERIMENT.backbone, memory_time=None)),
     }[name]
     with pytest.raises(UserError, match=said):
         Subject.of(wrong, store, 1)
 
 
-def test_bad_words_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bad_words_are_one_line(
+    capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path
+) -> None:
     words = ["tiny-wan-2x2x2", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
     assert closed_form.main(words) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()
+    words = ["tiny-wan-2x2x2", "--data", str(store.root), "--out", str(tmp_path / "out")]
+    assert closed_form.main([*words, "--batches", "0"]) == 2
+    assert capsys.readouterr().err == "closed_form: --batches 0: 1 or more\n"
+    assert not (tmp_path / "out").exists()
+    before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+    assert closed_form.main([*words[:-1], str(store.root)]) == 2
+    assert "is a folder with files in it" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+
+
+@torch.no_grad()
+def test_components_of_nothing_stay_finite() -> None:
+    shape = ConvShape(inputs=4, outputs=16, kernel=(3, 3, 3), stride=(1, 2, 2))
+    conv = CausalConv(shape, norm=False, replicate=True)
+    one = torch.randn(1, 1, 6, 8, 8).expand(-1, 4, -1, -1, -1)  # three channels add nothing
+    importance = keep_components(conv, [one], torch.ones(4))
+    out = conv(one, None)
+    assert bool(importance.isfinite().all()) and float(out.abs().max()) < 100
 
 
 @pytest.mark.slow

@@ -488,12 +488,11 @@ def swap_of(
 def at_new_rate(old: Experiment, new: Experiment) -> Experiment:
     """Return an experiment whose memory has another rate than before with the weights of that one.
 
-    Weights that the recipe does not explain stay.
+    Weights that the recipe does not explain stay. A backbone that is new, too, has those of the old
+    rate so far.
     """
-    cls, rates = type(new.backbone), (rate_of(old), rate_of(new))
-    if type(old.backbone) is not cls or rates[0] == rates[1]:
-        return new
-    before, after = (backbone_fields(cls, rate).get("weights") for rate in rates)
+    rates = (rate_of(old), rate_of(new))
+    before, after = (backbone_fields(type(new.backbone), rate).get("weights") for rate in rates)
     if before == after or getattr(new.backbone, "weights", None) != before:
         return new
     made: Experiment = evolved(new, {("backbone", "weights"): after})

@@ -93,7 +93,7 @@ def change(spec: T, sets: Sequence[str]) -> Changed[T]:
         raise SpecError([*faults, *error.faults]) from error
     if faults:
         raise SpecError(faults)
-    if isinstance(spec, Experiment) and "backbone.weights" not in paths:
+    if isinstance(spec, Experiment) and not _names_weights(sets):
         changed = cast(T, at_new_rate(spec, cast(Experiment, changed)))
     return Changed(spec=changed, sets=tuple(paths), swap=swap)
 
@@ -108,6 +108,14 @@ def _backbone_first(sets: Sequence[str]) -> tuple[list[str], type[BackboneSpec] 
     name = value.get(TAG) if isinstance(value, dict) else value
     known = candidates(BackboneSpec)
     return [whole[-1], *rest], known.get(name) if isinstance(name, str) else None
+
+
+def _names_weights(sets: Sequence[str]) -> bool:
+    """Return whether changes name the weights of the backbone, alone or with the whole of it."""
+    named = [text.partition("=") for text in sets]
+    whole = [_value(value, BackboneSpec) for path, _, value in named if path in WHOLE]
+    given = any(isinstance(value, dict) and "weights" in value for value in whole)
+    return given or any(path == "backbone.weights" for path, _, _ in named)
 
 
 def _swap(root: _Place, experiment: Experiment, backbone: type[BackboneSpec]) -> Swap:

@@ -400,8 +400,14 @@ def check_part(part: Part, history: History, geometry: Geometry) -> None:
     size, patch = history.size, geometry.patch
     cells = [size.time, ceil_div(size.height, patch.height), ceil_div(size.width, patch.width)]
     first = torch.stack([history.start, *[torch.zeros_like(history.start)] * 2], dim=-1)[:, None]
-    inside = (low >= first) & (high <= first + torch.tensor(cells) - 1) & (part.extents > 0)
-    require(bool(inside.all()), f"places: {where} has a token that covers cells outside of it")
+    last = first + torch.tensor(cells) - 1
+    reach = torch.cat([high[..., :1], low[..., 1:]], dim=-1)  # whole cells may hang over the frame
+    inside = (low >= first) & (reach <= last) & (part.extents > 0)
+    require(
+        bool(inside.all()),
+        f"places: {where} has a token that covers latents outside of it, begins above it or left "
+        "of it, or covers none of its cells",
+    )
 
 
 def check_law(test: CompressorTest, compressor: AnyCompressor, history: History) -> None:

@@ -346,7 +346,12 @@ def load_parts(folder: Path, experiment: Experiment, parts: str) -> Model:
     if parts in ("adapters", "both"):
         if not model.backbone.adapters():
             raise UserError(f"finetune.start={parts}, but train.trains={train.trains} has no LoRA")
-        model.backbone.load_adapters(lora_file(folder))
+        lora = lora_file(folder)
+        if weights.is_dir() and not lora.exists():
+            raise UserError(
+                f"{folder} holds a DiT trained whole, without LoRA: --set finetune.start=encoder"
+            )
+        model.backbone.load_adapters(lora)
     return model
 
 

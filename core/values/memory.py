@@ -34,7 +34,8 @@ class Part:
         positions: (time, row, column) of each token's centre in absolute latent frames and patch
             cells, float64 `[B, N, 3]`; token 0 of a video sits at latent 0.
         extents: how many latent frames, rows and columns of patch cells each token covers,
-            `[B, N, 3]`.
+            `[B, N, 3]`. Where a frame ends inside a cell of the memory, tokens may count the whole
+            cell, and reach past its right and bottom.
         valid: `[B, N]`, False on padding.
         features: named features `[B, N, F]` of each token for cross-attention enhancing.
     """

@@ -4,8 +4,8 @@
 
 runs `tests` (those marked gpu), `bench` (the program's own), `kernels` (encoders beside peers and
 the device's limits), `backbones` (published ones at their true sizes), `memory-cap` (what fits
-12 GB), `train` (Stage 0, Stage I, measure) and `table` (Table 1), each in a process of its own, and
-writes `day/<step>.json` and `day/<step>.log`.
+12 GB), `train` (a start in closed form, Stage I, measure) and `table` (Table 1), each in a process
+of its own, and writes `day/<step>.json` and `day/<step>.log`.
 Exit 0: all done. Exit 3: run the same command again. Exit 1: a step failed, and its file says what;
 the others ran all the same. Exit 2: bad input. `--tiny` runs every step in a tiny form on any
 machine. See README.

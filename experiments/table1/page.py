@@ -273,7 +273,7 @@ def under(lines: Sequence[TableLine], budget: TableBudget) -> str:
         f"Budget `{budget.name}`: {budget.steps} steps of {budget.batch},{pure}, LoRA of rank "
         f"{budget.rank}, frames of about {budget.area} pixels, latents {budget.history}. All rows "
         "share a DiT that was taught to read uncompressed latents "
-        f"({budget.reader_steps} steps of {budget.reader_batch} after Stage 0): memories made of "
+        f"({budget.reader_steps} steps of {budget.reader_batch}): memories made of "
         "the DiT's own tokens (window, pool, merge, Only LR) begin nearer to what it reads than "
         "those that are learned from nothing (Without LR). `masked − clean`: PSNR of the same "
         "frames from the masked history minus from the clean one. GFLOP: products and "

@@ -174,7 +174,7 @@ def _row(
 
 
 def _conv(rate: str, *, lr: bool = True, hr: bool = True) -> Conv:
-    """Return the encoder at widths that suit a DiT of 7 M parameters."""
+    """Return the encoder at widths that suit the tiny DiT and few steps."""
     return Conv(
         rate=Rate.parse(rate), lr=lr, hr=hr, channels=(32, 64, 96, 128), heads=4, head_width=32
     )
@@ -194,7 +194,7 @@ class TableBudget:
         seconds: shortest and longest training window.
         seeds: runs of each row.
         area: pixels of a frame.
-        rank: of the LoRA. 128 is the paper's, of a DiT 12 times as wide as the tiny one.
+        rank: of the LoRA. 128 is the paper's, of a DiT 8 times as wide as the tiny one.
         pure: share of samples at t = 1, from which one-step retrieval starts.
         sampling: steps of sampled retrieval beside the one-step one; 0: none.
         measured: seconds of history at which retrieval is measured.

@@ -1,10 +1,10 @@
 """One run of a table: train a row with a seed, measure it, and write what the table needs.
 
-All rows share a DiT: the Stage 0 base, trained further to read frames beside its own. Published
-video DiTs that animate images or extend videos can do this when Stage I begins; the tiny base, a
-plain video model, cannot. So before any row it is trained whole with the clean, uncompressed
-latents of its window as memory. That favours memories made of the DiT's own tokens, as it does on
-published DiTs: the page of the table says so.
+All rows share a DiT: the tiny one, trained further to read frames beside its own. Published video
+DiTs that animate images or extend videos can do this when Stage I begins; the tiny one that ships
+knows only the tokens of its own memory. So before any row it is trained whole with the clean,
+uncompressed latents of its window as memory. That favours memories made of the DiT's own tokens, as
+it does on published DiTs: the page of the table says so.
 """
 
 from __future__ import annotations

@@ -372,3 +372,13 @@ def test_another_rate_brings_the_weights_that_ship_for_it() -> None:
     own = attrs.evolve(before, backbone=attrs.evolve(before.backbone, weights="mine"))
     assert apply_sets(own, ["compressor.rate=4x4x2"]).backbone.weights == "mine"
     assert apply_sets(before, ["compressor.rate=2x2x4"]).backbone == before.backbone
+    whole = 'backbone={"type":"tiny-wan","weights":"tiny-wan-2x2x2"}'
+    made = apply_sets(before, [whole, "compressor.rate=4x4x2"])
+    assert made.backbone.weights == "tiny-wan-2x2x2", "named, if in vain"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_another_backbone_and_another_rate_bring_the_weights_of_both(turned: bool) -> None:
+    sets = ["backbone=tiny-wan", "compressor.rate=4x4x2"]
+    made = apply_sets(shipped("wan22-5b-2x2x2"), sets[::-1] if turned else sets)
+    assert made.backbone == shipped("tiny-wan-4x4x2").backbone

@@ -109,6 +109,16 @@ class ForgetsTheStart(ConvCompressor):
         return super().forward(attrs.evolve(history, start=torch.zeros_like(history.start)))
 
 
+class StandsBehindTheFrame(ConvCompressor):
+    """A whole row of cells too low: none of its last row is in the frame."""
+
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(history)
+        down = torch.tensor([0.0, self.spec.rate.height, 0.0], dtype=torch.float64)
+        parts = [attrs.evolve(p, positions=p.positions + down) for p in memory.parts]
+        return attrs.evolve(memory, parts=tuple(parts))
+
+
 class KeepsSlices(ConvCompressor):
     def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
         new, memory = super().step(state, chunk)
@@ -296,6 +306,7 @@ BROKEN = [
     pytest.param(ReadsPadding, "ragged: a sample of 6 latents", marks=pytest.mark.slow),
     (CountsWrong, "context_length: "),
     (ForgetsTheStart, "places: "),
+    (StandsBehindTheFrame, "places: .* covers none of its cells"),
     pytest.param(KeepsSlices, "file: safetensors cannot write", marks=pytest.mark.slow),
     (SettlesWhatItMustRetract, "settles: "),
     pytest.param(MixesFullSamples, "batch: a sample of 9 latents", marks=pytest.mark.slow),

@@ -137,6 +137,26 @@ def test_it_is_recorded_once_the_window_is_full_and_other_chunks_go_by() -> None
 
 
 @torch.no_grad()
+def test_a_state_behind_a_chunk_that_completes_nothing_is_its_own() -> None:
+    made, recorder = encoder(), Recording()
+    graphed = GraphedStep(made, LENGTH, record=recorder)
+    lengths = [5, 4, 4, 4, 1, 1, 4, 4]  # behind the first one no latent waits
+    whole = list(window(made, sum(lengths)).chunks(lengths))
+    states: list[State] = []
+    truth: State | None = None
+    for chunk in whole:
+        truth, wanted = made.step(truth, chunk)
+        state, found = graphed.step(states[-1] if states else None, chunk)
+        same(found, wanted)
+        same_state(state, truth)
+        states.append(state)
+    assert recorder.runs > 1, "the memory of the graph was written since"
+    _, wanted = made.step(graphed.keep(states[4]), whole[5])
+    _, found = graphed.step(states[4], whole[5])
+    same(found, wanted)
+
+
+@torch.no_grad()
 def test_a_state_may_come_from_elsewhere_and_one_that_is_gone_is_refused() -> None:
     made = encoder()
     graphed, whole = GraphedStep(made, LENGTH, record=Recording()), window(made, 8 * LENGTH)

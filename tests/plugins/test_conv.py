@@ -150,6 +150,7 @@ CHANGES: list[dict[str, object]] = [
     {"stem": "pixels", "features": True, "attention": "full"},
     {"stem": "pixels", "rate": Rate.parse("4x4x4"), "lr": False, "kernel": 4},
     {"features": True, "rate": Rate.parse("2x2x1")},
+    {"rate": Rate.parse("4x4x2"), "rounding": "whole"},
 ]
 
 

@@ -288,6 +288,8 @@ def test_a_dit_that_was_trained_whole_is_what_stage_two_stands_on(
     with pytest.raises(UserError, match=rf"trained whole.*backbone.weights={start / 'backbone'}"):
         load_parts(start, small_finetune(), "encoder")
     named = config.apply_sets(small_finetune(), [f"backbone.weights={start / 'backbone'}"])
+    with pytest.raises(UserError, match=r"without LoRA: --set finetune\.start=encoder"):
+        load_parts(start, named, "both")
     base = load_parts(start, named, "encoder").backbone.state_dict()
     whole = load_parts(start, small_finetune(trains="all"), "encoder").backbone.state_dict()
     trained = load_run(tmp_path / "one").backbone.state_dict()
