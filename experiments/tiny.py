@@ -27,7 +27,7 @@ from attrs import evolve
 from ..backbones.specs import TINY
 from ..backbones.wan.specs import TinyWan
 from ..core.config.recipe import recommended
-from ..core.experiment import Experiment
+from ..core.experiment import Experiment, TrainSpec
 from ..core.values.grid import Rate
 from ..plugins.compressors.specs import Conv
 from ..plugins.retrievers.specs import MeanFrame
@@ -56,10 +56,13 @@ def crops(whole: Experiment) -> Experiment:
 def from_scratch(whole: Experiment, name: str) -> Experiment:
     """Return an experiment that trains all of a backbone without weights, on crops."""
     backbone = evolve(cast("TinyWan", whole.backbone), weights=None)
-    train = evolve(
-        whole.train, steps=700, batch=8, crop=CROP, seconds=(4.0, 12.0), trains="all", warmup=20
-    )
-    return evolve(whole, name=name, backbone=backbone, train=train)
+    train = evolve(whole.train, batch=8, crop=CROP, seconds=(4.0, 12.0), trains="all")
+    return evolve(whole, name=name, backbone=backbone, train=quick(train, steps=700))
+
+
+def quick(train: TrainSpec, steps: int) -> TrainSpec:
+    """Return the training of what begins at random: the recipe's rates are for what ships."""
+    return evolve(train, steps=steps, optimizer="muon", rate=2e-3, warmup=20, decay=0.4)
 
 
 TINY_WAN_2X2X2 = tiny(R222)
@@ -71,11 +74,13 @@ TINY_WAN_ONLY_LR = evolve(
     TINY_WAN_2X2X2,
     name="tiny-wan-2x2x2-only-lr",
     compressors=(evolve(ENCODER, hr=False),),
+    train=quick(TINY_WAN_2X2X2.train, steps=1000),
 )
 TINY_WAN_WITHOUT_LR = evolve(
     TINY_WAN_2X2X2,
     name="tiny-wan-2x2x2-without-lr",
     compressors=(evolve(ENCODER, lr=False),),
+    train=quick(TINY_WAN_2X2X2.train, steps=1000),
 )
 
 TINY_BASE = from_scratch(TINY_WAN_2X2X2, "tiny-base")
@@ -86,4 +91,4 @@ TINY_PLAIN = evolve(
     compressors=(),
     retrievers=(MeanFrame(),),
 )
-TINY_PLAIN = evolve(TINY_PLAIN, train=evolve(TINY_PLAIN.train, rate=3e-3, memory_dropout=0.0))
+TINY_PLAIN = evolve(TINY_PLAIN, train=evolve(TINY_PLAIN.train, memory_dropout=0.0))

@@ -44,6 +44,7 @@ from ..tools.files import (
     write_json,
     write_tensors,
 )
+from ..tools.hub import expand_path
 from .distributed import shard_optimizer_state
 from .ema import EMA, copy_into
 
@@ -370,7 +371,8 @@ def _is_same(backbone: Mapping[str, Any], weights: Path) -> bool:
     if not isinstance(named, str):
         return False
     shipped = registry().weights.get(named)
-    place = shipped / "backbone" if shipped and not Path(named).exists() else Path(named)
+    own = expand_path(named)
+    place = shipped / "backbone" if shipped and not own.exists() else own
     return place.resolve() == weights.resolve()
 
 

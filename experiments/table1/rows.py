@@ -27,7 +27,7 @@ from ...plugins.metrics.specs import Lpips, Psnr, Ssim
 from ...plugins.retrievers.specs import Flow, MeanFrame
 from ..common import tinier
 from ..tiny import FULL as FULL_AREA
-from ..tiny import TINY_WAN_4X4X2
+from ..tiny import TINY_BASE_4X4X2
 
 R442 = Rate(height=4, width=4, time=2)
 R222 = Rate(height=2, width=2, time=2)
@@ -261,10 +261,11 @@ class TableBudget:
     @property
     def shared(self) -> Experiment:
         """What all experiments of the table share: the size of frames, times, logs and saves."""
-        base = TINY_WAN_4X4X2
+        base = TINY_BASE_4X4X2  # whose DiT has no weights, and so no rate that it was begun for
         train = evolve(
-            base.train, pure=self.pure, gain_every=10**6, log_every=10, save_every=25, keep=1
-        )
+            base.train, pure=self.pure, gain_every=10**6, log_every=10, save_every=25, keep=1,
+            trains="lora", crop=(0, 0),
+        )  # fmt: skip
         experiment = evolve(base, train=train, cache=evolve(base.cache, area=self.area))
         return self._on_dit(tinier(experiment) if self.name == "tiny" else experiment)
 
