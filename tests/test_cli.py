@@ -79,7 +79,7 @@ def test_show_lists_what_followed_another_backbone_and_where_values_are_from() -
     words = ("show", "tiny-wan-2x2x2", "--set", "backbone=wan22-5b", "--set", "train.steps=9")
     code, out, said = run(*words, "--fields")
     assert code == 0 and said == ""
-    assert "backbone wan22-5b: 31 values follow its recipe" in out
+    assert "backbone wan22-5b: 32 values follow its recipe" in out
     assert re.search(r"train\.weigh +2\.0 +0\.0 +follows", out)
     assert re.search(r"train\.steps +9 +--set +optimizer steps", out)
     assert re.search(r"train\.batch +32 +recipe ", out)
@@ -97,7 +97,7 @@ def test_what_followed_another_backbone_is_said_on_stderr(place: Path, tmp_path:
     code, _, said = run(*words, "--videos", tmp_path / "none")
     assert code == 2 and said.startswith("longtake: --videos") and said.count("\n") == 1
     code, _, said = run(*words, "--videos", place / "videos")
-    assert code == 0 and said.startswith("backbone tiny-wan: 31 values follow its recipe (`longt")
+    assert code == 0 and said.startswith("backbone tiny-wan: 32 values follow its recipe (`longt")
 
 
 def test_a_run_is_measured_on_its_own_backbone(place: Path) -> None:

@@ -485,17 +485,32 @@ def swap_of(
     )
 
 
-def at_new_rate(old: Experiment, new: Experiment) -> Experiment:
-    """Return an experiment whose memory has another rate than before with the weights of that one.
+def at_new_rate(
+    old: Experiment, new: Experiment, *, weights: bool = True, retrievers: bool = True
+) -> Experiment:
+    """Return an experiment whose memory has another rate than before with what is of that one.
 
-    Weights that the recipe does not explain stay. A backbone that is new, too, has those of the old
-    rate so far.
+    What the recipe does not explain stays. A backbone that is new, too, has what is of the old rate
+    so far.
+
+    Args:
+        old: before.
+        new: with the other rate.
+        weights: whether those of the backbone may follow.
+        retrievers: whether floors may follow, which have the rate of the memory.
     """
     rates = (rate_of(old), rate_of(new))
-    before, after = (backbone_fields(type(new.backbone), rate).get("weights") for rate in rates)
-    if before == after or getattr(new.backbone, "weights", None) != before:
+    found: dict[Path, Any] = {}
+    if rates[0] == rates[1]:
         return new
-    made: Experiment = evolved(new, {("backbone", "weights"): after})
+    before, after = (backbone_fields(type(new.backbone), rate).get("weights") for rate in rates)
+    if weights and before != after and getattr(new.backbone, "weights", None) == before:
+        found["backbone", "weights"] = after
+    if retrievers:
+        recipe = _recipe_for(new, new.backbone)
+        lists = [retrievers_of(recipe, rate) for rate in rates]
+        found[(RETRIEVERS,)] = _merged(new.retrievers, *lists)
+    made: Experiment = evolved(new, found)
     return made
 
 

@@ -17,6 +17,7 @@ from .convert import TAG, candidates, choose, from_json, hints, optional, refuse
 from .faults import SpecError, in_json, join, unknown_field
 from .recipe import (
     GROUPS,
+    RETRIEVERS,
     TARGETS,
     Path,
     Recipe,
@@ -93,8 +94,14 @@ def change(spec: T, sets: Sequence[str]) -> Changed[T]:
         raise SpecError([*faults, *error.faults]) from error
     if faults:
         raise SpecError(faults)
-    if isinstance(spec, Experiment) and not _names_weights(sets):
-        changed = cast(T, at_new_rate(spec, cast(Experiment, changed)))
+    if isinstance(spec, Experiment):
+        made = at_new_rate(
+            spec,
+            cast(Experiment, changed),
+            weights=not _names_weights(sets),
+            retrievers=not any(path.startswith(RETRIEVERS) for path in paths),
+        )
+        changed = cast(T, made)
     return Changed(spec=changed, sets=tuple(paths), swap=swap)
 
 

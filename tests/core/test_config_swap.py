@@ -367,6 +367,11 @@ def test_another_rate_brings_the_weights_that_ship_for_it() -> None:
     before, wanted = shipped("tiny-wan-2x2x2"), shipped("tiny-wan-4x4x2")
     assert before.backbone.weights != wanted.backbone.weights
     assert apply_sets(before, ["compressor.rate=4x4x2"]).backbone == wanted.backbone
+    assert apply_sets(before, ["compressor.rate=4x4x2"]).retrievers == wanted.retrievers
+    mine = ["compressor.rate=4x4x2", 'retrievers=["flow","upsample"]']
+    assert apply_sets(before, mine).retrievers == apply_sets(before, mine[1:]).retrievers
+    large = apply_sets(shipped("wan22-5b-2x2x2"), ["compressor.rate=4x4x2"])
+    assert large.retrievers == shipped("wan22-5b-4x4x2").retrievers
     made = apply_sets(before, ["compressor.rate=4x4x2", "backbone.weights=mine"])
     assert made.backbone.weights == "mine"
     own = attrs.evolve(before, backbone=attrs.evolve(before.backbone, weights="mine"))
