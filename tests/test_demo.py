@@ -156,7 +156,7 @@ def test_the_weights_that_ship_tell_the_story(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(registry().weights))
+@pytest.mark.parametrize("name", sorted(set(registry().weights) - {"tiny-ae"}))  # a codec
 def test_weights_ship_and_load(name: str) -> None:
     folder = registry().weights[name]
     model = load_run(folder)

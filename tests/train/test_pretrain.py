@@ -425,6 +425,7 @@ def test_it_learns(store: Path, tmp_path: Path) -> None:
     fast = small(
         steps=60, batch=4, rate=5e-3, warmup=1, gain_every=200, log_every=10, save_every=60
     )
+    fast = evolve(fast, backbone=evolve(fast.backbone, begin="local"))
     pretrain(fast, store, tmp_path / "run")
     lines = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
