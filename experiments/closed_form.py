@@ -58,6 +58,7 @@ from ..core.values.history import History
 from ..plugins.compressors.conv import ConvCompressor
 from ..plugins.compressors.conv_layers import CausalConv, FrameAttention
 from ..plugins.compressors.specs import Conv
+from .common import command_line
 from .tiny import CROP
 
 OFFSET, SPREAD = 1.0, 0.5  # of a conv's strongest component before SiLU: there it is about linear
@@ -280,8 +281,12 @@ def _write_beside_lr(subject: Subject, features: Tensor) -> None:
 
 
 @torch.no_grad()
-def fit_decoder(subject: Subject) -> Tensor:
-    """Return the map `[time, row, column, patch, D]` of a normalised token to its patches."""
+def fit_decoder(subject: Subject) -> tuple[Tensor, Tensor]:
+    """Return the map of a normalised token to its patches, and the covariance of such tokens.
+
+    Returns:
+        `[time, row, column, patch, D]` and `[D, D]`.
+    """
     rate = subject.rate
     squares: Tensor | float = 0.0
     products: Tensor | float = 0.0
@@ -291,7 +296,10 @@ def fit_decoder(subject: Subject) -> Tensor:
         squares, products = squares + tokens.T @ tokens, products + tokens.T @ patches.double()
     assert isinstance(squares, Tensor) and isinstance(products, Tensor)
     found = _solve(squares, products)[:-1]
-    return rearrange(found, "d (a r s p) -> a r s p d", a=rate.time, r=rate.height, s=rate.width)
+    decoder = rearrange(found, "d (a r s p) -> a r s p d", a=rate.time, r=rate.height, s=rate.width)
+    moments = squares / squares[-1, -1]  # the last number of a token is 1, so that this is a count
+    mean = moments[:-1, -1]
+    return decoder, (moments[:-1, :-1] - torch.outer(mean, mean)).float()
 
 
 def _tokens_and_patches(subject: Subject, history: History) -> tuple[Tensor, Tensor]:
@@ -386,10 +394,15 @@ def looks(rate: Rate, heads: int) -> list[Look]:
 
 
 @torch.no_grad()
-def begin_heads(subject: Subject, decoder: Tensor) -> int:
+def begin_heads(subject: Subject, decoder: Tensor, covariance: Tensor) -> int:
     """Turn heads to what they look at (`looks`), to read what its patch needs.
 
     Outputs are zero until `fit_outputs`. Returns how many numbers a head reads.
+
+    Args:
+        subject: its heads.
+        decoder: of a normalised token, as `fit_decoder` returns it.
+        covariance: of such tokens.
     """
     backbone = subject.backbone
     head_width: int = backbone.config.attention_head_dim
@@ -397,7 +410,6 @@ def begin_heads(subject: Subject, decoder: Tensor) -> int:
     dealt = looks(subject.rate, len(backbone.memory_blocks) * heads)
     patch = decoder.shape[-2]
     read = min(head_width, max(-(-_needed(decoder, x, dealt).shape[0] // x.of) for x in dealt))
-    covariance = _covariance(subject)
     weights = subject.stage.weights
     weights = weights.repeat_interleave(patch // len(weights))
     for number, look in enumerate(dealt):
@@ -410,7 +422,7 @@ def begin_heads(subject: Subject, decoder: Tensor) -> int:
             _look(attention, channels, look.place.corner)
         needed = _needed(decoder, look, dealt)
         needed = needed * weights.sqrt().repeat(len(needed) // patch)[:, None]
-        strengths, axes = torch.linalg.eigh(needed @ covariance @ needed.T)
+        _, axes = torch.linalg.eigh(needed @ covariance @ needed.T)
         chosen = axes.flip(1)[:, look.part :: look.of][:, :read]
         rows = slice(channels.start, channels.start + chosen.shape[1])
         value = chosen.T @ needed
@@ -432,12 +444,6 @@ def _needed(decoder: Tensor, look: Look, dealt: Sequence[Look]) -> Tensor:
     if look.newest or not any(other.newest for other in dealt):
         return decoder[a, row, column]
     return decoder[:, row, column].flatten(0, 1)
-
-
-def _covariance(subject: Subject) -> Tensor:
-    """Return the covariance `[D, D]` of normalised tokens."""
-    drawn = [_tokens_and_patches(subject, batch.history)[0] for batch in subject.windows()]
-    return torch.cov(torch.cat(drawn).T)
 
 
 def _look(attention: nn.Module, channels: slice, corner: tuple[float, float, float]) -> None:
@@ -575,7 +581,7 @@ def begin(experiment: Experiment, store: Store, count: int) -> Subject:
     torch.manual_seed(experiment.train.seed)
     subject = Subject.of(experiment, store, count)
     begin_encoder(subject)
-    read = begin_heads(subject, fit_decoder(subject))
+    read = begin_heads(subject, *fit_decoder(subject))
     fit_outputs(subject, read)
     return subject
 
@@ -595,11 +601,13 @@ def write(subject: Subject, experiment: Experiment, store: Store, out: Path) -> 
 
 def parser() -> argparse.ArgumentParser:
     """Return what the command takes."""
-    result = argparse.ArgumentParser(prog="closed_form", description=__doc__.partition("\n")[0])
+    result = command_line("closed_form", __doc__)
     result.add_argument("experiment", help="a shipped name, or file.py:NAME")
     result.add_argument("--data", type=Path, required=True, help="a latent store to begin on")
     result.add_argument("--out", type=Path, required=True, help="the run that is written")
-    result.add_argument("--batches", type=int, default=60, help="of 8 windows, that are read")
+    result.add_argument(
+        "--batches", type=int, default=60, help="of windows, as the experiment has them"
+    )
     return result
 
 

@@ -42,7 +42,7 @@ SWITCH = (0, 1)  # numbers of the embedding of time that switch attention by whe
 FAR = 10.0  # of the two from zero; SiLU is a thousandth off there
 SOME_NOISE = 0.02  # time from which tokens count as noisy
 VELOCITY, GUESS_ERROR = 2.2, 0.05  # mean squares of ε − X₀, and of a guess of X₀ minus X₀
-TIMES = 501  # of the flow, that the scale of attention is fitted at
+TIMES = 501  # of the flow, that what depends on time is fitted at
 
 
 def config_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -178,14 +178,9 @@ def _quiet_time(model: WanBackbone) -> None:
     for linear, share in ((last, QUIET_EMBEDDING), (projection, QUIET_TIME)):
         linear.weight.mul_(share)
         linear.bias.zero_()
-    embedding, _ = _at_all_times(model)
-    model.scale_shift_table.sub_(embedding[-1])  # the head adds both; exact for pure noise
-
-
-def _at_all_times(model: WanBackbone) -> tuple[Tensor, Tensor]:
-    times = torch.linspace(0.0, 1.0, TIMES, device=model.device)
-    embedding, _ = embed_time(model.condition_embedder, 1000 * times, times)
-    return embedding, times
+    noise = torch.ones(1, device=model.device)
+    embedding, _ = embed_time(embedder, 1000 * noise, noise)
+    model.scale_shift_table.sub_(embedding[0])  # the head adds both; exact for pure noise
 
 
 def _pass_over_noise(model: WanBackbone) -> None:
