@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import (
+    DTYPES,
     arch_of,
     autocasts,
     call_dtype,
@@ -28,7 +29,6 @@ from .reference import LAYER_NORM_EPS, AttentionWeights
 from .reference import chunk_attention as reference
 from .tiles import Tile, pick_attention, power_of_two
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_CELLS = 2048  # new ones of a call: what more are is bound by products, by prediction
 WIDEST_HEAD = 128  # whose queries, keys and values fit into shared memory
 

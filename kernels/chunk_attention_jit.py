@@ -78,6 +78,33 @@ def _copy_past(
     tl.store(state_ptr + at[:, None] + e[None, :], z, mask=mask & (kept >= 0)[:, None])
 
 
+@triton.jit
+def _products(
+    a_rows, w_rows, n_live, K: tl.constexpr, N: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Return the products `[BM, BN]` of BM rows of K numbers with BN of the N rows of a weight."""
+    k = tl.arange(0, BK)
+    acc = tl.zeros((BM, BN), dtype=tl.float32)
+    for i in range((K + BK - 1) // BK):
+        kk = i * BK + k
+        if K % BK != 0:
+            a = tl.load(a_rows[:, None] + kk[None, :], mask=(kk < K)[None, :], other=0.0)
+        else:
+            a = tl.load(a_rows[:, None] + kk[None, :])
+        if K % BK != 0 or N % BN != 0:
+            mask = (kk < K)[:, None] & n_live[None, :]
+            w = tl.load(w_rows[None, :] + kk[:, None], mask=mask, other=0.0)
+        else:
+            w = tl.load(w_rows[None, :] + kk[:, None])
+        if UPCAST:
+            a = a.to(tl.float32)
+            w = w.to(tl.float32)
+        acc = tl.dot(a, w, acc, input_precision=PRECISION)
+    return acc
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def qkv_kernel(
     normed_ptr, w_ptr, query_ptr, pair_ptr, state_ptr,
@@ -101,25 +128,9 @@ def qkv_kernel(
     n = (pid % TILES) * BN + tl.arange(0, BN)
     live = m < rows
     n_live = n < E
-    k = tl.arange(0, BK)
     a_rows = normed_ptr + tl.where(live, m, 0) * C
     w_rows = w_ptr + (part * E + n) * C
-    acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for i in range((C + BK - 1) // BK):
-        kk = i * BK + k
-        if C % BK != 0:
-            a = tl.load(a_rows[:, None] + kk[None, :], mask=(kk < C)[None, :], other=0.0)
-        else:
-            a = tl.load(a_rows[:, None] + kk[None, :])
-        if C % BK != 0 or E % BN != 0:
-            mask = (kk < C)[:, None] & n_live[None, :]
-            w = tl.load(w_rows[None, :] + kk[:, None], mask=mask, other=0.0)
-        else:
-            w = tl.load(w_rows[None, :] + kk[:, None])
-        if UPCAST:
-            a = a.to(tl.float32)
-            w = w.to(tl.float32)
-        acc = tl.dot(a, w, acc, input_precision=PRECISION)
+    acc = _products(a_rows, w_rows, n_live, C, E, PRECISION, UPCAST, BM, BN, BK)
     mask = live[:, None] & n_live[None, :]
     y = acc.to(pair_ptr.dtype.element_ty)
     if part == 0:
@@ -220,25 +231,9 @@ def attention_out_kernel(
     n = (pid % TILES) * BN + tl.arange(0, BN)
     live = m < rows
     n_live = n < C
-    k = tl.arange(0, BK)
     a_rows = mixed_ptr + tl.where(live, m, 0) * E
     w_rows = w_ptr + n * E
-    acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for i in range((E + BK - 1) // BK):
-        kk = i * BK + k
-        if E % BK != 0:
-            a = tl.load(a_rows[:, None] + kk[None, :], mask=(kk < E)[None, :], other=0.0)
-        else:
-            a = tl.load(a_rows[:, None] + kk[None, :])
-        if E % BK != 0 or C % BN != 0:
-            mask = (kk < E)[:, None] & n_live[None, :]
-            w = tl.load(w_rows[None, :] + kk[:, None], mask=mask, other=0.0)
-        else:
-            w = tl.load(w_rows[None, :] + kk[:, None])
-        if UPCAST:
-            a = a.to(tl.float32)
-            w = w.to(tl.float32)
-        acc = tl.dot(a, w, acc, input_precision=PRECISION)
+    acc = _products(a_rows, w_rows, n_live, E, C, PRECISION, UPCAST, BM, BN, BK)
     mask = live[:, None] & n_live[None, :]
     at = (m * C)[:, None] + n[None, :]
     z = acc + tl.load(bias_ptr + n, mask=n_live, other=0.0).to(tl.float32)[None, :]

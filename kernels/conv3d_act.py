@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import (
+    DTYPES,
     Choice,
     arch_of,
     autocasts,
@@ -32,7 +33,6 @@ from .reference import conv3d_act as reference
 from .tiles import Tile, pick, power_of_two, shares
 
 Triple = tuple[int, int, int]
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_TAPS = 31  # in space: a bit each says whether it lies inside the picture
 HALF_SUMS = (0, 86, 89, 120)  # GeForce sums twice as fast in float16; the interpreter tries it
 FUSED_NORM = 256  # channels up to which one program holds all of a cell

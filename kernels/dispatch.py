@@ -19,6 +19,7 @@ from attrs import frozen
 from torch import Tensor
 
 KERNELS = ("auto", "reference", "triton")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the kernels take
 OLDEST = 80  # compute capability: before it there is no bfloat16 and no cp.async
 TRITON = (3, 6)  # the oldest that the kernels were tried with
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import (
+    DTYPES,
     Choice,
     arch_of,
     autocasts,
@@ -26,8 +27,6 @@ from .dispatch import (
 )
 from .reference import out_tokens as reference
 from .tiles import Tile, pick_tokens
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def out_tokens(

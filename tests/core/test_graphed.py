@@ -244,18 +244,23 @@ def test_gradients_are_not_kept() -> None:
         assert not any(x.requires_grad for x in (*state.values(), *tensors(memory)))
 
 
-@torch.no_grad()
-def test_without_a_gpu_it_is_the_step_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="longtake.core.graphed")
-    made = encoder()
-    graphed, whole = GraphedStep(made, LENGTH), window(made, 6 * LENGTH)
+def gives_the_steps_of(made: ConvCompressor, graphed: GraphedStep) -> None:
+    """Check six chunks of a graphed step against the step itself."""
     state: State | None = None
     truth: State | None = None
-    for chunk in whole.chunks(6 * [LENGTH]):
+    for chunk in window(made, 6 * LENGTH).chunks(6 * [LENGTH]):
         truth, wanted = made.step(truth, chunk)
         state, found = graphed.step(state, chunk)
         same(found, wanted)
         same_state(state, truth)
+
+
+@torch.no_grad()
+def test_without_a_gpu_it_is_the_step_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="longtake.core.graphed")
+    made = encoder()
+    graphed = GraphedStep(made, LENGTH)
+    gives_the_steps_of(made, graphed)
     assert not graphed.recorded
     assert [r.getMessage() for r in caplog.records] == [
         "a step of 4 latents runs without a CUDA graph (the device is cpu)"
@@ -274,14 +279,7 @@ def test_what_cannot_be_recorded_is_the_step_and_is_tried_once(
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     made = encoder()
-    graphed, whole = GraphedStep(made, LENGTH, record=refuses), window(made, 6 * LENGTH)
-    state: State | None = None
-    truth: State | None = None
-    for chunk in whole.chunks(6 * [LENGTH]):
-        truth, wanted = made.step(truth, chunk)
-        state, found = graphed.step(state, chunk)
-        same(found, wanted)
-        same_state(state, truth)
+    gives_the_steps_of(made, GraphedStep(made, LENGTH, record=refuses))
     (record,) = caplog.records
     assert len(tried) == 1 and record.levelno == logging.WARNING
     assert record.getMessage().endswith(
