@@ -46,7 +46,7 @@ WAYS = (BOTH, NO_HR, NO_LR, NONE)
 
 
 @frozen(kw_only=True)
-class ClipLosses:
+class BranchLosses:
     """The losses of one clip, each the mean over the same draws.
 
     Attributes:
@@ -96,7 +96,7 @@ def measure_branches(
     compressor = _both_branches(model, run)
     setup = MeasureSetup.build(model, Store.open(data))
     count = draws or model.experiment.measure.draws
-    clips: list[ClipLosses] = []
+    clips: list[BranchLosses] = []
     with evaluating(model), progress_bar("branches") as report:
         for record in setup.records():
             clips.append(_ask(setup, compressor, record, count))
@@ -116,7 +116,9 @@ def _both_branches(model: Model, run: str) -> ConvCompressor:
     raise UserError(f"{run}: its memory is not that of one conv compressor with lr and hr")
 
 
-def _ask(setup: MeasureSetup, compressor: ConvCompressor, record: Record, count: int) -> ClipLosses:
+def _ask(
+    setup: MeasureSetup, compressor: ConvCompressor, record: Record, count: int
+) -> BranchLosses:
     experiment = setup.model.experiment
     stage = StageOne(setup.model, setup.masker, experiment.train, setup.null_text)
     history, text = setup.history(record, pixels=setup.reads_pixels), setup.text(record)
@@ -133,7 +135,9 @@ def _ask(setup: MeasureSetup, compressor: ConvCompressor, record: Record, count:
         drawn = stage.draw_noise(query, draws)
         for way, memory in memories.items():
             losses[way].append(float(stage.loss(query, memory, drawn)))
-    return ClipLosses(name=record.name, losses={way: sum(x) / len(x) for way, x in losses.items()})
+    return BranchLosses(
+        name=record.name, losses={way: sum(x) / len(x) for way, x in losses.items()}
+    )
 
 
 @contextmanager
@@ -147,7 +151,7 @@ def switched_off(compressor: ConvCompressor, branch: str) -> Iterator[None]:
         setattr(compressor, branch, part)
 
 
-def summary(clips: Sequence[ClipLosses]) -> dict[str, Any]:
+def summary(clips: Sequence[BranchLosses]) -> dict[str, Any]:
     """Return the losses over clips, and how much greater each is than with both branches."""
 
     def over(values: Sequence[float]) -> dict[str, Any]:

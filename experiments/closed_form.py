@@ -80,8 +80,8 @@ SLOPE = torch.sigmoid(torch.tensor(OFFSET)).item() * (
 
 
 @frozen(eq=False, kw_only=True)
-class Subject:
-    """A model that begins, and the data that it begins on.
+class Fitting:
+    """A model that is fitted in closed form, and the data that it is fitted to.
 
     Attributes:
         model: a tiny Wan whose one compressor is `conv`, of random weights.
@@ -96,8 +96,8 @@ class Subject:
     count: int
 
     @classmethod
-    def of(cls, experiment: Experiment, store: Store, count: int) -> Subject:
-        """Return the subject of an experiment, its windows cropped.
+    def of(cls, experiment: Experiment, store: Store, count: int) -> Fitting:
+        """Return what is fitted of an experiment, its windows cropped.
 
         Raises:
             UserError: `count` is below 1, the experiment is Stage II, its backbone is no tiny-wan
@@ -187,19 +187,19 @@ def _check(model: Model) -> None:
 
 
 @torch.no_grad()
-def begin_encoder(subject: Subject) -> None:
+def begin_encoder(fitting: Fitting) -> None:
     """Make the convs keep principal components, and tokens hold them beside LR numbers."""
-    compressor = subject.compressor
+    compressor = fitting.compressor
     assert compressor.hr is not None
-    frames = [_whole_blocks(batch.history, subject.rate) for batch in subject.windows()]
-    importance = subject.stage.weights.sqrt()  # what a unit of each channel is worth
+    frames = [_whole_blocks(batch.history, fitting.rate) for batch in fitting.windows()]
+    importance = fitting.stage.weights.sqrt()  # what a unit of each channel is worth
     for conv in compressor.hr.trunk.convs:
         importance = keep_components(conv, frames, importance)
         frames = [conv(x, None) for x in frames]
     for layer in cast(Sequence[FrameAttention], compressor.hr.attention.layers):
         layer.out.weight.zero_()
         layer.out.bias.zero_()
-    _write_beside_lr(subject, torch.cat([_by_cell(x[:, : len(importance)]) for x in frames]))
+    _write_beside_lr(fitting, torch.cat([_by_cell(x[:, : len(importance)]) for x in frames]))
 
 
 def _whole_blocks(history: History, rate: Rate) -> Tensor:
@@ -254,16 +254,16 @@ def _share(spread: Tensor) -> Tensor:
     return (spread / spread[0]).sqrt()
 
 
-def _write_beside_lr(subject: Subject, features: Tensor) -> None:
+def _write_beside_lr(fitting: Fitting, features: Tensor) -> None:
     """Make the encoder's last projection write features where LR tokens have nothing.
 
     Args:
-        subject: its tokens.
+        fitting: its tokens.
         features: of cells, `[N, kept]`, strongest first.
     """
-    hr = subject.compressor.hr
+    hr = fitting.compressor.hr
     assert hr is not None
-    embedding = subject.backbone.patch_embedding
+    embedding = fitting.backbone.patch_embedding
     patches, bias = embedding.weight.flatten(1), embedding.bias[:, None]
     taken = torch.cat([patches, bias, torch.ones_like(bias)], dim=1)
     width = len(taken)
@@ -281,17 +281,17 @@ def _write_beside_lr(subject: Subject, features: Tensor) -> None:
 
 
 @torch.no_grad()
-def fit_decoder(subject: Subject) -> tuple[Tensor, Tensor]:
+def fit_decoder(fitting: Fitting) -> tuple[Tensor, Tensor]:
     """Return the map of a normalised token to its patches, and the covariance of such tokens.
 
     Returns:
         `[time, row, column, patch, D]` and `[D, D]`.
     """
-    rate = subject.rate
+    rate = fitting.rate
     squares: Tensor | float = 0.0
     products: Tensor | float = 0.0
-    for batch in subject.windows():
-        tokens, patches = _tokens_and_patches(subject, batch.history)
+    for batch in fitting.windows():
+        tokens, patches = _tokens_and_patches(fitting, batch.history)
         tokens = F.pad(tokens, (0, 1), value=1.0).double()
         squares, products = squares + tokens.T @ tokens, products + tokens.T @ patches.double()
     assert isinstance(squares, Tensor) and isinstance(products, Tensor)
@@ -302,10 +302,10 @@ def fit_decoder(subject: Subject) -> tuple[Tensor, Tensor]:
     return decoder, (moments[:-1, :-1] - torch.outer(mean, mean)).float()
 
 
-def _tokens_and_patches(subject: Subject, history: History) -> tuple[Tensor, Tensor]:
+def _tokens_and_patches(fitting: Fitting, history: History) -> tuple[Tensor, Tensor]:
     """Return the normalised tokens `[N, D]` of whole blocks, and the patches they stand for."""
-    rate, latents = subject.rate, history.latents.float()
-    patch = subject.backbone.geometry.patch
+    rate, latents = fitting.rate, history.latents.float()
+    patch = fitting.backbone.geometry.patch
     frames = 1 + (latents.shape[2] - 1) // rate.time
     first = latents[:, :, :1].expand(-1, -1, rate.time - 1, -1, -1)
     blocks = torch.cat([first, latents[:, :, : 1 + (frames - 1) * rate.time]], dim=2)
@@ -314,7 +314,7 @@ def _tokens_and_patches(subject: Subject, history: History) -> tuple[Tensor, Ten
         "b c (t a) (h r i) (w s j) -> b t (h w) (a r s c i j)",
         a=rate.time, r=rate.height, s=rate.width, i=patch.height, j=patch.width,
     )  # fmt: skip
-    tokens = subject.model.encoder(history).parts[0].tokens
+    tokens = fitting.model.encoder(history).parts[0].tokens
     tokens = rearrange(tokens, "b (t s) d -> b t s d", s=patches.shape[2])[:, :frames]
     counts = 1 + (history.length - 1) // rate.time
     real = torch.arange(frames)[None] < counts[:, None]
@@ -394,23 +394,23 @@ def looks(rate: Rate, heads: int) -> list[Look]:
 
 
 @torch.no_grad()
-def begin_heads(subject: Subject, decoder: Tensor, covariance: Tensor) -> int:
+def begin_heads(fitting: Fitting, decoder: Tensor, covariance: Tensor) -> int:
     """Turn heads to what they look at (`looks`), to read what its patch needs.
 
     Outputs are zero until `fit_outputs`. Returns how many numbers a head reads.
 
     Args:
-        subject: its heads.
+        fitting: its heads.
         decoder: of a normalised token, as `fit_decoder` returns it.
         covariance: of such tokens.
     """
-    backbone = subject.backbone
+    backbone = fitting.backbone
     head_width: int = backbone.config.attention_head_dim
     heads: int = backbone.config.num_attention_heads
-    dealt = looks(subject.rate, len(backbone.memory_blocks) * heads)
+    dealt = looks(fitting.rate, len(backbone.memory_blocks) * heads)
     patch = decoder.shape[-2]
     read = min(head_width, max(-(-_needed(decoder, x, dealt).shape[0] // x.of) for x in dealt))
-    weights = subject.stage.weights
+    weights = fitting.stage.weights
     weights = weights.repeat_interleave(patch // len(weights))
     for number, look in enumerate(dealt):
         block, head = divmod(number, heads)
@@ -476,14 +476,14 @@ def _look_back(attention: nn.Module, channels: slice, corner: tuple[float, float
 
 
 @torch.no_grad()
-def fit_outputs(subject: Subject, read: int) -> None:
+def fit_outputs(fitting: Fitting, read: int) -> None:
     """Make the heads' outputs take the best guess of the clean patch away from the noise."""
-    backbone = subject.backbone
+    backbone = fitting.backbone
     squares: Tensor | float = 0.0
     products: Tensor | float = 0.0
-    for number, ask in itertools.product(range(subject.count), (_ask, _ask_on)):
+    for number, ask in itertools.product(range(fitting.count), (_ask, _ask_on)):
         with _what_heads_read(backbone, read) as found:
-            targets = ask(subject, number)
+            targets = ask(fitting, number)
         features = torch.cat([_of_targets(x, len(targets)) for x in found], dim=1).double()
         squares = squares + features.T @ features
         products = products + features.T @ targets.double()
@@ -525,21 +525,21 @@ def _of_targets(reads: list[Tensor], count: int) -> Tensor:
     return next(x for x in reads if len(x) == count)
 
 
-def _ask(subject: Subject, number: int) -> Tensor:
+def _ask(fitting: Fitting, number: int) -> Tensor:
     """Ask G for the targets of a batch from pure noise; return their patches `[N, patch]`."""
-    stage, batch = subject.stage, subject.batches[number]
+    stage, batch = fitting.stage, fitting.batches[number]
     draws = Draws.of(stage.spec.seed, number, batch.places, "loss")
     query = stage.masker.query(batch.history, stage.drop_text(batch.text, draws), draws)
     stage.loss(query, stage.encoder(batch.history), stage.draw_noise(query, draws))
-    return _patches(subject, query.targets)
+    return _patches(fitting, query.targets)
 
 
-def _ask_on(subject: Subject, number: int) -> Tensor:
+def _ask_on(fitting: Fitting, number: int) -> Tensor:
     """Ask G for what follows a batch's pasts, from pure noise; return its patches `[N, patch]`."""
-    stage, batch = subject.stage, subject.batches[number]
+    stage, batch = fitting.stage, fitting.batches[number]
     draws = Draws.of(stage.spec.seed, number, batch.places, "on")
     shortest = int(batch.history.length.min())
-    period = subject.rate.time
+    period = fitting.rate.time
     past = 1 + (shortest - min(AHEAD, shortest // 2) - 1) // period * period
     ahead = evolve(batch, past=past).continuation()
     target = ahead.target[:, :, : min(AHEAD, shortest - past)]
@@ -547,11 +547,11 @@ def _ask_on(subject: Subject, number: int) -> Tensor:
         target, ahead.frames[:, : target.shape[2]], stage.drop_text(batch.text, draws),
         stage.encoder(ahead.history), stage.draw_time(target, draws),
     )  # fmt: skip
-    return _patches(subject, target)
+    return _patches(fitting, target)
 
 
-def _patches(subject: Subject, targets: Tensor) -> Tensor:
-    patch = subject.backbone.geometry.patch
+def _patches(fitting: Fitting, targets: Tensor) -> Tensor:
+    patch = fitting.backbone.geometry.patch
     return rearrange(
         targets.float(),
         "b c k (h i) (w j) -> (b k h w) (c i j)", i=patch.height, j=patch.width,
@@ -559,10 +559,10 @@ def _patches(subject: Subject, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_loss(subject: Subject) -> tuple[float, float]:
+def mean_loss(fitting: Fitting) -> tuple[float, float]:
     """Return the loss from pure noise and clean history, and that of a guess of zero."""
-    stage, losses, zeros = subject.stage, [], []
-    for number, batch in enumerate(subject.windows()):
+    stage, losses, zeros = fitting.stage, [], []
+    for number, batch in enumerate(fitting.windows()):
         draws = Draws.of(stage.spec.seed, number, batch.places, "loss")
         query = stage.masker.query(batch.history, stage.drop_text(batch.text, draws), draws)
         drawn = stage.draw_noise(query, draws)
@@ -572,21 +572,21 @@ def mean_loss(subject: Subject) -> tuple[float, float]:
     return float(torch.stack(losses).mean()), float(torch.stack(zeros).mean())
 
 
-def begin(experiment: Experiment, store: Store, count: int) -> Subject:
+def begin(experiment: Experiment, store: Store, count: int) -> Fitting:
     """Return the model of an experiment as it begins in closed form.
 
     Raises:
-        UserError: as `Subject.of`.
+        UserError: as `Fitting.of`.
     """
     torch.manual_seed(experiment.train.seed)
-    subject = Subject.of(experiment, store, count)
-    begin_encoder(subject)
-    read = begin_heads(subject, *fit_decoder(subject))
-    fit_outputs(subject, read)
-    return subject
+    fitting = Fitting.of(experiment, store, count)
+    begin_encoder(fitting)
+    read = begin_heads(fitting, *fit_decoder(fitting))
+    fit_outputs(fitting, read)
+    return fitting
 
 
-def write(subject: Subject, experiment: Experiment, store: Store, out: Path) -> None:
+def write(fitting: Fitting, experiment: Experiment, store: Store, out: Path) -> None:
     """Write the model as a run of no steps, which `pretrain --start` goes on from."""
     experiment = evolve(
         experiment,
@@ -595,7 +595,7 @@ def write(subject: Subject, experiment: Experiment, store: Store, out: Path) -> 
     )
     out.mkdir(parents=True, exist_ok=True)
     with whole_folder(out / "checkpoint-0") as folder:
-        save_model(folder, evolve(subject.model, experiment=experiment))
+        save_model(folder, evolve(fitting.model, experiment=experiment))
     begin_run(experiment, store, out, "fp32")
 
 
@@ -620,11 +620,11 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.out.is_dir() and not only_parts(options.out):
             raise UserError(f"--out {options.out} is a folder with files in it: name a new one")
         store = Store.open(options.data)
-        subject = begin(experiment, store, options.batches)
-        loss, zero = mean_loss(subject)
+        fitting = begin(experiment, store, options.batches)
+        loss, zero = mean_loss(fitting)
         if not math.isfinite(loss):
             raise UserError(f"{options.data}: {options.batches} batches of it are too few")
-        write(subject, experiment, store, options.out)
+        write(fitting, experiment, store, options.out)
         facts = {"batches": options.batches, "loss": round(loss, 4), "of_zero": round(zero, 4)}
         write_json(options.out / FACTS, facts)
     except LongtakeError as error:

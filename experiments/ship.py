@@ -117,7 +117,7 @@ def listed_photographs(records: Sequence[Record], photos: Path | None) -> list[d
     return [attrs.asdict(one) for one in ordered]
 
 
-def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, object]:
+def provenance(run: Path, data: Path, start: Path | str | None = None) -> dict[str, object]:
     """Return how a run was trained: its command, spec, steps, minutes and curve.
 
     Of one that began in closed form, and has no steps: its command and loss.
@@ -125,9 +125,10 @@ def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, ob
     Args:
         run: its folder.
         data: the store it was trained on.
-        start: the run whose weights it began with.
+        start: the run whose weights it began with; None: the one that it names itself.
     """
     experiment, checkpoint = read_run(run)
+    start = start or read_json(run / "spec.json", "run").get("start")
     if (run / FACTS).exists():
         words = ["python", "-m", "longtake.experiments.closed_form", experiment.name]
         words += ["--data", str(data), "--out", str(run)]
@@ -148,7 +149,7 @@ def provenance(run: Path, data: Path, start: Path | None = None) -> dict[str, ob
     }
 
 
-def command(experiment: Experiment, run: Path, data: Path, start: Path | None) -> str:
+def command(experiment: Experiment, run: Path, data: Path, start: Path | str | None) -> str:
     """Return the command that trains so: a shipped experiment, and what differs from it by --set.
 
     One that does not ship by its name goes by the name of the JSON file that its spec would be.

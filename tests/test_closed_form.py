@@ -20,7 +20,7 @@ from longtake.core.values.memory import Memory
 from longtake.core.video.builtin_clip import write_builtin_clip
 from longtake.experiments import closed_form
 from longtake.experiments.closed_form import (
-    Subject,
+    Fitting,
     begin,
     keep_components,
     looks,
@@ -48,19 +48,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def begun(store: Store) -> Subject:
+def begun(store: Store) -> Fitting:
     return begin(EXPERIMENT, store, 6)
 
 
 @pytest.mark.slow
-def test_it_gives_back_most_of_what_it_saw(begun: Subject) -> None:
+def test_it_gives_back_most_of_what_it_saw(begun: Fitting) -> None:
     loss, zero = mean_loss(begun)
     assert loss < 0.15 * zero
 
 
 @pytest.mark.slow
 def test_a_run_is_written_that_loads_to_the_same_weights(
-    begun: Subject, store: Store, tmp_path: Path
+    begun: Fitting, store: Store, tmp_path: Path
 ) -> None:
     write(begun, EXPERIMENT, store, tmp_path / "run")
     loaded = load_run(tmp_path / "run")
@@ -107,7 +107,7 @@ def test_what_has_no_closed_form_is_refused(name: str, said: str, store: Store) 
         "shared": evolve(EXPERIMENT, backbone=evolve(EXPERIMENT.backbone, memory_time=None)),
     }[name]
     with pytest.raises(UserError, match=said):
-        Subject.of(wrong, store, 1)
+        Fitting.of(wrong, store, 1)
 
 
 def test_bad_words_are_one_line(
@@ -138,7 +138,7 @@ def test_components_of_nothing_stay_finite() -> None:
 
 @pytest.mark.slow
 def test_lora_begins_on_the_base_and_the_encoder_carries_over(
-    begun: Subject, store: Store, tmp_path: Path
+    begun: Fitting, store: Store, tmp_path: Path
 ) -> None:
     write(begun, EXPERIMENT, store, tmp_path / "base")
     checkpoint = tmp_path / "base" / "checkpoint-0"
@@ -174,7 +174,7 @@ def test_every_head_has_something_to_look_at(text: str, back: int) -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_it_goes_on_better_with_its_past_than_with_none(begun: Subject) -> None:
+def test_it_goes_on_better_with_its_past_than_with_none(begun: Fitting) -> None:
     stage, losses = begun.stage, []
     for number in range(4):
         batch = begun.batches[number]

@@ -11,6 +11,7 @@ import torch
 from attrs import evolve
 
 from longtake.core import demo as module
+from longtake.core.config import load_experiment
 from longtake.core.data.store import Record, Store
 from longtake.core.demo import (
     DemoResult,
@@ -165,6 +166,13 @@ def test_weights_ship_and_load(name: str) -> None:
     assert (memory > 0) == model.experiment.remembers
     assert all(torch.isfinite(p).all() for p in model.backbone.parameters())
     assert (folder / "training.json").exists() and not checkpoints(folder)
+
+
+@pytest.mark.parametrize("name", sorted(set(registry().weights) - {"tiny-ae"}))
+def test_what_ships_makes_takes_as_its_experiment_does(name: str) -> None:
+    shipped, _ = read_run(registry().weights[name])
+    assert shipped.generate == load_experiment(name)[1].generate
+    assert shipped.compressors == load_experiment(name)[1].compressors
 
 
 def test_it_flushes_denormals_before_any_thread_starts(
