@@ -38,7 +38,7 @@ from ..core.tools.files import (
     write_json,
 )
 from ..core.train.checkpoint import read_run, step_of
-from .closed_form import FACTS
+from .closed_form.begin import FACTS
 from .photos import read_photographs
 
 WEIGHTS = Path(__file__).parent / "weights"

@@ -4,7 +4,7 @@ The real backbones have seen more video than anybody can here. An hour of plain 
 core taught no head of a DiT from scratch where memory is: on design §6's Stage 0, a plain video
 model, one step of Stage I gave 15.7 dB, below the mean frame, and 16.7 on one that read the LR
 tokens of its past. So the tiny DiT and its encoder begin together, in closed form
-(`closed_form.py`): minutes of linear algebra make the encoder a linear code and turn the heads to
+(`closed_form/`): minutes of linear algebra make the encoder a linear code and turn the heads to
 the places that a token of a rate stands for. What ships is that beginning, of each rate its own:
 Stage I from there, at low rates on two cores, has made one step worse so far and low times better.
 `tiny-plain` is the plain video model, for comparison.

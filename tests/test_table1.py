@@ -14,6 +14,7 @@ from longtake.core.bench import random_history
 from longtake.core.config import SpecError
 from longtake.core.measure.result import interval
 from longtake.core.model import build_model
+from longtake.core.video.builtin_clip import write_builtin_clip
 from longtake.experiments.table1 import __main__ as table1
 from longtake.experiments.table1.page import (
     FAILS,
@@ -192,9 +193,9 @@ def test_another_backbone_carries_all_rows_and_the_shared_dit(budget: Any) -> No
     other = attrs.evolve(budget, dit=dit)
     made = other.experiment(row("proposed-4x4x2"), 0)
     assert made.backbone == reader(other).backbone == other.backbone == dit
-    assert attrs.evolve(made, backbone=budget.backbone) == budget.experiment(
-        row("proposed-4x4x2"), 0
-    )
+    own = budget.experiment(row("proposed-4x4x2"), 0)
+    assert attrs.evolve(made, backbone=own.backbone, train=own.train) == own
+    assert made.train.steps == own.train.steps and made.train.batch == own.train.batch
     with pytest.raises(SpecError, match="unknown backbone 'tiny-hunyan'.*tiny-hunyuan"):
         backbone("tiny-hunyan")
 
@@ -261,6 +262,29 @@ def test_bad_input_is_one_line(
     assert says in told
     assert len(told.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_rows_on_tiny_wan_begin_in_closed_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "videos" / split).mkdir(parents=True)
+        write_builtin_clip(tmp_path / "videos" / split / "clip.mp4", 12.0, 8, 96, 160)
+    little = attrs.evolve(
+        SMALL, area=96 * 160, batches=4, steps=1, seeds=(0,), measured=4.0, seconds=(4.0, 8.0)
+    )
+    monkeypatch.setitem(BUDGETS, "small", little)
+    out = tmp_path / "table"
+    given = ["--out", str(out), "--videos", str(tmp_path / "videos"), "--budget", "small"]
+    assert table1.main([*given, "--rows", "without-lr-4x4x2,pool-2x2x2"]) == 0
+    for name in ("without-lr-4x4x2", "pool-2x2x2"):
+        spec = json.loads((out / "runs" / f"{name}-0" / "spec.json").read_text())
+        weights = Path(spec["experiment"]["backbone"]["weights"])
+        assert weights.parts[-4:-2] == ("starts", f"{name}-0")  # a DiT of its own
+        found = json.loads((out / "measured" / f"{name}-0.json").read_text())
+        assert found["closed form"]["batches"] == 4 and found["training"]["steps"] == 1
+    assert "begun in closed form" in (out / "table1.md").read_text()
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from ...core.tools.progress import progress_bar
 from ...core.train.checkpoint import checkpoints, load_run, read_run, step_of, with_weights
 from ...core.train.pretrain import pretrain
 from ...core.values.grid import Rate
-from .. import closed_form
+from ..closed_form import begin as closed_form
 from ..common import interrupt_after, tinier, tiny_clips, training_progress
 from ..table1 import __main__ as table1
 from .day import Session, StepResult, TimeIsUp

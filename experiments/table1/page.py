@@ -269,17 +269,31 @@ def under(lines: Sequence[TableLine], budget: TableBudget) -> str:
     return (
         f"One-step retrieval of every frame of {clips} unseen clips of up to {budget.measured:g} s "
         "from the memory of the clean history; mean over clips and seeds [95 % interval, both "
-        "resampled; of few seeds it is too narrow]. Seeds vary Stage I alone: the DiT is one. "
+        "resampled; of few seeds it is too narrow]. "
         f"Budget `{budget.name}`: {budget.steps} steps of {budget.batch},{pure}, LoRA of rank "
-        f"{budget.rank}, frames of about {budget.area} pixels, latents {budget.history}. All rows "
-        "share a DiT that was taught to read uncompressed latents "
-        f"({budget.reader_steps} steps of {budget.reader_batch}): memories made of "
-        "the DiT's own tokens (window, pool, merge, Only LR) begin nearer to what it reads than "
-        "those that are learned from nothing (Without LR). `masked − clean`: PSNR of the same "
+        f"{budget.rank}, frames of about {budget.area} pixels, latents {budget.history}. "
+        f"{_dit(budget)} `masked − clean`: PSNR of the same "
         "frames from the masked history minus from the clean one. GFLOP: products and "
         "convolutions of the encoder; what merging searches is not in it. ms: encoders in turn on "
         f"one machine, and the ratio to {REFERENCE}. The paper's figures are of other data, a "
         "large pretrained backbone and sampled retrieval: an order to compare, no bar.\n"
+    )
+
+
+def _dit(budget: TableBudget) -> str:
+    """Return what the text says of the DiT."""
+    if budget.closed_form:
+        return (
+            "Each row and seed has a DiT of its own, begun in closed form on that row's tokens "
+            f"({budget.batches} batches): convs of the encoder and the patchifier's projection as "
+            "principal components, other encoders as they begin, heads and outputs of the DiT to "
+            "read them."
+        )
+    return (
+        "All rows share a DiT that was taught to read uncompressed latents "
+        f"({budget.reader_steps} steps of {budget.reader_batch}), and seeds vary Stage I alone: "
+        "memories made of the DiT's own tokens (window, pool, merge, Only LR) begin nearer to what "
+        "it reads than those that are learned from nothing (Without LR)."
     )
 
 

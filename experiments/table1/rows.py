@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from attrs import evolve, frozen
 
+from ...backbones.wan.specs import TinyWan
 from ...core.config import from_json
 from ...core.errors import UserError
 from ...core.experiment import CacheSpec, Experiment, MeasureSpec
@@ -26,8 +27,8 @@ from ...plugins.maskers.specs import Noise
 from ...plugins.metrics.specs import Lpips, Psnr, Ssim
 from ...plugins.retrievers.specs import Flow, MeanFrame
 from ..common import tinier
+from ..tiny import CROP, TINY_BASE_4X4X2, TINY_WAN_4X4X2
 from ..tiny import FULL as FULL_AREA
-from ..tiny import TINY_BASE_4X4X2
 
 R442 = Rate(height=4, width=4, time=2)
 R222 = Rate(height=2, width=2, time=2)
@@ -174,10 +175,9 @@ def _row(
 
 
 def _conv(rate: str, *, lr: bool = True, hr: bool = True) -> Conv:
-    """Return the encoder at widths that suit the tiny DiT and few steps."""
-    return Conv(
-        rate=Rate.parse(rate), lr=lr, hr=hr, channels=(32, 64, 96, 128), heads=4, head_width=32
-    )
+    """Return the encoder of `tiny-wan` at a rate."""
+    encoder = cast("Conv", TINY_WAN_4X4X2.compressors[0])
+    return evolve(encoder, rate=Rate.parse(rate), lr=lr, hr=hr)
 
 
 FULL_HD = (1920, 1080)  # width and height of a common video
@@ -189,9 +189,11 @@ class TableBudget:
 
     Attributes:
         name: `full`, `small` or `tiny`.
-        reader_steps, reader_batch, reader_seconds: of the DiT that all rows share (`reader`).
+        batches: of windows, that a row begins in closed form with.
+        reader_steps, reader_batch, reader_seconds: of another DiT, which all rows share (`reader`).
         steps, batch: of Stage I, on LoRA and encoder over that DiT.
         seconds: shortest and longest training window.
+        crop: latent rows and columns of it; zeros: all.
         seeds: runs of each row.
         area: pixels of a frame.
         rank: of the LoRA. 128 is the paper's, of a DiT 8 times as wide as the tiny one.
@@ -202,6 +204,7 @@ class TableBudget:
     """
 
     name: str
+    batches: int
     reader_steps: int
     reader_batch: int
     reader_seconds: tuple[float, float]
@@ -214,6 +217,7 @@ class TableBudget:
     pure: float
     sampling: int
     measured: float
+    crop: tuple[int, int]
     dit: BackboneSpec | None = None
 
     def experiment(self, row: TableRow, seed: int) -> Experiment:
@@ -254,6 +258,17 @@ class TableBudget:
         return self.shared.backbone
 
     @property
+    def closed_form(self) -> bool:
+        """Whether rows begin in closed form: `tiny-wan` of its own size does, without weights."""
+        dit = self.dit or TINY_BASE_4X4X2.backbone
+        return (
+            self.name != "tiny"
+            and isinstance(dit, TinyWan)
+            and dit.weights is None
+            and dit.memory_time == 0
+        )
+
+    @property
     def cache(self) -> CacheSpec:
         """How clips are cached, for training and for measuring."""
         return self.shared.cache
@@ -262,9 +277,10 @@ class TableBudget:
     def shared(self) -> Experiment:
         """What all experiments of the table share: the size of frames, times, logs and saves."""
         base = TINY_BASE_4X4X2  # whose DiT has no weights, and so no rate that it was begun for
+        begun = TINY_WAN_4X4X2.train if self.closed_form else base.train
         train = evolve(
-            base.train, pure=self.pure, gain_every=10**6, log_every=10, save_every=25, keep=1,
-            trains="lora", crop=(0, 0),
+            begun, warmup=min(begun.warmup, self.steps // 2), pure=self.pure, gain_every=10**6,
+            log_every=10, save_every=25, keep=1, trains="lora", crop=self.crop,
         )  # fmt: skip
         experiment = evolve(base, train=train, cache=evolve(base.cache, area=self.area))
         return self._on_dit(tinier(experiment) if self.name == "tiny" else experiment)
@@ -278,19 +294,19 @@ class TableBudget:
 
 
 FULL = TableBudget(
-    name="full", area=FULL_AREA, rank=128, pure=0.5, sampling=20, measured=10.0,
+    name="full", area=FULL_AREA, rank=128, pure=0.5, sampling=20, measured=10.0, batches=400,
     reader_steps=2000, reader_batch=32, reader_seconds=(2.0, 10.0),
-    steps=3000, batch=16, seconds=(4.0, 20.0), seeds=(0, 1, 2),
+    steps=3000, batch=16, seconds=(4.0, 20.0), seeds=(0, 1, 2), crop=(0, 0),
 )  # fmt: skip
 SMALL = TableBudget(
-    name="small", area=64 * 112, rank=32, pure=1.0, sampling=0, measured=10.0,
+    name="small", area=FULL_AREA, rank=32, pure=1.0, sampling=0, measured=10.0, batches=80,
     reader_steps=250, reader_batch=16, reader_seconds=(2.0, 3.0),
-    steps=120, batch=8, seconds=(4.0, 10.0), seeds=(0, 1),
+    steps=20, batch=4, seconds=(4.0, 12.0), seeds=(0, 1), crop=CROP,
 )  # fmt: skip
 TINY = TableBudget(
-    name="tiny", area=FULL_AREA, rank=2, pure=0.5, sampling=0, measured=2.0,
+    name="tiny", area=FULL_AREA, rank=2, pure=0.5, sampling=0, measured=2.0, batches=2,
     reader_steps=1, reader_batch=2, reader_seconds=(2.0, 2.0),
-    steps=2, batch=2, seconds=(2.0, 2.0), seeds=(0, 1),
+    steps=2, batch=2, seconds=(2.0, 2.0), seeds=(0, 1), crop=(0, 0),
 )  # fmt: skip
 BUDGETS = {budget.name: budget for budget in (FULL, SMALL, TINY)}
 

@@ -1,14 +1,16 @@
 """One run of a table: train a row with a seed, measure it, and write what the table needs.
 
-All rows share a DiT: the tiny one, trained further to read frames beside its own. Published video
-DiTs that animate images or extend videos can do this when Stage I begins; the tiny one that ships
-knows only the tokens of its own memory. So before any row it is trained whole with the clean,
-uncompressed latents of its window as memory. That favours memories made of the DiT's own tokens, as
-it does on published DiTs: the page of the table says so.
+On `tiny-wan` every row begins in closed form, the DiT's heads turned to where the tokens of that
+row stand and all outputs least squares on what they read of it (`experiments.closed_form`); then
+Stage I trains it. So rows are held to what a reader of their own gets out of them. Another DiT is
+shared by all rows, trained further to read frames beside its own: before any row it is trained
+whole with the clean, uncompressed latents of its window as memory. That favours memories made of
+the DiT's own tokens, as it does on published DiTs: the page of the table says so.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +46,7 @@ from ...core.values.grid import Rate
 from ...core.values.history import History
 from ...plugins.compressors.specs import Window
 from ...plugins.maskers.specs import Noise
+from ..closed_form.begin import FACTS, begin, write
 from ..common import commit, machine_facts, training_progress
 from .rows import TableBudget, TableRow, masker, rows
 
@@ -65,7 +68,7 @@ class TableFolder:
     """The folder of a table: where its stores, runs and results are.
 
     Attributes:
-        out: folder of the table; `stores`, `reader`, `runs` and `measured` lie in it.
+        out: folder of the table; `stores`, `starts` or `reader`, `runs` and `measured` lie in it.
         videos: folder with `train` and `val`.
     """
 
@@ -78,10 +81,18 @@ class TableFolder:
         """The run of the DiT that all rows share."""
         return self.out / "reader"
 
+    def start(self, row: TableRow, seed: int) -> Path:
+        """Return the run of a row's DiT and encoder as they begin in closed form."""
+        return self.out / "starts" / f"{row.name}-{seed}"
+
     def experiment(self, row: TableRow, seed: int) -> Experiment:
-        """Return the experiment of a row and a seed, on the shared DiT where that is trained."""
+        """Return the experiment of a row and a seed, on its DiT where that is there."""
         experiment = self.budget.experiment(row, seed)
-        weights = trained_reader(self.budget, self.reader)
+        if self.budget.closed_form:
+            begun = checkpoints(self.start(row, seed))
+            weights = begun[-1] / "backbone" if begun else None
+        else:
+            weights = trained_reader(self.budget, self.reader)
         return experiment if weights is None else with_weights(experiment, weights)
 
     def run(self, row: TableRow, seed: int) -> Path:
@@ -149,13 +160,20 @@ def prepare(folder: TableFolder, rows: list[TableRow]) -> None:
 def work(folder: TableFolder, row: TableRow, seed: int) -> bool:
     """Train and measure one run, going on where it stopped; False if it was stopped again.
 
-    The DiT that all rows share is trained first.
+    Its DiT begins first: in closed form, or trained as all rows share it.
     """
-    if not train_reader(folder.budget, folder.store("train"), folder.reader):
-        return False
+    budget, train = folder.budget, folder.store("train")
+    if budget.closed_form:
+        begun: dict[str, Any] = {"closed form": begin_row(folder, row, seed)}
+        start = checkpoints(folder.start(row, seed))[-1]
+    else:
+        if not train_reader(budget, train, folder.reader):
+            return False
+        steps, spec = budget.reader_steps, reader(budget)
+        begun, start = {"reader": training_progress(folder.reader, steps, spec)}, None
     experiment, out = folder.experiment(row, seed), folder.run(row, seed)
     with progress_bar(out.name) as report:
-        training = pretrain(experiment, folder.store("train"), out, resume=True, progress=report)
+        training = pretrain(experiment, train, out, resume=True, start=start, progress=report)
     if training.stopped:
         return False
     model, store = load_run(out).to(pick_device()), Store.open(folder.store("val"))
@@ -164,14 +182,27 @@ def work(folder: TableFolder, row: TableRow, seed: int) -> bool:
         result = measure(setup, run=out.name, progress=report)
     save_strip(folder.out / "strips" / f"{out.name}.png", setup, result)
     body = {"row": row.name, "title": row.title, "seed": seed, **_body(model, store, result)}
-    progress = {
-        "reader": training_progress(
-            folder.reader, folder.budget.reader_steps, reader(folder.budget)
-        ),
-        "training": training_progress(out, training.step, experiment),
-    }
+    progress = {**begun, "training": training_progress(out, training.step, experiment)}
     write_json(folder.result(row, seed), {"format": FORMAT, **body, **progress})
     return True
+
+
+def begin_row(folder: TableFolder, row: TableRow, seed: int) -> dict[str, Any]:
+    """Begin a row in closed form, if that is not done yet; return batches and seconds.
+
+    Raises:
+        UserError: its tokens stand for more patches than the DiT has heads.
+    """
+    out, batches = folder.start(row, seed), folder.budget.batches
+    if not (out / FACTS).exists():
+        began, store = time.monotonic(), Store.open(folder.store("train"))
+        experiment = folder.budget.experiment(row, seed)
+        fitting = begin(experiment, store, batches)
+        shutil.rmtree(out, ignore_errors=True)  # what a kill left of it
+        write(fitting, experiment, store, out)
+        seconds = round(time.monotonic() - began, 1)
+        write_json(out / FACTS, {"batches": batches, "seconds": seconds})
+    return dict(read_json(out / FACTS, "the facts of a start in closed form"))
 
 
 def with_common_masker(model: Model) -> Model:

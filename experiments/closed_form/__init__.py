@@ -1,0 +1,1 @@
+"""A tiny memory begun in closed form: encoder, heads and outputs by linear algebra."""
