@@ -25,6 +25,7 @@ from .core.cli.probe import probe
 from .core.cli.retrieve import retrieve
 from .core.cli.show import show
 from .core.plugin_errors import DEBUG, exit_code
+from .core.tools.threads import let_waiting_threads_sleep
 
 app = typer.Typer(
     name="longtake",
@@ -56,6 +57,7 @@ for verb in (
 
 def main() -> NoReturn:
     """Run the program; exit 0 done, 1 failed, 2 bad input with one clear line."""
+    let_waiting_threads_sleep()
     with _debugging(sys.argv[1:]) as words:
         try:
             app(words, standalone_mode=True)

@@ -39,8 +39,9 @@ from .measure.prepare import MeasureSetup
 from .measure.quality import clip_scene
 from .model import all_needs, build_retriever, model_sizes
 from .plugin_errors import plugin_error
-from .registry import build, nearest, plug_in, registry
+from .registry import LIST, build, plug_in, registry
 from .tools.progress import Report
+from .tools.words import names_like
 from .train.checkpoint import load_run
 from .train.pretrain import pretrain
 from .video.decode import Pixels
@@ -142,8 +143,8 @@ def _plugins(name: str) -> list[Plugin]:
     if not found:
         for kind in KINDS:
             registry().check_loaded(kind, name)
-        names = ", ".join(nearest(name, {own for _, own in known})[:8])
-        raise UserError(f"no plugin is called {name!r}; like it: {names}; a file ends in .py")
+        names = names_like(name, {own for _, own in known}, LIST)
+        raise UserError(f"unknown plugin {name!r}; known: {names}; a file ends in .py")
     return found
 
 

@@ -650,8 +650,12 @@ class Experiment:
     @property
     def period(self) -> int:
         """Where all time rates of the memory meet, in latents: their least common multiple."""
-        rates = [rate for spec in self.compressors for rate in _rates(spec)]
-        return shared_period(tuple(rates))
+        return shared_period(self.rates)
+
+    @property
+    def rates(self) -> tuple[Rate, ...]:
+        """The rates of the memory, in the order of its compressors and of those in them."""
+        return tuple(dict.fromkeys(_rates(self.compressors)))
 
     @property
     def remembers(self) -> bool:
@@ -670,14 +674,12 @@ class Experiment:
             raise ValueError("finetune is Stage II, which needs a memory: name a compressor")
         if len(set(self.compressors)) < len(self.compressors):
             raise ValueError("two compressors are the same: the second would remember nothing new")
-        self.backbone.check_rates(rate for spec in self.compressors for rate in _rates(spec))
+        self.backbone.check_rates(self.rates)
 
     @property
     def memory_block(self) -> int:
         """Latents of a block by which a take's memory goes where there is a budget."""
-        return self.backbone.memory_block(
-            rate for spec in self.compressors for rate in _rates(spec)
-        )
+        return self.backbone.memory_block(self.rates)
 
 
 def _rates(value: Any) -> Iterator[Rate]:

@@ -44,6 +44,11 @@ class GraphedStep:
     it is good for `pending` and for the next step. `keep` copies one that is to stay (to branch,
     or to go back); such a copy may come in again at any time. A memory is never overwritten.
 
+    **Where it pays.** Where many short chunks of one length follow each other, as of a live stream.
+    A take makes one step a segment, and so has none (kernels/README.md). Which chunks are replayed
+    depends on those before them: where results must come again to the bit on a GPU, take the
+    compressor's own step.
+
     For inference: no gradient is kept. Weights that change (by an optimizer, or a load) are noticed
     and recorded anew.
 

@@ -8,8 +8,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from difflib import SequenceMatcher
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from types import ModuleType
@@ -24,9 +23,11 @@ from .errors import UserError
 from .hooks import GROUP, KINDS, Plugin
 from .interfaces.spec import PluginSpec
 from .records import record_fault, target_fault, unfinished
+from .tools.words import names_like
 from .values.grid import Geometry
 
 VARIABLE = "LONGTAKE_PLUGINS"
+LIST = "longtake list"  # lists all that there is by name
 _SHIPPED: list[str] = []
 _FILES: dict[Path, tuple[str, ModuleType]] = {}  # that were imported: hash of their text, module
 _NAMED = {"experiments": str, "weights": Path, "geometries": Geometry}  # name: such a value
@@ -71,14 +72,14 @@ class Registry:
         """Return the plugin of that name.
 
         Raises:
-            UserError: there is none; the message lists the known ones, nearest first, or says why
-                it did not load.
+            UserError: there is none; the message names known ones, nearest first, or says why it
+                did not load.
         """
         plugin = self.plugins.get((kind, name))
         if plugin is None:
             self.check_loaded(kind, name)
             known = [each.name for each in self.of(kind)]
-            raise UserError(f"unknown {kind} {name!r}; known: {', '.join(nearest(name, known))}")
+            raise UserError(f"unknown {kind} {name!r}; known: {names_like(name, known, LIST)}")
         return plugin
 
     def find(self, spec: PluginSpec | type[PluginSpec]) -> Plugin:
@@ -135,9 +136,15 @@ def build(spec: PluginSpec, *args: Any) -> Any:
     return registry().load(spec)(spec, *args)
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names, those most like `name` first."""
-    return sorted(known, key=lambda k: -SequenceMatcher(None, name.lower(), k.lower()).ratio())
+def shipped_weights(name: str, part: str) -> str:
+    """Return the names of weights that ship for a message, those most like an unknown one first.
+
+    Args:
+        name: that is none of them.
+        part: the file or folder in them that is asked for, such as `backbone`.
+    """
+    known = [key for key, folder in registry().weights.items() if (folder / part).exists()]
+    return names_like(name, known, LIST)
 
 
 def origins(spec: Any) -> dict[str, str]:
@@ -262,10 +269,10 @@ def _unknown_names() -> list[str]:
     """Return a line for each name in LONGTAKE_PLUGINS that no installed distribution has."""
     names = [name for name in _listed() or () if not name.endswith(".py")]
     known = _installed() if names else {}
-    listed = ", ".join(sorted(pairs[0][0] for pairs in known.values() if pairs)) or "none"
+    there = [pairs[0][0] for pairs in known.values() if pairs]
     return [
         f"{name}: {VARIABLE} names it, but no installed distribution of that name has plugins; "
-        f"known: {listed}; a file of plugins ends in .py"
+        f"known: {names_like(name, there)}; a file of plugins ends in .py"
         for name in names
         if _normalized(name) not in known
     ]

@@ -19,12 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import Swap, origins, to_json
+from .config.recipe import weights_notice
 from .config.sets import plain
 from .errors import UserError
 from .experiment import Experiment
 from .hooks import KINDS
 from .interfaces.spec import range_of
-from .registry import nearest, registry
+from .registry import registry
+from .tools.words import names_like
 from .values.grid import Geometry, Rate, Rounding, Size3
 from .video.placement import place
 
@@ -148,7 +150,7 @@ def checked_kind(text: str) -> str:
     """
     kind = text.replace("-", "_").lower()
     if kind not in KINDS:
-        known = ", ".join(nearest(kind, KINDS))
+        known = names_like(kind, KINDS)
         raise UserError(f"there is no kind of plugins {text!r}; known: {known}")
     return kind
 
@@ -242,6 +244,7 @@ def show(
         sets: the paths that `--set` changed.
         swap: what became of it where it was put on another backbone.
 
+    `weights` is a line, where the backbone's began for another memory (`weights_notice`).
     `rates` is the table of method.md §2 for every known backbone at 480×832 and for the
     experiment's own, at the frame rate of each; `proportions` is what a memory token of each could
     hold.
@@ -249,14 +252,19 @@ def show(
     height, width = _cache_size(experiment)
     own = (to_json(experiment.backbone)["type"], experiment.backbone.geometry, height, width)
     known = [(key, shapes, 480, 832) for key, shapes in sorted(registry().geometries.items())]
-    return {
-        "name": name,
-        "experiment": to_json(experiment),
-        "context": context_lengths(experiment),
-        "rates": [rate_table(*table) for table in (own, *known)],
-        "proportions": [proportions(key, shapes) for key, shapes, *_ in (own, *known)],
-        "fields": list(_fields(experiment, "", origins(experiment, sets))),
-    } | ({} if swap is None else {"swap": _swap(swap)})
+    notice = weights_notice(experiment)
+    return (
+        {
+            "name": name,
+            "experiment": to_json(experiment),
+            "context": context_lengths(experiment),
+            "rates": [rate_table(*table) for table in (own, *known)],
+            "proportions": [proportions(key, shapes) for key, shapes, *_ in (own, *known)],
+            "fields": list(_fields(experiment, "", origins(experiment, sets))),
+        }
+        | ({} if swap is None else {"swap": _swap(swap)})
+        | ({"weights": notice} if notice else {})
+    )
 
 
 def _swap(swap: Swap) -> dict[str, Any]:
@@ -275,6 +283,8 @@ def print_show(data: Mapping[str, Any], *, fields: bool = False) -> None:
     if "swap" in data:
         console.print(data["swap"]["line"], soft_wrap=True)
         console.print(_swap_table(data["swap"]))
+    if "weights" in data:
+        console.print(data["weights"], soft_wrap=True)
     if fields:
         console.print(_field_table(data["fields"]))
     for title, table in [_context_table(data["context"]), *map(_printed_rates, data["rates"])]:

@@ -1,6 +1,7 @@
-"""A picture of how a take goes on: frames around the join to the user's video, then in even steps.
+r"""A picture of how a take goes on: frames around the join to the user's video, then in even steps.
 
-    longtake generate tiny-wan-2x2x2-finetune --extend clips/one.mp4 --out takes/one --seconds 10
+    longtake generate tiny-wan-2x2x2-finetune --extend clips/one.mp4 --out takes/one \
+        --prompt "toys on a windowsill" --seconds 10
     python -m longtake.experiments.joins takes/one --out joins.jpg
 
 The take must be delivered (`take.mp4`) and say of itself where its segments join (`report.json`);

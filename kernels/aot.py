@@ -2,26 +2,32 @@
 
     python -m longtake.kernels.aot                 the gate: sm_89 and sm_90
     python -m longtake.kernels.aot --all           also sm_80, 86, 120 and AMD's gfx942
-    python -m longtake.kernels.aot --write         keep what was found in configs/compiled.json
+    python -m longtake.kernels.aot --all --write   keep what was found in configs/compiled.json
+    python -m longtake.kernels.aot --all --limits  take it as the measure: configs/limits.json
 
 A kernel passes that fits into shared memory, keeps no register in memory, multiplies on tensor
-units, loads nothing synchronously in its main loop, and issues few instructions beside the
-products. Results are kept by a hash of the kernels' text, the case, the tile, the target and
-triton's version: what has not changed is not compiled again. Never in one process with triton's
-interpreter.
+units, and whose main loop has no more synchronous loads and instructions beside the products than
+`limits.json` allows: a tenth more than what the compiler made of it when that was written. Results
+are kept by a hash of the kernels' text, the case, the tile, the target and triton's version: what
+has not changed is not compiled again. Never in one process with triton's interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
+import math
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +37,11 @@ from attrs import frozen
 
 from .chunk_attention import norm_blocks
 from .conv3d_act import FUSED_NORM, merges
-from .tiles import FOLDER, Tile, pick, pick_attention, pick_tokens, power_of_two
+from .tiles import FOLDER, FUSED, Tile, pick, pick_attention, pick_tokens, power_of_two
 
 KEPT = FOLDER / "compiled.json"
+LIMITS = FOLDER / "limits.json"
+MARGIN = 1.1  # of limits, over what the compiler made when they were written
 TEXTS = {
     "conv": Path(__file__).parent / "conv3d_act_jit.py",
     "sums": Path(__file__).parent / "conv3d_act_jit.py",
@@ -44,6 +52,7 @@ TEXTS = {
     "out": Path(__file__).parent / "chunk_attention_jit.py",
 }  # of each kind of case
 READING = "2"  # of what is compiled; another number where it is read otherwise
+BY_THE_WAY = ("broken", "faults")  # of a row; not kept
 GATED = ("sm_89", "sm_90")
 TARGETS = (*GATED, "sm_80", "sm_86", "sm_120", "gfx942")
 KIB = 1024
@@ -52,7 +61,9 @@ SHARED = {  # bytes that a block may have
     "sm_80": 163 * KIB, "sm_86": 99 * KIB, "sm_89": 99 * KIB, "sm_90": 227 * KIB,
     "sm_120": 99 * KIB, "gfx942": 64 * KIB,
 }  # fmt: skip
-MOST_ISSUE = {"sm_89": 0.4, "sm_90": 0.7}  # instructions a cycle of the tensor unit, main loop
+MOST_ISSUE = {  # instructions of the main loop a cycle of the tensor unit; asked of a new kernel
+    "sm_80": 1.6, "sm_86": 0.4, "sm_89": 0.4, "sm_90": 0.7, "sm_120": 0.4,
+}  # fmt: skip
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 Triple = tuple[int, int, int]
@@ -79,10 +90,6 @@ class Case:
         cells: of a memory frame, of attention.
         window: memory frames that attention sees.
         targets: where `launch` would run it.
-        limits: of the gate, where others hold: `loads` and `issue`, or `issue sm_90` of a target.
-            What the compiler unrolls is counted as a whole, with what stands behind the products:
-            of tokens the gather of LR latents, of attention's `qkv` where it goes, of its `out` the
-            residual. A softmax costs more instructions than an H100's products of heads of 64.
     """
 
     name: str
@@ -101,18 +108,11 @@ class Case:
     cells: int = 104
     window: int = 4
     targets: tuple[str, ...] = TARGETS
-    limits: dict[str, float] = attrs.field(factory=dict, repr=False)  # no part of the key
 
 
 S122 = (1, 2, 2)
 ATTENTION = ("qkv", "window", "out")
 PLAIN = ("sums", "norm")  # multiply nothing
-UNROLLED: dict[str, float] = {"loads": 100, "issue": 0.8}
-BESIDE: dict[str, dict[str, float]] = {
-    "qkv": {"issue sm_90": 0.8},
-    "window": {"issue sm_90": 1.7},
-    "out": {"loads": 12},
-}
 CASES = (
     Case(name="in 16→64", channels=16, outputs=64, rows=755_040),
     Case(name="in 48→64", channels=48, outputs=64, rows=188_760),
@@ -131,19 +131,13 @@ CASES = (
         dtype="fp16", half_sums=True, targets=GEFORCE,
     ),
     Case(name="tf32 64→128", channels=64, outputs=128, stride=(2, 1, 1), dtype="fp32"),
-    Case(
-        name="tokens 512→5120", kind="tokens", channels=512, outputs=5120, rows=6_344,
-        limits=UNROLLED,
-    ),
-    Case(
-        name="tokens 512→3072", kind="tokens", channels=512, outputs=3072, rows=312, lr=48,
-        limits=UNROLLED,
-    ),
+    Case(name="tokens 512→5120", kind="tokens", channels=512, outputs=5120, rows=6_344),
+    Case(name="tokens 512→3072", kind="tokens", channels=512, outputs=3072, rows=312, lr=48),
     Case(name="attention, norm", kind="norm", channels=512, outputs=512, rows=312),
     *(
         Case(
             name=f"attention, {kind}{' in tf32' if dtype == 'fp32' else ''}", kind=kind,
-            channels=512, outputs=512, rows=312, dtype=dtype, limits=BESIDE.get(kind, {}),
+            channels=512, outputs=512, rows=312, dtype=dtype,
         )
         for dtype in ("bf16", "fp32")
         for kind in ATTENTION
@@ -151,7 +145,7 @@ CASES = (
     *(
         Case(
             name=f"attention, {kind} of 15×26", kind=kind, channels=512, outputs=512, rows=1170,
-            cells=390, limits=BESIDE.get(kind, {}),
+            cells=390,
         )
         for kind in ("norm", *ATTENTION)
     ),
@@ -159,11 +153,31 @@ CASES = (
         Case(
             name=f"attention, window, heads of 128{' in tf32' if dtype == 'fp32' else ''}",
             kind="window", channels=512, outputs=512, head_width=128, dtype=dtype,
-            limits=BESIDE["window"],
         )
         for dtype in ("bf16", "fp32")
     ),
 )  # fmt: skip
+
+
+@frozen(kw_only=True)
+class Limit:
+    """What the main loop of a compiled kernel may have at most.
+
+    Attributes:
+        loads: synchronous loads from global memory.
+        issue: instructions a cycle of the tensor unit.
+    """
+
+    loads: int
+    issue: float
+
+    @classmethod
+    def over(cls, found: Resources) -> Limit:
+        """Return a tenth more than a kernel has, `issue` rounded up to thousandths."""
+        return cls(
+            loads=math.floor(found.loads * MARGIN),
+            issue=math.ceil(round(found.issue * MARGIN * 1000, 6)) / 1000,
+        )
 
 
 @frozen(kw_only=True)
@@ -213,25 +227,41 @@ def key_of(case: Case, target: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def faults(case: Case, target: str, found: Resources) -> list[str]:
-    """Return what is wrong with a compiled case, in words."""
+@functools.cache
+def limits() -> dict[tuple[str, str], Limit]:
+    """Return the limits of `limits.json`, by the case's name and the target."""
+    found = json.loads(LIMITS.read_text(encoding="utf-8")) if LIMITS.is_file() else {"limits": []}
+    return {
+        (line["case"], line["target"]): Limit(loads=line["loads"], issue=line["issue"])
+        for line in found["limits"]
+    }
+
+
+def limit_of(case: Case, target: str) -> Limit:
+    """Return the limit of a case on a target: its own; of a new one, that of all."""
+    general = Limit(loads=0, issue=MOST_ISSUE.get(target, math.inf))
+    return limits().get((case.name, target), general)
+
+
+def broken(case: Case, target: str, found: Resources) -> list[str]:
+    """Return what no compiled case may have, whatever its limits say, in words."""
     wrong = []
     if found.shared > SHARED[target]:
         wrong.append(f"{found.shared} bytes of shared memory, at most {SHARED[target]}")
     if found.spills:
         wrong.append(f"{found.spills} loads or stores of spilled registers")
-    if case.kind in PLAIN:
-        return wrong
-    if not found.products:
+    if case.kind not in PLAIN and not found.products:
         wrong.append("no tensor instruction")
-    if target not in GATED:
-        return wrong
-    if found.loads > case.limits.get("loads", 0):
-        wrong.append(f"{found.loads} synchronous loads in the main loop")
-    own = case.limits.get(f"issue {target}", case.limits.get("issue", 0))
-    most = max(MOST_ISSUE[target], own)
-    if found.issue > most:
-        wrong.append(f"{found.issue} instructions a tensor cycle, at most {most}")
+    return wrong
+
+
+def faults(case: Case, target: str, found: Resources) -> list[str]:
+    """Return what is wrong with a compiled case, in words: broken, or beyond its limits."""
+    wrong, most = broken(case, target, found), limit_of(case, target)
+    if found.loads > most.loads:
+        wrong.append(f"{found.loads} synchronous loads in the main loop, at most {most.loads}")
+    if found.issue > most.issue:
+        wrong.append(f"{found.issue} instructions a tensor cycle, at most {most.issue}")
     return wrong
 
 
@@ -243,13 +273,39 @@ def kept() -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in rows}
 
 
-def keep(row: dict[str, Any]) -> None:
-    """Keep a result among those that are, in the order of the cases; what is out of date goes."""
-    found = kept() | {row["key"]: {k: v for k, v in row.items() if k != "faults"}}
+def kept_by() -> str:
+    """Return the version of triton that the results which are kept are of; "" where none are."""
+    if not KEPT.is_file():
+        return ""
+    return str(json.loads(KEPT.read_text(encoding="utf-8"))["triton"])
+
+
+def keep(rows: Iterable[dict[str, Any]]) -> None:
+    """Keep results among those that are, in the order of the cases; what is out of date goes."""
+    new = [{k: v for k, v in row.items() if k not in BY_THE_WAY} for row in rows]
+    found = kept() | {row["key"]: row for row in new}
     current = [key_of(case, target) for case in CASES for target in case.targets]
-    text = ",\n".join(json.dumps(found[key], ensure_ascii=False) for key in current if key in found)
+    _write_table(KEPT, "compiled", [found[key] for key in current if key in found])
+
+
+def keep_limits(rows: Iterable[dict[str, Any]]) -> None:
+    """Take compiled cases as the measure of later ones; limits of other cases stay."""
+    new = {(row["case"], row["target"]): Limit.over(Resources(**row["resources"])) for row in rows}
+    found = limits() | new
+    current = [(case.name, target) for case in CASES for target in case.targets]
+    lines = [
+        {"case": case, "target": target, **attrs.asdict(found[case, target])}
+        for case, target in current
+        if (case, target) in found
+    ]
+    _write_table(LIMITS, "limits", lines)
+    limits.cache_clear()
+
+
+def _write_table(path: Path, name: str, lines: Sequence[dict[str, Any]]) -> None:
+    text = ",\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     head = f'"triton": "{version("triton")}"'
-    KEPT.write_text(f'{{{head}, "compiled": [\n{text}\n]}}\n', encoding="utf-8")
+    path.write_text(f'{{{head}, "{name}": [\n{text}\n]}}\n', encoding="utf-8")
 
 
 def resources(case: Case, target: str, *, fresh: bool = False) -> Resources:
@@ -295,7 +351,7 @@ def compiled(case: Case, target: str) -> Resources:
     )
     nvidia = target.startswith("sm_")
     gpu = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
-    options = {"num_warps": warps, "num_stages": tile.stages if nvidia else 2}
+    options = {"num_warps": warps, "num_stages": tile.stages if nvidia else 2, **FUSED}
     made = triton_compile(source, target=gpu, options=options)
     shared = int(made.metadata.shared)
     if not nvidia:
@@ -372,11 +428,18 @@ def _sums(case: Case) -> dict[str, Any]:
 
 
 def _tool(name: str, *arguments: str) -> str:
-    """Run a program of CUDA's that comes with triton."""
+    """Return what a program of CUDA's prints that comes with triton.
+
+    Raises:
+        RuntimeError: it failed.
+        OSError: it is not there.
+    """
     from triton.backends import nvidia
 
     program = Path(nvidia.__path__[0]) / "bin" / name
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([program, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return done.stdout
 
 
@@ -456,15 +519,38 @@ def read_amd(text: str, shared: int) -> Resources:
 
 
 def rows(targets: Iterable[str], *, fresh: bool) -> Iterator[dict[str, Any]]:
-    """Yield every case on every target: what it needs and what is wrong with it."""
+    """Yield every case on every target: what it needs, what is wrong, and whether it is broken.
+
+    Of a case that does not compile `resources` are None, and why is its fault.
+    """
     for case in CASES:
         for target in (t for t in targets if t in case.targets):
-            found = resources(case, target, fresh=fresh)
+            found = None
+            try:
+                found = resources(case, target, fresh=fresh)
+                wrong = faults(case, target, found)
+            except _compile_errors() as error:
+                wrong = [f"does not compile: {_reason(error)}"]
             yield {
                 "key": key_of(case, target), "case": case.name, "target": target,
-                "tile": attrs.asdict(tile_of(case, target)), "resources": attrs.asdict(found),
-                "faults": faults(case, target, found),
+                "tile": attrs.asdict(tile_of(case, target)),
+                "resources": None if found is None else attrs.asdict(found),
+                "broken": found is None or bool(broken(case, target, found)), "faults": wrong,
             }  # fmt: skip
+
+
+def _compile_errors() -> tuple[type[Exception], ...]:
+    """Return what is raised where triton, its assembler or a program of CUDA's fails."""
+    from triton.errors import TritonError
+
+    return (TritonError, RuntimeError, OSError)
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of an error that says most: what the assembler says, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in lines if re.search(r"\b(fatal|error)\s+:", line)), None)
+    return told or (lines[0] if lines else type(error).__name__)
 
 
 def line_of(row: dict[str, Any]) -> str:
@@ -472,27 +558,55 @@ def line_of(row: dict[str, Any]) -> str:
     found, tile = row["resources"], row["tile"]
     size = f"{tile['bm']}×{tile['bn']}×{tile['bk']} {tile['warps']}/{tile['stages']}"
     wrong = f"  ! {'; '.join(row['faults'])}" if row["faults"] else ""
+    head = f"{row['case']:<39} {row['target']:<7} {size:<16}"
+    if found is None:
+        return head + wrong
     return (
-        f"{row['case']:<20} {row['target']:<7} {size:<16} {found['shared'] / KIB:6.1f} KiB "
+        f"{head} {found['shared'] / KIB:6.1f} KiB "
         f"{found['registers']:4} regs {found['spills']:3} spills {found['products']:4} products "
         f"{found['loads']:3} loads  issue {found['issue']:.3f}{wrong}"
     )
 
 
+def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line a target: how many kernels pass there, and why others do not compile."""
+    for target in dict.fromkeys(row["target"] for row in rows):
+        own = [row for row in rows if row["target"] == target]
+        failed = [row for row in own if row["faults"]]
+        count = f"{len(own) - len(failed)} of {len(own)} pass"
+        beyond = sum(not row["broken"] for row in failed)
+        more = f", {beyond} only beyond their limits" if beyond else ""
+        whys = dict.fromkeys(row["faults"][0] for row in failed if row["resources"] is None)
+        why = "".join(f"; {why}" for why in whys)
+        yield f"{target:<7} {count}{more}; {SHARED[target] // KIB} KiB of shared memory{why}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; return 1 where something is wrong, else 0."""
+    """Print the table, and what passes by target; return 1 where something is wrong, else 0."""
     parser = argparse.ArgumentParser(prog="python -m longtake.kernels.aot")
     parser.add_argument("--all", action="store_true", help="all targets, not only those gated")
     parser.add_argument("--fresh", action="store_true", help="compile what is kept, too")
     parser.add_argument("--write", action="store_true", help="keep the results")
+    parser.add_argument(
+        "--limits", action="store_true", help="hold later ones to a tenth more than these"
+    )
     asked = parser.parse_args(arguments)
-    wrong = 0
+    if find_spec("triton") is None:
+        parser.error("triton is not installed; its wheels are for Linux on x86-64")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("kernels do not compile under TRITON_INTERPRET=1: unset it")
+    began, made = time.monotonic(), []
     for row in rows(TARGETS if asked.all else GATED, fresh=asked.fresh):
         print(line_of(row), flush=True)
-        wrong += bool(row["faults"])
-        if asked.write:
-            keep(row)
-    return int(wrong > 0)
+        made.append(row)
+        if asked.write and row["resources"] is not None:
+            keep([row])
+    print(*summary(made), sep="\n")
+    print(f"triton {version('triton')}, {time.monotonic() - began:.0f} s")
+    if not asked.limits:
+        return int(any(row["faults"] for row in made))
+    keep_limits(row for row in made if not row["broken"])
+    return int(any(row["broken"] for row in made))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from .dispatch import (
 )
 from .reference import LAYER_NORM_EPS, AttentionWeights
 from .reference import chunk_attention as reference
-from .tiles import Tile, pick_attention, power_of_two
+from .tiles import FUSED, Tile, pick_attention, power_of_two
 
 MOST_CELLS = 2048  # new ones of a call: what more are is bound by products, by prediction
 WIDEST_HEAD = 128  # whose queries, keys and values fit into shared memory
@@ -183,13 +183,14 @@ def launch(
     how = {
         "PRECISION": "ieee" if exact else "tf32",
         "UPCAST": interpreting() and x.dtype == torch.bfloat16,
+        **FUSED,
     }
     with torch.cuda.device_of(x):
         copied = -(-2 * batch * before * cells // blocks["BM"])
         norm_past_kernel[(-(-rows // blocks["BM"]) + copied,)](
             x, norm, norm_bias, x if past is None else past.contiguous(), normed, pair, state,
             rows, batch, new, before, held, LAYER_NORM_EPS,
-            C=channels, E=inner, S=cells, num_warps=4, **blocks,
+            C=channels, E=inner, S=cells, num_warps=4, **blocks, **FUSED,
         )  # fmt: skip
         qkv_kernel[(-(-rows // first.bm) * 3 * -(-inner // first.bn),)](
             normed, qkv, query, pair, state, rows, batch, new, before, held,

@@ -30,7 +30,7 @@ from .dispatch import (
 )
 from .reference import EPS
 from .reference import conv3d_act as reference
-from .tiles import Tile, pick, power_of_two, shares
+from .tiles import FUSED, Tile, pick, power_of_two, shares
 
 Triple = tuple[int, int, int]
 MOST_TAPS = 31  # in space: a bit each says whether it lies inside the picture
@@ -296,6 +296,7 @@ def launch(
             PRECISION="ieee" if exact else "tf32",
             UPCAST=interpreting() and frames.dtype == torch.bfloat16,
             BM=tile.bm, BN=tile.bn, BK=tile.bk, num_warps=tile.warps, num_stages=tile.stages,
+            **FUSED,
         )  # fmt: skip
         if partial:
             wide = power_of_two(outputs)
@@ -303,7 +304,7 @@ def launch(
             conv3d_finish_kernel[(-(-rows // high),)](
                 sums, bias, bias if norm is None else norm, out, rows, cells, *place, EPS,
                 N=outputs, SPLIT=split, NORM=norm is not None, ACTIVATION=activation,
-                BM=high, BN=wide, num_warps=4,
+                BM=high, BN=wide, num_warps=4, **FUSED,
             )  # fmt: skip
     return out
 

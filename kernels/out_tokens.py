@@ -26,7 +26,7 @@ from .dispatch import (
     trial_fault,
 )
 from .reference import out_tokens as reference
-from .tiles import Tile, pick_tokens
+from .tiles import FUSED, Tile, pick_tokens
 
 
 def out_tokens(
@@ -200,6 +200,7 @@ def launch(
             PRECISION="ieee" if exact else "tf32",
             UPCAST=interpreting() and hidden.dtype == torch.bfloat16,
             BM=tile.bm, BN=tile.bn, BK=tile.bk, num_warps=tile.warps, num_stages=tile.stages,
+            **FUSED,
         )  # fmt: skip
     return out
 

@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent / "configs"
 TABLES = {80: "sm_89", 86: "sm_89", 87: "sm_89", 89: "sm_89", 90: "sm_90", 100: "sm_90"}
 NEWER = "sm_89"  # the smallest shared memory: sm_120 has as much
 INTERPRETED = {"bm": 128, "bn": 64, "bk": 64, "warps": 4, "stages": 1}
+FUSED = {"enable_fp_fusion": True}  # a·b + c rounds once; triton 3.10 no longer does so unasked
 MOST_SHARES = 16
 LEAST_STEPS = 8  # of a share
 

@@ -123,7 +123,7 @@ def test_a_sound_plugin_passes_by_name_and_says_so_in_json() -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("no-such",), "no plugin is called 'no-such'"),
+        (("no-such",), "unknown plugin 'no-such'; known: "),
         (("no-such.py",), "there is no such file"),
         (("psnr", "--set", "metric.nothing=1"), "nothing"),
         (("wan21-14b",), "B parameters here: check a small one"),

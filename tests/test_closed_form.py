@@ -8,7 +8,12 @@ import pytest
 import torch
 from attrs import evolve
 from einops import rearrange
+from torch.nn.functional import pad
 
+from longtake.backbones.codecs.specs import Dct
+from longtake.backbones.texts.specs import Bytes
+from longtake.backbones.wan.published import TinyWanBackbone
+from longtake.backbones.wan.specs import TinyWan
 from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store
 from longtake.core.errors import UserError
@@ -18,13 +23,19 @@ from longtake.core.train.checkpoint import load_run
 from longtake.core.train.pretrain import pretrain
 from longtake.core.values.draws import Draws
 from longtake.core.values.grid import Rate
-from longtake.core.values.memory import Memory
+from longtake.core.values.memory import Memory, Part
 from longtake.core.video.builtin_clip import write_builtin_clip
 from longtake.experiments.closed_form import __main__ as closed_form
 from longtake.experiments.closed_form.begin import begin, write
 from longtake.experiments.closed_form.encoder import keep_components
 from longtake.experiments.closed_form.fitting import Fitting
-from longtake.experiments.closed_form.heads import looks, places
+from longtake.experiments.closed_form.heads import (
+    Look,
+    _of_targets,
+    _what_heads_read,
+    looks,
+    places,
+)
 from longtake.experiments.continuations import TINY_WAN_2X2X2_FINETUNE
 from longtake.experiments.tiny import (
     ENCODER,
@@ -225,14 +236,13 @@ def test_every_head_has_something_to_look_at(text: str, back: int) -> None:
     rate = Rate.parse(text)
     dealt = looks(rate, 32)
     assert len(dealt) == 32 and sum(look.newest for look in dealt) == back
-    for newest in (False, True):
-        parts: dict[tuple[int, int, int], list[int]] = {}
-        for look in (one for one in dealt if one.newest == newest):
-            parts.setdefault(look.place.indices, []).append(look.part)
-            assert (
-                len([x for x in dealt if x.newest == newest and x.place == look.place]) == look.of
-            )
-        assert all(sorted(found) == list(range(len(found))) for found in parts.values())
+    groups: dict[object, list[Look]] = {}
+    for look in dealt:
+        groups.setdefault((look.newest, look.soon, look.place.indices), []).append(look)
+    for found in groups.values():  # parts of a patch, each once
+        assert [look.part for look in found] == list(range(len(found)))
+        assert {look.of for look in found} == {len(found)}
+    assert sum(look.soon for look in dealt) == back // 2
     assert {look.place.indices for look in dealt if not look.newest} == {
         place.indices for place in places(rate)
     }
@@ -253,3 +263,50 @@ def test_it_goes_on_better_with_its_past_than_with_none(begun: Fitting) -> None:
             loss = stage.velocity_loss(asked.target, asked.frames, text, memory, drawn)
             losses.append(float(loss.mean()))
     assert sum(losses[::2]) < 0.8 * sum(losses[1::2])
+
+
+def tokens_before(count: int, padding: int) -> Memory:
+    """Return memory of two samples, `count` random tokens each and some of padding behind."""
+    random = torch.Generator().manual_seed(1)
+    tokens = torch.randn(2, count, 24, generator=random)
+    places = torch.rand(2, count, 3, generator=random, dtype=torch.float64)
+    tokens, places = (pad(x, (0, 0, 0, padding)) for x in (tokens, places))
+    part = Part(
+        name="test",
+        tokens=tokens,
+        positions=places,
+        extents=torch.ones_like(places),
+        valid=torch.arange(count + padding).expand(2, -1) < count,
+    )
+    return Memory(parts=(part,))
+
+
+@pytest.mark.parametrize(
+    ("attention", "memory_time"), [("full", 0.0), ("full", None), ("isolated", 0.0)]
+)
+@torch.no_grad()
+def test_what_targets_read_is_told_from_memory_of_as_many_rows(
+    attention: str, memory_time: float | None
+) -> None:
+    spec = TinyWan(
+        heads=2, head_width=12, layers=3, ffn=32, begin="diffusers", attention=attention,
+        memory_time=memory_time, codec=Dct(channels=16), text_encoder=Bytes(width=12, length=4),
+    )  # fmt: skip
+    backbone = TinyWanBackbone.load(spec, seed=0)
+    random = torch.Generator().manual_seed(2)
+    noisy = torch.randn(2, 16, 2, 4, 6, generator=random)  # 12 patches a sample
+    frames, text = torch.arange(5, 7).expand(2, -1), backbone.blank_text(2, 4)
+
+    def reads(padding: int) -> list[torch.Tensor]:
+        memory = tokens_before(12, padding)
+        with _what_heads_read(backbone, 5) as found:
+            backbone.velocity(noisy, torch.ones(2), frames, backbone.context(text, memory))
+        return [_of_targets(x, 24) for x in found]
+
+    alike, longer = reads(0), reads(3)
+    assert [tuple(x.shape) for x in alike] == [(24, 10)] * 3
+    for one, other in zip(alike, longer, strict=True):  # padding is read by nobody
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    with _what_heads_read(backbone, 5) as found:
+        backbone.remember(tokens_before(12, 0)) if attention != "full" else None
+    assert found == [[], [], []], "memory alone asks for nothing"

@@ -138,7 +138,7 @@ def test_the_alarm_rings_where_ctrl_c_is_ignored() -> None:
     [
         (
             ["fly", "--tiny"],
-            "unknown step 'fly'; known: tests, bench, kernels, backbones, memory-cap, train, table",
+            "unknown step 'fly'; known: table, kernels, memory-cap, backbones, bench, tests, train",
         ),
         (["bench", "--tiny", "--minutes", "0"], "--minutes 0: must be above 0"),
         (["train"], "`train` needs --videos, a folder that holds train/ and val/"),

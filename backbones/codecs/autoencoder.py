@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import UserError
-from ...core.registry import registry
+from ...core.registry import registry, shipped_weights
 from ...core.tools.files import open_tensors
 from ...core.tools.hub import locate, locate_offline
 from ...core.values.shapes import Latents
@@ -176,7 +176,10 @@ def find_weights(text: str) -> Path:
     shipped = registry().weights.get(text)
     if shipped and locate_offline(text, [FILE]) is None:
         return shipped / FILE
-    expected = f"a folder with {FILE} or that file (longtake.experiments.fit_autoencoder makes it)"
+    expected = (
+        f"a folder with {FILE} or that file (longtake.experiments.fit_autoencoder makes it), or "
+        f"weights that ship: {shipped_weights(text, FILE)}"
+    )
     found = locate(
         text, [FILE], expected=expected, suffixes=(".safetensors",), label="codec weights"
     )

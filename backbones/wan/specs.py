@@ -125,7 +125,10 @@ class TinyWan(WanSpec):
     """
 
     recipe: ClassVar[Mapping[str, Any]] = {**TINY, "backbone.weights": "tiny-wan-2x2x2"}
-    rate_weights: ClassVar[Mapping[str, str]] = {"4x4x2": "tiny-wan-4x4x2"}
+    rate_weights: ClassVar[Mapping[str, str]] = {
+        "2x2x2": "tiny-wan-2x2x2",
+        "4x4x2": "tiny-wan-4x4x2",
+    }
 
     heads: int = heads_field(8)
     head_width: int = head_width_field(48)

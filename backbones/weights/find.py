@@ -18,13 +18,14 @@ from attrs import field, frozen
 from torch import Tensor
 
 from ...core.errors import UserError
-from ...core.registry import registry
+from ...core.registry import registry, shipped_weights
 from ...core.tools.files import open_tensors, read_object
 from ...core.tools.hub import expand_path, locate, locate_offline, split_hub_name
 from ..codecs.specs import WEIGHTS
 
 CHECKPOINT = "diffusers checkpoint (config.json and safetensors files)"
 TRANSFORMERS_MODEL = "folder of a transformers model (config.json and safetensors files)"
+BACKBONE = "backbone"  # the folder of a DiT in weights that ship
 NAME = "diffusion_pytorch_model"  # of diffusers' files
 SINGLE_DIT = (".safetensors", ".gguf")
 SINGLE_VAE = (".safetensors",)
@@ -92,12 +93,13 @@ def find_dit(text: str, parts: Sequence[str] = ("transformer",)) -> DiTWeights:
     """
     shipped = registry().weights.get(text)
     if shipped and not expand_path(text).exists():
-        path = shipped / "backbone"
+        path = shipped / BACKBONE
     else:
         endings = [f"{part}/*.{kind}" for part in parts for kind in ("json", "safetensors")]
         # a model alone in its repository lies at its root
         patterns = [*endings, "model_index.json", "config.json", "diffusion_pytorch*"]
-        path = locate(text, patterns, expected=f"a {CHECKPOINT}", suffixes=SINGLE_DIT)
+        expected = f"a {CHECKPOINT}, or weights that ship: {shipped_weights(text, BACKBONE)}"
+        path = locate(text, patterns, expected=expected, suffixes=SINGLE_DIT)
     for part in parts:
         if (path / part).is_dir():
             return DiTWeights(name=f"{text.rstrip('/')}/{part}", path=path / part)

@@ -16,7 +16,7 @@ from attrs import define
 from typer.core import TyperGroup
 
 from ..errors import UserError
-from ..registry import nearest, registry
+from ..registry import registry, shipped_weights
 
 if TYPE_CHECKING:
     from ..config import Changed
@@ -105,7 +105,7 @@ def find_run(text: str) -> Path:
     if text in shipped:
         return shipped[text]
     registry().check_loaded("weights", text)
-    known = ", ".join(nearest(text, shipped)) or "none"
+    known = shipped_weights(text, "spec.json")
     raise UserError(f"{text}: no such run; weights that ship: {known}")
 
 

@@ -21,7 +21,8 @@ from cattrs.errors import BaseValidationError, ClassValidationError, IterableVal
 
 from ..errors import UserError
 from ..interfaces.spec import PluginSpec
-from ..registry import nearest, registry
+from ..registry import LIST, registry
+from ..tools.words import names_like
 from ..values.grid import Rate
 from .faults import SpecError, faults, in_json, located, not_among, type_in_words, unknown_field
 
@@ -273,7 +274,7 @@ def choose(data: Mapping[Any, Any], cls: type[P]) -> type[P]:
         return cls
     if isinstance(name, str) and name in known:
         return known[name]
-    listed = ", ".join(nearest(str(name), known)) or "none"
+    listed = names_like(str(name), known, LIST)
     if TAG not in data:
         raise ValueError(f"missing; known: {listed}")
     if isinstance(name, str) and any(p.name == name for p in registry().of(cls.kind)):

@@ -6,7 +6,6 @@ returns one line `path: message` for each leaf.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from cattrs import AttributeValidationNote, IterableValidationNote
 from cattrs.errors import BaseValidationError
 
 from ..errors import LongtakeError, UserError
+from ..tools.words import closest, names_like
 
 E = TypeVar("E", bound=BaseException)
 _COMPARISON = re.compile(r"'\w+' must be (<=|>=|<|>) (\S+): (.*)", re.DOTALL)
@@ -116,25 +116,22 @@ def not_among(value: Any, options: Iterable[Any]) -> str:
     return f"must be one of {listed}, not {in_json(value)}{hint}"
 
 
-def unknown_field(name: str, known: Iterable[str], *others: str) -> str:
-    """Return the message that there is no such field: with the nearest, or with all there are.
+def unknown_field(name: str, known: Iterable[str], *others: str, what: str = "field") -> str:
+    """Return the message that there is no such field: with the nearest, or with those there are.
 
     Args:
         name: of the field that was asked for.
         known: the fields that there are.
         others: further names that may be meant, and are not listed.
+        what: what they are called: `field`, of an experiment, or another word.
     """
     names = list(known)
     like = closest(name, [*names, *others])
     if like:
-        return f"unknown field; did you mean {like}?"
-    return f"unknown field; there {'are ' + ', '.join(names) if names else 'are no fields'}"
-
-
-def closest(name: str, known: list[str]) -> str | None:
-    """Return the known name that a misspelt one stands for, or None."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return matches[0] if matches else None
+        return f"unknown {what}; did you mean {like}?"
+    command = "longtake show EXPERIMENT --fields" if what == "field" else ""
+    there = names_like(name, names, command) if names else f"no {what}s"
+    return f"unknown {what}; there are {there}"
 
 
 def type_in_words(types: Any) -> str:

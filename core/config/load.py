@@ -14,7 +14,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..experiment import Experiment
-from ..registry import import_file, nearest, registry
+from ..registry import LIST, import_file, registry
+from ..tools.words import names_like
 from .convert import from_json, parse
 from .faults import message
 from .recipe import from_recipe
@@ -42,7 +43,7 @@ def load_experiment(text: str) -> tuple[str, Experiment]:
     if text.endswith(".py") or ".py:" in text or re.fullmatch(r"[\w.]+:\w+", text):
         return _from_target(text)
     registry().check_loaded("experiments", text)
-    known = ", ".join(nearest(text, shipped)) or "none"
+    known = names_like(text, shipped, LIST)
     raise UserError(
         f"unknown experiment {text!r}; known: {known}; your own is written module:name or "
         "path/file.py:name"
@@ -74,7 +75,7 @@ def _from_target(target: str) -> tuple[str, Experiment]:
     if not name:
         name = _single(where, known)
     if name not in vars(module):
-        listed = ", ".join(nearest(name, known)) or "none"
+        listed = names_like(name, known)
         raise UserError(f"{where} has no {name!r}; experiments there: {listed}")
     return name, _value(module, name, f"{where}:{name}")
 

@@ -26,10 +26,11 @@ from ..experiment import (
     stage_recipe,
 )
 from ..interfaces.spec import BackboneSpec, PluginSpec, RetrieverSpec
-from ..registry import registry
+from ..registry import LIST, registry
+from ..tools.words import names_like
 from ..values.grid import Rate
 from .convert import candidates, from_json, hints, to_json
-from .faults import SpecError, join, message, unknown_field
+from .faults import SpecError, in_json, join, message, unknown_field
 
 B = TypeVar("B", bound=BackboneSpec)
 Path = tuple[str | int, ...]
@@ -167,7 +168,8 @@ def recipe_of(
 
     Raises:
         UserError: a key of it is the path of no field of an experiment, or of the backbone, or
-            goes into a field of the backbone, which a recipe sets whole.
+            goes into a field of the backbone, which a recipe sets whole; or a key of
+            `rate_weights` is no rate, or the backbone has no field `weights`.
     """
     cls = backbone if isinstance(backbone, type) else type(backbone)
     roots = hints(Experiment) | {"backbone": cls, "finetune": FinetuneSpec}
@@ -179,9 +181,89 @@ def recipe_of(
             whole = f"backbone.{rest.partition('.')[0]}"
             raise UserError(f"the recipe of {cls.__name__}: {key}: set {whole} whole")
     recipe = stage_recipe(cls.recipe, finetunes=finetunes)
-    if str(rate) in cls.rate_weights:
-        recipe["backbone.weights"] = cls.rate_weights[str(rate)]
+    by_rate = _weights_by_rate(cls)
+    if rate in by_rate:
+        recipe["backbone.weights"] = by_rate[rate]
     return {key: as_tuples(value) for key, value in recipe.items()}
+
+
+def _weights_by_rate(backbone: type[BackboneSpec]) -> dict[Rate | None, str]:
+    """Return the `rate_weights` of a backbone's class by the rates that they are of.
+
+    Raises:
+        UserError: a key is no rate, a value no text, or the backbone has no field `weights`.
+    """
+    found: dict[Rate | None, str] = {}
+    recipe, own = (
+        next(place for place, cls in enumerate(backbone.__mro__) if name in vars(cls))
+        for name in ("recipe", "rate_weights")
+    )
+    if recipe < own:  # a subclass with another recipe: they are not of its weights
+        return found
+    for key, weights in backbone.rate_weights.items():
+        where = f"the rate_weights of {backbone.__name__}: {in_json(key)}"
+        _check_path(where, backbone, "weights")
+        if not isinstance(weights, str) or not weights:
+            raise UserError(f"{where}: must name weights, not {in_json(weights)}")
+        try:
+            found[Rate.parse(str(key))] = weights
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+    return found
+
+
+def check_weights(backbone: type[BackboneSpec]) -> None:
+    """Check that weights which a backbone's class names are somewhere.
+
+    Those of its recipe and of its `rate_weights`: shipped ones, a folder or file, or a name that
+    the hub could have, which is not asked.
+
+    Raises:
+        UserError: there are none of a name, or a key of `rate_weights` is no rate; with the key.
+    """
+    own = backbone.recipe.get("backbone.weights")
+    named = {f"the rate_weights of {backbone.__name__}: {in_json(str(rate))}": weights
+             for rate, weights in _weights_by_rate(backbone).items()}  # fmt: skip
+    if isinstance(own, str):
+        named[f"the recipe of {backbone.__name__}: backbone.weights"] = own
+    for where, weights in named.items():
+        if not weights_exist(weights):
+            known = names_like(weights, registry().weights, LIST)
+            raise UserError(
+                f"{where}: unknown weights {in_json(weights)}; known: {known}; or a folder"
+            )
+
+
+def weights_exist(name: str) -> bool:
+    """Return whether weights of a name ship, lie on the disk, or could be a repository's."""
+    if name in registry().weights:
+        return True
+    from ..tools.hub import expand_path, split_hub_name  # takes half a second
+
+    return expand_path(name).exists() or split_hub_name(name, (".safetensors", ".gguf")) is not None
+
+
+def weights_notice(experiment: Experiment) -> str:
+    """Return what to say where a backbone's weights began for another memory, "" elsewhere.
+
+    They began for one rate (`BackboneSpec.rate_weights`), and the memory has another one, none, or
+    others beside it. Weights that no rate is known of are not spoken of, nor is an experiment
+    without a memory.
+    """
+    by_rate = _weights_by_rate(type(experiment.backbone))
+    weights = getattr(experiment.backbone, "weights", None)
+    own = [rate for rate, name in by_rate.items() if name == weights]
+    rates = experiment.rates
+    if not own or not experiment.remembers or (rates and all(rate in own for rate in rates)):
+        return ""
+    has = _and(rates) if rates else "no rate"
+    parts = [f"backbone.weights {weights} began for a memory of rate {_and(own)}, this has {has}"]
+    parts += [f"{by_rate[rate]} for {rate}" for rate in rates[:1] if rate in by_rate.keys() - own]
+    return "; ".join([*parts, "null begins at random"])
+
+
+def _and(rates: Iterable[Rate | None]) -> str:
+    return " and ".join(map(str, rates))
 
 
 def _recipe_for(experiment: Experiment, backbone: BackboneSpec | type[BackboneSpec]) -> Recipe:
@@ -235,11 +317,15 @@ def _check_path(where: str, owner: Any, rest: str) -> None:
 def check_recipe(backbone: type[BackboneSpec]) -> None:
     """Check that every key of a backbone's recipe is read by something, which takes its value.
 
+    Weights that it names, and its `rate_weights`, must be somewhere.
+
     Raises:
-        UserError: nothing reads a key, or its value is none that the field takes; with the key.
+        UserError: nothing reads a key, or its value is none that the field takes, or names no
+            weights; with the key.
     """
     for finetunes in (False, True):
         _check_recipe(backbone, recipe_of(backbone, finetunes=finetunes))
+    check_weights(backbone)
     try:
         recommended(backbone)
     except (TypeError, ValueError) as error:
@@ -260,7 +346,7 @@ def _check_recipe(backbone: type[BackboneSpec], recipe: Recipe) -> None:
         elif first in ROOTS:
             _nest(owners.setdefault(first, {}), rest.split("."), value)
         elif key not in read:
-            fault = unknown_field(key, [*read, RETRIEVERS]).replace("field", "key", 1)
+            fault = unknown_field(key, [*read, RETRIEVERS], what="key")
             raise UserError(f"{where}: {fault}")
         else:
             for cls, name in read[key]:
@@ -378,9 +464,8 @@ def targets_of(recipe: Recipe) -> tuple[Target, ...]:
 
 
 def rate_of(experiment: Experiment) -> Rate | None:
-    """Return the rate of the first compressor that has one, or None."""
-    rates = (getattr(spec, "rate", None) for spec in experiment.compressors)
-    return next((rate for rate in rates if isinstance(rate, Rate)), None)
+    """Return the rate of the first compressor that has one, or has one within; or None."""
+    return next(iter(experiment.rates), None)
 
 
 def _renamed(experiment: Experiment, backbone: type[BackboneSpec]) -> str:

@@ -24,6 +24,7 @@ from .recipe import (
     Swap,
     at_new_rate,
     backbone_fields,
+    check_weights,
     in_data,
     leaves,
     moved,
@@ -74,6 +75,7 @@ def change(spec: T, sets: Sequence[str]) -> Changed[T]:
 
     Raises:
         SpecError: as `apply_sets`.
+        UserError: the class of the backbone names weights that are nowhere (`check_weights`).
     """
     root = _Place(value=to_json(spec), hint=type(spec), at=())
     faults: list[str] = []
@@ -95,6 +97,7 @@ def change(spec: T, sets: Sequence[str]) -> Changed[T]:
     if faults:
         raise SpecError(faults)
     if isinstance(spec, Experiment):
+        check_weights(type(cast(Experiment, changed).backbone))
         made = at_new_rate(
             spec,
             cast(Experiment, changed),
@@ -274,13 +277,24 @@ def _recipe(root: _Place) -> Recipe:
 def _rate(root: _Place) -> Rate | None:
     """Return the rate of the memory in an experiment's JSON; None where it cannot be told yet."""
     members = root.value.get("compressors") if root.hint is Experiment else None
-    for member in members if isinstance(members, list) else ():
-        if isinstance(member, dict) and isinstance(member.get("rate"), str):
-            try:
-                return Rate.parse(member["rate"])
-            except ValueError:  # its fault comes later
-                return None
+    for text in _rate_texts(members):
+        try:
+            return Rate.parse(text)
+        except ValueError:  # its fault comes later
+            return None
     return None
+
+
+def _rate_texts(value: Any) -> Iterator[str]:
+    """Yield the rates in the JSON of compressors, and of compressors in them, in their order."""
+    if isinstance(value, dict):
+        for key, member in value.items():
+            if key == "rate" and isinstance(member, str):
+                yield member
+            yield from _rate_texts(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from _rate_texts(member)
 
 
 def _whole(value: Any, place: _Place, root: _Place) -> Any:

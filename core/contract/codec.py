@@ -72,6 +72,12 @@ def check_codec(
         require_close(streamed, coded, tolerance, f"encode {where}")
         streamed = _streamed(codec, codec.decode, codec.decode_rest, coded, chunks)
         require_close(streamed, back, tolerance, f"decode {where}")
+    for what, call, given in (("encode", codec.encode, pixels), ("decode", codec.decode, coded)):
+        part, state = call(given)
+        made = {"what it gave": part, **state}
+        before = copied(made)
+        call(-given)  # of the same shape, for another video
+        require_unchanged(made, before, f"what {what} gave before, by another call,")
     _check_margin(codec, coded, back, tolerance)
     _check_reach(codec, "decode_reach", coded, tolerance)
     _check_reach(codec, "encode_reach", pixels, tolerance)
@@ -155,9 +161,13 @@ def _video(codec: Codec[CodecSpec], cells: tuple[int, int], latents: int) -> Ten
 def _streamed(
     codec: Codec[CodecSpec], step: Step, rest: Rest, whole: Tensor, lengths: Sequence[int]
 ) -> Tensor:
-    """Return what chunks of these lengths give; check that no state and no chunk is changed."""
+    """Return what chunks of these lengths give; check that no state and no chunk is changed.
+
+    Nor, at the end, any state that was given on the way: streams begin anew from such ones.
+    """
     state: State = {}
     parts: list[Tensor] = []
+    states: list[tuple[State, State]] = []
     for chunk in whole.split(list(lengths), dim=2):
         inputs = {"chunk": chunk, **state}
         before = copied(inputs)
@@ -166,8 +176,11 @@ def _streamed(
         require(plain, "the state is no dict of tensors")
         require_unchanged(inputs, before, "the state or the chunk that was given")
         parts.append(part)
+        states.append((dict(state), copied(state)))
         _check_rest(codec, rest, state)
     last = rest(state)
+    for now, before in states:
+        require_unchanged(now, before, "a state that was returned before, by a later step,")
     return torch.cat(parts if last is None else [*parts, last], dim=2)
 
 

@@ -4,8 +4,9 @@ A memory has the length that `context_length` says, finite tokens and places ins
 `step` and `pending` give what `forward` gives, however the history is cut, and when a hard cut in
 the video is told late, too; the state is constant in size and goes through a file; samples of a
 batch, ragged or not, do not depend on each other; it reads what `needs` declares and nothing else,
-and brings the features that it declares; no parameter is dead (three released systems shipped a
-memory that nothing had trained).
+and brings the features that it declares; what it returned and what it was given stay as they are,
+whatever is called later; no parameter is dead (three released systems shipped a memory that nothing
+had trained).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any, TypeAlias
 
 import attrs
 import torch
-from attrs import frozen
+from attrs import define, field, frozen
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..interfaces.codec import Codec
 from ..interfaces.compressor import Compressor, Fit, Length, Needs, State
 from ..interfaces.spec import CodecSpec
+from ..interfaces.streaming import TwoPartStep, advance
 from ..registry import build
 from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.history import History
@@ -43,6 +45,7 @@ from .samples import (
 AnyCompressor: TypeAlias = Compressor[Any]
 LONG = 65  # latents that must fill any window: 1 + 8·8, eight blocks of the coarsest rate
 BATCHES = ((9, 9, 6, 1, 0), (9, 9, 9))  # real latents of the samples of a batch
+KEPT_CHUNKS = ((1, 8, 8), (4, 2, 2, 2, 7))  # latents: steps of one shape, with and without a rest
 SIDES, TIMES = (1, 2, 4), (1, 2, 4, 8)
 OPTIMIZER_STEPS = 2  # the first opens zero-initialised outputs, the second reaches what feeds them
 
@@ -89,6 +92,7 @@ def check_compressor(
         check_neighbours_in_training(test)
         check_state(test, compressor)
         check_cut(test, compressor)
+        check_kept(test, compressor)
 
 
 @frozen(kw_only=True)
@@ -488,6 +492,95 @@ def check_state(test: CompressorTest, compressor: AnyCompressor) -> None:
     constant = small == large or not compressor.settles
     require(constant, f"state: {small} numbers after {LONG} latents, {large} after {2 * LONG - 1}")
     check_file(test, compressor)
+
+
+def check_kept(test: CompressorTest, compressor: AnyCompressor) -> None:
+    """Check that nothing it returned is changed by a later call, for its own video or another.
+
+    A compressor that hands out views of a buffer which it fills again breaks whoever still has
+    them: a take that branches, a memory that is cached, two takes side by side.
+    """
+    size = Size3(time=17, height=6, width=10)
+    history = test.history(size)
+    videos = [history, attrs.evolve(history, latents=1 - history.latents)]
+    given = [_history_tensors(video) for video in videos]
+    kept = _Kept()
+    for lengths in KEPT_CHUNKS:
+        states: list[State | None] = [None] * len(videos)
+        for chunks in zip(*(video.chunks(lengths) for video in videos), strict=True):
+            for index, chunk in enumerate(chunks):
+                states[index] = _step_kept(test, compressor, states[index], chunk, kept)
+    for video in (*videos, videos[0]):
+        kept.add("forward", "the memory", _live(compressor(video)))
+    for video, before in zip(videos, given, strict=True):
+        line = "step: a history was changed after all chunks of it were taken"
+        require(equal(before, _history_tensors(video)), line)
+
+
+def _step_kept(
+    test: CompressorTest,
+    compressor: AnyCompressor,
+    state: State | None,
+    chunk: History,
+    kept: _Kept,
+) -> State:
+    """Take a chunk in every way that there is; return the new state, and keep all that is made."""
+    new, memory = compressor.step(state, chunk)
+    kept.add("step", "the memory", _live(memory))
+    kept.add("step", "the state", new)
+    kept.add("pending", "the memory", _live(compressor.pending(new)))
+    kept.add("cut", "the state", compressor.cut(new))
+    if isinstance(compressor, TwoPartStep):
+        after, settled = compressor.compute(advance(state, chunk), chunk)
+        kept.add("compute", "the state", after)
+        kept.add("compute", "the tensors of what has settled", settled)
+        placed = compressor.place(after, chunk, settled)
+        kept.add("place", "the memory", _live(placed))
+        line = "step: it is not what compute and place give, which a graph of the step runs"
+        require(test.same(placed, memory), line)
+        pending = compressor.pending(after)
+        require(test.same(pending, compressor.pending(new)), line)
+    return new
+
+
+@define
+class _Kept:
+    """What a compressor returned, as it is now and as it was: who gave it, what, and its tensors.
+
+    Attributes:
+        all: of every call so far.
+    """
+
+    all: list[tuple[str, str, State, State]] = field(factory=list)
+
+    def add(self, call: str, what: str, made: State) -> None:
+        """Keep what a call made, after a look at whether all before it is as it was.
+
+        Raises:
+            AssertionError: the call changed what an earlier one returned.
+        """
+        for earlier, other, now, before in self.all:
+            if not equal(now, before):
+                raise AssertionError(
+                    f"{earlier}: a later {call} changed {other} that it gave; return copies "
+                    "(own_copy) of buffers that are used again"
+                )
+        self.all.append((call, what, dict(made), {n: x.clone() for n, x in made.items()}))
+
+
+def _live(memory: Memory) -> State:
+    """Return all tensors of a memory by name, themselves and no copies."""
+    return {
+        f"{part.name} {name}": x
+        for part in memory.parts
+        for name, x in {
+            "tokens": part.tokens,
+            "positions": part.positions,
+            "extents": part.extents,
+            "valid": part.valid,
+            **{f"feature {name}": x for name, x in part.features.items()},
+        }.items()
+    }
 
 
 def check_file(test: CompressorTest, compressor: AnyCompressor) -> None:

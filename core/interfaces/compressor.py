@@ -217,7 +217,8 @@ class Compressor(Interface, Generic[S]):
     `step` returned never changes; what may still change (a block of latents that is not complete)
     comes from `pending`. The state is a dict of tensors of a size that does not grow with the
     history, unless the compressor must retract (`settles = False`): then `step` returns empty
-    memories and the state keeps what it needs.
+    memories and the state keeps what it needs. No later call changes what an earlier one returned,
+    for this video or another: what lies in a buffer that is used again is copied (`own_copy`).
 
     `history.start` makes positions absolute, `history.offset` says how much of the window came
     before a chunk, `history.length` marks shorter samples of a batch: each sample's tokens must be

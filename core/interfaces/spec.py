@@ -174,8 +174,11 @@ class BackboneSpec(PluginSpec):
             such a field (`doc(..., recipe="encoder.heads")`); `retrievers` lists plugins with
             their fields, a `rate` that is left out being the memory's; `measure.targets` are more
             of them. A key that is missing stands for the default of the field.
-        rate_weights: the recipe's `backbone.weights` for memories of some rates, such as `4x4x2`;
-            other rates have the one in the recipe.
+        rate_weights: weights that began for memories of one rate, by it, such as `4x4x2`: shipped
+            names, folders or hub names, which are the recipe's `backbone.weights` there. A memory
+            of several rates has those of its first; one of another rate, or of none, those of the
+            recipe. Where these began for a rate that is not all of the memory's, `show` and
+            training say so. A subclass with a recipe of its own names its own.
     """
 
     kind: ClassVar[str] = "backbone"

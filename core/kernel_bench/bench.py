@@ -21,7 +21,6 @@ from ..bench import describe_machine
 from ..errors import UserError
 from ..interfaces.compressor import Compressor
 from ..interfaces.spec import CompressorSpec
-from ..registry import nearest
 from ..tools.device import uses_bf16, versions
 from ..tools.timing import (
     MIB,
@@ -32,6 +31,7 @@ from ..tools.timing import (
     time_calls,
     times_floor,
 )
+from ..tools.words import names_like
 from ..values.history import History
 from ..values.memory import Memory, merge
 from .goals import OURS, cost, judge
@@ -127,8 +127,7 @@ def chosen_setups(names: Sequence[str], *, full: bool) -> list[EncoderSetup]:
         return [setup for name, setup in known.items() if not full or name in MEASURED]
     for name in names:
         if name not in known:
-            close = ", ".join(nearest(name, known) or sorted(known))
-            raise UserError(f"--encoder {name}: no such encoder; such as {close}")
+            raise UserError(f"--encoder {name}: no such encoder; known: {names_like(name, known)}")
     return [known[name] for name in dict.fromkeys(names)]
 
 

@@ -20,7 +20,7 @@ from ..interfaces.codec import frame_to_latent, frames_of, to_bytes, to_unit
 from ..interfaces.metric import Metric
 from ..interfaces.retriever import LatentFrames, Retrieved, Scene
 from ..interfaces.spec import MetricSpec
-from ..registry import nearest
+from ..tools.words import names_like
 from .prepare import MeasureSetup, evaluating
 from .quality import (
     CEILING,
@@ -149,8 +149,8 @@ def check_names(store: Store, names: Sequence[str]) -> None:
     known = {key for record in records for key in (record.id, record.name)}
     for name in names:
         if name not in known:
-            near = nearest(name, {record.name for record in records})
-            raise UserError(f"{store.root} holds no clip {name!r}; it has {', '.join(near)}")
+            near = names_like(name, {record.name for record in records})
+            raise UserError(f"{store.root} holds no clip {name!r}; it has {near}")
 
 
 def _by_name(setup: MeasureSetup, names: Sequence[str]) -> list[tuple[Record, str]]:

@@ -21,9 +21,10 @@ from typing import Any, Literal
 from attrs import Attribute, define, evolve, field, frozen
 
 from ..config.convert import read_bool, read_float, read_int, read_str
-from ..config.faults import closest, in_json, not_among
+from ..config.faults import in_json, not_among
 from ..data.subtitles import TIMING, Cue, parse_cues, parse_json, read_text_file
 from ..errors import UserError, printable
+from ..tools.words import closest
 
 FORMAT = 1
 MOST_FAULTS = 20  # of a file that are said

@@ -20,6 +20,7 @@ from attrs import field, frozen
 from torch import nn
 
 from .. import config
+from ..config.recipe import weights_notice
 from ..data.continuations import ContinuationSampler, unwatched
 from ..data.store import IDENTITY, MOST_NAMED, Store, check_fits
 from ..data.windows import WindowBatches, WindowPlan, WindowSampler
@@ -317,14 +318,16 @@ def _model(
     else:
         model = build_model(experiment, adapters=True)
     if newest is None and (start is None or finetune is not None):
-        _warn_of_random_base(experiment)
+        _warn_of_base(experiment)
     if accelerator.device.type == "cpu":
         _realign(model.backbone)
     return model
 
 
-def _warn_of_random_base(experiment: Experiment) -> None:
-    """Log that LoRA is trained over random weights, where it is."""
+def _warn_of_base(experiment: Experiment) -> None:
+    """Log that the weights of the DiT began for another memory, or that LoRA has random ones."""
+    if notice := weights_notice(experiment):
+        logging.getLogger(__name__).warning("%s", notice)
     backbone = config.to_json(experiment.backbone)
     if experiment.train.trains == "lora" and backbone.get("weights", "") is None:
         logging.getLogger(__name__).warning(

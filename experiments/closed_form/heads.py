@@ -18,6 +18,7 @@ from attrs import evolve, frozen
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...backbones.wan.block import rotary_axes
 from ...backbones.wan.published import TinyWanBackbone, direction
 from ...core.values.draws import Draws
 from ...core.values.grid import Rate
@@ -26,10 +27,12 @@ from .fitting import Fitting, solve
 # By how many frames later or earlier a token stands than the latents in it, by its rate in time. Of
 # two, the first token, of one frame, stands at its own place: who looks back a quarter finds both.
 TIMES = {1: (0.0,), 2: (0.5, -0.25), 4: (1.5, 0.5, -0.5, -1.5)}
-# Weights of frequencies by which a head looks back. Of time, with periods of 20, 63 and 200 latents
-# in a head of 48: the newest token weighs most up to a dozen latents later, and that of its own
-# cell where it is among them. Of space so much that no time makes up for the wrong place.
-BACK = ({1: 0.55, 2: 1.0, 3: 1.0}, {0: 1.7, 1: 1.7, 2: 1.7}, {0: 1.7, 1: 1.7, 2: 1.7})
+# Weights of frequencies by which a head looks back, of time with periods of 6, 20, 63 and 200
+# latents in a head of 48. Of two heads one finds the newest token up to a dozen latents later, the
+# other one only two or three, so that what soon no longer holds is told while it does. Of space so
+# much that no time makes up for the wrong place.
+SPACE = {0: 1.7, 1: 1.7, 2: 1.7}
+LONG, SOON = {1: 0.55, 2: 1.0, 3: 1.0}, {0: 0.75, 1: 1.0, 2: 0.8, 3: 0.5}
 NOWHERE = 0.93  # of a perfect match: how near a token of noise is to its own query there
 AHEAD = 8  # latents behind a past that outputs are fitted to, at most
 AHEAD_WEIGHT = 0.1  # of those in least squares: no memory tells what comes, and its misses are 20×
@@ -90,12 +93,14 @@ class Look:
         place: of a token's cell that it looks to; its time is not looked at where `newest`.
         newest: it looks to the newest token there, however long ago, and not to one half a cell
             away.
+        soon: with `newest`: only while that is two or three latents ago.
         part: it reads the components `part`, `part + of`, `part + 2 of`, ... of the place's patch.
         of: see `part`.
     """
 
     place: Place
     newest: bool
+    soon: bool = False
     part: int
     of: int
 
@@ -118,7 +123,12 @@ def looks(rate: Rate, heads: int) -> list[Look]:
     left = heads - each * len(near)
     found = [Look(place=p, newest=False, part=i, of=each) for i in range(each) for p in near]
     back = left // len(latest)
-    found += [Look(place=p, newest=True, part=i, of=back) for i in range(back) for p in latest]
+    of = (back + 1) // 2
+    found += [
+        Look(place=p, newest=True, soon=bool(i % 2), part=i // 2, of=of)
+        for i in range(back)
+        for p in latest
+    ]
     return found
 
 
@@ -146,7 +156,7 @@ def begin_heads(fitting: Fitting, decoder: Tensor, covariance: Tensor) -> int:
         attention = backbone.memory_blocks[block].attn1
         channels = slice(head * head_width, (head + 1) * head_width)
         if look.newest:
-            _look_back(attention, channels, look.place.corner)
+            _look_back(attention, channels, look)
         else:
             _look(attention, channels, look.place.corner)
         needed = _needed(decoder, look, dealt)
@@ -184,17 +194,19 @@ def _look(attention: nn.Module, channels: slice, corner: tuple[float, float, flo
     key.bias[channels] = turned
 
 
-def _look_back(attention: nn.Module, channels: slice, corner: tuple[float, float, float]) -> None:
+def _look_back(attention: nn.Module, channels: slice, look: Look) -> None:
     """Turn a head to the newest token at a row and column; where there is none it reads noise."""
     query, key = attention.get_submodule("to_q"), attention.get_submodule("to_k")
     assert isinstance(query, nn.Linear) and isinstance(key, nn.Linear)
     width = channels.stop - channels.start
+    weights = (SOON if look.soon else LONG, SPACE, SPACE)
     usual = direction((0.0, 0.0, 0.0), width).norm()
-    here = direction((0.0, 0.0, 0.0), width, BACK)
+    here = direction((0.0, 0.0, 0.0), width, weights)
     gain = here.norm() / usual  # the norm over all heads is to stay: the gain is the norm's
-    turned = direction((0.0, *corner[1:]), width, BACK) / gain
+    turned = direction((0.0, *look.place.corner[1:]), width, weights) / gain
     idle = torch.zeros(width)
-    idle[0] = usual * (1 - NOWHERE**2) ** 0.5  # a frequency that no query has
+    lowest = rotary_axes(width).widths[0] - 2  # a frequency of time that no query has
+    idle[lowest] = usual * (1 - NOWHERE**2) ** 0.5
     noise = NOWHERE * here / gain + idle
     query.bias[channels] = here / gain
     key.weight[channels] = (noise - turned)[:, None] / key.in_features
@@ -230,18 +242,32 @@ def fit_outputs(fitting: Fitting, read: int) -> None:
 
 @contextmanager
 def _what_heads_read(backbone: TinyWanBackbone, read: int) -> Iterator[list[list[Tensor]]]:
-    """Collect, block by block, the first numbers of what each head reads."""
+    """Collect, block by block, the first numbers of what each head of the targets' stream reads.
+
+    `[B, N, heads · read]` for every call with targets, for whom a block attends first; memory that
+    is one stream with them stands before them. Calls for memory alone are passed over.
+    """
     heads = backbone.config.num_attention_heads
     found: list[list[Tensor]] = [[] for _ in backbone.memory_blocks]
+    asked: set[nn.Module] = set()  # blocks whose next read is the targets'
 
-    def note(into: list[Tensor], x: Tensor) -> None:
-        into.append(rearrange(x, "b n (h d) -> (b n) h d", h=heads)[..., :read].flatten(1))
+    def begin(block: nn.Module, inputs: tuple[object, ...]) -> None:
+        asked.discard(block) if inputs[0] is None else asked.add(block)
+
+    def note(block: nn.Module, into: list[Tensor], x: Tensor) -> None:
+        if block in asked:
+            asked.remove(block)
+            into.append(rearrange(x, "b n (h d) -> b n h d", h=heads)[..., :read].flatten(2))
 
     hooks = [
-        block.attn1.to_out[0].register_forward_pre_hook(
-            lambda _, inputs, into=into: note(into, inputs[0])
-        )
+        hook
         for block, into in zip(backbone.memory_blocks, found, strict=True)
+        for hook in (
+            block.register_forward_pre_hook(begin),
+            block.attn1.to_out[0].register_forward_pre_hook(
+                lambda _, inputs, block=block, into=into: note(block, into, inputs[0])
+            ),
+        )
     ]
     try:
         yield found
@@ -251,8 +277,9 @@ def _what_heads_read(backbone: TinyWanBackbone, read: int) -> Iterator[list[list
 
 
 def _of_targets(reads: list[Tensor], count: int) -> Tensor:
-    """Return what targets read; memory is the other stream of a block, if it runs there."""
-    return next(x for x in reads if len(x) == count)
+    """Return what `count` targets of a batch read, `[count, heads · read]`, of their one call."""
+    (x,) = reads
+    return x[:, x.shape[1] - count // len(x) :].flatten(0, 1)
 
 
 def _ask(fitting: Fitting, number: int) -> Tensor:

@@ -26,6 +26,7 @@ from typing import Any
 from ...core.errors import UserError
 from ...core.plugin_errors import exit_code
 from ...core.tools.files import check_out_folder, read_json, write_json
+from ...core.tools.words import names_like
 from ..common import command_line, commit, machine_facts
 from .day import DONE, FAILED, OPEN, Session, StepResult, TimeIsUp
 
@@ -73,7 +74,7 @@ def _session(args: argparse.Namespace) -> Session:
         check_out_folder(args.keep, "--keep")
     for step in args.steps:
         if step not in STEPS:
-            raise UserError(f"unknown step {step!r}; known: {', '.join(STEPS)}")
+            raise UserError(f"unknown step {step!r}; known: {names_like(step, STEPS)}")
     if not args.minutes > 0:
         raise UserError(f"--minutes {args.minutes:g}: must be above 0")
     with_videos = [step for step in args.steps or STEPS if step in ("train", "table")]

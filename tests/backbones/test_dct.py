@@ -106,9 +106,44 @@ class ReachesTooLittle(DctCodec):
         return 0
 
 
+class Reuses(DctCodec):
+    """Has buffers by shape that it fills again; states lie in two of them in turns."""
+
+    def __init__(self, spec: Dct) -> None:
+        super().__init__(spec)
+        self.kept: dict[Any, Tensor] = {}
+        self.turn = 0
+
+    def view(self, x: Tensor, *key: object) -> Tensor:
+        return self.kept.setdefault((*key, *x.shape), torch.empty_like(x)).copy_(x)[...]
+
+
+class ReusesLatents(Reuses):
+    def encode(self, chunk, state=None):  # type: ignore[no-untyped-def]
+        latents, after = super().encode(chunk, state)
+        return (self.view(latents) if state is None else latents), after
+
+
+class ReusesPixels(Reuses):
+    def decode(self, chunk, state=None):  # type: ignore[no-untyped-def]
+        pixels, after = super().decode(chunk, state)
+        return (self.view(pixels) if state is None else pixels), after
+
+
+class ReusesStates(Reuses):
+    def encode(self, chunk, state=None):  # type: ignore[no-untyped-def]
+        latents, after = super().encode(chunk, state)
+        self.turn += 1
+        count = torch.tensor([self.turn], dtype=torch.float64)  # no two states alike
+        return latents, {**after, "count": self.view(count, self.turn % 2)}
+
+
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
+        (ReusesLatents, "what encode gave before, by another call, was changed in place"),
+        (ReusesPixels, "what decode gave before, by another call, was changed in place"),
+        (ReusesStates, "a state that was returned before, by a later step, was changed in place"),
         (Negated, "farther from it than a grey one"),
         (Bgr, "farther from it than a grey one"),
         (ZeroToOne, "farther from it than a grey one"),

@@ -205,8 +205,8 @@ class _Odd:
         ({"low": 2, "high": 1}, ["high: must not be below low (2)"]),
         ({"low": "x", "high": 1}, ["low: must be a number, not 'x'"]),
         ({"wild": 1}, ["wild: KeyError: 'a bug'"]),
-        ({3: 1}, ["3: unknown field; there are level, many, pair, rates, word, names, low, high, "
-                  "wild"]),
+        ({3: 1}, ["3: unknown field; there are high, level, low, many, names and 4 more "
+                  "(`longtake show EXPERIMENT --fields` lists all)"]),
         ([], ["_odd: must be an object with fields, not []"]),
     ],
 )  # fmt: skip

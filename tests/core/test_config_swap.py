@@ -31,12 +31,14 @@ from longtake.core.config.recipe import (
     recipe_of,
     recommended,
     second_stage,
+    weights_notice,
 )
 from longtake.core.errors import UserError
 from longtake.core.experiment import CacheSpec, Experiment, TrainSpec
 from longtake.core.hooks import Plugin
 from longtake.core.interfaces.spec import BackboneSpec
 from longtake.core.registry import registry
+from longtake.core.show import show
 from longtake.core.values.grid import Rate
 from longtake.plugins.compressors.specs import Conv, DualEncoder, Transformer
 from longtake.plugins.maskers.specs import Drop, Noise
@@ -263,7 +265,7 @@ def test_a_recipe_with_a_wrong_key_is_said() -> None:
 
 WRONG_RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"encoder.widht": 3}, r"encoder.widht: unknown key; did you mean encoder.widths\?"),
-    ({"trian.rate": 3}, "trian.rate: unknown key; there are encoder.widths"),
+    ({"trian.rate": 3}, r"trian.rate: unknown key; there are (\S+, ){4}\S+ and \d+ more$"),
     ({"train.rate": "fast"}, "train: rate: must be a number, not 'fast'"),
     ({"train.adapter.alpha": -1.0}, "train: adapter.alpha: must be >"),
     ({"train.batch": 6, "train.accumulate": 4}, "train: .*batch 6 cannot be dealt"),
@@ -274,6 +276,7 @@ WRONG_RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"retrievers": ({"steps": 2},)}, "retrievers: .*type: missing"),
     ({"measure.targets": ({"metric": "psnr"},)}, "measure.targets: .*low: missing"),
     ({"backbone.heads": -1}, "backbone: must be >= 1"),
+    ({"backbone.weights": "tiny-wan-2x2x3"}, "backbone.weights: unknown weights 'tiny-wan-2x2x3'"),
     ({"backbone.codec.tile": 64}, "backbone.codec.tile: set backbone.codec whole"),
 ]
 
@@ -387,3 +390,123 @@ def test_another_backbone_and_another_rate_bring_the_weights_of_both(turned: boo
     sets = ["backbone=tiny-wan", "compressor.rate=4x4x2"]
     made = apply_sets(shipped("wan22-5b-2x2x2"), sets[::-1] if turned else sets)
     assert made.backbone == shipped("tiny-wan-4x4x2").backbone
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("compressor=dual-encoder", "tiny-wan-4x4x2"),
+        ('compressors=[{"type":"conv","rate":"4x4x2"},{"type":"pool"}]', "tiny-wan-4x4x2"),
+        ('compressors=["window",{"type":"conv","rate":"4x4x2"}]', "tiny-wan-4x4x2"),
+        ("compressor=window", "tiny-wan-2x2x2"),
+        ("compressor.rate=2x2x1", "tiny-wan-2x2x2"),
+    ],
+)
+def test_the_first_rate_chooses_the_weights_and_without_one_the_recipe(
+    text: str, weights: str
+) -> None:
+    for before in ("tiny-wan-2x2x2", "tiny-wan-4x4x2", "wan22-5b-2x2x2"):
+        for sets in ([text, "backbone=tiny-wan"], ["backbone=tiny-wan", text]):
+            assert apply_sets(shipped(before), sets).backbone.weights == weights, before
+
+
+BEGAN = "backbone.weights tiny-wan-{} began for a memory of rate {}, this has "
+
+
+@pytest.mark.parametrize(
+    ("sets", "own", "line"),
+    [
+        (["compressor=window"], "2x2x2", "no rate; null begins at random"),
+        (["compressor=clip"], "2x2x2", "no rate; null begins at random"),
+        (["compressor=keyframes"], "2x2x2", "1x1x1; null begins at random"),
+        (["compressor.rate=2x2x1"], "2x2x2", "2x2x1; null begins at random"),
+        (["compressor.rate=2x2x4"], "2x2x2", "2x2x4; null begins at random"),
+        (["compressor=dual-encoder"], "4x4x2", "4x4x2 and 2x2x8; null begins at random"),
+        (
+            ["compressor.rate=4x4x2", "backbone.weights=tiny-wan-2x2x2"],
+            "2x2x2",
+            "4x4x2; tiny-wan-4x4x2 for 4x4x2; null begins at random",
+        ),
+    ],
+)
+def test_weights_that_began_for_another_memory_are_told_in_one_line(
+    sets: list[str], own: str, line: str
+) -> None:
+    made = apply_sets(shipped("tiny-wan-2x2x2"), sets)
+    assert weights_notice(made) == BEGAN.format(own, own) + line
+    assert show("test", made)["weights"] == weights_notice(made)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [],
+        ["compressor.rate=4x4x2"],
+        ["compressor=window", "backbone.weights=null"],
+        ["compressor=window", "backbone.weights=my/own"],
+        ["compressor=window", "backbone=tiny-hunyuan"],
+        ['compressors=[{"type":"conv"},"window"]'],
+        ["compressors=[]"],
+    ],
+)
+def test_there_is_no_line_where_weights_began_for_the_memory_or_for_none(sets: list[str]) -> None:
+    made = apply_sets(shipped("tiny-wan-2x2x2"), sets)
+    assert weights_notice(made) == "" and "weights" not in show("test", made)
+
+
+def with_weights(by_rate: object) -> type[BackboneSpec]:
+    fields = {"recipe": TinyWan.recipe, "rate_weights": by_rate}
+    return attrs.frozen(kw_only=True)(type("Mine", (TinyWan,), fields))
+
+
+@pytest.mark.parametrize(
+    ("by_rate", "line"),
+    [
+        ({"4x4": "tiny-wan-4x4x2"}, "'4x4': a rate is written HxWxT, such as 4x4x2, not '4x4'"),
+        ({"foo": "tiny-wan-4x4x2"}, "'foo': a rate is written HxWxT, such as 4x4x2, not 'foo'"),
+        ({"3x3x2": "tiny-wan-4x4x2"}, "'3x3x2': .*3"),
+        ({"4x4x2": None}, "'4x4x2': must name weights, not null"),
+        ({"4x4x2": ""}, "'4x4x2': must name weights, not ''"),
+    ],
+)
+def test_a_key_that_is_no_rate_is_one_line_wherever_the_recipe_is_read(
+    by_rate: dict[str, Any], line: str
+) -> None:
+    for ask in (check_recipe, recipe_of, recommended):
+        with pytest.raises(UserError, match=f"^the rate_weights of Mine: {line}") as caught:
+            ask(with_weights(by_rate))
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_rate_must_be_somewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = with_weights({"4x4x2": "tiny-wan-4x4x3"})
+    line = (
+        "^the rate_weights of Mine: '4x4x2': unknown weights 'tiny-wan-4x4x3'; known: "
+        "tiny-wan-4x4x2, .*; or a folder$"
+    )
+    with pytest.raises(UserError, match=line):
+        check_recipe(lost)
+    plugin = Plugin(name="mine", summary="a test's", spec=lost, target="a:b")
+    monkeypatch.setitem(registry().plugins, ("backbone", "mine"), plugin)
+    with pytest.raises(UserError, match=line):
+        change(shipped("tiny-wan-2x2x2"), ["backbone=mine"])
+    for found in (str(tmp_path), "org/model", "tiny-wan-4x4x2"):
+        check_recipe(with_weights({"4x4x2": found}))
+
+
+def test_weights_by_rate_need_a_field_and_are_not_inherited_behind_another_recipe() -> None:
+    @attrs.frozen(kw_only=True)
+    class Bare(BackboneSpec):
+        rate_weights: ClassVar[Mapping[str, str]] = {"4x4x2": "tiny-wan-4x4x2"}
+
+    with pytest.raises(UserError, match="^the rate_weights of Bare: '4x4x2': unknown field"):
+        recipe_of(Bare)
+
+    @attrs.frozen(kw_only=True)
+    class Other(TinyWan):
+        recipe: ClassVar[Mapping[str, Any]] = {"backbone.weights": "mine"}
+
+    for text in ("2x2x2", "4x4x2"):
+        assert recommended(Other, Rate.parse(text)).weights == "mine"

@@ -10,14 +10,19 @@ import torch
 from attrs import field, frozen
 from torch import nn
 
-from longtake.core.contract.compressor import check_compressor
+from longtake.core.contract.compressor import (
+    CompressorTest,
+    check_compressor,
+    check_kept,
+    randomize_zeros,
+)
 from longtake.core.contract.samples import SMALL, alone, sample_fit, sample_history, shortened
 from longtake.core.interfaces.compressor import Compressor, Fit, Length, Needs, State, project
 from longtake.core.interfaces.spec import CompressorSpec, doc
 from longtake.core.interfaces.streaming import CellCompressor, Encoded
 from longtake.core.values.grid import Geometry, Rate, Size3
 from longtake.core.values.history import History
-from longtake.core.values.memory import Memory
+from longtake.core.values.memory import Memory, merge
 from longtake.plugins.compressors.conv import ConvCompressor
 from longtake.plugins.compressors.keyframes import WindowCompressor
 from longtake.plugins.compressors.specs import Conv, Window
@@ -287,6 +292,107 @@ class MixesInTraining(ConvCompressor):
         return mixed(memory) if self.training else memory
 
 
+def in_place(buffers: list[dict[str, torch.Tensor]], made: dict[str, Any]) -> dict[str, Any]:
+    """Return tensors as views of buffers of their shapes, which take turns and are filled again."""
+    views = {}
+    for name, x in made.items():
+        buffer = buffers[0].setdefault(f"{name} {tuple(x.shape)}", torch.empty_like(x))
+        views[name] = buffer.copy_(x)[...]
+    buffers.append(buffers.pop(0))
+    return views
+
+
+class Reuses(ConvCompressor):
+    """Has buffers that what it returns lies in: one, or several that take turns."""
+
+    turns = 1
+
+    def __init__(self, spec: Conv, fit: Fit) -> None:
+        super().__init__(spec, fit)
+        self.kept: list[dict[str, torch.Tensor]] = [{} for _ in range(self.turns)]
+
+    def views(self, memory: Memory) -> Memory:
+        named = {part.name: part.tokens for part in memory.parts}
+        tokens = in_place(self.kept, {n: x for n, x in named.items() if x.numel()})
+        parts = [
+            attrs.evolve(part, tokens=tokens.get(part.name, part.tokens)) for part in memory.parts
+        ]
+        return attrs.evolve(memory, parts=tuple(parts))
+
+
+class ReusesWhatHasSettled(Reuses):
+    """Its `compute` writes into a buffer of the module; `place` copies: no step shows it."""
+
+    def compute(self, state: State, chunk: History) -> tuple[State, dict[str, torch.Tensor]]:
+        new, settled = super().compute(state, chunk)
+        return new, in_place(self.kept, settled)
+
+    def place(self, state: State, chunk: History, settled: Any) -> Memory:
+        return super().place(state, chunk, {name: x.clone() for name, x in settled.items()})
+
+
+class ReusesWhatIsPending(Reuses):
+    def pending(self, state: State) -> Memory:
+        return self.views(super().pending(state))
+
+
+class ReusesItsSteps(Reuses):
+    """Memories of steps lie in turns in as many buffers as a window of the contract has chunks."""
+
+    turns = 12
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        return new, self.views(memory)
+
+
+class ReusesItsStates(Reuses):
+    """Two buffers in turns: the state given stays as it is for one step, and no longer."""
+
+    turns = 2
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        counts = {name: new[name] for name in ("seen", "start")}
+        return {**in_place(self.kept, {n: x for n, x in new.items()}), **counts}, memory
+
+
+class ReusesWholeMemories(Reuses):
+    def forward(self, history: History) -> Memory:
+        memory = super().forward(history)
+        return memory if torch.is_grad_enabled() else self.views(memory)
+
+
+class ReusesCutStates(Reuses):
+    def cut(self, state: State) -> State:
+        return in_place(self.kept, state)
+
+
+class ClearsPastHistory(ConvCompressor):
+    """Takes what came in one step as its own in the next, and fills it with zeros."""
+
+    taken: torch.Tensor | None = None
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        if self.taken is not None and chunk.offset > 4:
+            self.taken.zero_()
+        self.taken = chunk.latents
+        return new, memory
+
+
+class StepsOtherwise(ConvCompressor):
+    """A step of its own beside its two parts, which a graph would not run."""
+
+    def step(self, state: State | None, chunk: History) -> tuple[State, Memory]:
+        new, memory = super().step(state, chunk)
+        return new, scaled(memory, 1.5)
+
+    def forward(self, history: History) -> Memory:
+        state, memory = self.step(None, history) if history.size.time else ({}, None)
+        return merge([memory, self.pending(state)]) if memory else super().forward(history)
+
+
 BROKEN = [
     (GivesNoMemory, "forward: what it gives is of type Tensor, must be of type Memory"),
     (StepGivesNoMemory, "ValueError: |step: it gives a dict, must be a state and a memory"),
@@ -317,6 +423,16 @@ BROKEN = [
     (PeeksAtPixels, "needs: it reads pixels that it does not declare"),
     (PeeksAtRates, "needs: it reads LR latents that it does not declare"),
 ]
+KEPT = [
+    (ReusesWhatHasSettled, "compute: a later step changed the tensors of what has settled"),
+    (ReusesWhatIsPending, "pending: a later pending changed the memory that it gave"),
+    (ReusesItsSteps, "step: a later step changed the memory that it gave"),
+    (ReusesItsStates, "step: a later step changed the state that it gave"),
+    (ReusesWholeMemories, "forward: a later forward changed the memory that it gave"),
+    (ReusesCutStates, "cut: a later cut changed the state that it gave"),
+    (ClearsPastHistory, "step: a history was changed after all chunks of it were taken"),
+    (StepsOtherwise, "step: it is not what compute and place give"),
+]
 FEATURES = [
     (BringsUndeclaredFeatures, "features: conv-2x2x2.hidden of the memory are not declared"),
     (DeclaresOtherWidths, "features: conv-2x2x2.hidden is "),
@@ -331,6 +447,17 @@ def test_each_broken_compressor_is_caught(broken: type[Compressor[Conv]], line: 
         check_compressor(broken, SPEC)
     said = str(caught.value)
     assert "\n" not in said and said.startswith(f"{broken.__name__} ({__file__}): ")
+
+
+@pytest.mark.parametrize(("broken", "line"), KEPT, ids=lambda x: getattr(x, "__name__", ""))
+@torch.no_grad()
+def test_what_it_gave_and_changes_later_is_caught(
+    broken: type[Compressor[Conv]], line: str
+) -> None:
+    fit = sample_fit(dtype=torch.float64)
+    test = CompressorTest(compressor_cls=broken, spec=SPEC, fit=fit, seed=0, dtype=torch.float64)
+    with pytest.raises(AssertionError, match=line):
+        check_kept(test, randomize_zeros(test.built()).eval())
 
 
 @pytest.mark.parametrize(("broken", "line"), FEATURES, ids=lambda x: getattr(x, "__name__", ""))

@@ -14,10 +14,12 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from attrs import evolve
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from longtake.backbones.wan.specs import PublishedWan
 from longtake.core.contract.compressor import randomize_zeros
 from longtake.core.contract.samples import sample_fit, sample_history
 from longtake.core.graphed import (
@@ -30,9 +32,13 @@ from longtake.core.graphed import (
 )
 from longtake.core.interfaces.compressor import State
 from longtake.core.interfaces.streaming import advance
+from longtake.core.kernel_bench.setups import EncoderSetup, encoder_setups
+from longtake.core.sample.spec import Sampler
 from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.history import History
 from longtake.core.values.memory import Memory
+from longtake.experiments.gpu_day.subjects import random_backbone, thin
+from longtake.experiments.sizes import published
 from longtake.plugins.compressors.conv import ConvCompressor
 from longtake.plugins.compressors.specs import Conv
 
@@ -386,3 +392,60 @@ def test_where_graphs_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cannot_record(torch.device("cuda", 0)) == ""
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert "ROCm" in cannot_record(torch.device("cuda", 0))
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that write memory; views are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returns = func._schema.returns
+        self.count += not any(x.alias_info and not x.alias_info.is_write for x in returns)
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of_a_step(setup: EncoderSetup, latents: int) -> int:
+    """Of φ at its published size, its window full."""
+    encoder = setup.encoder(torch.device("cpu"), torch.float32).eval()
+    assert isinstance(encoder, ConvCompressor)
+    encoder.to("meta")
+    whole = evolve(setup.size(1.0), time=61 + latents)
+    shapes = {setup.rate: setup.rate.lr_size(whole)}
+    channels, state = setup.geometry.channels, None
+
+    def empty(size: Size3) -> Tensor:
+        shape = (1, channels, size.time, size.height, size.width)
+        return torch.empty(shape, device="meta")
+
+    history = History(latents=empty(whole), lr={r: empty(size) for r, size in shapes.items()})
+    for chunk in history.chunks([31, 30, latents]):
+        with Operators() as operators:
+            state, settled = encoder.compute(advance(state, chunk), chunk)
+    assert settled["tokens"].shape[1] == latents // setup.rate.time  # memory frames
+    return operators.count
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wan22-14b", "wan22-5b"])
+def test_a_take_has_no_use_for_it(name: str) -> None:
+    """A step is as many launches for a second as for a segment, and a take makes one a segment.
+
+    Beside those of sampling that segment they are nothing; kernels/README.md has the figures.
+    """
+    (setup,) = (x for x in encoder_setups(tiny=False) if x.name == f"{name} 4x4x2")
+    steps = {latents: operators_of_a_step(setup, latents) for latents in (6, 30)}
+    assert steps[6] == steps[30] < 100
+    whole = published()[name]
+    assert isinstance(whole, PublishedWan)
+    spec = evolve(thin(whole), layers=whole.layers)
+    model = random_backbone(spec, torch.device("cpu"))
+    latents, t = torch.randn(1, spec.geometry.channels, 2, 4, 4), torch.full((1,), 0.5)
+    context = model.context(model.blank_text(1, 8), Memory())
+    with Operators() as velocity:
+        model.velocity(latents, t, torch.arange(2)[None], context)
+    sampler = Sampler()
+    assert steps[30] * 1000 < velocity.count * 2 * sampler.steps  # guidance: two velocities a step

@@ -187,7 +187,7 @@ def test_encoders_are_chosen_by_name() -> None:
     assert {setup.name for setup in chosen_setups([], full=True)} == set(MEASURED)
     name = "wan21-1.3b 4x4x2"
     assert [setup.name for setup in chosen_setups([name, name], full=True)] == [name]
-    with pytest.raises(UserError, match="--encoder wan22-5b 4x4: no such encoder; such as"):
+    with pytest.raises(UserError, match="--encoder wan22-5b 4x4: no such encoder; known: wan22"):
         chosen_setups(["wan22-5b 4x4"], full=True)
 
 

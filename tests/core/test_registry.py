@@ -10,15 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from longtake.backbones.codecs.autoencoder import find_weights
 from longtake.backbones.wan.specs import TinyWan
+from longtake.backbones.weights.find import find_dit
+from longtake.core.cli.options import find_run
 from longtake.core.config import SpecError, from_json
 from longtake.core.config.load import load_experiment
 from longtake.core.errors import UserError
 from longtake.core.hooks import KINDS, Plugin
 from longtake.core.interfaces.spec import CompressorSpec, MetricSpec
-from longtake.core.registry import build, import_file, nearest, origins, plug_in, registry
+from longtake.core.registry import build, import_file, origins, plug_in, registry
+from longtake.core.tools.words import closest, names_like, nearest
 from longtake.plugins.compressors.specs import Conv
 from longtake.plugins.retrievers.specs import MeanFrame
+
+from ..program import run
 
 HOOKS = """
 from attrs import frozen
@@ -101,6 +107,55 @@ def test_an_unknown_name_lists_the_known_ones_nearest_first() -> None:
         registry().get("metric", "ssmi")
     assert str(caught.value).startswith("unknown metric 'ssmi'; known: ssim, ")
     assert nearest("Upsmaple", ["flow", "mean-frame", "upsample"])[0] == "upsample"
+    assert nearest("tinywan", ["tiny-plain", "mytinywan", "tiny-wan-2x2x2"])[0] == "tiny-wan-2x2x2"
+
+
+def test_of_many_names_the_nearest_are_listed_and_how_to_see_all() -> None:
+    few, many = [f"name-{i}" for i in range(8)], [f"name-{i:02}" for i in range(1200)]
+    assert names_like("x", []) == "none"
+    assert names_like("name-5", few).split(", ") == sorted(few, key=lambda name: name != "name-5")
+    said = names_like("nme-777", many, "longtake list")
+    listed, _, rest = said.partition(" and ")
+    assert rest == "1,195 more (`longtake list` lists all)"
+    assert names_like("nme-777", many).endswith(" and 1,195 more")
+    assert listed.count(", ") == 4 and "name-77" in listed
+    assert names_like("nme-777", reversed(many), "longtake list") == said, "in any order"
+
+
+def test_the_closest_name_is_one_that_is_much_like_it() -> None:
+    assert closest("stepz", ["rate", "steps"]) == "steps"
+    assert closest("zzz", ["rate", "steps"]) is None and closest("x", []) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("show", "tinywan"), "unknown experiment 'tinywan'; known: tiny-wan-2x2x2, "),
+        (("show", "compressor", "cnov"), "unknown compressor 'cnov'; known: conv, "),
+        (
+            ("show", "tiny-wan-2x2x2", "--set", "compressor=cnov"),
+            "compressors[0].type: unknown compressor 'cnov'; known: conv, ",
+        ),
+        (("check", "cnov"), "unknown plugin 'cnov'; known: conv, "),
+    ],
+)
+def test_an_unknown_name_is_one_short_line_and_says_how_to_list_all(
+    words: tuple[str, ...], line: str
+) -> None:
+    code, out, said = run(*words)
+    assert (code, out) == (2, "") and said.startswith(f"longtake: {line}")
+    assert said.count("\n") == 1 and "(`longtake list` lists all)" in said and len(said) < 300
+
+
+@pytest.mark.parametrize("name", ["tiny-wan-2x2x3", "./tiny-wan-2x2x2"])
+def test_weights_that_are_nowhere_name_those_that_ship(name: str) -> None:
+    with pytest.raises(UserError, match="or weights that ship: tiny-wan-2x2x2, ") as caught:
+        find_dit(name)
+    assert "tiny-ae" not in str(caught.value), "a codec"
+    with pytest.raises(UserError, match="or weights that ship: tiny-ae$"):
+        find_weights("tiny-ab")
+    with pytest.raises(UserError, match="no such run; weights that ship: tiny-wan-2x2x2, "):
+        find_run("tiny-wan-2x2")
 
 
 def test_a_third_party_is_found(install: Install) -> None:

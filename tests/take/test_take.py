@@ -14,6 +14,7 @@ from attrs import evolve
 from longtake.core.cache.encode import MultiRateEncoder
 from longtake.core.errors import LongtakeError, UserError
 from longtake.core.interfaces.codec import from_bytes
+from longtake.core.interfaces.compressor import MemoryEncoder, State
 from longtake.core.model import compressor_needs
 from longtake.core.registry import build
 from longtake.core.sample.spec import MemoryBudget
@@ -379,6 +380,28 @@ def test_a_source_of_many_segments_is_read_once_for_its_clips(
     clips[1].unlink()
     take.deliver()
     assert clips[1].read_bytes() == before[1]
+
+
+@pytest.mark.slow
+def test_memory_steps_once_over_each_segment_of_video_and_take(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never over less, which is why no CUDA graph of a step is kept (kernels/README.md)."""
+    monkeypatch.setattr(source_file, "SECONDS", 1.0)
+    steps, step = [], MemoryEncoder.step
+
+    def counted(
+        encoder: MemoryEncoder, state: list[State] | None, chunk: History
+    ) -> tuple[list[State], Memory]:
+        steps.append(chunk.size.time)
+        return step(encoder, state, chunk)
+
+    monkeypatch.setattr(MemoryEncoder, "step", counted)
+    take = begun(tmp_path / "take", run)
+    take.begin(clip(tmp_path / "mine.mp4"))
+    list(take.run(list(TWO)))
+    assert len(steps) > 4
+    assert steps == [entry.latents for entry in take.order.entries]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -434,15 +435,18 @@ def test_it_learns(store: Path, tmp_path: Path) -> None:
     assert spec["versions"]["torch"] == torch.__version__
 
 
-def test_lora_over_random_weights_is_said_once_and_nothing_else_is(
-    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_what_a_dit_begins_from_is_said_once_where_it_is_odd(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = small(steps=1, gain_every=200, trains="lora")
     pretrain(short, store, tmp_path / "lora")
     said = [line for line in caplog.messages if "LoRA trains over random weights" in line]
     assert len(said) == 1
     caplog.clear()
+    module = sys.modules[pretrain.__module__]
+    monkeypatch.setattr(module, "weights_notice", lambda experiment: f"of {experiment.name}")
     pretrain(small(steps=1, gain_every=200), store, tmp_path / "all")
     assert not [line for line in caplog.messages if "random weights" in line]
+    assert caplog.messages.count("of small") == 1, "weights that began for another memory"
     spec = json.loads((tmp_path / "lora" / "spec.json").read_text())
     assert spec["plugins"] == {}
