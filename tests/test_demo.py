@@ -76,7 +76,12 @@ def test_it_ends_with_a_continuation_where_weights_of_stage_two_ship(
     video, out = tmp_path / "mine.mp4", tmp_path / "out"
     write_video(video, moving(7, seconds=5), 8)
     make_run(tmp_path / "second", small_finetune())
-    shipped = {"tiny-wan-2x2x2": weights, "tiny-wan-2x2x2-finetune": tmp_path / "second"}
+    second, other = tmp_path / "second", registry().weights["tiny-wan-4x4x2"]
+    shipped = {
+        "tiny-wan-2x2x2": weights,
+        "tiny-wan-4x4x2": other,
+        "tiny-wan-2x2x2-finetune": second,
+    }
     monkeypatch.setattr(type(registry()), "weights", property(lambda self: shipped))
     words = ("--video", video, "--steps", 0, "--out", out, "--json")
     code, said, err = run("demo", *words)

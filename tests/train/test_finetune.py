@@ -303,7 +303,7 @@ def test_second_stage_moves_what_the_recipe_says_and_keeps_the_rest() -> None:
     second = second_stage(own)
     assert second.name == "tiny-wan-2x2x2-finetune" and second.stage == "finetune"
     assert (second.train.batch, second.train.rate) == (3, 0.0005), "what was set stays"
-    assert second.train.steps == 250 and second.train.memory_dropout == 0.1
+    assert second.train.steps == 100 and second.train.memory_dropout == 0.1
     assert second_stage(second) is second
     _, shipped = config.load_experiment("tiny-wan-2x2x2-finetune")
     assert second_stage(first) == shipped
