@@ -150,7 +150,8 @@ def untrained(experiment: Experiment) -> Experiment:
 def _thin(spec: CompressorSpec) -> CompressorSpec:
     if not isinstance(spec, Conv):
         return spec
-    # a frame of 32×48 pixels is smaller than a cell of 4×4×2, which `whole` would let hang over
+    # Where a frame is smaller than a cell, the token of `whole` stands where heads that look by
+    # place read next to nothing: its gradients are 1e-30, of `ceil` 1e-9.
     return attrs.evolve(spec, channels=(4, 6), heads=2, head_width=4, rounding="ceil")
 
 

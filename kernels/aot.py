@@ -42,15 +42,14 @@ from .tiles import FOLDER, FUSED, Tile, pick, pick_attention, pick_tokens, power
 KEPT = FOLDER / "compiled.json"
 LIMITS = FOLDER / "limits.json"
 MARGIN = 1.1  # of limits, over what the compiler made when they were written
-TEXTS = {
-    "conv": Path(__file__).parent / "conv3d_act_jit.py",
-    "sums": Path(__file__).parent / "conv3d_act_jit.py",
-    "tokens": Path(__file__).parent / "out_tokens_jit.py",
-    "norm": Path(__file__).parent / "chunk_attention_jit.py",
-    "qkv": Path(__file__).parent / "chunk_attention_jit.py",
-    "window": Path(__file__).parent / "chunk_attention_jit.py",
-    "out": Path(__file__).parent / "chunk_attention_jit.py",
-}  # of each kind of case
+CONV, TOKENS, ATTENTION_TEXT, PRODUCTS = (
+    Path(__file__).parent / f"{name}_jit.py"
+    for name in ("conv3d_act", "out_tokens", "chunk_attention", "products")
+)
+TEXTS = {  # that the compiler reads, of each kind of case
+    "conv": (CONV,), "sums": (CONV,), "tokens": (TOKENS, PRODUCTS),
+    **dict.fromkeys(("norm", "qkv", "window", "out"), (ATTENTION_TEXT, PRODUCTS)),
+}  # fmt: skip
 READING = "2"  # of what is compiled; another number where it is read otherwise
 BY_THE_WAY = ("broken", "faults")  # of a row; not kept
 GATED = ("sm_89", "sm_90")
@@ -221,7 +220,7 @@ def tile_of(case: Case, target: str) -> Tile:
 def key_of(case: Case, target: str) -> str:
     """Return the hash of all that decides what the compiler makes of a case."""
     parts = (
-        TEXTS[case.kind].read_text(encoding="utf-8"), READING, repr(case),
+        *(text.read_text(encoding="utf-8") for text in TEXTS[case.kind]), READING, repr(case),
         repr(tile_of(case, target)), target, version("triton"),
     )  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -2,7 +2,7 @@
 # triton compiles this text; to a type checker it is no Python
 """The Triton kernels of `chunk_attention`; chunk_attention.md derives them.
 
-Only this file needs triton. They run on triton 3.6 to 3.9 and in its interpreter: no block
+They run on triton 3.6 to 3.9 and in its interpreter: no block
 pointers, no autotune, no libdevice, loop bounds known when compiling.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from .products_jit import products
 
 # numbers that change with every chunk: one machine code serves all of them
 COUNTS = ["rows", "batch", "new", "past", "held"]
@@ -78,33 +80,6 @@ def _copy_past(
     tl.store(state_ptr + at[:, None] + e[None, :], z, mask=mask & (kept >= 0)[:, None])
 
 
-@triton.jit
-def _products(
-    a_rows, w_rows, n_live, K: tl.constexpr, N: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """Return the products `[BM, BN]` of BM rows of K numbers with BN of the N rows of a weight."""
-    k = tl.arange(0, BK)
-    acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for i in range((K + BK - 1) // BK):
-        kk = i * BK + k
-        if K % BK != 0:
-            a = tl.load(a_rows[:, None] + kk[None, :], mask=(kk < K)[None, :], other=0.0)
-        else:
-            a = tl.load(a_rows[:, None] + kk[None, :])
-        if K % BK != 0 or N % BN != 0:
-            mask = (kk < K)[:, None] & n_live[None, :]
-            w = tl.load(w_rows[None, :] + kk[:, None], mask=mask, other=0.0)
-        else:
-            w = tl.load(w_rows[None, :] + kk[:, None])
-        if UPCAST:
-            a = a.to(tl.float32)
-            w = w.to(tl.float32)
-        acc = tl.dot(a, w, acc, input_precision=PRECISION)
-    return acc
-
-
 @triton.jit(do_not_specialize=COUNTS)
 def qkv_kernel(
     normed_ptr, w_ptr, query_ptr, pair_ptr, state_ptr,
@@ -130,7 +105,7 @@ def qkv_kernel(
     n_live = n < E
     a_rows = normed_ptr + tl.where(live, m, 0) * C
     w_rows = w_ptr + (part * E + n) * C
-    acc = _products(a_rows, w_rows, n_live, C, E, PRECISION, UPCAST, BM, BN, BK)
+    acc = products(a_rows, w_rows, n_live, C, E, PRECISION, UPCAST, BM, BN, BK)
     mask = live[:, None] & n_live[None, :]
     y = acc.to(pair_ptr.dtype.element_ty)
     if part == 0:
@@ -233,7 +208,7 @@ def attention_out_kernel(
     n_live = n < C
     a_rows = mixed_ptr + tl.where(live, m, 0) * E
     w_rows = w_ptr + n * E
-    acc = _products(a_rows, w_rows, n_live, E, C, PRECISION, UPCAST, BM, BN, BK)
+    acc = products(a_rows, w_rows, n_live, E, C, PRECISION, UPCAST, BM, BN, BK)
     mask = live[:, None] & n_live[None, :]
     at = (m * C)[:, None] + n[None, :]
     z = acc + tl.load(bias_ptr + n, mask=n_live, other=0.0).to(tl.float32)[None, :]

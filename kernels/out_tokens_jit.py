@@ -1,11 +1,13 @@
 # mypy: ignore-errors
 # triton compiles this text; to a type checker it is no Python
-"""The Triton kernel of `out_tokens`; out_tokens.md derives it. Only this file needs triton."""
+"""The Triton kernel of `out_tokens`; out_tokens.md derives it."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from .products_jit import products
 
 COUNTS = ["rows", "frames", "grid_rows", "grid_columns", "lr_rows", "lr_columns", "lr_row"]
 
@@ -36,25 +38,8 @@ def out_tokens_kernel(
     live = m < rows
     n_live = n < D
     token = tl.where(live, m, 0)
-    k = tl.arange(0, BK)
-    acc = tl.zeros((BM, BN), dtype=tl.float32)
     h_rows = hidden_ptr + token.to(tl.int64) * C
-    w_rows = w_ptr + n * C
-    for i in range((C + BK - 1) // BK):
-        kk = i * BK + k
-        if C % BK != 0:
-            a = tl.load(h_rows[:, None] + kk[None, :], mask=(kk < C)[None, :], other=0.0)
-        else:
-            a = tl.load(h_rows[:, None] + kk[None, :])
-        if C % BK != 0 or D % BN != 0:
-            mask = (kk < C)[:, None] & n_live[None, :]
-            b = tl.load(w_rows[None, :] + kk[:, None], mask=mask, other=0.0)
-        else:
-            b = tl.load(w_rows[None, :] + kk[:, None])
-        if UPCAST:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    acc = products(h_rows, w_ptr + n * C, n_live, C, D, PRECISION, UPCAST, BM, BN, BK)
     column = token % grid_columns
     row = (token // grid_columns) % grid_rows
     frame = token // (grid_columns * grid_rows)
@@ -63,6 +48,7 @@ def out_tokens_kernel(
     K: tl.constexpr = L * PH * PW
     lr_at = sample.to(tl.int64) * lr_batch + (frame % frames).to(tl.int64) * lr_frame
     p_rows = patch_ptr + n * K
+    k = tl.arange(0, BK)
     for i in range((K + BK - 1) // BK):
         kk = i * BK + k
         y = tl.minimum((row * PH)[:, None] + (kk // PW % PH)[None, :], lr_rows - 1)

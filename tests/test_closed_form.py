@@ -75,7 +75,7 @@ def test_it_gives_back_most_of_what_it_saw(begun: Fitting) -> None:
 def test_a_run_is_written_that_loads_to_the_same_weights(
     begun: Fitting, store: Store, tmp_path: Path
 ) -> None:
-    write(begun, EXPERIMENT, store, tmp_path / "run")
+    write(begun, EXPERIMENT, store, tmp_path / "run", {})
     loaded = load_run(tmp_path / "run")
     for mine, theirs in (
         (begun.model.backbone, loaded.backbone),
@@ -101,8 +101,8 @@ def test_every_patch_of_a_cell_has_a_corner_of_its_own(text: str) -> None:
     ("name", "said"),
     [
         ("two", "a memory of one compressor begins in closed form, not of 2"),
-        ("places", "too few for the 64 patches of a 8x8x1 token"),
-        ("rate", "its time rate is none of 1, 2, 4"),
+        ("places", "32 heads in all are too few for the 64 patches of 8x8x1"),
+        ("rate", "1x1x8 tokens: a time rate of 8 has no closed form, 1, 2, 4 do"),
         ("zeros", "not so here: time_padding"),
         ("crop", "crop .6, 8. holds no whole tokens of 2x2x2, which are 4 by 4 latents"),
         ("second stage", "is Stage II"),
@@ -215,7 +215,7 @@ def test_components_of_nothing_stay_finite() -> None:
 def test_lora_begins_on_the_base_and_the_encoder_carries_over(
     begun: Fitting, store: Store, tmp_path: Path
 ) -> None:
-    write(begun, EXPERIMENT, store, tmp_path / "base")
+    write(begun, EXPERIMENT, store, tmp_path / "base", {})
     checkpoint = tmp_path / "base" / "checkpoint-0"
     train = evolve(EXPERIMENT.train, steps=1, batch=2, warmup=0, rate=1e-9, crop=(8, 16))
     backbone = evolve(begun.model.experiment.backbone, weights=str(checkpoint / "backbone"))

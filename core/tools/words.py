@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 
 WHOLE, SHOWN = 8, 5  # names that are all listed; of more, so many are
 
@@ -34,10 +34,7 @@ def _letters(name: str) -> str:
 
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that a misspelt one stands for, None where none is much like it."""
-    for other in nearest(name, known):
-        if SequenceMatcher(None, other, name).ratio() >= 0.6:
-            return other
-    return None
+    return next(iter(get_close_matches(name, list(known), n=1)), None)
 
 
 def names_like(name: str, known: Iterable[str], command: str = "") -> str:

@@ -33,9 +33,9 @@ from ...core.config import load_experiment
 from ...core.data.store import Store
 from ...core.errors import LongtakeError, UserError
 from ...core.plugin_errors import exit_code
-from ...core.tools.files import check_out_folder, only_parts, write_json
+from ...core.tools.files import check_out_folder, only_parts
 from ..common import command_line
-from .begin import FACTS, begin, write
+from .begin import begin, write
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,9 +63,8 @@ def main(words: Sequence[str] | None = None) -> int:
         loss, zero = fitting.mean_loss()
         if not math.isfinite(loss):
             raise UserError(f"{options.data}: {options.batches} batches of it are too few")
-        write(fitting, experiment, store, options.out)
-        facts = {"batches": options.batches, "loss": round(loss, 4), "of_zero": round(zero, 4)}
-        write_json(options.out / FACTS, facts)
+        facts = {"loss": round(loss, 4), "of_zero": round(zero, 4)}
+        write(fitting, experiment, store, options.out, facts)
     except LongtakeError as error:
         return exit_code(error, "closed_form")
     print(f"{options.out}: loss {loss:.3f} from pure noise; of a guess of zero {zero:.3f}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from attrs import evolve
 
 from ...core.data.store import Store
 from ...core.experiment import Experiment
-from ...core.tools.files import whole_folder
+from ...core.tools.files import whole_folder, write_json
 from ...core.train.checkpoint import save_model
 from ...core.train.pretrain import begin_run
 from .encoder import begin_encoder
@@ -33,8 +35,18 @@ def begin(experiment: Experiment, store: Store, count: int) -> Fitting:
     return fitting
 
 
-def write(fitting: Fitting, experiment: Experiment, store: Store, out: Path) -> None:
-    """Write the model as a run of no steps, which `pretrain --start` goes on from."""
+def write(
+    fitting: Fitting, experiment: Experiment, store: Store, out: Path, facts: Mapping[str, Any]
+) -> None:
+    """Write the model as a run of no steps, which `pretrain --start` goes on from.
+
+    Args:
+        fitting: the model.
+        experiment: as it was asked for.
+        store: that it was fitted to.
+        out: the run; whole when its `FACTS` are there.
+        facts: what to keep of how it began, beside the batches.
+    """
     experiment = evolve(
         experiment,
         backbone=from_scratch(experiment),
@@ -44,3 +56,4 @@ def write(fitting: Fitting, experiment: Experiment, store: Store, out: Path) -> 
     with whole_folder(out / "checkpoint-0") as folder:
         save_model(folder, evolve(fitting.model, experiment=experiment))
     begin_run(experiment, store, out, "fp32")
+    write_json(out / FACTS, {"batches": fitting.count, **facts})

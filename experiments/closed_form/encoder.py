@@ -22,7 +22,7 @@ from ...plugins.compressors.patchifier import EvenPatches, PatchifierCompressor
 from .fitting import RIDGE, Fitting
 
 # Of a conv's strongest component before SiLU. At this offset SiLU's second derivative is zero, so
-# that it is linear but for a third power; at 1 its square cost 1.3 % of every conv's numbers.
+# that it is linear but for a third power: the first conv lost 2.6 % of what it read at 1, here 0.1.
 OFFSET, SPREAD = 2.3994, 0.5
 SLOPE = torch.sigmoid(torch.tensor(OFFSET)).item() * (
     1 + OFFSET * (1 - torch.sigmoid(torch.tensor(OFFSET)).item())

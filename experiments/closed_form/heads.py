@@ -22,11 +22,8 @@ from ...backbones.wan.block import rotary_axes
 from ...backbones.wan.published import TinyWanBackbone, direction
 from ...core.values.draws import Draws
 from ...core.values.grid import Rate
-from .fitting import Fitting, solve
+from .fitting import TIMES, Fitting, solve
 
-# By how many frames later or earlier a token stands than the latents in it, by its rate in time. Of
-# two, the first token, of one frame, stands at its own place: who looks back a quarter finds both.
-TIMES = {1: (0.0,), 2: (0.5, -0.25), 4: (1.5, 0.5, -0.5, -1.5)}
 # Weights of frequencies by which a head looks back, of time with periods of 6, 20, 63 and 200
 # latents in a head of 48. Of two heads one finds the newest token up to a dozen latents later, the
 # other one only two or three, so that what soon no longer holds is told while it does. Of space so
@@ -35,7 +32,7 @@ SPACE = {0: 1.7, 1: 1.7, 2: 1.7}
 LONG, SOON = {1: 0.55, 2: 1.0, 3: 1.0}, {0: 0.75, 1: 1.0, 2: 0.8, 3: 0.5}
 NOWHERE = 0.93  # of a perfect match: how near a token of noise is to its own query there
 AHEAD = 8  # latents behind a past that outputs are fitted to, at most
-AHEAD_WEIGHT = 0.1  # of those in least squares: no memory tells what comes, and its misses are 20×
+AHEAD_WEIGHT = 0.1  # of those in least squares: their misses are 17 times as large, unavoidably
 
 
 @torch.no_grad()

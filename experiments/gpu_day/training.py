@@ -175,7 +175,8 @@ def _trained(session: Session, results: StepResult, one: PlannedRun, store: Path
         if not checkpoints(out):
             batches = min(BASE_BATCHES, 40 * experiment.train.steps)
             data = Store.open(store)
-            closed_form.write(closed_form.begin(experiment, data, batches), experiment, data, out)
+            begun = closed_form.begin(experiment, data, batches)
+            closed_form.write(begun, experiment, data, out, {})
             results.add(one.name, {"batches": batches})
         return
     weights = read_run(_run_folder(session, one.base))[1] / "backbone"

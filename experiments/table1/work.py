@@ -199,9 +199,8 @@ def begin_row(folder: TableFolder, row: TableRow, seed: int) -> dict[str, Any]:
         experiment = folder.budget.experiment(row, seed)
         fitting = begin(experiment, store, batches)
         shutil.rmtree(out, ignore_errors=True)  # what a kill left of it
-        write(fitting, experiment, store, out)
-        seconds = round(time.monotonic() - began, 1)
-        write_json(out / FACTS, {"batches": batches, "seconds": seconds})
+        facts = {"seconds": round(time.monotonic() - began, 1)}
+        write(fitting, experiment, store, out, facts)
     return dict(read_json(out / FACTS, "the facts of a start in closed form"))
 
 

@@ -230,13 +230,18 @@ def test_a_changed_kernel_tile_or_triton_is_compiled_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     case = CASES[2]
+    for one in (case, named("tokens 512→5120"), named("attention, qkv")):
+        key = aot.key_of(one, "sm_89")
+        for place, text in enumerate(aot.TEXTS[one.kind]):  # shared ones, too
+            changed = tmp_path / text.name
+            changed.write_text(text.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+            texts = list(aot.TEXTS[one.kind])
+            texts[place] = changed
+            with monkeypatch.context() as patch:
+                patch.setitem(aot.TEXTS, one.kind, tuple(texts))
+                assert aot.key_of(one, "sm_89") != key
     before = {aot.key_of(case, target) for target in GATED}
     assert len(before) == 2
-    changed = tmp_path / "kernel.py"
-    changed.write_text(aot.TEXTS["conv"].read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    with monkeypatch.context() as patch:
-        patch.setitem(aot.TEXTS, "conv", changed)
-        assert aot.key_of(case, "sm_89") not in before
     with monkeypatch.context() as patch:
         patch.setattr(aot, "version", lambda _: "3.10.0")
         assert aot.key_of(case, "sm_89") not in before
