@@ -22,10 +22,10 @@ import attrs
 
 from ...core.errors import UserError
 from ...core.plugin_errors import exit_code
-from ...core.registry import registry
+from ...core.registry import LIST, registry
 from ...core.tools.device import flushed_denormals
 from ...core.tools.files import check_out_folder, whole_file, write_json
-from ...core.tools.words import names_like
+from ...core.tools.words import nearest
 from ..common import command_line, commit, interrupt_after, machine_facts, tiny_clips
 from .page import as_data, claims, floors, make_line, markdown
 from .plots import by_age, by_length, strips
@@ -88,8 +88,10 @@ def _chosen(args: argparse.Namespace, budget: TableBudget) -> list[TableRow]:
         plugins = [plugin.name for plugin in registry().of("compressor")]
         unknown = [name for name in names if name not in by_name and name not in plugins]
         if unknown:
-            listed = names_like(unknown[0], {*by_name, *plugins})
-            raise UserError(f"unknown row {unknown[0]!r}; known: {listed}")
+            listed = ", ".join(nearest(unknown[0], by_name))
+            raise UserError(
+                f"unknown row {unknown[0]!r}; known: {listed}; or a compressor (`{LIST}` lists all)"
+            )
         known = [by_name[name] if name in by_name else user_row(name) for name in names]
     own = [user_row(text) for text in args.add]
     taken = {row.name for row in rows(budget.backbone.geometry, budget.history)}
