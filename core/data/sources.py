@@ -55,6 +55,7 @@ TIMED: dict[str, Callable[[Path, list[str]], tuple[Caption, ...]]] = {
 }
 TEXTS = (".txt", ".caption", ".prompt", ".cap")
 NAMED = 5  # files named in a note that may be long
+SHORT, LONG = 8, 32  # digits of a hash in a clip's id
 
 
 @frozen(kw_only=True)
@@ -102,7 +103,7 @@ def find_films(photos: Path, spec: FilmSpec) -> list[Source]:
     if not paths:
         some = ", ".join(sorted(PHOTOS))
         raise UserError(f"--photos {photos}: no photograph in it (looked for {some})")
-    found = [_source(path, photos) for path in paths]
+    found = _distinct(_source(path, photos) for path in paths)
     faults = {one.id: one.fault or check_photo(one.path) for one in found}
     sound = {one.name: one for one in found if not faults[one.id]}
     pictures = [
@@ -182,7 +183,7 @@ def _folder(root: Path) -> list[Source]:
     if not paths:
         some = ", ".join(sorted(SUFFIXES)[:6])
         raise UserError(f"--videos {root}: no video in it (looked for {some} ...){_hint(root)}")
-    return [_source(path, root) for path in paths]
+    return _distinct(_source(path, root) for path in paths)
 
 
 def _pair(root: Path) -> tuple[Path, ...]:
@@ -362,7 +363,9 @@ def _listed(lists: Sequence[Path], root: Path) -> list[Source]:
                 f"{row.where}: {source.name} stands there with another caption than in "
                 f"{earlier.where}; keep one"
             )
-    return sorted((source for _, source in sources.values()), key=lambda source: source.name)
+    return _distinct(
+        sorted((source for _, source in sources.values()), key=lambda source: source.name)
+    )
 
 
 def _is_part(row: Row) -> bool:
@@ -393,18 +396,37 @@ def _source(path: Path, root: Path, row: Row | None = None, origin: str = "") ->
         except UserError as error:
             fault = str(error)
     name = _name(path, root)
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem)
-    short = stem.encode()[:80].decode(errors="ignore")  # bytes: disks count a name's length in them
     return Source(
         path=path,
-        id=f"{short}-{digest}",
+        id=_id(path, name, SHORT),
         name=printable(name),
         captions=captions,
         origin=origin,
         notes=notes,
         fault=fault,
     )
+
+
+def _id(path: Path, name: str, digits: int) -> str:
+    """Return the id of a source: its file's name, and digits of a hash of its own."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem)
+    short = stem.encode()[:80].decode(errors="ignore")  # bytes: disks count a name's length in them
+    return f"{short}-{digest}"
+
+
+def _distinct(sources: Iterable[Source]) -> list[Source]:
+    """Return the sources, a longer id given to one whose id an earlier one has.
+
+    Of 10,000 folders that each have a `clip.mp4` two share their short digits once in a hundred
+    times, and one of the two would be lost.
+    """
+    found: dict[str, Source] = {}
+    for source in sources:
+        if source.id in found:
+            source = attrs.evolve(source, id=_id(source.path, source.name, LONG))
+        found[source.id] = source
+    return list(found.values())
 
 
 def _name(path: Path, root: Path) -> str:

@@ -399,6 +399,19 @@ def notes(videos):
     return notes_on(videos, find_sources(videos))
 
 
+def test_names_that_share_a_short_hash_are_two_clips(tmp_path):
+    names = ["17138/clip.mp4", "175108/clip.mp4"]  # 7a6ff855 both
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    found = find_sources(tmp_path)
+    assert [source.name for source in found] == names
+    assert found[0].id == "clip-7a6ff855" and found[1].id.startswith("clip-7a6ff855")
+    assert len({source.id for source in found}) == 2
+    (tmp_path / "list.csv").write_text("video,caption\n175108/clip.mp4,b\n17138/clip.mp4,a\n")
+    assert [source.id for source in find_sources(tmp_path / "list.csv")] == [x.id for x in found]
+
+
 def test_where_captions_stand_is_known(folder):
     (folder / "b.txt").write_text("x")
     found = {source.name: source.origin for source in find_sources(folder)}
