@@ -306,7 +306,11 @@ def test_the_tiny_table_runs_resumes_and_tells_its_rows_apart(
     assert Path(spec["experiment"]["backbone"]["weights"]).parts[-3] == "reader"
     assert (out / "reader" / "checkpoint-1" / "backbone").is_dir()
     before = {path: path.stat().st_mtime_ns for path in (out / "measured").iterdir()}
-    assert table1.main([*given, *own]) == 0
+    named = [f"{ROWS},mine" if x == ROWS else x for x in given]  # rows may name an added one, too
+    assert table1.main([*named, *own]) == 0
+    assert [one["row"] for one in json.loads((out / "table1.json").read_text())["rows"]] == [
+        *ROWS.split(","), "mine",
+    ]  # fmt: skip
     assert {path: path.stat().st_mtime_ns for path in (out / "measured").iterdir()} == before
     less = ["--out", str(out), "--budget", "tiny", "--rows", ROWS.split(",")[0], "--seeds", "0"]
     assert table1.main([*less, "--add", str(tutorial(tmp_path))]) == 0

@@ -6,9 +6,9 @@ caches `videos/train` and `videos/val`, then trains and measures each row with e
 writes `table1.md`, `table1.json`, `by_length.png`, `by_age.png` and `strips.png` after every run.
 What is done is kept; the same command goes on where it stopped, in the middle of a run too.
 `--add mine.py` adds the compressor that a Python file of yours offers, `--add NAME` one by its
-plugin name, `--add JSON` one by its spec; `--rows` takes plugin names, too. `--backbone NAME` (or a
-JSON spec) puts all rows on another DiT. Exit 0: all done. Exit 3: the `--minutes` are over, run it
-again. Exit 2: bad input.
+plugin name, `--add JSON` one by its spec; `--rows` takes plugin names and added rows, too.
+`--backbone NAME` (or a JSON spec) puts all rows on another DiT. Exit 0: all done. Exit 3: the
+`--minutes` are over, run it again. Exit 2: bad input.
 """
 
 from __future__ import annotations
@@ -82,24 +82,24 @@ def _table_folder(args: argparse.Namespace) -> TableFolder:
 
 def _chosen(args: argparse.Namespace, budget: TableBudget) -> list[TableRow]:
     known = rows(budget.backbone.geometry, budget.history)
-    if args.rows:
-        by_name = {row.name: row for row in known}
-        names = [name for name in args.rows.split(",") if name]
-        plugins = [plugin.name for plugin in registry().of("compressor")]
-        unknown = [name for name in names if name not in by_name and name not in plugins]
-        if unknown:
-            listed = ", ".join(nearest(unknown[0], by_name))
-            raise UserError(
-                f"unknown row {unknown[0]!r}; known: {listed}; or a compressor (`{LIST}` lists all)"
-            )
-        known = [by_name[name] if name in by_name else user_row(name) for name in names]
     own = [user_row(text) for text in args.add]
-    taken = {row.name for row in rows(budget.backbone.geometry, budget.history)}
+    by_name = {row.name: row for row in known}
     for row in own:
-        if row.name in taken:
+        if row.name in by_name:
             raise UserError(f"--add {row.name}: a row has that name; give a `name` beside `type`")
-        taken.add(row.name)
-    return [*known, *own]
+        by_name[row.name] = row
+    if not args.rows:
+        return [*known, *own]
+    names = [name for name in args.rows.split(",") if name]
+    plugins = [plugin.name for plugin in registry().of("compressor")]
+    unknown = [name for name in names if name not in by_name and name not in plugins]
+    if unknown:
+        listed = ", ".join(nearest(unknown[0], by_name))
+        raise UserError(
+            f"unknown row {unknown[0]!r}; known: {listed}; or a compressor (`{LIST}` lists all)"
+        )
+    chosen = [by_name[name] if name in by_name else user_row(name) for name in names]
+    return [*chosen, *(row for row in own if row.name not in names)]
 
 
 def _run(folder: TableFolder, chosen: list[TableRow], minutes: float, cached: bool) -> int:
