@@ -14,6 +14,7 @@ from .distributed import full_tensor
 from .loss import Stage
 
 LEAST_STEPS = 2  # a zero-initialised output lets gradients through from the second step on
+PATIENCE = 10  # times as many steps to move: a gradient behind outputs that were zero is tiny first
 
 
 class DeadMemory(LongtakeError):
@@ -26,7 +27,8 @@ class Liveness:
 
     Attributes:
         before: the parameters as they were; empty when the watch is over.
-        within: steps after which all must live, `LEAST_STEPS` or more (`Backbone.awake_within`).
+        within: steps after which all must have had a gradient, `LEAST_STEPS` or more
+            (`Backbone.awake_within`).
         steps: with memory, so far.
         alive: names of parameters that had a gradient.
     """
@@ -57,7 +59,8 @@ class Liveness:
         """Count a step with memory; from the second one on, the watch ends when all live.
 
         Raises:
-            DeadMemory: after `within` steps, some had no gradient in any, or did not change.
+            DeadMemory: after `within` steps some had no gradient in any, or after `PATIENCE` times
+                as many some with one did not change.
         """
         if self.passed:
             return
@@ -66,11 +69,13 @@ class Liveness:
             return
         now = {name: full_tensor(p.detach()).cpu() for name, p in parameters.items()}
         still = {name for name, value in now.items() if torch.equal(value, self.before[name])}
-        dead = sorted((set(parameters) - self.alive) | still)
-        if dead and self.steps < self.within:
+        asleep = set(parameters) - self.alive
+        if asleep and self.steps < self.within:
+            return
+        if still and not asleep and self.steps < PATIENCE * self.within:
             return
         self.before.clear()
-        if dead:
+        if dead := sorted(asleep | still):
             raise DeadMemory(
                 f"{len(dead)} of {len(parameters)} memory parameters are dead after "
                 f"{self.steps} steps: {', '.join(dead[:5])}{' ...' if len(dead) > 5 else ''}"

@@ -180,6 +180,24 @@ def test_liveness_names_a_dead_parameter(store: Path) -> None:
         watch.after_step(named)
 
 
+@pytest.mark.parametrize(("moves", "lives"), [(15, True), (99, False)])
+def test_liveness_waits_for_what_is_slow_to_move(store: Path, moves: int, lives: bool) -> None:
+    """A gradient behind an output that was zero may be too small to change a number at first."""
+    model = build_model(small())
+    stage = StageOne(model, build(small().masker), small().train, Store.open(store).null_text())
+    watch, named = Liveness.of(stage), memory_parameters(stage)
+    slow = next(iter(named))
+    ended = nullcontext() if lives else pytest.raises(DeadMemory, match="1 of .* after 20 steps")
+    with ended, torch.no_grad():
+        for step in range(20):
+            for name, parameter in named.items():
+                parameter.grad = torch.full_like(parameter, 1e-12)
+                parameter -= 0.1 * (name != slow or step >= moves)
+            watch.after_backward(named)
+            watch.after_step(named)
+            assert watch.passed == (step >= moves)
+
+
 def test_liveness_waits_for_what_a_step_may_not_ask(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
