@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,19 +18,20 @@ from longtake.backbones.wan.published import TinyWanBackbone
 from longtake.backbones.wan.specs import TinyWan
 from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store
+from longtake.core.data.windows import ClipWindow
 from longtake.core.errors import UserError
 from longtake.core.experiment import CacheSpec
 from longtake.core.interfaces.spec import CompressorSpec
 from longtake.core.train.checkpoint import load_run
 from longtake.core.train.pretrain import pretrain
 from longtake.core.values.draws import Draws
-from longtake.core.values.grid import Rate
-from longtake.core.values.memory import Memory, Part
+from longtake.core.values.grid import Rate, Size3
+from longtake.core.values.memory import Memory, Part, token_places
 from longtake.core.video.builtin_clip import write_builtin_clip
 from longtake.experiments.closed_form import __main__ as closed_form
 from longtake.experiments.closed_form.begin import begin, write
 from longtake.experiments.closed_form.encoder import keep_components
-from longtake.experiments.closed_form.fitting import Fitting
+from longtake.experiments.closed_form.fitting import TIMES, Fitting
 from longtake.experiments.closed_form.heads import (
     Look,
     _of_targets,
@@ -95,6 +98,28 @@ def test_every_patch_of_a_cell_has_a_corner_of_its_own(text: str) -> None:
         _, row, column = place.indices
         assert place.corner[1] == (rate.height - 1) / 2 - row
         assert place.corner[2] == (rate.width - 1) / 2 - column
+
+
+@pytest.mark.parametrize("latents", range(1, 12))
+@pytest.mark.parametrize("text", ["2x2x1", "2x2x2", "2x2x4"])
+def test_every_latent_finds_its_token_and_no_other(text: str, latents: int) -> None:
+    """Those of a first token and of a block that has one latent so far, too."""
+    rate, size = Rate.parse(text), Size3(time=latents, height=4, width=4)
+    if (latents - 1) % rate.time > 1:
+        pytest.skip("two or three of four stand where whole blocks of others do")
+    one = Size3(time=1, height=2, width=2)
+    positions, extents, _ = token_places(
+        rate, size, one, rate.token_grid(size, one), start=torch.zeros(1),
+        length=torch.tensor([latents]), skip=0,
+    )  # fmt: skip
+    first = positions[0, :, 0] - (extents[0, :, 0] - 1) / 2
+    looked = torch.tensor(TIMES[rate.time], dtype=torch.float64)
+    for latent in range(latents):
+        apart = positions[0, :, 0, None] - (latent + looked)
+        found, _ = torch.where(apart.abs() <= 0.25)
+        own = (first <= latent) & (latent <= first + extents[0, :, 0] - 1)
+        assert len(found) and own[found].all()
+        assert (apart.abs() <= 0.25).sum() == own.sum(), "one head tells it, not two"
 
 
 @pytest.mark.parametrize(
@@ -246,6 +271,20 @@ def test_every_head_has_something_to_look_at(text: str, back: int) -> None:
     assert {look.place.indices for look in dealt if not look.newest} == {
         place.indices for place in places(rate)
     }
+
+
+def test_what_follows_a_cut_is_left_out_of_the_fit(store: Store) -> None:
+    record = evolve(store.records[0], cuts=(4.0,))  # at 8 fps frame 32, the last one of latent 8
+
+    def plan(number: int) -> list[ClipWindow]:
+        starts = {0: (0, 2, 6, 8)}[number]
+        return [ClipWindow(record=record, start=start, length=12) for start in starts]
+
+    batches = SimpleNamespace(store=store, windows=SimpleNamespace(plan=plan))
+    none = cast(Any, None)
+    fitting = Fitting(model=none, stage=none, batches=cast(Any, batches), count=1)
+    assert fitting.uncut(0, 2, 6) == [0, 1, 3]  # latents 2 to 5, 4 to 7, 8 to 11, 10 to 13
+    assert fitting.uncut(0, 1, 12) == [3]
 
 
 @pytest.mark.slow

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from longtake.__main__ import app
@@ -20,7 +23,7 @@ from longtake.core.train import checkpoint
 from longtake.core.train import pretrain as training
 from longtake.core.train.pretrain import pretrain
 from longtake.core.train.trainer import TrainResult
-from longtake.experiments.ship import command, ship
+from longtake.experiments.ship import command, halve, ship
 from longtake.plugins.compressors.specs import Conv
 
 from .small import make_store, small
@@ -106,3 +109,15 @@ def test_every_part_ships_with_its_command(tmp_path: Path) -> None:
         f"longtake pretrain small.json --data {store} --out {last} --start {first}",
     ]
     assert [part["train"]["seed"] for part in parts] == [0, 7]
+
+
+def test_what_ships_is_in_half_numbers_but_for_what_is_small(tmp_path: Path) -> None:
+    tensors = {"big": torch.randn(40, 50), "small": torch.randn(8), "count": torch.arange(5000)}
+    save_file(tensors, tmp_path / "in.safetensors", metadata={"of": "a run"})
+    halve(tmp_path / "in.safetensors", tmp_path / "out.safetensors", small=8)
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        assert file.metadata() == {"of": "a run"}
+        found = {name: file.get_tensor(name) for name in file.keys()}
+    assert torch.equal(found["big"], tensors["big"].half())
+    assert torch.equal(found["small"], tensors["small"]) and found["small"].dtype == torch.float32
+    assert torch.equal(found["count"], tensors["count"])

@@ -41,7 +41,9 @@ FREQUENCIES = 3  # of each axis, the highest; two alone nearly repeat every 19 c
 SWITCH = (0, 1)  # numbers of the embedding of time that switch attention by whether there is noise
 FAR = 10.0  # of the two from zero; SiLU is a thousandth off there
 SOME_NOISE = 0.02  # time from which tokens count as noisy
-VELOCITY, GUESS_ERROR = 2.2, 0.05  # mean squares of ε − X₀, and of a guess of X₀ minus X₀
+# Mean squares of ε − X₀, and of a guess of X₀ minus X₀. Of the noise that sampling begins with it
+# leaves √(error / velocity): somewhat less than what memory misses, as grain is worse than blur.
+VELOCITY, GUESS_ERROR = 2.2, 0.01
 TIMES = 501  # of the flow, that what depends on time is fitted at
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...backbones.wan.published import TinyWanBackbone
 from ...backbones.wan.specs import TinyWan
 from ...core.config.recipe import rate_of
+from ...core.data.continuations import CutGrid
 from ...core.data.store import Store, check_fits
 from ...core.data.windows import Batch, WindowBatches, WindowSampler
 from ...core.errors import UserError
@@ -31,9 +32,11 @@ from ..tiny import CROP
 
 RIDGE = 1e-5  # of least squares, of the mean square of what is read
 PLAIN = ("stem", "norm", "time_padding")  # of a conv, as `Conv` has them by default
-# By how many frames later or earlier a token stands than the latents in it, by its rate in time. Of
-# two, the first token, of one frame, stands at its own place: who looks back a quarter finds both.
-TIMES = {1: (0.0,), 2: (0.5, -0.25), 4: (1.5, 0.5, -0.5, -1.5)}
+# How much later than the latents in it a head looks for a token, by the rate in time. A head finds
+# what is at most a quarter from there. Whole blocks stand at halves; a first token, of one latent,
+# and one of the first latent of a block that has no more yet stand at that latent. They are found
+# by who tells the earlier ones: the LR latent of such a block is still that of the block before.
+TIMES = {1: (0.0,), 2: (0.25, -0.5), 4: (1.5, 0.25, -0.5, -1.5)}
 
 
 @frozen(eq=False, kw_only=True)
@@ -93,6 +96,23 @@ class Fitting:
     def windows(self) -> Iterator[Batch]:
         """Yield the batches, one after the other."""
         return (self.batches[number] for number in range(self.count))
+
+    def uncut(self, number: int, first: int, end: int) -> list[int]:
+        """Return the samples of a batch without a known hard cut from a latent to before another.
+
+        Args:
+            number: of the batch.
+            first: latent of the windows; a cut right before it does not count.
+            end: latent behind the last one.
+        """
+        grid = CutGrid(period=1, stride=self.batches.store.stride, cuts_inside=False)
+        found = []
+        for place, window in enumerate(self.batches.windows.plan(number)):
+            begin, behind = (grid.first_frame(window.start + latent) for latent in (first, end))
+            shots = grid.shot_frames(window.record)
+            if not any(begin < frame < behind for frame in shots):
+                found.append(place)
+        return found
 
     def patches(self, latents: Tensor) -> Tensor:
         """Return latents `[B, C, T, H, W]` as patches `[B, T, rows, columns, C·cells]`."""

@@ -223,6 +223,8 @@ def fit_outputs(fitting: Fitting, read: int) -> None:
     for number, (ask, weight) in itertools.product(range(fitting.count), asked):
         with _what_heads_read(backbone, read) as found:
             targets = ask(fitting, number)
+        if not len(targets):
+            continue
         features = torch.cat([_of_targets(x, len(targets)) for x in found], dim=1).double()
         squares = squares + weight * (features.T @ features)
         products = products + weight * (features.T @ targets.double())
@@ -289,14 +291,23 @@ def _ask(fitting: Fitting, number: int) -> Tensor:
 
 
 def _ask_on(fitting: Fitting, number: int) -> Tensor:
-    """Ask G for what follows a batch's pasts, from pure noise; return its patches `[N, patch]`."""
+    """Ask G for what follows a batch's pasts, from pure noise; return its patches `[N, patch]`.
+
+    Samples with a hard cut there are left out, all or none: what comes after a cut cannot be told,
+    and a guess that allows for it is greyer than what goes on.
+    """
     stage, batch = fitting.stage, fitting.batches[number]
-    draws = Draws.of(stage.spec.seed, number, batch.places, "on")
     shortest = int(batch.history.length.min())
     period = fitting.rate.time
     past = 1 + (shortest - min(AHEAD, shortest // 2) - 1) // period * period
+    end = min(past + AHEAD, shortest)
+    uncut = fitting.uncut(number, past - 1, end)
+    if not uncut:
+        return torch.empty(0)
+    batch = batch.select(uncut)
+    draws = Draws.of(stage.spec.seed, number, batch.places, "on")
     ahead = evolve(batch, past=past).continuation()
-    target = ahead.target[:, :, : min(AHEAD, shortest - past)]
+    target = ahead.target[:, :, : end - past]
     stage.velocity_loss(
         target, ahead.frames[:, : target.shape[2]], stage.drop_text(batch.text, draws),
         stage.encoder(ahead.history), stage.draw_time(target, draws),
