@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..core.data.store import Record, Store
 from ..core.errors import UserError
 from ..core.experiment import Experiment
 from ..core.measure.linear import FILE as LINEAR_CODE
+from ..core.plugin_errors import exit_code
 from ..core.registry import registry
 from ..core.tools.files import (
     check_out_folder,
@@ -36,6 +38,7 @@ from ..core.tools.files import (
 )
 from ..core.train.checkpoint import read_run, step_of
 from .closed_form.begin import FACTS
+from .common import command_line
 from .photos import read_photographs
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -206,3 +209,23 @@ def halved(tensor: torch.Tensor, small: int = 0) -> torch.Tensor:
     """
     kept = not tensor.is_floating_point() or tensor.numel() <= small
     return tensor if kept else tensor.half()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the weights and return the exit code."""
+    parser = command_line("ship", __doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="the store of all these runs")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--after", type=Path, nargs="*", default=(), help="runs it went on from")
+    parser.add_argument("--photos", type=Path, help="folder of the photographs of its films")
+    args = parser.parse_args(arguments)
+    try:
+        print(ship(args.run, args.data, args.out, args.after, args.photos))
+    except Exception as error:  # a plugin may raise anything
+        return exit_code(error, "ship")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

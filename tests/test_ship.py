@@ -23,7 +23,7 @@ from longtake.core.train import checkpoint
 from longtake.core.train import pretrain as training
 from longtake.core.train.pretrain import pretrain
 from longtake.core.train.trainer import TrainResult
-from longtake.experiments.ship import command, halve, ship
+from longtake.experiments.ship import command, halve, main
 from longtake.plugins.compressors.specs import Conv
 
 from .small import make_store, small
@@ -101,7 +101,9 @@ def test_every_part_ships_with_its_command(tmp_path: Path) -> None:
     first, last = tmp_path / "first", tmp_path / "last"
     pretrain(small(steps=1), store, first)
     pretrain(small(steps=1, seed=7), store, last, start=first / "checkpoint-1")
-    folder = ship(last, store, tmp_path / "weights", after=[first])
+    words = (last, "--data", store, "--out", tmp_path / "weights", "--after", first)
+    assert main([str(word) for word in words]) == 0
+    folder = tmp_path / "weights" / "small"
     parts = json.loads((folder / "training.json").read_text(encoding="utf-8"))["parts"]
     told = [part["command"] for part in parts]
     assert told == [
@@ -121,3 +123,9 @@ def test_what_ships_is_in_half_numbers_but_for_what_is_small(tmp_path: Path) -> 
     assert torch.equal(found["big"], tensors["big"].half())
     assert torch.equal(found["small"], tensors["small"]) and found["small"].dtype == torch.float32
     assert torch.equal(found["count"], tensors["count"])
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "run"), "--data", str(tmp_path), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ship: ") and "no such run" in said and len(said.splitlines()) == 1

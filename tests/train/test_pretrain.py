@@ -16,6 +16,7 @@ import pytest
 import torch
 from attrs import evolve
 from safetensors.torch import load_file
+from torch.nn import Parameter
 
 from longtake.core.cache.cache import cache
 from longtake.core.data.store import Store, note_gone
@@ -156,45 +157,40 @@ def test_two_encoders_train_side_by_side(tmp_path: Path) -> None:
             assert not torch.equal(weight, start.encoder.state_dict()[name]), name
 
 
-def test_liveness_names_a_dead_parameter(store: Path) -> None:
+def watched_stage(store: Path) -> StageOne:
     experiment = small()
-    model = build_model(experiment)
-    stage = StageOne(
-        model, build(experiment.masker), experiment.train, Store.open(store).null_text()
-    )
-    watch = Liveness.of(stage)
-    named = memory_parameters(stage)
-    dead = next(iter(named))
-    for _ in range(2):
-        for name, parameter in named.items():
-            parameter.grad = (
-                torch.zeros_like(parameter) if name == dead else torch.ones_like(parameter)
-            )
-        watch.after_backward(named)
-        with torch.no_grad():
-            for name, parameter in named.items():
-                parameter -= 0.0 if name == dead else 0.1
-        if _ == 0:
-            watch.after_step(named)
-    with pytest.raises(DeadMemory, match=dead.replace(".", r"\.")):
-        watch.after_step(named)
+    text = Store.open(store).null_text()
+    return StageOne(build_model(experiment), build(experiment.masker), experiment.train, text)
+
+
+@torch.no_grad()
+def live(watch: Liveness, named: dict[str, Parameter], *, gradient: float, move: float) -> None:
+    """Watch a step in which the first parameter has this gradient and moves so far."""
+    first = next(iter(named))
+    for name, parameter in named.items():
+        parameter.grad = torch.full_like(parameter, gradient if name == first else 1.0)
+        parameter -= move if name == first else 0.1
+    watch.after_backward(named)
+    watch.after_step(named)
+
+
+def test_liveness_names_a_dead_parameter(store: Path) -> None:
+    stage = watched_stage(store)
+    watch, named = Liveness.of(stage), memory_parameters(stage)
+    live(watch, named, gradient=0.0, move=0.0)
+    with pytest.raises(DeadMemory, match=next(iter(named)).replace(".", r"\.")):
+        live(watch, named, gradient=0.0, move=0.0)
 
 
 @pytest.mark.parametrize(("moves", "lives"), [(15, True), (99, False)])
 def test_liveness_waits_for_what_is_slow_to_move(store: Path, moves: int, lives: bool) -> None:
     """A gradient behind an output that was zero may be too small to change a number at first."""
-    model = build_model(small())
-    stage = StageOne(model, build(small().masker), small().train, Store.open(store).null_text())
+    stage = watched_stage(store)
     watch, named = Liveness.of(stage), memory_parameters(stage)
-    slow = next(iter(named))
     ended = nullcontext() if lives else pytest.raises(DeadMemory, match="1 of .* after 20 steps")
-    with ended, torch.no_grad():
+    with ended:
         for step in range(20):
-            for name, parameter in named.items():
-                parameter.grad = torch.full_like(parameter, 1e-12)
-                parameter -= 0.1 * (name != slow or step >= moves)
-            watch.after_backward(named)
-            watch.after_step(named)
+            live(watch, named, gradient=1e-12, move=0.1 * (step >= moves))
             assert watch.passed == (step >= moves)
 
 
@@ -202,23 +198,15 @@ def test_liveness_waits_for_what_a_step_may_not_ask(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two experts share the steps of a batch: one that is asked late is not dead."""
-    experiment, model = small(), build_model(small())
-    monkeypatch.setattr(type(model.backbone), "awake_within", 4)
-    stage = StageOne(
-        model, build(experiment.masker), experiment.train, Store.open(store).null_text()
-    )
+    stage = watched_stage(store)
+    monkeypatch.setattr(type(stage.backbone), "awake_within", 4)
     for late, lives in ((3, True), (9, False)):
         watch, named = Liveness.of(stage), memory_parameters(stage)
-        rare = next(iter(named))
         ended = nullcontext() if lives else pytest.raises(DeadMemory, match="1 of .* after 4 steps")
-        with ended, torch.no_grad():
+        with ended:
             for step in range(4):
-                for name, parameter in named.items():
-                    asked = name != rare or step == late - 1
-                    parameter.grad = torch.full_like(parameter, float(asked))
-                    parameter -= 0.1 * asked
-                watch.after_backward(named)
-                watch.after_step(named)
+                asked = step == late - 1
+                live(watch, named, gradient=float(asked), move=0.1 * asked)
                 assert watch.passed == (step >= late - 1)
         assert watch.passed
 
