@@ -23,7 +23,7 @@ from attrs import frozen
 from einops import rearrange
 from torch import Tensor
 
-from ..values.grid import Geometry, Rate, Size3
+from ..values.grid import Geometry, Rate, Rounding, Size3
 from ..values.history import History
 from ..values.memory import Memory, grid_part, merge, stack
 from .compressor import Compressor, Length, Needs, S, State, pad_to
@@ -267,6 +267,8 @@ class LatentSpan:
         rate: Rate,
         patch: Size3,
         features: Mapping[str, Tensor] | None = None,
+        *,
+        rounding: Rounding = "ceil",
     ) -> Memory:
         """Return a memory of one part: tokens `[B, T', S, D]` on the grid of memory frames.
 
@@ -276,11 +278,12 @@ class LatentSpan:
             rate: latents and patch cells to a token.
             patch: of the DiT.
             features: named features `[B, T', S, F]` of the tokens.
+            rounding: what incomplete cells at the right and the bottom do.
         """
         part = grid_part(
             name, tokens, rate=rate, size=self.seen, patch=patch, start=self.start,
             length=torch.full_like(self.start, self.seen.time),
-            skip=rate.settled_tokens(self.first), features=features,
+            skip=rate.settled_tokens(self.first), rounding=rounding, features=features,
         )  # fmt: skip
         return Memory(parts=(part,), size=self.seen)
 

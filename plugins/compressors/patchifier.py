@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ...core.interfaces.streaming import (
     seen_size,
     take_blocks,
 )
-from ...core.values.grid import Geometry, Rate, Size3
+from ...core.values.grid import Geometry, Rate, Rounding, Size3
 from ...core.values.history import History
 from ...core.values.memory import Memory, Part, grid_part, join, stack
 from .frames import repeat_ends, repeat_own_last
@@ -42,9 +42,9 @@ class PatchifierCompressor(Compressor[Patchifier]):
     history grows, so nothing settles (except under `tail: rest`, where old blocks are final), and
     the state holds the newest latents only.
 
-    Extents are the real cells that a token covers. Where a block was filled up by repeating its
-    last row, column or frame, FramePack's averaged rotary table counts that one again: with edge
-    rate k and extent e, k − e times more.
+    Extents are the real cells that a token covers (under `rounding: whole` as if all were real).
+    Where a block was filled up by repeating its last row, column or frame, FramePack's averaged
+    rotary table counts that one again: with edge rate k and extent e, k − e times more.
 
     Source: method.md §6; FramePack, arXiv 2504.12626 §3 (kernels, tails) and its code.
     """
@@ -101,6 +101,7 @@ class EvenPatches(nn.Module):
         super().__init__()
         self.rate = spec.rate
         self.patch = fit.geometry.patch
+        self.rounding = cast("Rounding", spec.rounding)
         self.name = f"patchifier-{spec.rate}"
         self.project = Projection(spec.rate, fit)
 
@@ -112,7 +113,7 @@ class EvenPatches(nn.Module):
         latents = repeat_own_last(history.latents, history.length, total)
         part = grid_part(
             self.name, self._tokens(latents, 0)[:, :frames], rate=self.rate, size=history.size,
-            patch=self.patch, start=history.start, length=history.length,
+            patch=self.patch, start=history.start, length=history.length, rounding=self.rounding,
         )  # fmt: skip
         return Memory(parts=(part,), size=history.size)
 
@@ -129,7 +130,7 @@ class EvenPatches(nn.Module):
         if not span.latents.shape[2]:
             return Memory(size=span.seen)
         tokens = self._tokens(span.latents, span.first)
-        return span.memory(self.name, tokens, self.rate, self.patch)
+        return span.memory(self.name, tokens, self.rate, self.patch, rounding=self.rounding)
 
     def _tokens(self, latents: Tensor, first: int) -> Tensor:
         """Return the tokens of complete blocks, or of one incomplete, from latent `first` on."""
@@ -151,6 +152,7 @@ class AgedPatches(nn.Module):
         self.spec = spec
         self.patch = fit.geometry.patch
         self.settles = spec.tail == "rest"
+        self.cut = spec.rounding != "whole"
         self.projections = nn.ModuleDict(
             {str(k): Projection(Rate(height=k, width=k, time=k), fit) for k, _ in spec.schedule}
         )
@@ -222,7 +224,7 @@ class AgedPatches(nn.Module):
         else:
             shown = latents[:, :, group.first - first : group.last - first]
         tokens = self.projections[str(group.rate)](shown)
-        return group.part(AGED, tokens, shown.shape[3:], self.patch, start)
+        return group.part(AGED, tokens, shown.shape[3:], self.patch, start, cut=self.cut)
 
     def _idle(self, latents: Tensor, rate: str) -> Part:
         """Return no tokens, but with a projection's parameters in the graph, which needs all."""

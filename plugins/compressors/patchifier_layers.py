@@ -84,7 +84,14 @@ class AgeGroup:
         return ceil_div(rows, self.rate), ceil_div(columns, self.rate)
 
     def part(
-        self, name: str, tokens: Tensor, cells: Sequence[int], patch: Size3, start: Tensor
+        self,
+        name: str,
+        tokens: Tensor,
+        cells: Sequence[int],
+        patch: Size3,
+        start: Tensor,
+        *,
+        cut: bool = True,
     ) -> Part:
         """Return tokens `[B, T', S, D]` of the group with their places.
 
@@ -94,6 +101,7 @@ class AgeGroup:
             cells: latent rows and columns.
             patch: of the DiT.
             start: absolute latent frame of the window, `[B]`.
+            cut: whether incomplete cells at the right and the bottom end with the frame.
         """
         if self.mean:
             t0, t1 = torch.zeros(1).double(), torch.full((1,), self.last - 1.0).double()
@@ -101,10 +109,13 @@ class AgeGroup:
             times = spans(self.last - self.first, self.rate, tokens.shape[1])
             t0, t1 = (x + self.first for x in times)
         rows, columns = self.grid(patch, cells[0], cells[1])
+        high, wide = ceil_div(cells[0], patch.height), ceil_div(cells[1], patch.width)
+        if not cut:
+            high, wide = rows * self.rate, columns * self.rate
         positions, extents = box_places(
             (t0[None], t1[None]),
-            spans(ceil_div(cells[0], patch.height), self.rate, rows),
-            spans(ceil_div(cells[1], patch.width), self.rate, columns),
+            spans(high, self.rate, rows),
+            spans(wide, self.rate, columns),
             start,
         )
         flat = rearrange(tokens, "b t s d -> b (t s) d")

@@ -140,6 +140,14 @@ class Transformer(CompressorSpec):
         validator=instance_of(Rate),
         metadata=doc("latent cells a memory cell stands for, HxWxT, steps of 1, 2, 4 or 8"),
     )
+    rounding: str = field(
+        default="ceil",
+        validator=in_(("ceil", "whole")),
+        metadata=doc(
+            "where tokens of incomplete cells at right and bottom stand: ceil in the middle of "
+            "what they cover; whole evenly spaced, where whole cells would be"
+        ),
+    )
     layers: int = field(default=4, validator=ge(1), metadata=doc("transformer layers, ≥ 1"))
     heads: int = field(
         default=8,
@@ -232,6 +240,14 @@ class Patchifier(CompressorSpec):
         default=Rate(height=4, width=4, time=2),
         validator=instance_of(Rate),
         metadata=doc("latent cells a memory cell stands for, HxWxT; unused under a schedule"),
+    )
+    rounding: str = field(
+        default="ceil",
+        validator=in_(("ceil", "whole")),
+        metadata=doc(
+            "where tokens of incomplete cells at right and bottom stand: ceil in the middle of "
+            "what they cover; whole evenly spaced, where whole cells would be"
+        ),
     )
     schedule: tuple[tuple[int, int], ...] = field(
         default=(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ...core.interfaces.compressor import Fit, Length, Needs, State, pad_to
 from ...core.interfaces.streaming import LatentSpan, Streamed, incomplete_block, take_blocks
-from ...core.values.grid import Geometry, Size3
+from ...core.values.grid import Geometry, Rounding, Size3
 from ...core.values.history import History
 from ...core.values.memory import Memory
 from ...kernels.reference import out_tokens, split_heads, streamed_attention
@@ -85,7 +86,12 @@ class TransformerCompressor(Streamed[Transformer]):
             features = {"hidden": hidden} if self.spec.features else {}
         assert tokens is not None  # the spec refuses both branches off
         memory = span.memory(
-            part_name(self.spec), tokens, self.spec.rate, self.geometry.patch, features
+            part_name(self.spec),
+            tokens,
+            self.spec.rate,
+            self.geometry.patch,
+            features,
+            rounding=cast("Rounding", self.spec.rounding),
         )
         return memory, windows
 

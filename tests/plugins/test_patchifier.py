@@ -36,7 +36,14 @@ AGED = [attrs.evolve(FRAMEPACK, tail=tail) for tail in ("drop", "mean", "rest")]
 ODD = Patchifier(schedule=((1, 2), (2, 3), (8, 5)), tail="mean")
 QUICK = settings(max_examples=15, deadline=None)
 step = st.sampled_from([1, 2, 4, 8])
-even = st.builds(lambda h, w, t: Patchifier(rate=Rate(height=h, width=w, time=t)), step, step, step)
+roundings = st.sampled_from(["ceil", "whole"])
+even = st.builds(
+    lambda h, w, t, rounding: Patchifier(rate=Rate(height=h, width=w, time=t), rounding=rounding),
+    step,
+    step,
+    step,
+    roundings,
+)
 
 
 @st.composite
@@ -44,7 +51,9 @@ def schedules(draw: st.DrawFn) -> Patchifier:
     rates = sorted(draw(st.sets(step, min_size=1, max_size=3)))
     counts = [draw(st.integers(1, 9)) for _ in rates]
     tail = draw(st.sampled_from(["drop", "mean", "rest"]))
-    return Patchifier(schedule=tuple(zip(rates, counts, strict=True)), tail=tail)
+    return Patchifier(
+        schedule=tuple(zip(rates, counts, strict=True)), tail=tail, rounding=draw(roundings)
+    )
 
 
 specs = st.one_of(even, schedules())
@@ -97,6 +106,29 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> bool:
 )
 def test_contract(spec: Patchifier) -> None:
     check_compressor(PatchifierCompressor, spec)
+
+
+@QUICK
+@given(specs, sizes)
+@torch.no_grad()
+def test_whole_moves_tokens_of_incomplete_cells_and_nothing_else(
+    spec: Patchifier, size: Size3
+) -> None:
+    past = history(size)
+    cut, whole = (
+        built(attrs.evolve(spec, rounding=rounding))(past).parts[0]
+        for rounding in ("ceil", "whole")
+    )
+    assert torch.equal(cut.tokens, whole.tokens)
+    assert torch.equal(cut.positions[..., 0], whole.positions[..., 0])
+    moved = whole.extents - cut.extents
+    assert bool((moved >= 0).all())
+    # the nearer end of a cell stays where it was, the far one is where a whole cell's would be
+    near = [part.positions - (part.extents - 1) / 2 for part in (cut, whole)]
+    assert torch.equal(*near)
+    if not spec.schedule:
+        sides = torch.tensor([spec.rate.height, spec.rate.width], dtype=whole.extents.dtype)
+        assert bool((whole.extents[..., 1:] == sides).all())
 
 
 @QUICK

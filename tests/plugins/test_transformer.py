@@ -35,6 +35,7 @@ def specs(draw: st.DrawFn) -> Transformer:
     return attrs.evolve(
         TINY,
         rate=draw(rates),
+        rounding=draw(st.sampled_from(["ceil", "whole"])),
         layers=draw(st.integers(1, 2)),
         window=draw(st.integers(1, 3)),
         features=hr and draw(st.booleans()),
@@ -73,6 +74,21 @@ def test_each_sample_of_a_ragged_batch_is_as_alone(
 )
 def test_contract(changes: dict[str, object]) -> None:
     check_compressor(TransformerCompressor, attrs.evolve(TINY, **changes))
+
+
+@pytest.mark.parametrize("rounding", ["ceil", "whole"])
+@torch.no_grad()
+def test_tokens_stand_where_those_of_conv_do(rounding: str) -> None:
+    rate, size = Rate.parse("4x4x2"), Size3(time=4, height=10, width=14)
+    ours, conv = (
+        built(spec)(history_for(spec, size)).parts[0]
+        for spec in (
+            attrs.evolve(TINY, rate=rate, rounding=rounding),
+            Conv(rate=rate, rounding=rounding, attention="none"),
+        )
+    )
+    assert torch.equal(ours.positions, conv.positions)
+    assert torch.equal(ours.extents, conv.extents)
 
 
 @pytest.mark.parametrize("time", [1, 2, 4, 8])
