@@ -65,7 +65,8 @@ def made(
     clips = [
         {
             "id": clip, "gain": 0.5, "foreign": 0.1, "specific": specific, "tokens": 7,
-            "unmasked": {"flow": {"psnr": value}, "ceiling": {"psnr": 30.0}},
+            "unmasked": {"flow": {"psnr": value}, "ceiling": {"psnr": 30.0},
+                         "mean-frame": {"psnr": 10.0}},
             "masked": {"flow": {"psnr": value + 1}}, "same": {"flow": {"psnr": value - 1}},
             "swapped": None if swapped is None else {"psnr": value - swapped},
             "ages": {f"{k}": {"psnr": value} for k, value in enumerate(ages)},
@@ -76,7 +77,7 @@ def made(
         {"start": float(k), "end": k + 1.0, "figures": {"psnr": {"mean": value}}}
         for k, value in enumerate(ages)
     ]
-    kinds = {"ceiling": "ceiling", "flow": "learned"}
+    kinds = {"ceiling": "ceiling", "flow": "learned", "mean-frame": "floor"}
     cost = {"parameters": 5, "gflop": 0.1, "latents": 3}
     return {
         "seed": seed, "main": "flow", "metrics": ["psnr"], "missing": {}, "kinds": kinds,
@@ -165,6 +166,25 @@ def test_a_memory_that_another_clips_replaces_is_found_out(
     told = [claim for claim in claims({"a": own}, "psnr") if "another clip's" in claim.text]
     assert [claim.state for claim in told] == [state, state]
     assert state_of(None) == MISSING
+
+
+@pytest.mark.parametrize(
+    ("values", "state", "text"),
+    [
+        ((11.0, 12.0), HOLDS, "a above the mean frame: +1.50"),
+        ((9.0, 8.0), FAILS, "a above the mean frame: -1.50"),
+        ((9.0, 12.0), OPEN, "a above the mean frame: +0.50"),
+    ],
+)
+def test_every_row_tells_its_distance_to_the_mean_frame(
+    values: tuple[float, float], state: str, text: str
+) -> None:
+    own = line("a", made(0, dict(zip("xy", values, strict=True))))
+    assert own.over == {0: {"x": values[0] - 10.0, "y": values[1] - 10.0}}
+    told = [claim for claim in claims({"a": own}, "psnr") if "mean frame" in claim.text]
+    assert [claim.state for claim in told] == [state] and told[0].text.startswith(text)
+    head, _, cells = (line.split(" | ") for line in markdown([own], {}, SMALL, {}).splitlines()[:3])
+    assert cells[head.index("over the mean frame")].startswith(text.split(": ")[1])
 
 
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=lambda found: found.name)

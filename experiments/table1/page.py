@@ -35,10 +35,12 @@ ORDER = (
 )
 CONTROL, PROPOSED = "fixed-last-4x4x2", "proposed-4x4x2"
 HEAD = (
-    "memory", "tokens", "PSNR", "sampled PSNR", "SSIM", "LPIPS", "paper: PSNR / SSIM / LPIPS",
-    "seeds ±", "masked − clean", "another clip's memory", "memory_gain", "encoder M", "GFLOP", "ms",
+    "memory", "tokens", "PSNR", "over the mean frame", "sampled PSNR", "SSIM", "LPIPS",
+    "paper: PSNR / SSIM / LPIPS", "seeds ±", "masked − clean", "another clip's memory",
+    "memory_gain", "encoder M", "GFLOP", "ms",
 )  # fmt: skip
 NOTHING = "–"
+FLOOR = "mean-frame"  # the retriever that a memory must pass: it knows nothing of time
 
 
 @frozen(kw_only=True)
@@ -48,6 +50,7 @@ class TableLine:
     Attributes:
         tokens: context length of most clips' memory.
         clips: of the main retriever, by metric, from the memory of the clean history.
+        over: how much higher the first metric is than that of the mean frame, where that was asked.
         sampled: the same of the retriever that samples, where one does.
         masked, same: of the frames of masked queries, by metric: from the masked history, and
             from the clean one.
@@ -62,6 +65,7 @@ class TableLine:
     seeds: tuple[int, ...]
     tokens: int
     clips: Mapping[str, ByClip]
+    over: ByClip
     sampled: Mapping[str, ByClip]
     masked: Mapping[str, ByClip]
     same: Mapping[str, ByClip]
@@ -88,6 +92,7 @@ def make_line(row: TableRow, runs: Sequence[RunResult]) -> TableLine:
         seeds=tuple(run["seed"] for run in runs),
         tokens=mode(clip["tokens"] for clip in first["clips"]),
         clips=grids("unmasked", main),
+        over=_over_floor(runs, main, metrics[0]) if FLOOR in first["kinds"] else {},
         sampled=grids("unmasked", other) if other else {},
         masked=grids("masked", main),
         same=grids("same", main),
@@ -146,6 +151,13 @@ def floors(runs: Sequence[RunResult], metric: str) -> dict[str, Interval]:
         name: interval([clip["unmasked"][name][metric] for clip in first["clips"]])
         for name in names
     }
+
+
+def _over_floor(runs: Sequence[RunResult], main: str, metric: str) -> ByClip:
+    ours, theirs = (
+        figures_by_clip(runs, partial(_at, "unmasked", name, metric)) for name in (main, FLOOR)
+    )
+    return paired_difference(ours, theirs)
 
 
 def _at(field: str, name: str, metric: str, clip: Any) -> float:
@@ -211,8 +223,10 @@ def _control(lines: Mapping[str, TableLine]) -> Claim:
 
 
 def _row(line: TableLine, metric: str) -> Iterator[Claim]:
-    """Yield the claims about one row: that its memory is the clip's own, and what masking does."""
+    """Yield the claims about one row: what it is above, and what masking does."""
     title = line.row.title
+    if line.over:
+        yield _claim_above_zero(mean_over_clips(line.over), f"{title} above the mean frame")
     lost = mean_over_clips(paired_difference(line.clips[metric], line.swapped[metric]))
     yield _claim_above_zero(lost, f"{title}: the clip's own memory above another clip's")
     yield _claim_above_zero(
@@ -305,6 +319,7 @@ def _cells(line: TableLine, seconds: Seconds) -> list[str]:
         line.row.title,
         str(line.tokens),
         _with_interval(_over(line.clips, "psnr")),
+        signed_interval(mean_over_clips(line.over)) if line.over else NOTHING,
         _with_interval(_over(line.sampled, "psnr")),
         _with_interval(_over(line.clips, "ssim"), digits=3),
         _with_interval(_over(line.clips, "lpips"), digits=3)
