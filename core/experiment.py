@@ -412,6 +412,13 @@ class FinetuneSpec:
         ),
     )
 
+    def __attrs_post_init__(self) -> None:
+        if self.encoder == "frozen" and self.start in ("none", "adapters"):
+            raise ValueError(
+                f"encoder frozen stays as Stage I left it, and with start {self.start} it comes "
+                "from no run: start encoder or both, or encoder trainable"
+            )
+
 
 @frozen(kw_only=True)
 class Target:

@@ -24,7 +24,7 @@ from ..values.draws import drops_memory
 from ..values.grid import Geometry, ceil_div, shared_period
 from .captions import INSTANT
 from .store import Record, Store
-from .windows import Bucket, ClipWindow, Crops, size_buckets
+from .windows import Bucket, ClipWindow, Crops, left_out, moved_span, size_buckets
 
 NOWHERE = -1  # the place of a cut in a clip that has none
 
@@ -194,6 +194,23 @@ class ContinuationSampler:
                 "it: shorten finetune.target, or --set finetune.cuts_inside=true"
             )
         return cls(places, pasts, targets, train, finetune, crops)
+
+    def remarks(self, store: Store) -> list[str]:
+        """Return what to say before training: clips that are left out, lengths that were moved."""
+        past, target = self.pasts[0], self.targets[0]
+        long = [record for record in store.records if record.latents >= past + target]
+        short = [record for record in store.records if record.latents < past + target]
+        grid = self.places[0].grid
+        cut = [record for record in long if grid.last(record, target) < past]
+        stride, fps = store.stride, store.fps
+        return [
+            *left_out(store, short, f"are shorter than the shortest past and target, {past} + "
+                      f"{target} latents (finetune.past, finetune.target)"),
+            *left_out(store, cut, "have a hard cut in every target behind a past "
+                      "(finetune.target, finetune.cuts_inside)"),
+            *moved_span("finetune.past", self.finetune.past, self.pasts, stride, fps),
+            *moved_span("finetune.target", self.finetune.target, self.targets, stride, fps),
+        ]  # fmt: skip
 
     def plan(self, step: int) -> list[ClipWindow]:
         """Return the windows of a step, over all processes."""

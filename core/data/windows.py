@@ -25,7 +25,7 @@ from ..interfaces.compressor import Needs
 from ..values.grid import Geometry, Rate, shared_period
 from ..values.history import Continuation, History
 from ..values.text import Text
-from .store import Record, Store
+from .store import MOST_NAMED, Record, Store
 
 
 @frozen(eq=False, kw_only=True)
@@ -306,6 +306,7 @@ class WindowSampler:
     proportion to its clips, a length evenly among those the bucket can fill, clips by the square
     root of their length (long ones more often, but not to the exclusion of the rest), each at most
     once in a batch where there are enough. With `train.crop` the buckets are of crops' sizes.
+    `seconds` are those that were asked for.
     """
 
     buckets: list[Bucket]
@@ -313,6 +314,7 @@ class WindowSampler:
     period: int
     batch: int
     seed: int
+    seconds: tuple[float, float]
     crops: Crops | None = None
 
     @classmethod
@@ -339,7 +341,17 @@ class WindowSampler:
                 f"{store.root}: its longest clip has {longest} latents, the shortest training "
                 f"window {lengths[0]} (train.seconds)"
             )
-        return cls(buckets, lengths, period, spec.batch, spec.seed, crops)
+        return cls(buckets, lengths, period, spec.batch, spec.seed, spec.seconds, crops)
+
+    def remarks(self, store: Store) -> list[str]:
+        """Return what to say before training: clips that are left out, lengths that were moved."""
+        shortest = self.lengths[0]
+        short = [record for record in store.records if record.latents < shortest]
+        return [
+            *left_out(store, short, f"are shorter than the shortest window, {shortest} latents "
+                      "(train.seconds)"),
+            *moved_span("train.seconds", self.seconds, self.lengths, store.stride, store.fps),
+        ]  # fmt: skip
 
     def plan(self, step: int) -> list[ClipWindow]:
         """Return the windows of a step, over all processes."""
@@ -356,11 +368,55 @@ class WindowSampler:
         return ClipWindow(record=record, start=start, length=length, area=area)
 
 
+def left_out(store: Store, records: Sequence[Record], why: str) -> list[str]:
+    """Return what to say of clips that no step trains on.
+
+    Args:
+        store: of the clips.
+        records: the clips.
+        why: what is the matter with each.
+    """
+    if not records:
+        return []
+    named = ", ".join(record.name for record in records[:MOST_NAMED])
+    more = ", ..." if len(records) > MOST_NAMED else ""
+    return [f"{len(records)} of {len(store.records)} clips of {store.root} {why}: {named}{more}"]
+
+
+def moved_span(
+    name: str, asked: tuple[float, float], lengths: Sequence[int], stride: int, fps: float
+) -> list[str]:
+    """Return what to say of lengths of windows that are a latent or more from what is asked for.
+
+    Args:
+        name: of the field.
+        asked: shortest and longest, seconds.
+        lengths: those on the grid, in latents, ascending.
+        stride: video frames to a latent.
+        fps: of the store.
+    """
+    ends = [latents * stride / fps for latents in (lengths[0], lengths[-1])]
+    near = stride / fps + 1e-6
+    if all(abs(found - wanted) <= near for found, wanted in zip(ends, asked, strict=True)):
+        return []
+    return [
+        f"{name} asks for {asked[0]:g} to {asked[1]:g} s: on the grid of tokens they are "
+        f"{lengths[0]} to {lengths[-1]} latents, {ends[0]:g} to {ends[1]:g} s"
+    ]
+
+
 class WindowPlan(Protocol):
     """Says which windows a step trains on: those of Stage I, or of Stage II."""
 
     def plan(self, step: int) -> list[ClipWindow]:
         """Return the windows of a step, over all processes."""
+
+
+class TrainingWindows(WindowPlan, Protocol):
+    """Windows that are drawn from the clips of a store, and what is to be said of that."""
+
+    def remarks(self, store: Store) -> list[str]:
+        """Return what to say before training: clips that are left out, lengths that were moved."""
 
 
 class PastEnds(Protocol):

@@ -23,7 +23,7 @@ from .. import config
 from ..config.recipe import weights_notice
 from ..data.continuations import ContinuationSampler, unwatched
 from ..data.store import IDENTITY, MOST_NAMED, Store, check_fits
-from ..data.windows import WindowBatches, WindowPlan, WindowSampler
+from ..data.windows import TrainingWindows, WindowBatches, WindowSampler
 from ..errors import UserError
 from ..experiment import Experiment, TrainSpec
 from ..interfaces.compressor import Needs
@@ -197,7 +197,7 @@ def _prepare(
         worker = _worker(settled, store, out, accelerator, newest, start)
     check_out_folder(out, room=_least_of_a_checkpoint(worker))
     if worker.writes and step < train.steps:  # a run that is over stays as it was trained
-        for text in (*unused, *_unwatched_lines(experiment, store)):
+        for text in (*unused, *windows.remarks(store), *_unwatched_lines(experiment, store)):
             _say(text)
         for text in resumption.lines() if resumption else _begun_before(experiment, out):
             _say(f"{out}: {text}")
@@ -216,7 +216,7 @@ def _prepare(
     )
 
 
-def _sampler(experiment: Experiment, store: Store, needs: Needs) -> WindowPlan:
+def _sampler(experiment: Experiment, store: Store, needs: Needs) -> TrainingWindows:
     """Return what draws the windows of the experiment's stage."""
     geometry, train, finetune = experiment.backbone.geometry, experiment.train, experiment.finetune
     if finetune is None:

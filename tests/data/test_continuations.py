@@ -15,7 +15,7 @@ from longtake.core.data.continuations import (
     CutPlaces,
 )
 from longtake.core.data.store import Record, Store
-from longtake.core.data.windows import Bucket, ClipWindow, WindowBatches
+from longtake.core.data.windows import Bucket, ClipWindow, WindowBatches, WindowSampler
 from longtake.core.errors import UserError
 from longtake.core.experiment import FinetuneSpec
 from longtake.core.model import compressor_needs
@@ -130,6 +130,36 @@ def test_what_no_clip_can_fill_is_refused(store: Store) -> None:
         sampler_of(with_clips(store, [cut_often]), SHORT)
     inside = evolve(SHORT, cuts_inside=True)
     assert sampler_of(with_clips(store, [cut_often]), inside).plan(0)
+
+
+def test_clips_that_are_left_out_and_lengths_that_were_moved_are_said(store: Store) -> None:
+    cut_often = record(9, tuple(n / 8 for n in range(1, 33, 3)))
+    clips = with_clips(store, [record(2, None), cut_often, record(20, ())])
+    short, cut = sampler_of(clips, SHORT).remarks(clips)
+    assert short.startswith("1 of 3 clips of") and short.endswith(": clip")
+    assert "are shorter than the shortest past and target, 1 + 2 latents" in short
+    assert "a hard cut in every target" in cut
+    fits = with_clips(store, [record(20, ())])
+    assert sampler_of(fits, SHORT).remarks(fits) == []
+    told = sampler_of(fits, evolve(SHORT, target=(0.001, 0.002))).remarks(fits)
+    assert told == [
+        "finetune.target asks for 0.001 to 0.002 s: on the grid of tokens they are 2 to 2 latents, "
+        "1 to 1 s"
+    ]
+    first = small(seconds=(3.0, 3.0), batch=1)
+    windows = WindowSampler.of(clips, first.backbone.geometry, first.train, compressor_needs(first))
+    (told_of_stage_one,) = windows.remarks(clips)
+    assert "1 of 3 clips" in told_of_stage_one and "train.seconds" in told_of_stage_one
+    exact = evolve(first.train, seconds=(0.6, 3.0))
+    quiet = WindowSampler.of(fits, first.backbone.geometry, exact, compressor_needs(first))
+    assert quiet.remarks(fits) == []
+
+
+def test_a_frozen_encoder_comes_from_a_run() -> None:
+    for start in ("none", "adapters"):
+        with pytest.raises(ValueError, match=f"with start {start} it comes from no run"):
+            FinetuneSpec(encoder="frozen", start=start)
+    assert FinetuneSpec(encoder="frozen", start="both").encoder == "frozen"
 
 
 def test_a_batch_is_past_and_target_of_one_clip(store: Store) -> None:
