@@ -6,6 +6,7 @@ import _thread
 import platform
 import signal
 import subprocess
+import sys
 import threading
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..backbones.codecs.specs import Dct
 from ..backbones.texts.specs import Bytes
 from ..backbones.wan.specs import TinyWan
+from ..core.cache.cache import CacheResult
 from ..core.experiment import CacheSpec, Experiment, MeasureSpec
 from ..core.interfaces.codec import Codec, decode_whole, encode_whole, to_unit
 from ..core.interfaces.spec import CompressorSpec, LoRA
@@ -196,6 +198,17 @@ def training_progress(run: Path, step: int, experiment: Experiment) -> dict[str,
         "minutes": round(sum(paces) / max(1, len(paces)) * step / 60, 2),
         "last": lines[-1] if lines else None,
     }
+
+
+def say_left_out(result: CacheResult) -> list[str]:
+    """Return what `cache` left out, a line each, and say it on stderr."""
+    unused = [f"not used: {one.detail}" for one in result.outcomes if one.status == "bad"]
+    lost = [f"not done: {one.detail}" for one in result.outcomes if one.status == "lost"]
+    odd = [f"{one.source}: {one.note}" for one in result.outcomes if one.note]
+    lines = [*unused, *lost, *odd, *result.notes]
+    for line in lines:
+        print(line, file=sys.stderr)
+    return lines
 
 
 @torch.no_grad()

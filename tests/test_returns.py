@@ -277,7 +277,9 @@ def test_a_clip_of_another_video_of_that_name_is_refused(
     folder.mkdir()
     assert build_clips(folder, videos) == clips
     assert len(build_clips(folder).clips) == len(clips.clips) - 2
-    (videos / "b.mp4").write_bytes(b"two")
+    (videos / "below").mkdir()
+    (videos / "below" / "b.avi").write_bytes(b"two")  # wherever `cache` finds videos
+    (videos / "below" / ".b.mp4").write_bytes(b"hidden")
     assert len(build_clips(folder, videos).clips) == len(clips.clips) + 1
     (videos / "a.mp4").write_bytes(b"another")
     with pytest.raises(return_clips.UserError, match="the clip of another video called a"):

@@ -268,6 +268,12 @@ def test_a_compressor_of_ones_own_is_a_row_by_name() -> None:
         (["--add", '{"type": "pool", "name": "a/b"}'], "name"),
         (["--add", '{"type": "pool", "name": "window"}'], "a row has that name"),
         (["--seeds", "one"], "whole numbers"),
+        (["--seeds=-1"], "whole numbers from 0"),
+        (["--seeds", str(2**62)], "whole numbers from 0"),
+        (["--rows", " , "], "names none; known: patchifier-4x4x2, "),
+        (["--rows", ""], "names none"),
+        (["--minutes", "0"], "--minutes 0: a number above 0"),
+        (["--minutes", "nan"], "--minutes nan"),
         (["--budget", "small"], "--videos"),
     ],
 )
@@ -309,7 +315,10 @@ def test_rows_on_tiny_wan_begin_in_closed_form(
 
 @pytest.mark.slow
 def test_the_tiny_table_runs_resumes_and_tells_its_rows_apart(
-    tmp_path: Path, own_registry: None
+    tmp_path: Path,
+    own_registry: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "table"
     given = ["--out", str(out), "--budget", "tiny", "--rows", ROWS, "--seeds", "0"]
@@ -339,11 +348,26 @@ def test_the_tiny_table_runs_resumes_and_tells_its_rows_apart(
     assert by_name.keys() == {*ROWS.split(","), "mine", "moments"}, "other calls' rows stay"
     assert by_name["moments"]["compressor"] == {"type": "moments", "rate": "4x4x2"}
     assert by_name["moments"]["cost"]["parameters"] > 0
+    moved = out.rename(tmp_path / "moved")
+    monkeypatch.chdir(moved)  # the folder has another name now, and is written as a relative path
+    out, given = moved, ["--out", ".", *given[2:]]
+    broken = moved / "videos" / "val" / "broken.mp4"
+    broken.write_bytes(b"no video")
+    capsys.readouterr()
+    assert table1.main([*given, *own]) == 0
+    (line,) = json.loads((out / "table1.json").read_text())["left_out"]
+    assert line.startswith("val: not used: ") and "broken.mp4" in line
+    assert "broken.mp4" in capsys.readouterr().err
+    assert f"- left out: {line}" in (out / "table1.md").read_text()
     path = out / "measured" / "mine-0.json"
     other = json.loads(path.read_text())
     other["spec"]["train"]["steps"] = 9
     path.write_text(json.dumps(other))
     assert table1.main([*given, *own]) == 2  # results of another budget are not taken for ours
+    assert "(train.steps was 9, is 2)" in capsys.readouterr().err
+    path.write_text(json.dumps({"row": 1}))
+    assert table1.main([*given, *own]) == 2
+    assert "mine-0.json is no result of one run of a table: it lacks" in capsys.readouterr().err
 
 
 def test_the_operations_of_attention_are_counted() -> None:

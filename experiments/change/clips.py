@@ -28,6 +28,7 @@ WHAT = ("swap", "comes", "goes")
 TIMES = Times(leaves=RETURN - 0.5)
 OLD, NEW = "old", "new"  # pictures of a script
 NEAR, FAR = Framing(0.1, 0.3, 2.5), Framing(0.9, 0.7, 2.5)  # which share no pixel
+LEAST = 64  # pixels of a photograph's side: of less the thing would have but a few
 THING = (0.3, 0.2, 0.7, 0.8)  # left, top, right, bottom of the view that the thing covers
 STATES = {"swap": (0, 1), "comes": (None, 0), "goes": (0, None)}  # things that are seen, old, new
 # Seconds at which each state is seen from the view that is asked for, alone and standing still.
@@ -45,8 +46,8 @@ def build_clips(folder: Path, photos: Path | None = None) -> tuple[Path, ...]:
         photos: a folder of photographs, three or more; None: those of the built-in clip.
 
     Raises:
-        UserError: `photos` has too few, two of one name, or one that cannot be read, or `folder`
-            has clips of another plan or of other photographs.
+        UserError: `photos` has too few, two of one name, one that cannot be read or is too small,
+            or `folder` has clips of another plan or of other photographs.
     """
     found = _photographs(photos)
     _note_plan(folder, photos)
@@ -71,12 +72,21 @@ def _photographs(photos: Path | None) -> list[tuple[str, Image.Image]]:
     paths = _photo_paths(photos)
     if len(paths) < 3:
         raise UserError(f"--photos {photos}: three photographs or more are needed")
-    for one, other in zip(paths, paths[1:], strict=False):
-        if one.stem == other.stem:
+    first: dict[str, Path] = {}
+    for path in paths:
+        one = first.setdefault(path.stem, path)
+        if one != path:
             raise UserError(
-                f"--photos {photos}: {one.name} and {other.name} would share their clips"
+                f"--photos {photos}: {one.name} and {path.name} would share their clips"
             )
-    return [(path.stem, open_photo(path)) for path in paths]
+    found = [(path.stem, open_photo(path)) for path in paths]
+    for path, (_, photo) in zip(paths, found, strict=True):
+        if min(photo.size) < LEAST:
+            raise UserError(
+                f"--photos {photos}: {path.name} is {photo.width}×{photo.height} pixels, "
+                f"{LEAST} or more a side are needed"
+            )
+    return found
 
 
 def _photo_paths(photos: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from attrs import field, frozen
 
+from ...core.data.sources import SUFFIXES
 from ...core.errors import UserError
 from ...core.interfaces.codec import frames_of
 from ...core.tools.files import read_object, write_json
@@ -32,7 +33,6 @@ NEAR, FAR = Framing(0.1, 0.3, 2.5), Framing(0.9, 0.7, 2.5)  # which share no pix
 UNLIKE = {"rocket.jpg": (Framing(0.55, 0.95, 2.5), Framing(0.1, 0.1, 2.5))}  # else both are sky
 LOOK = Framing(0.3, 0.3, 1.6)
 KINDS = ("pan", "cut", "back")
-SUFFIXES = (".mp4", ".mkv", ".webm", ".mov")
 LEFT = 16.0  # dB: a real video whose last seen frame is nearer to its first ones never left them
 WHAT = "plan of return clips"
 
@@ -161,7 +161,13 @@ def script(kind: str, photo: str, other: str) -> tuple[Shot, ...]:
 
 
 def _videos(real: Path) -> list[Path]:
-    return sorted(path for path in real.iterdir() if path.suffix.lower() in SUFFIXES)
+    """Return the videos in a folder and below it, by path; hidden ones are none."""
+    found = (path for path in real.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(
+        path
+        for path in found
+        if path.is_file() and not any(x.startswith(".") for x in path.relative_to(real).parts)
+    )
 
 
 def _real(folder: Path, real: Path) -> tuple[list[Path], dict[str, str]]:

@@ -18,6 +18,7 @@ from ...core.tools.device import pick_device
 from ...core.tools.progress import progress_bar
 from ...core.train.checkpoint import load_run, read_run
 from ...plugins.compressors.specs import Window
+from ..common import say_left_out
 from .ask import ANSWERS
 
 SAME_PARTS = {"codec": "codec", "text_encoder": "text encoder", "geometry": "shapes"}
@@ -100,7 +101,7 @@ def cached_clips(models: ProbedModels, out: Path) -> Store:
     spec = attrs.evolve(experiment.cache, mirror=False, reverse=False, speeds=(), pixels=True)
     needs = [compressor_needs(model.experiment).rates for model in models.every]
     with progress_bar("cache") as report:
-        cache(
+        result = cache(
             attrs.evolve(experiment, cache=spec),
             out / "clips",
             out / "store",
@@ -109,4 +110,5 @@ def cached_clips(models: ProbedModels, out: Path) -> Store:
             device=pick_device(),
             progress=report,
         )
+    say_left_out(result)
     return Store.open(out / "store")

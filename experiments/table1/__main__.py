@@ -14,6 +14,7 @@ plugin name, `--add JSON` one by its spec; `--rows` takes plugin names and added
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from .rows import BUDGETS, TableBudget, TableRow, backbone, rows, user_row
 from .work import Seconds, TableFolder, encoder_seconds, measured_rows, prepare, work
 
 AGAIN = 3
+HIGHEST_SEED = 2**62 - 1
 METRIC = "psnr"
 
 
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, measure and write what is not there yet, and return the exit code."""
     args = _parser().parse_args(arguments)
     try:
+        if not 0 < args.minutes < math.inf:  # a call that does nothing would be run for ever
+            raise UserError(f"--minutes {args.minutes:g}: a number above 0")
         folder = _table_folder(args)
         return _run(folder, _chosen(args, folder.budget), args.minutes, args.no_cache)
     except Exception as error:  # a plugin may raise anything
@@ -67,17 +71,26 @@ def _table_folder(args: argparse.Namespace) -> TableFolder:
     if args.backbone:
         budget = attrs.evolve(budget, dit=backbone(args.backbone))
     if args.seeds:
-        try:
-            seeds = tuple(int(text) for text in args.seeds.split(","))
-        except ValueError as error:
-            raise UserError(f"--seeds {args.seeds}: whole numbers, such as 0,1") from error
-        budget = attrs.evolve(budget, seeds=seeds)
+        budget = attrs.evolve(budget, seeds=_seeds(args.seeds))
     videos = args.videos
     if videos is None and budget.name == "tiny":
         videos = tiny_clips(args.out / "videos")
     if videos is None or not (videos / "train").is_dir() or not (videos / "val").is_dir():
         raise UserError("--videos must name a folder that holds train/ and val/")
     return TableFolder(out=args.out, videos=videos, budget=budget)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """Return the seeds of `--seeds`, none twice.
+
+    Raises:
+        UserError: they are no whole numbers from 0 on.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    fine = all(name.isascii() and name.isdecimal() for name in names)
+    if not names or not fine or any(int(name) > HIGHEST_SEED for name in names):
+        raise UserError(f"--seeds {text}: whole numbers from 0 to {HIGHEST_SEED}, such as 0,1")
+    return tuple(dict.fromkeys(int(name) for name in names))
 
 
 def _chosen(args: argparse.Namespace, budget: TableBudget) -> list[TableRow]:
@@ -88,9 +101,11 @@ def _chosen(args: argparse.Namespace, budget: TableBudget) -> list[TableRow]:
         if row.name in by_name:
             raise UserError(f"--add {row.name}: a row has that name; give a `name` beside `type`")
         by_name[row.name] = row
-    if not args.rows:
+    if args.rows is None:
         return [*known, *own]
-    names = [name for name in args.rows.split(",") if name]
+    names = [name for text in args.rows.split(",") if (name := text.strip())]
+    if not names:
+        raise UserError(f"--rows {args.rows!r} names none; known: {', '.join(by_name)}")
     plugins = [plugin.name for plugin in registry().of("compressor")]
     unknown = [name for name in names if name not in by_name and name not in plugins]
     if unknown:
@@ -105,38 +120,52 @@ def _chosen(args: argparse.Namespace, budget: TableBudget) -> list[TableRow]:
 def _run(folder: TableFolder, chosen: list[TableRow], minutes: float, cached: bool) -> int:
     try:
         with interrupt_after(60 * minutes):
-            if not cached:
-                prepare(folder, chosen)
+            left_out = [] if cached else prepare(folder, chosen)
             for seed in folder.budget.seeds:
                 for row in chosen:
                     if folder.read(row, seed) is None and not work(folder, row, seed):
                         return AGAIN
-                    write(folder, chosen)
-            write(
-                folder,
-                chosen,
-                encoder_seconds(folder, [row for row, _ in measured_rows(folder, chosen)]),
-            )
+                    write(folder, chosen, left_out)
+            timed = encoder_seconds(folder, [row for row, _ in measured_rows(folder, chosen)])
+            write(folder, chosen, left_out, timed)
     except KeyboardInterrupt:
         return AGAIN
     print(folder.out / "table1.md")
     return 0
 
 
-def write(folder: TableFolder, chosen: Sequence[TableRow], timed: Seconds | None = None) -> None:
-    """Write the table and its pictures from all runs that are there, those of other calls, too."""
+def write(
+    folder: TableFolder,
+    chosen: Sequence[TableRow],
+    left_out: Sequence[str],
+    timed: Seconds | None = None,
+) -> None:
+    """Write the table and its pictures from all runs that are there, those of other calls, too.
+
+    Args:
+        folder: of the table.
+        chosen: rows of this call.
+        left_out: what `prepare` says of videos that no row saw.
+        timed: seconds of encoders.
+    """
     runs_by_row = measured_rows(folder, chosen)
     if not runs_by_row:
         return
     lines = [make_line(row, runs) for row, runs in runs_by_row]
     floor_means = floors(runs_by_row[0][1], METRIC)
     all_claims = claims({line.row.name: line for line in lines}, METRIC)
-    about = {"encoder_seconds": timed or {}, "facts": machine_facts(), **commit()}
+    about = {
+        "left_out": list(left_out),
+        "encoder_seconds": timed or {},
+        "facts": machine_facts(),
+        **commit(),
+    }
     write_json(
         folder.out / "table1.json", as_data(lines, floor_means, all_claims, folder.budget, about)
     )
     text = markdown(lines, floor_means, folder.budget, timed or {})
     text += "\n" + "".join(f"- {claim.state}: {claim.text}\n" for claim in all_claims)
+    text += "".join(f"- left out: {line}\n" for line in left_out)
     with whole_file(folder.out / "table1.md") as part:
         part.write_text(text, encoding="utf-8")
     by_length(folder.out / "by_length.png", lines, floor_means)

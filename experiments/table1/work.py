@@ -37,21 +37,23 @@ from ...core.measure.result import MeasureResult
 from ...core.model import Model, all_needs, last_frames
 from ...core.registry import build
 from ...core.tools.device import pick_device
-from ...core.tools.files import read_json, write_json
+from ...core.tools.files import read_json, read_object, write_json
 from ...core.tools.pictures import save_png
 from ...core.tools.progress import progress_bar
-from ...core.train.checkpoint import checkpoints, load_run, step_of, with_weights
+from ...core.train.checkpoint import checkpoints, load_model, read_run, step_of, with_weights
 from ...core.train.pretrain import check_run, pretrain
 from ...core.values.grid import Rate
 from ...core.values.history import History
 from ...plugins.compressors.specs import Window
 from ...plugins.maskers.specs import Noise
 from ..closed_form.begin import FACTS, begin, write
-from ..common import commit, machine_facts, training_progress
+from ..common import commit, machine_facts, say_left_out, training_progress
 from .rows import TableBudget, TableRow, masker, rows
 
 FORMAT = 2
 WHAT = "result of one run of a table"
+WEIGHTS = "backbone.weights"
+SHOWN_VALUE = 80  # characters of a value in a message
 ORIGINAL = "original.png"
 SHOWN_CLIPS = 3  # in a strip
 SHOWN_AT = 0.5  # of the history, where the frame of a strip is taken
@@ -116,13 +118,33 @@ class TableFolder:
         path = self.result(row, seed)
         if not path.exists():
             return None
-        result = dict(read_json(path, WHAT))
-        stored = _with_defaults(result.get("spec"))
-        changed = list(differences(stored, to_json(self.experiment(row, seed))))
-        if result.get("format") != FORMAT or changed:
-            was = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed[:3])
-            raise UserError(f"{path} is of another table ({was or 'older'}): name another --out")
+        result = read_object(path, WHAT, "format", "spec")
+        stored = _with_defaults(result["spec"])
+        if result["format"] != FORMAT or not isinstance(stored, dict):
+            raise UserError(f"{path} is of an older table: name another --out")
+        changed = [
+            f"{key} was {shortened(old)}, is {shortened(new)}"
+            for key, old, new in differences(stored, to_json(self.experiment(row, seed)))
+            if key != WEIGHTS or not self._same_below(old, new)
+        ]
+        if changed:
+            raise UserError(
+                f"{path} is of another table ({'; '.join(changed[:3])}): name another --out"
+            )
         return result
+
+    def _same_below(self, old: Any, new: Any) -> bool:
+        """Return whether two paths end alike below the folder, which may be named or moved."""
+        if not isinstance(old, str) or not isinstance(new, str):
+            return False
+        below = Path(new).relative_to(self.out).parts
+        return Path(old).parts[-len(below) :] == below
+
+
+def shortened(value: Any) -> str:
+    """Return a value as a message shows it."""
+    text = str(value)
+    return text if len(text) <= SHOWN_VALUE else f"{text[:SHOWN_VALUE]}…"
 
 
 def _with_defaults(spec: Any) -> Any:
@@ -133,12 +155,15 @@ def _with_defaults(spec: Any) -> Any:
         return spec
 
 
-def prepare(folder: TableFolder, rows: list[TableRow]) -> None:
+def prepare(folder: TableFolder, rows: list[TableRow]) -> list[str]:
     """Cache the clips of both splits at every rate that a row needs; what is there is kept.
+
+    Returns what was left out of either, a line each; it is said, too.
 
     Raises:
         UserError: a folder of videos is missing or of no use.
     """
+    left_out: list[str] = []
     for split in ("train", "val"):
         needed = [all_needs(folder.budget.experiment(row, 0)) for row in rows]
         rates = frozenset[Rate]().union(*(needs.rates for needs in needed))
@@ -146,7 +171,7 @@ def prepare(folder: TableFolder, rows: list[TableRow]) -> None:
         spec = evolve(folder.budget.cache, mirror=split == "train", pixels=pixels)
         experiment = evolve(folder.budget.experiment(rows[0], 0), cache=spec)
         with progress_bar(f"cache {split}") as report:
-            cache(
+            result = cache(
                 experiment,
                 folder.videos / split,
                 folder.store(split),
@@ -155,6 +180,8 @@ def prepare(folder: TableFolder, rows: list[TableRow]) -> None:
                 device=pick_device(),
                 progress=report,
             )
+        left_out += [f"{split}: {line}" for line in say_left_out(result)]
+    return left_out
 
 
 def work(folder: TableFolder, row: TableRow, seed: int) -> bool:
@@ -176,7 +203,8 @@ def work(folder: TableFolder, row: TableRow, seed: int) -> bool:
         training = pretrain(experiment, train, out, resume=True, start=start, progress=report)
     if training.stopped:
         return False
-    model, store = load_run(out).to(pick_device()), Store.open(folder.store("val"))
+    model = trained_row(folder, row, seed).to(pick_device())
+    store = Store.open(folder.store("val"))
     setup = MeasureSetup.build(with_common_masker(model), store)
     with progress_bar(f"measure {out.name}") as report:
         result = measure(setup, run=out.name, progress=report)
@@ -185,6 +213,12 @@ def work(folder: TableFolder, row: TableRow, seed: int) -> bool:
     progress = {**begun, "training": training_progress(out, training.step, experiment)}
     write_json(folder.result(row, seed), {"format": FORMAT, **body, **progress})
     return True
+
+
+def trained_row(folder: TableFolder, row: TableRow, seed: int) -> Model:
+    """Return the trained model of a row and a seed, on its DiT as it lies in the folder now."""
+    newest = read_run(folder.run(row, seed))[1]
+    return load_model(newest, folder.experiment(row, seed)).eval()
 
 
 def begin_row(folder: TableFolder, row: TableRow, seed: int) -> dict[str, Any]:
@@ -307,9 +341,9 @@ def encoder_seconds(folder: TableFolder, rows: Sequence[TableRow]) -> dict[str, 
     """Return the seconds of each trained row's encoder, all in turn on one machine."""
     store, entries = Store.open(folder.store("val")), {}
     for row in rows:
-        runs = [run for seed in folder.budget.seeds if (run := folder.run(row, seed)).is_dir()]
-        if runs:
-            model = load_run(runs[0]).to(pick_device())
+        seeds = [seed for seed in folder.budget.seeds if folder.run(row, seed).is_dir()]
+        if seeds:
+            model = trained_row(folder, row, seeds[0]).to(pick_device())
             entries[row.name] = (model, _history(model.experiment, store))
     return median_seconds(entries)
 

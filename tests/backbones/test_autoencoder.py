@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -132,6 +133,33 @@ def test_a_clip_is_made_smaller_with_its_aspect_kept() -> None:
     assert made.shape == (3, 96, 160, 3) and bool((made == 77).all())
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--layers", "0"], "--layers 0: 1 or more"),
+        (["--decoder-width", "-1"], "--decoder-width -1: 1 or more"),
+        (["--steps", "-3"], "--steps -3: 1 or more"),
+        (["--rate", "-1"], "--rate -1: a learning rate above 0"),
+        (["--rate", "nan"], "--rate nan"),
+        (["--check", "nothere"], "--check nothere: no such file or folder"),
+        (["--decoder-of", "nothere"], "nothere"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_it_begins(
+    more: list[str],
+    says: str,
+    clips: Path,
+    small_fit: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--videos", str(clips), "--out", str(tmp_path / "run"), "--steps", "2", "--polish"]
+    assert fit_autoencoder.main([*words, "1", *more]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and says in told[0]
+    assert not (tmp_path / "run").exists(), "the corrected command may use the folder"
+
+
 @pytest.mark.slow
 def test_training_resumes_exactly_and_its_weights_are_found(
     clips: Path, small_fit: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,11 +179,22 @@ def test_training_resumes_exactly_and_its_weights_are_found(
     monkeypatch.setattr(fit_autoencoder, "train_step", step)
     assert fit_autoencoder.main([*parts[:3], "4", *parts[4:]]) == 2, "other steps: another run"
     assert fit_autoencoder.main(parts) == 0
+    facts = json.loads((tmp_path / "parts" / "training.json").read_text())
+    minutes = json.loads((tmp_path / "parts" / "minutes.json").read_text())["minutes"]
+    unchecked = [*parts[:6], *parts[8:]]  # without --check
+    assert fit_autoencoder.main(unchecked) == 0
+    after = json.loads((tmp_path / "parts" / "training.json").read_text())
+    assert after["check"] == facts["check"] and after["minutes"] >= facts["minutes"]
+    again_minutes = json.loads((tmp_path / "parts" / "minutes.json").read_text())["minutes"]
+    assert again_minutes >= minutes > 0, "minutes of all sessions"
     whole, again = (load_file(tmp_path / run / FILE) for run in ("whole", "parts"))
     assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
     spec = TinyAutoencoder(weights=str(tmp_path / "parts"), channels=4, width=8, layers=2)
     codec = TinyAutoencoderCodec(spec)
-    assert fit_autoencoder.check(codec, clips).keys() == {"a.mp4", "b.mp4"}
+    assert fit_autoencoder.check(codec, fit_autoencoder.read_checked(clips)).keys() == {
+        "a.mp4",
+        "b.mp4",
+    }
 
 
 def test_crops_are_drawn_from_all_clips_and_some_are_still() -> None:
