@@ -88,6 +88,14 @@ class Source:
             f"({self.frames / fps:.2f} s){left}{f'; {self.note}' if self.note else ''}"
         )
 
+    @property
+    def gone(self) -> str:
+        """What is said where its file is not there, and its frames are to be delivered."""
+        return (
+            f"{self.path} has changed since the take began, or is gone (sha256): in place of its "
+            "own frames the codec's are delivered; put it back and run the same command"
+        )
+
 
 def find_source(
     path: Path, folder: TakeFolder, *, stride: int, until: float | None, picture: bool

@@ -10,6 +10,7 @@ Edits (`redo`, `undo`, `drop_after`, `branch`) change the order of the take and 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import shutil
@@ -63,6 +64,7 @@ from .source import (
 from .storyboard import Section, Storyboard, read_storyboard
 from .work import Worker, now
 
+log = logging.getLogger(__name__)
 Story = Storyboard | Path | str | Iterable[Section]
 
 
@@ -628,6 +630,8 @@ class Take(TakeBase):
                 self._check_delivery(place)
             past = self.past(memory=False)
             past.follow()
+            if past.stand_ins and (source := self.source()) is not None:
+                log.warning("%s", source.gone)
             return deliver(self, past, place)
 
     def _check_delivery(self, path: Path) -> None:

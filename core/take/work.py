@@ -179,11 +179,7 @@ class Worker:
             self.pace.beside.append(took / len(made))
         if past.stand_ins and not self.told_gone and (source := self.take.source()) is not None:
             self.told_gone = True
-            yield Told(
-                text=f"{source.path} has changed since the take began, or is gone (sha256): in "
-                "place of its own frames the codec's are delivered; put it back and run the same "
-                "command"
-            )
+            yield Told(text=source.gone)
 
     def _add(self, order: Order, number: int, segment: Segment) -> None:
         """Name a segment in the order, and put it behind the past."""

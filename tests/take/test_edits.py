@@ -202,6 +202,8 @@ def test_frames_of_the_codec_in_place_of_a_sources_own_are_told(
         code, out, err = longtake("generate", "--out", take.root)
         assert code == 0 and "gone.mp4 has changed since the take began, or is gone" in err
         assert "warning" in out and "gone.mp4 has changed, or is gone" in out
+    opened(take.root).deliver()
+    assert "gone.mp4 has changed since the take began, or is gone" in caplog.text
     found = json.loads((take.root / "report.json").read_text(encoding="utf-8"))
     assert [one["check"] for one in found["findings"]].count("source") == 1
     assert found["joins"][0]["psnr"] is None
