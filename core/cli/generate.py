@@ -372,7 +372,7 @@ def _redo(asked: Asked, take: Take, number: int, keep_seed: bool, stop: bool) ->
     from ..take.order import draw_seed, spans
 
     order = take.order
-    order.check_number(number, "--redo")
+    order.check_redo(number)
     entry = order.entries[number - 1]
     lost = [n for n in range(number, len(order.entries) + 1) if order.entries[n - 1].id is not None]
     pending = entry.id is None and (asked.seed in (None, entry.seed) or keep_seed)
@@ -395,7 +395,7 @@ def _redo(asked: Asked, take: Take, number: int, keep_seed: bool, stop: bool) ->
         steps=asked.steps, guidance=asked.guidance,
     )  # fmt: skip
     limit = 1 if stop else asked.segments
-    _follow(asked, take, take.run(segments=limit, gain=asked.gain))
+    _follow(asked, take, take.run(segments=limit, gain=asked.gain, grow=False))
 
 
 def _drop(asked: Asked, take: Take, number: int) -> None:
@@ -409,7 +409,7 @@ def _drop(asked: Asked, take: Take, number: int) -> None:
         _print(asked, {"kind": "plan", "drops": gone}, what)
     elif _agreed(asked, f"{what} (--undo brings them back)", len(gone)):
         take.drop_after(number)
-        _follow(asked, take, take.run(segments=asked.segments, gain=asked.gain))
+        _follow(asked, take, take.run(segments=asked.segments, gain=asked.gain, grow=False))
 
 
 def _undo(asked: Asked, take: Take) -> None:
@@ -420,7 +420,7 @@ def _undo(asked: Asked, take: Take) -> None:
     text = f"back to {counted(len(order.entries), 'segment')}, {left} of them to make"
     if not asked.as_json:
         print(text, file=sys.stderr)
-    _follow(asked, take, take.run(segments=asked.segments, gain=asked.gain))
+    _follow(asked, take, take.run(segments=asked.segments, gain=asked.gain, grow=False))
 
 
 def _branch(asked: Asked, take: Take, out: Path, at: int | None) -> None:

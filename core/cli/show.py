@@ -45,8 +45,9 @@ def show(
     """
     from .. import show as describe
     from ..errors import UserError
+    from ..take.folder import was_take
 
-    if (Path(experiment) / "order.json").is_file():
+    if was_take(Path(experiment)):
         if name is not None or sets or fields or picture is not None or video is not None:
             raise UserError(f"{experiment} is a take, which is shown without options")
         _show_take(Path(experiment), as_json)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from attrs import define, field
 
+from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.codec import Codec
 from ..interfaces.compressor import Needs
@@ -21,7 +22,7 @@ from .past import Past, links_of
 from .plan import Defaults, grid_of
 from .setup import Opened, Run, check_identity
 from .snapping import TakeGrid
-from .source import SourceReader, read_source
+from .source import Source, SourceReader, read_source, sound_of
 
 
 @define(eq=False)
@@ -59,6 +60,29 @@ class TakeBase:
     def order(self) -> Order:
         """Its segments, made or not, as they are on the disk now."""
         return self.folder.order()
+
+    def source(self) -> Source | None:
+        """Return the user's own video that the take begins with; None where it does not (any more).
+
+        Its files stay when an edit drops it, so that `undo` brings it back.
+        """
+        return read_source(self.folder) if self.order.source else None
+
+    def sound(self) -> Path | None:
+        """Return the file of the source's sound; None where there is none."""
+        return sound_of(self.folder) if self.order.source else None
+
+    def check_border(self, order: Order, number: int, option: str) -> None:
+        """Raise UserError where a take cannot end behind segment `number`.
+
+        A codec that holds back frames gives no border within the user's own video.
+        """
+        if 0 < number < order.source and not self.folder.spec["causal"]:
+            raise UserError(
+                f"{option} {number}: it lies within the video that the take begins with (segments "
+                f"1-{order.source}), and this run's codec holds back frames, so that it has no "
+                f"border there; name {order.source} or more"
+            )
 
     def frames_of(self, first: int, count: int) -> int:
         """Return how many video frames latents first … first + count − 1 have."""
@@ -114,6 +138,7 @@ class TakeBase:
         links = links_of(self.folder, order)
         if until is not None:
             order.check_number(until, "segment")
+            self.check_border(order, until, "segment")
             links = links[:until]
         codec: Codec[CodecSpec] = build(self.experiment.backbone.codec).to(self.device)
         remembers = memory and self.experiment.remembers
@@ -125,20 +150,24 @@ class TakeBase:
             device=self.device,
             links=links,
             own_frames=self._own_frames(order),
-            recodes=self._recodes(),
+            recodes=(source := self.source()) is not None and source.recode,
+            source=sum(entry.latents for entry in order.entries if entry.source),
         )
-
-    def _recodes(self) -> bool:
-        source = read_source(self.folder)
-        return source is not None and source.recode
 
     def frames(self, number: int | None = None) -> Iterator[Pixels]:
         """Yield the frames of a segment, or of all, uint8 `[P, Q, 3]`, from its latents.
 
         A codec that is not causal gives the frames that each segment makes final, and what it
         holds back with the last one.
+
+        Raises:
+            UserError: there is no such segment, or it is not made yet.
         """
         past = self.past(memory=False)
+        if number is not None:
+            self.order.check_number(number, "segment")
+            if number > len(past.links):
+                raise UserError(f"segment {number} is not made yet")
         wanted = range(len(past.links)) if number is None else [number - 1]
         with torch.no_grad():
             for index in wanted:
@@ -148,7 +177,7 @@ class TakeBase:
 
     def _own_frames(self, order: Order) -> Callable[[int], Iterator[Pixels] | None]:
         """Return what gives the original frames of a source's segment, where its file is there."""
-        source = read_source(self.folder)
+        source = self.source()
         reader = None if source is None else SourceReader(source, self.folder.fps)
 
         def frames(index: int) -> Iterator[Pixels] | None:

@@ -111,6 +111,8 @@ class TakeFacts:
         segments: those that were made, in order, those of the source among them.
         budget: of the memory, in words; "": none.
         notes: further lines, such as how a source was placed.
+        gone: name of the source, where the codec's frames are shown in place of its own, since it
+            is gone or has changed; "": they are its own, or were not asked for.
     """
 
     name: str
@@ -120,6 +122,7 @@ class TakeFacts:
     segments: tuple[SegmentFacts, ...]
     budget: str = ""
     notes: tuple[str, ...] = ()
+    gone: str = ""
 
     @property
     def new(self) -> tuple[SegmentFacts, ...]:
@@ -362,6 +365,7 @@ def report_take(facts: TakeFacts, figures: FrameFigures | None = None) -> TakeRe
         *_memory_findings(facts.new),
         *_time_findings(flatness),
         *_past_findings(facts.segments),
+        *_source_findings(facts.gone),
     ]
     states = ("error", "warning", "note")
     return TakeReport(
@@ -628,6 +632,16 @@ def _past_findings(segments: Sequence[SegmentFacts]) -> list[Finding]:
         for one in segments
         if one.experimental
     ]
+
+
+def _source_findings(gone: str) -> list[Finding]:
+    if not gone:
+        return []
+    text = (
+        f"{gone} has changed, or is gone: where its own frames were to be, the codec's are; put "
+        "it back and run the same command"
+    )
+    return [Finding(state="warning", check="source", text=text)]
 
 
 def summary_lines(report: TakeReport) -> list[str]:

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
@@ -47,14 +48,73 @@ from ..tools.files import (
 )
 from ..tools.words import counted
 from ..values.grid import Rate, Size3
-from .order import FORMAT, Entry, Order, check_format, digest
+from .order import (
+    ANY_NUMBER,
+    COUNT,
+    FLAG,
+    FORMAT,
+    FROM_ZERO,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    Entry,
+    Order,
+    Rule,
+    check_format,
+    check_types,
+    digest,
+    is_number,
+    is_whole,
+    or_null,
+)
 
 WHAT = "take (begin one with `longtake generate RUN --out TAKE`)"
+_SIZE: Rule = (
+    lambda value: (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(is_whole(side) and side > 0 for side in value)
+    ),
+    "a list of two whole numbers, 1 or more",
+)
+_POSITIVE: Rule = (lambda value: is_number(value) and value > 0, "a number more than 0")
+_SPEC: Mapping[str, Rule] = {
+    "experiment": OBJECT, "identity": OBJECT, "run": or_null(TEXT), "checkpoint": or_null(TEXT),
+    "size": _SIZE, "latent_size": _SIZE, "channels": COUNT, "fps": _POSITIVE, "stride": COUNT,
+    "period": COUNT, "seed": (is_whole, "a whole number"),
+    "causal": FLAG,
+}  # fmt: skip
+_RECIPE: Mapping[str, Rule] = {"first": FROM_ZERO, "count": COUNT, "past": TEXT}
+_NUMBERS: Rule = (
+    lambda value: isinstance(value, Mapping) and all(map(is_number, value.values())),
+    "an object of numbers",
+)
+_MADE: Mapping[str, Rule] = {  # what is read of it; a source's has none
+    "seconds": or_null(NUMBER), "tokens": or_null(FROM_ZERO), "parts": or_null(_NUMBERS),
+    "dropped": or_null(FROM_ZERO), "remembering": or_null(NUMBER), "gain": or_null(ANY_NUMBER),
+}  # fmt: skip
+
+
+_SEGMENT: Mapping[str, Rule] = {"recipe": OBJECT, "latents_sha256": TEXT, "made": OBJECT}
 
 
 def is_take(path: Path) -> bool:
     """Return whether a folder is a take."""
     return (path / "order.json").is_file() and (path / "spec.json").is_file()
+
+
+def was_take(path: Path) -> bool:
+    """Return whether a folder is a take, or what is left of one."""
+    return (path / "order.json").is_file() or (
+        (path / "spec.json").is_file() and (path / "segments").is_dir()
+    )
+
+
+def check_outside(path: Path, option: str) -> None:
+    """Raise UserError for a new folder within a take, which keeps only what is its own."""
+    for above in path.absolute().resolve().parents:
+        if is_take(above):
+            raise UserError(f"{option} {path} lies in the take {above}: name a folder outside it")
 
 
 @frozen(kw_only=True)
@@ -93,12 +153,14 @@ class Segment:
         recipe: what it was made of, as plain JSON.
         made: when, how long, on what: what does not count for its identity.
         latents_hash: sha256 of its latents.
+        lr_hash: of a source's LR latents; None: it has none, or they were never hashed.
     """
 
     id: str
     recipe: Mapping[str, Any]
     made: Mapping[str, Any]
     latents_hash: str
+    lr_hash: str | None = None
 
     @property
     def first(self) -> int:
@@ -128,9 +190,7 @@ class TakeFolder:
         """
         spec = read_object(root / "spec.json", WHAT, "format")
         check_format(spec, str(root), "spec")
-        for key in ("experiment", "identity", "size", "fps", "period", "seed"):
-            if key not in spec:
-                raise UserError(f"{root / 'spec.json'} is of no take: it lacks {key}")
+        check_types(spec, _SPEC, str(root / "spec.json"), "spec of a take")
         return cls(root, spec)
 
     @classmethod
@@ -138,8 +198,9 @@ class TakeFolder:
         """Make the folder of a new take; its order is empty.
 
         Raises:
-            UserError: the folder holds other files, or the disk refuses.
+            UserError: the folder holds other files or lies in a take, or the disk refuses.
         """
+        check_outside(root, "--out")
         with disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             others = [p.name for p in root.iterdir() if not p.match(".*.part")]
@@ -173,7 +234,15 @@ class TakeFolder:
             UserError: it is missing, damaged or of a newer format.
         """
         path = self.root / "order.json"
-        return Order.from_json(read_object(path, "order of a take", "format"), str(path))
+        try:
+            return Order.from_json(read_object(path, "order of a take", "format"), str(path))
+        except UserError as error:
+            kept = sorted(p.name for p in (self.root / "history").glob("*.json"))
+            if not kept or "update longtake" in str(error):
+                raise
+            raise UserError(
+                f"{error}: put it back; the order before the last edit is history/{kept[-1]}"
+            ) from None
 
     def write_order(self, order: Order) -> None:
         """Put a new order in the place of the old one."""
@@ -190,7 +259,7 @@ class TakeFolder:
             text = _json_text(before.to_json())
             while not create_file(self.root / "history" / f"{number:04d}.json", text):
                 number += 1
-        edited = Order(entries=order.entries, before=number, open=True)
+        edited = attrs.evolve(order, before=number, open=True)
         self.write_order(edited)
         return edited
 
@@ -213,9 +282,19 @@ class TakeFolder:
         for index, entry in enumerate(entries):
             if entry.id is not None and not self.segment_path(entry.id).is_dir():
                 before = before.with_id(index + 1, None)
-        before = Order(entries=before.entries, before=before.before, open=True)
+        before = attrs.evolve(before, open=True)
         self.write_order(before)
         return before
+
+    def orders_before(self, order: Order) -> Iterator[Order]:
+        """Yield the orders that `undo` brings back, one after the other.
+
+        Raises:
+            UserError: one of them is missing or damaged.
+        """
+        while order.before is not None:
+            order = self._history(order.before)
+            yield order
 
     def _last_before(self) -> int:
         numbers = [int(p.stem) for p in (self.root / "history").glob("*.json") if p.stem.isdigit()]
@@ -246,17 +325,58 @@ class TakeFolder:
         if id in self.checked:
             return self.checked[id]
         if not self.has(id):
-            keep = f", or --drop-after {number - 1} keeps those before" if number > 1 else ""
-            raise UserError(
-                f"{self.root}/order.json names {id}, which is gone: put it back, --redo "
-                f"{number}{keep}"
-            )
+            ways = self._ways(id, number)
+            raise UserError(f"{self.root}/order.json names {id}, which is gone: {ways}")
         path = self.segment_path(id) / "segment.json"
-        data = read_object(path, "segment of a take", "format", "recipe", "latents_sha256", "made")
-        check_format(data, str(path), "segment")
+        try:
+            data = read_object(path, "segment of a take", "format")
+            check_format(data, str(path), "segment")
+            check_types(data, _SEGMENT, str(path), "segment of a take")
+            check_types(data["recipe"], _RECIPE, f"{path}: recipe", "recipe of a segment")
+            made = dict.fromkeys(_MADE) | data["made"]
+            check_types(made, _MADE, f"{path}: made", "record of a segment")
+        except UserError as error:
+            if "update longtake" in str(error):
+                raise
+            raise UserError(f"{error}: {self._ways(id, number)}") from None
         return Segment(
-            id=id, recipe=data["recipe"], made=data["made"], latents_hash=data["latents_sha256"]
+            id=id,
+            recipe=data["recipe"],
+            made=data["made"],
+            latents_hash=data["latents_sha256"],
+            lr_hash=data.get("lr_sha256"),
         )
+
+    def segment_of(self, order: Order, number: int) -> Segment:
+        """Return what a segment that is made says of itself, which must be what the order says.
+
+        Raises:
+            UserError: as `segment`; or it lies elsewhere in the take than the order has it.
+        """
+        entry = order.entries[number - 1]
+        assert entry.id is not None
+        segment, first = self.segment(entry.id, number), order.first(number)
+        if (segment.first, segment.count) != (first, entry.latents):
+            raise UserError(
+                f"{self.root}/order.json: entries[{number - 1}] is of {entry.latents} latents from "
+                f"{first} on, segments/{entry.id} has {segment.count} from {segment.first} on: "
+                f"put order.json back, --redo {number} or --undo"
+            )
+        return segment
+
+    def _ways(self, id: str, number: int) -> str:
+        """Return what can be done about a segment that is damaged or gone, in words."""
+        entries, gone = self.order().entries, not self.has(id)
+        before = f"--drop-after {number - 1}" if number > 1 else ""
+        if number <= len(entries) and entries[number - 1].source:
+            again = "run the same command with the video in its place: it is encoded again"
+            ways = [f"or {again}" if gone else f"remove segments/{id} and {again}"]
+            ways += [f"or {before}"] if before else []
+        elif gone:
+            ways = [f"--redo {number}", *([f"or {before} keeps those before"] if before else [])]
+        else:
+            ways = [f"--redo {number}{f' or {before}' if before else ''}"]
+        return ", ".join(["put it back", *ways])
 
     def latents(self, id: str, number: int) -> Tensor:
         """Return the latents of a segment, float32 `[1, C, K, H, W]`, checked against their hash.
@@ -266,26 +386,48 @@ class TakeFolder:
         """
         segment = self.segment(id, number)
         path = self.segment_path(id) / "latents.safetensors"
-        ways = f"put it back, --redo {number}"
-        ways += f" or --drop-after {number - 1}" if number > 1 else ""
+        latents = self._tensors(path, id, number, "latents")["latents"]
         shown = path.relative_to(self.root)
-        try:
-            with open_tensors(path) as file:
-                latents: Tensor = file.get_tensor("latents")
-        except UserError as error:
-            raise UserError(f"{error}: {ways}") from None
-        except Exception as error:  # a tensor that is missing or cut
-            raise UserError(f"{self.root}: {shown} is damaged ({error}): {ways}") from None
         if hash_of(latents) != segment.latents_hash:
+            ways = self._ways(id, number)
             raise UserError(f"{self.root}: {shown} is not what was written (sha256): {ways}")
         size, expected = self.size, (segment.count, self.size.height, self.size.width)
         if latents.shape[0] != 1 or tuple(latents.shape[2:]) != expected:
             raise UserError(
                 f"{self.root}: {shown} is {tuple(latents.shape)}, not {segment.count} latents of "
-                f"{size.height}x{size.width}: {ways}"
+                f"{size.height}x{size.width}: {self._ways(id, number)}"
             )
         self.checked[id] = segment
         return latents
+
+    def lr(self, id: str, number: int) -> dict[Rate, Tensor]:
+        """Return the LR latents of a source's segment, by rate, checked against their hash.
+
+        Raises:
+            UserError: they are gone, or not what was written.
+        """
+        segment = self.segment(id, number)
+        path = self.segment_path(id) / "lr.safetensors"
+        found = self._tensors(path, id, number)
+        # segments that older versions encoded have no hash of them, and are not checked
+        if segment.lr_hash is not None and hash_of_all(found) != segment.lr_hash:
+            shown, ways = path.relative_to(self.root), self._ways(id, number)
+            raise UserError(f"{self.root}: {shown} is not what was written (sha256): {ways}")
+        try:
+            return {Rate.parse(name): x for name, x in found.items()}
+        except ValueError as error:
+            raise UserError(f"{path}: {error}: {self._ways(id, number)}") from None
+
+    def _tensors(self, path: Path, id: str, number: int, *names: str) -> dict[str, Tensor]:
+        """Return tensors of a segment's file: those of `names`, or all of them."""
+        try:
+            with open_tensors(path) as file:
+                return {name: file.get_tensor(name) for name in names or file.keys()}
+        except UserError as error:
+            raise UserError(f"{error}: {self._ways(id, number)}") from None
+        except Exception as error:  # a tensor that is missing or cut
+            shown, ways = path.relative_to(self.root), self._ways(id, number)
+            raise UserError(f"{self.root}: {shown} is damaged ({error}): {ways}") from None
 
     def commit(
         self,
@@ -316,19 +458,28 @@ class TakeFolder:
         hashed = hash_of(latents)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+        lr_hash: str | None = None
         with new_folder(path) as part:
             write_tensors(part / "latents.safetensors", {"latents": latents}, dict(header))
             if lr is not None:
                 tensors = {str(rate): x for rate, x in lr.items()}
                 write_tensors(part / "lr.safetensors", tensors, {})
+                lr_hash = hash_of_all(tensors)
             if preview is not None:
                 save_png(part / "preview.png", preview)
             data = {
                 "format": FORMAT, "recipe": recipe.to_json(), "latents_sha256": hashed,
                 "made": dict(made),
             }  # fmt: skip
+            data |= {} if lr_hash is None else {"lr_sha256": lr_hash}
             write_json(part / "segment.json", data)
-        return Segment(id=recipe.id, recipe=recipe.to_json(), made=dict(made), latents_hash=hashed)
+        return Segment(
+            id=recipe.id,
+            recipe=recipe.to_json(),
+            made=dict(made),
+            latents_hash=hashed,
+            lr_hash=lr_hash,
+        )
 
     def chain(self, hashes: Sequence[str]) -> str:
         """Return the hash of a past: of the spec, and of the latents of each segment of it."""
@@ -351,8 +502,9 @@ class TakeFolder:
         """Make a new take of some segments of this one: hard links, else copies.
 
         Raises:
-            UserError: something is at `out`, or the disk refuses.
+            UserError: something is at `out`, it lies in a take, or the disk refuses.
         """
+        check_outside(out, "--branch")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--branch {out}: something is there already; name a new folder")
         ids = [entry.id for entry in order.entries if entry.id is not None]
@@ -414,20 +566,14 @@ def _json_text(data: Any) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
-def read_lr(path: Path) -> dict[Rate, Tensor]:
-    """Return the LR latents of a file, by rate.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    with open_tensors(path) as file:
-        return {Rate.parse(name): file.get_tensor(name) for name in file.keys()}
+def hash_of_all(tensors: Mapping[str, Tensor]) -> str:
+    """Return the hash of named tensors."""
+    return digest({name: hash_of(tensor) for name, tensor in tensors.items()})
 
 
 def write_derived(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors that follow from latents, with their hash."""
-    hashes = {name: hash_of(tensor) for name, tensor in tensors.items()}
-    write_tensors(path, tensors, {**header, "sha256": digest(hashes)})
+    write_tensors(path, tensors, {**header, "sha256": hash_of_all(tensors)})
 
 
 def read_derived(path: Path, chain: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -445,8 +591,7 @@ def read_derived(path: Path, chain: str) -> tuple[dict[str, Tensor], dict[str, A
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception:  # whatever damage does to reading
         return None
-    hashes = {name: hash_of(tensor) for name, tensor in tensors.items()}
-    return (tensors, header) if digest(hashes) == header.get("sha256") else None
+    return (tensors, header) if hash_of_all(tensors) == header.get("sha256") else None
 
 
 def facts_of(entry: Entry) -> dict[str, Any]:

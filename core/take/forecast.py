@@ -106,7 +106,8 @@ def _seconds(take: TakeBase, costs: Sequence[Cost]) -> float | None:
     """Return the time by what the take's last segments took a latent."""
     made = [link for link in links_of(take.folder, take.order) if not link.source][-3:]
     stored = [take.folder.segment(link.id, link.number) for link in made]
-    times = [(float(segment.made["seconds"]), segment.count) for segment in stored]
+    known = [(segment.made.get("seconds"), segment.count) for segment in stored]
+    times = [(float(seconds), count) for seconds, count in known if seconds is not None]
     if not times:
         return None
     pace = sum(t for t, _ in times) / sum(n for _, n in times)

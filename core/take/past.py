@@ -34,13 +34,17 @@ from ..values.grid import Rate
 from ..values.history import History, lr_between
 from ..values.memory import Memory, merge
 from ..video.decode import Pixels as Frame
-from ..video.write import count_frames, write_video
-from .folder import TakeFolder, read_derived, read_lr, write_derived
+from ..video.write import comment_of, count_frames, write_video
+from .folder import TakeFolder, hash_of_all, read_derived, write_derived
 from .order import Order
 from .serial import memory_tensors, on_device, read_memory, read_states, state_tensors
 
 log = logging.getLogger(__name__)
 CRF = 18
+TAIL = "lr_tail.safetensors"
+# What clips of a source show: its own frames, the codec's of them, or those because it is gone.
+RECODED, STANDS_IN = "recoded", "its own frames are gone"
+SHOWS = ("", RECODED, STANDS_IN)
 
 
 @frozen(kw_only=True)
@@ -80,7 +84,7 @@ def links_of(folder: TakeFolder, order: Order) -> list[Link]:
     hashes: list[str] = []
     for number, entry in enumerate(order.entries[: order.made], start=1):
         assert entry.id is not None
-        hashes.append(folder.segment(entry.id, number).latents_hash)
+        hashes.append(folder.segment_of(order, number).latents_hash)
         links.append(
             Link(
                 number=number,
@@ -207,20 +211,31 @@ class LowTail:
         """Write it, whole or not at all."""
         tensors = {str(rate): x for rate, x in self.frames.items()}
         first = {str(rate): n for rate, n in self.first.items()}
-        write_tensors(path, tensors, {"first": first, "end": self.end})
+        header = {"first": first, "end": self.end, "sha256": hash_of_all(tensors)}
+        write_tensors(path, tensors, header)
 
     @classmethod
-    def open(cls, path: Path) -> LowTail:
-        """Read it.
+    def open(cls, path: Path, rates: tuple[Rate, ...]) -> LowTail:
+        """Read it; `rates` must be there.
 
         Raises:
             UserError: it is missing or damaged.
         """
-        with open_tensors(path) as file:
-            header = read_header(file, path)
-            frames = {Rate.parse(name): file.get_tensor(name) for name in file.keys()}
-        first = {Rate.parse(name): int(n) for name, n in header["first"].items()}
-        return cls(frames, first, int(header["end"]))
+        try:
+            with open_tensors(path) as file:
+                header = read_header(file, path)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            first = {Rate.parse(name): int(n) for name, n in header["first"].items()}
+            frames = {Rate.parse(name): x for name, x in tensors.items()}
+            tail = cls({rate: frames[rate] for rate in rates}, first, int(header["end"]))
+        except UserError:
+            raise
+        except Exception as error:  # whatever damage does to reading
+            raise UserError(f"{path} is damaged ({error})") from None
+        # tails that older versions wrote have no hash, and are not checked
+        if header.get("sha256", hashed := hash_of_all(tensors)) != hashed:
+            raise UserError(f"{path} is not what was written (sha256)")
+        return tail
 
 
 @define
@@ -352,6 +367,9 @@ class Past:
         own_frames: the frames of the source, from its file, by the place of their segment; None
             where they cannot be had.
         recodes: whether the source's frames are shown as the codec gives them back.
+        source: latents of the source by the order, encoded or not; 0: there is none.
+        stand_ins: places of the source's segments whose clips show the codec's frames, since their
+            own cannot be had.
         settled: memory that never changes, by segment; None: it is on the disk alone.
         lengths: tokens of it, by segment.
         state: of φ behind the last segment.
@@ -372,6 +390,8 @@ class Past:
     links: list[Link] = field(factory=list)
     own_frames: Callable[[int], Iterator[Frame] | None] = lambda index: None
     recodes: bool = False
+    source: int = 0
+    stand_ins: list[int] = field(factory=list)
     settled: list[Memory | None] = field(factory=list)
     lengths: list[int] = field(factory=list)
     state: list[State] | None = None
@@ -386,11 +406,36 @@ class Past:
     def __attrs_post_init__(self) -> None:
         self.decoding = Decoding(self.codec, self.links, self.latents, self.device)
         self.lowres = LowStreams(self.codec, tuple(sorted(self.needs.rates)), self.device)
-        tail = self.folder.root / "source" / "lr_tail.safetensors"
-        if self.needs.rates and tail.exists():
-            self.lowres.tail = LowTail.open(tail)
+        self.lowres.tail = self._tail()
         if self.needs.pixels and not self.codec.causal:
             raise UserError("a memory of pixels needs a causal codec: a take cannot be made")
+
+    def _tail(self) -> LowTail | None:
+        """Return the tail of the source; None where there is none, or it is of no use.
+
+        That is where an edit has ended the source before its own end, where not all of it is
+        encoded yet, or where the file is damaged: LR latents behind it are then made from what its
+        latents decode to, as those of any other segment are.
+
+        Raises:
+            UserError: it is gone or damaged, and the codec holds back frames: it is needed.
+        """
+        given = sum(link.count for link in self.links if link.source)
+        if not self.needs.rates or not given or given < self.source:
+            return None
+        path = self.folder.root / "source" / TAIL
+        try:
+            tail = LowTail.open(path, self.lowres.rates)
+        except UserError as error:
+            if not self.codec.causal:
+                raise UserError(f"{error}: put it back, or begin a new take") from None
+            log.warning(
+                "%s: LR latents that are still to be made behind the video that the take begins "
+                "with come from its decoded latents",
+                error,
+            )
+            return None
+        return tail if tail.end == 1 + self.codec.stride.time * (given - 1) else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -439,13 +484,13 @@ class Past:
         link = self.links[index]
         cache = self.folder.cache_path(link.id)
         clip = self.clip(index)
-        comment = clip_comment(link.chain, recoded=self.recodes and link.source)
-        has_clip = clip.is_file() and count_frames(clip, comment) is not None
+        has_clip, comment = self._find_clip(index)
         memory = read_derived(self._memory_file(link), link.chain) if self.encoder else None
         lr = self._read_lr(link, cache)
         if self.encoder is not None and memory is None:
             self._say_damaged(self._memory_file(link))
-        if not has_clip:
+        others = {clip_comment(link.chain, shows) for shows in SHOWS} - {comment}
+        if not has_clip and comment_of(clip) not in others:  # those were asked for otherwise
             self._say_damaged(clip)
         frames: Frames | None = None
         want_lr = bool(self.needs.rates) and lr is None
@@ -472,6 +517,22 @@ class Past:
                 self._take_memory(memory)
         return not has_clip
 
+    def _find_clip(self, index: int) -> tuple[bool, str]:
+        """Return whether the clip of a segment is there as it is to be, and its comment.
+
+        The file of the source is looked for only where its clip is not there.
+        """
+        link, clip = self.links[index], self.clip(index)
+        given = link.source and not self.recodes
+        comment = clip_comment(link.chain, RECODED if link.source and self.recodes else "")
+        if clip.is_file() and count_frames(clip, comment) is not None:
+            return True, comment
+        if given and self.own_frames(index) is None:
+            self.stand_ins.append(index)
+            comment = clip_comment(link.chain, STANDS_IN)
+            return clip.is_file() and count_frames(clip, comment) is not None, comment
+        return False, comment
+
     @contextmanager
     def _timed(self, index: int, name: str) -> Iterator[None]:
         """Add the seconds of what is done meanwhile to those of a segment."""
@@ -488,7 +549,7 @@ class Past:
         if not self.needs.rates:
             return {}
         if link.source:
-            return read_lr(self.folder.segment_path(link.id) / "lr.safetensors")
+            return self.folder.lr(link.id, link.number)
         found = read_derived(cache / "lr.safetensors", link.chain)
         if found is None:
             self._say_damaged(cache / "lr.safetensors")
@@ -698,9 +759,21 @@ class Past:
         return rest
 
 
-def clip_comment(chain: str, *, recoded: bool = False) -> str:
-    """Return the comment in a clip's metadata: what it was made from, and how."""
-    return f"longtake clip of {chain[:32]}, x264 crf {CRF}{', recoded' if recoded else ''}"
+def clip_comment(chain: str, shows: str = "") -> str:
+    """Return the comment in a clip's metadata: what it was made from, and how.
+
+    `shows` is how a clip of a source differs from the source's own frames, one of `SHOWS`.
+    """
+    return f"longtake clip of {chain[:32]}, x264 crf {CRF}{shows and f', {shows}'}"
+
+
+def stands_in(folder: TakeFolder, links: Sequence[Link]) -> bool:
+    """Return whether a clip of the source shows the codec's frames, since its own were gone."""
+    return any(
+        comment_of(folder.cache_path(link.id) / "clip.mp4") == clip_comment(link.chain, STANDS_IN)
+        for link in links
+        if link.source
+    )
 
 
 def whole_memory(settled: Sequence[Memory], pending: Memory) -> Memory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,19 @@ import attrs
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from ..errors import UserError
 from ..experiment import Experiment
 from ..pages.take import write_take_report
 from ..tools.files import read_json_lines, read_object, write_json
 from ..video.decode import SCALING, Pixels, VideoError, open_video
-from ..video.write import count_frames
+from ..video.write import comment_of, count_frames
 from .base import TakeBase
 from .delivery import VIDEO, video_comment
 from .figures import measure_frames
 from .findings import SectionFacts, SegmentFacts, TakeFacts, TakeReport, report_take
 from .folder import Segment, TakeFolder, safe_disk
-from .order import Entry, Order
-from .past import links_of
-from .source import read_source
+from .order import NUMBER, Entry, Order, check_types, is_number, or_null
+from .past import STANDS_IN, links_of, stands_in
 
 
 def write_report(take: TakeBase, *, network: bool | None = None) -> TakeReport:
@@ -45,7 +46,7 @@ def write_report(take: TakeBase, *, network: bool | None = None) -> TakeReport:
     """
     facts, figures, path = take_facts(take), None, take.root / VIDEO
     links = links_of(take.folder, take.order)
-    if links and count_frames(path, video_comment(take, links[-1].chain)) is not None:
+    if links and count_frames(path, video_comment(take, links)) is not None:
         figures = measure_frames(every_frame(path), facts.joins, network=network)
     report = report_take(facts, figures)
     with safe_disk(len(links)):
@@ -123,7 +124,15 @@ def take_facts(take: TakeBase) -> TakeFacts:
         segments=tuple(_segments(take, entries)),
         budget=_budget(take.experiment),
         notes=(_made_by(folder),),
+        gone=_gone(take),
     )
+
+
+def _gone(take: TakeBase) -> str:
+    """Return the source's name where the codec's frames are shown in place of its own."""
+    source = take.source()
+    shown = source is not None and stands_in(take.folder, links_of(take.folder, take.order))
+    return source.path.name if source is not None and shown else ""
 
 
 def _sections(take: TakeBase, order: Order) -> tuple[SectionFacts, ...]:
@@ -195,7 +204,8 @@ def _seconds_beside(folder: TakeFolder) -> dict[str, dict[str, float]]:
     for line in read_json_lines(folder.root / "log.jsonl"):
         if line.get("kind") == "pixels" and isinstance(line.get("spent"), dict):
             id = Path(str(line.get("clip"))).parent.name
-            found[id] = {str(name): float(took) for name, took in line["spent"].items()}
+            times = line["spent"].items()
+            found[id] = {str(name): float(took) for name, took in times if is_number(took)}
     return found
 
 
@@ -205,16 +215,18 @@ def _loss_before(take: TakeBase, number: int, id: str | None) -> float | None:
     None where the clip is no longer the source's own frames, or the codec holds frames back. It is
     kept beside the clip, since it never changes.
     """
-    source = read_source(take.folder)
+    source = take.source()
     if source is not None and source.recode:
         return None
     clip = take.folder.cache_path(id or "") / "clip.mp4"
     kept = clip.with_name("loss.json")
-    if not clip.is_file():
+    if not clip.is_file() or STANDS_IN in (comment_of(clip) or ""):
         return None
     if kept.is_file():
-        data: Mapping[str, Any] = read_object(kept, "codec's loss of a take", "psnr")
-        return None if data["psnr"] is None else float(data["psnr"])
+        with suppress(UserError):  # damaged: it is measured again
+            data: Mapping[str, Any] = read_object(kept, "codec's loss of a take")
+            check_types(data, {"psnr": or_null(NUMBER)}, str(kept), "codec's loss of a take")
+            return None if data["psnr"] is None else float(data["psnr"])
     count = max(1, round(take.folder.fps))
     shown, total = _last(every_frame(clip), count)
     coded, other = _last(take.frames(number), count)

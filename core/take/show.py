@@ -59,7 +59,7 @@ def _row(folder: TakeFolder, order: Order, number: int) -> dict[str, Any]:
     }  # fmt: skip
     if entry.id is not None:
         try:
-            stored = folder.segment(entry.id, number)
+            stored = folder.segment_of(order, number)
             row |= {"seconds": stored.made.get("seconds"), "tokens": stored.made.get("tokens")}
         except UserError as error:
             row["fault"] = str(error)

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..interfaces.codec import Codec, from_bytes
 from ..interfaces.compressor import State
 from ..interfaces.spec import CodecSpec
-from ..tools.files import hash_file, read_object, write_json
+from ..tools.files import disk_errors, hash_file, read_object, write_json
 from ..tools.words import counted
 from ..values.grid import Rate
 from ..video.decode import Pixels, VideoError, probe
@@ -31,12 +31,17 @@ from ..video.placement import Placement, cover
 from ..video.read import iter_frames
 from ..video.sound import keep_sound
 from .folder import TakeFolder
-from .past import LowTail
+from .order import COUNT, FLAG, FROM_ZERO, TEXT, Rule, check_types
+from .past import TAIL, LowTail
 
 SECONDS = 10.0  # of a source's segment
 KEEP, RECODE = DELIVER = ("keep", "recode")  # its own frames, or the codec's of them
 SOUND = "sound.mp4"
 CHUNK = 32  # frames that are decoded at once
+_SOURCE: dict[str, Rule] = {
+    "path": TEXT, "sha256": TEXT, "size": FROM_ZERO, "skip": FROM_ZERO, "frames": COUNT,
+    "picture": FLAG,
+}  # fmt: skip
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -81,6 +86,14 @@ class Source:
         return (
             f"{self.path.name}: {self.placement}, {counted(self.frames, 'frame')} at {fps:g} fps "
             f"({self.frames / fps:.2f} s){left}{f'; {self.note}' if self.note else ''}"
+        )
+
+    @property
+    def gone(self) -> str:
+        """What is said where its file is not there, and its frames are to be delivered."""
+        return (
+            f"{self.path} has changed since the take began, or is gone (sha256): in place of its "
+            "own frames the codec's are delivered; put it back and run the same command"
         )
 
 
@@ -140,8 +153,8 @@ def read_source(folder: TakeFolder) -> Source | None:
     path = folder.root / "source" / "source.json"
     if not path.exists():
         return None
-    keys = ("path", "sha256", "size", "skip", "frames", "picture")
-    data = read_object(path, "source of a take", *keys)
+    data = read_object(path, "source of a take")
+    check_types(data, _SOURCE, str(path), "source of a take")
     file = Path(data["path"])
     height, width = folder.spec["size"]
     try:
@@ -164,6 +177,13 @@ def read_source(folder: TakeFolder) -> Source | None:
 def write_source(folder: TakeFolder, source: Source) -> None:
     """Write source.json."""
     write_json(folder.root / "source" / "source.json", source.to_json())
+
+
+def forget_files(folder: TakeFolder) -> None:
+    """Remove what was kept of a source beside source.json, before there is another one."""
+    for path in (folder.root / "source" / SOUND, folder.root / "source" / TAIL):
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
 
 
 def sound_of(folder: TakeFolder) -> Path | None:

@@ -10,6 +10,9 @@ Edits (`redo`, `undo`, `drop_after`, `branch`) change the order of the take and 
 
 from __future__ import annotations
 
+import logging
+import math
+import re
 import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -25,16 +28,24 @@ from torch import Tensor
 from ..errors import UserError
 from ..model import Model
 from ..tools.device import pick_device
-from ..tools.files import claimed_folder, disk_errors, hash_file, remove_folder
+from ..tools.files import (
+    check_out_file,
+    claimed_folder,
+    disk_errors,
+    hash_file,
+    open_tensors,
+    remove_folder,
+)
+from ..tools.hub import expand_path
 from ..tools.words import counted
 from ..values.memory import Memory
 from ..video.decode import Pixels, probe
 from .base import TakeBase
-from .delivery import deliver
+from .delivery import NEW_VIDEO, VIDEO, deliver, remove_products
 from .events import Done, Event, PixelsMade, Told
 from .findings import TakeReport, summary_lines
-from .folder import Segment, TakeFolder
-from .order import Entry, Order, draw_seed, spans
+from .folder import Segment, TakeFolder, is_take
+from .order import Entry, Order, draw_seed, is_id, is_whole, spans
 from .past import Past, whole_memory
 from .plan import Plan, appended, grid_of, replanned
 from .report import report_segment, write_report
@@ -44,6 +55,7 @@ from .source import (
     RECODE,
     Source,
     find_source,
+    forget_files,
     keep_its_sound,
     read_source,
     split_source,
@@ -52,6 +64,7 @@ from .source import (
 from .storyboard import Section, Storyboard, read_storyboard
 from .work import Worker, now
 
+log = logging.getLogger(__name__)
 Story = Storyboard | Path | str | Iterable[Section]
 
 
@@ -268,7 +281,7 @@ class Take(TakeBase):
         """
         self._check_deliver(deliver)
         with self._held():
-            source = read_source(self.folder)
+            source = self.source()
             if source is None:
                 raise UserError(f"--deliver: {self.root} begins with no video, all of it is new")
             if source.recode != (deliver == RECODE):
@@ -294,11 +307,21 @@ class Take(TakeBase):
         if order.source and before is not None and _facts(before) == _facts(source):
             if deliver is not None and before.recode != (deliver == RECODE):
                 write_source(self.folder, attrs.evolve(before, recode=deliver == RECODE))
+            kept = self.frames_of(0, order.first(order.source + 1))
+            if kept < source.frames:
+                line += f"; the take keeps the first {counted(kept, 'frame')}, as it was edited"
             return line
         if order.entries:
             raise UserError(
                 f"{self.root} has segments already: another beginning needs another take"
             )
+        if before is not None and _facts(before) != _facts(source):
+            if any(one.source for one in self.folder.orders_before(order)):
+                raise UserError(
+                    f"{self.root} began with {before.path.name}, which --undo brings back: another "
+                    "beginning needs another take"
+                )
+            forget_files(self.folder)
         write_source(self.folder, attrs.evolve(source, recode=deliver == RECODE))
         line += keep_its_sound(self.folder, source)
         latents = 1 + (source.frames - 1) // self.stride
@@ -322,8 +345,7 @@ class Take(TakeBase):
         """
         order = self.order
         if isinstance(story, Section):
-            grid, defaults = self.grid(order, None), self.defaults(None, seed)
-            return appended(order, story, grid, defaults)
+            return self._plan_more(order, story, seed)
         board = self._board(story, seconds)
         height, width = self.folder.spec["size"]
         if board.size not in (None, f"{width}x{height}"):
@@ -331,6 +353,9 @@ class Take(TakeBase):
             raise UserError(f"{name} asks for {board.size}, {self.root} is {width}x{height}")
         grid = self.grid(order, board.segment_seconds)
         return replanned(order, board.complete(), grid, self.defaults(board.seed, seed))
+
+    def _plan_more(self, order: Order, section: Section, seed: int | None) -> Plan:
+        return appended(order, section, self.grid(order, None), self.defaults(None, seed))
 
     def take_plan(self, plan: Plan, *, original: Path | None = None) -> Order:
         """Write a planned order, if it is another than the one that is there.
@@ -344,13 +369,14 @@ class Take(TakeBase):
 
     def _take_plan(self, plan: Plan, original: Path | None) -> Order:
         order = self.order
-        if plan.order.entries == order.entries:
+        if plan.order.entries == order.entries and not order.ended:
             return order
         if original is not None:
-            name = f"story.orig{original.suffix}"
-            with disk_errors(self.root / name):
-                shutil.copyfile(original, self.root / name)
-        return self.folder.edit(plan.order)
+            copy = self.root / f"story.orig{original.suffix}"
+            with disk_errors(copy):
+                if not (copy.exists() and copy.samefile(original)):
+                    shutil.copyfile(original, copy)
+        return self.folder.edit(attrs.evolve(plan.order, ended=False))
 
     def redo(
         self,
@@ -381,10 +407,8 @@ class Take(TakeBase):
         """
         with self._held():
             order = self.order
-            order.check_number(number, "--redo")
+            order.check_redo(number)
             entry = order.entries[number - 1]
-            if entry.source:
-                raise UserError(f"--redo {number}: it is of the video that the take begins with")
             named = {
                 "prompt": prompt, "negative": negative, "steps": steps, "guidance": guidance,
                 "loras": self.lora_files or None,
@@ -406,15 +430,19 @@ class Take(TakeBase):
             return self.folder.undo()
 
     def drop_after(self, number: int) -> Order:
-        """End the take behind segment `number`.
+        """End the take behind segment `number`, also where its last section has no end.
 
         Raises:
-            UserError: there is no such segment.
+            UserError: there is no such segment, or the take cannot end there.
         """
         with self._held():
             order = self.order
             order.check_number(number, "--drop-after", least=0)
-            return order if number == len(order.entries) else self.folder.edit(order.ended(number))
+            self.check_border(order, number, "--drop-after")
+            edited = order.ended_behind(number)
+            if (edited.entries, edited.ended) == (order.entries, order.ended):
+                return order
+            return self.folder.edit(edited)
 
     def branch(self, out: Path | str, *, at: int | None = None) -> Take:
         """Make a new take that begins with the first `at` segments of this one, and return it.
@@ -424,15 +452,19 @@ class Take(TakeBase):
             at: how many; None: all that are made.
 
         Raises:
-            UserError: there are not so many made, or the folder is not new.
+            UserError: there are not so many made, the take cannot end there, or the folder is not
+                new or lies in a take.
         """
         order = self.order
         count = order.made if at is None else at
         order.check_number(count, "--at")
         if count > order.made:
             raise UserError(f"--at {count}: only {counted(order.made, 'segment')} made")
+        self.check_border(order, count, "--at")
+        if count < len(order.entries):
+            order = order.ended_behind(count)
         place = Path(out)
-        self.folder.branch(place, Order(entries=order.entries[:count]))
+        self.folder.branch(place, Order(entries=order.entries, ended=order.ended))
         return Take(TakeFolder.open(place), self.source_run, self.device)
 
     def discard(self) -> None:
@@ -452,7 +484,7 @@ class Take(TakeBase):
             path
             for name in ("segments", "cache")
             for path in sorted((self.root / name).glob("*"))
-            if path.name not in named and not path.name.startswith(".")
+            if path.name not in named and is_id(path.name)
         ]
         last = [entry.id for entry in self.order.entries if entry.id is not None][-1:]
         states = (self.root / "cache").glob("*/memory.safetensors")
@@ -491,6 +523,7 @@ class Take(TakeBase):
         replace: bool = False,
         gain: int = 0,
         original: Path | None = None,
+        grow: bool = True,
     ) -> Generator[Event, None, None]:
         """Make what is asked for, and yield an event for all that happens.
 
@@ -507,21 +540,29 @@ class Take(TakeBase):
             gain: draws of time and noise by which the report says what its memory does to the loss
                 of each new segment; 0: that is not measured. A draw costs two passes of the model.
             original: the file that a storyboard was read from, of which a copy is kept.
+            grow: whether a last section that has no end goes on until it is stopped; else only
+                what the order names is made.
 
         Raises:
-            UserError: what is wrong with the storyboard; it changes what is made; the take is in
-                use; a segment is damaged.
+            UserError: what is wrong with the arguments or the storyboard; it changes what is made;
+                the take is in use; a segment is damaged.
             LongtakeError: the disk is full, memory is short, latents are not numbers.
         """
         began = time.monotonic()
+        _check_asked(story, segments, gain)
         with self._held() as dead:
             for line in (*self.notes, *(f"taken over from {one}, which ended" for one in dead)):
                 yield self._tell(line)
             self.folder.clear_parts()
-            worker = Worker(self, limit=segments, gain=gain)
+            worker = Worker(self, limit=segments, grow=grow, gain=gain)
             if isinstance(story, Iterator):
-                for section in story:
-                    self._take_plan(self.plan(section, seed=seed), None)
+                for index, section in enumerate(story):
+                    if not isinstance(section, Section):
+                        raise UserError(f"run: sections are wanted, not {section!r}")
+                    order = self.order
+                    if index:  # one more, also where it asks for the same as the one before
+                        order = attrs.evolve(order, open=False)
+                    self._take_plan(self._plan_more(order, section, seed), None)
                     yield from self._logged(worker.all_to_be_made())
                     if worker.limit == 0:
                         break
@@ -575,16 +616,38 @@ class Take(TakeBase):
         take.mp4 is all of it; new.mp4, where the take begins with a video, what is new.
 
         Args:
-            path: another place for the first of them.
+            path: another place for the first of them; of the take's own files only `*.mp4` beside
+                take.mp4.
 
         Raises:
-            UserError: nothing is made yet, or the disk refuses.
+            UserError: nothing is made yet, `path` is something that is to stay, or the disk
+                refuses.
             LongtakeError: the disk is full, or another number of frames came than the latents have.
         """
         with self._held():
+            place = None if path is None else Path(path)
+            if place is not None:
+                self._check_delivery(place)
             past = self.past(memory=False)
             past.follow()
-            return deliver(self, past, None if path is None else Path(path))
+            if past.stand_ins and (source := self.source()) is not None:
+                log.warning("%s", source.gone)
+            return deliver(self, past, place)
+
+    def _check_delivery(self, path: Path) -> None:
+        """Refuse a place for a video where something lies that is to stay."""
+        check_out_file(path, "deliver")
+        place, source = path.absolute().resolve(), read_source(self.folder)
+        if source is not None and path.exists() and source.path.exists():
+            if path.samefile(source.path):
+                raise UserError(f"deliver {path}: it is the video that the take begins with")
+        for above in place.parents:
+            beside = above == place.parent and path.suffix == ".mp4" and path.name != NEW_VIDEO
+            if is_take(above) and not beside:
+                raise UserError(
+                    f"deliver {path}: it lies among the files of the take {above}; name an .mp4 "
+                    "beside its take.mp4, or a place outside"
+                )
 
     def report(self) -> TakeReport:
         """Write report.json and report.html beside the video, and return what they say.
@@ -621,9 +684,15 @@ class Take(TakeBase):
         for text in texts:
             path = lora_path(text, self.experiment)
             try:
+                with open_tensors(path) as file:
+                    if not list(file.keys()):
+                        raise UserError(f"{path} holds no tensors: it is no LoRA")
                 found.append((text, hash_file(path)))
             except UserError as error:
                 raise UserError(f"--lora {error}") from None
+            scale = re.search(r"@([-+\d.eE]+)$", text)
+            if scale and path != expand_path(text) and not _is_scale(scale[1]):
+                raise UserError(f"--lora {text}: write file or file@0.8, {scale[1]} is no scale")
         self.lora_files = tuple(found)
 
     def _delivered(self, past: Past, began: float) -> Iterator[Event]:
@@ -633,6 +702,8 @@ class Take(TakeBase):
         if order.made:
             files = deliver(self, past)
             lines = tuple(summary_lines(self.report())[1:])
+        else:  # what was made has left the take
+            remove_products(self, VIDEO, NEW_VIDEO, "report.json", "report.html")
         if order.made == len(order.entries) and order.open:
             order = attrs.evolve(order, open=False)
             self.folder.write_order(order)
@@ -663,6 +734,25 @@ class Take(TakeBase):
 
 def _device(device: torch.device | str | None) -> torch.device:
     return pick_device() if device is None else torch.device(device)
+
+
+def _is_scale(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _check_asked(story: Any, segments: Any, gain: Any) -> None:
+    """Refuse arguments of `run` before anything is written."""
+    if story is not None and not isinstance(story, Storyboard | Section | Path | str | Iterable):
+        raise UserError(
+            f"run: a storyboard, its path, a section or an iterable of sections is wanted, not "
+            f"{story!r}"
+        )
+    for name, value in (("segments", segments), ("gain", gain)):
+        if value is not None and not (is_whole(value) and value >= 0):
+            raise UserError(f"run: {name} must be a whole number, 0 or more, not {value!r}")
 
 
 def _facts(source: Source) -> tuple[str, int, int]:

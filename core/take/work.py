@@ -28,7 +28,7 @@ from .delivery import deliver
 from .events import Event, PixelsMade, SegmentMade, Told
 from .folder import Recipe, Segment, facts_of, safe_disk
 from .order import Entry, Order
-from .past import Past, links_of
+from .past import TAIL, Past, links_of
 from .plan import gone_on
 from .report import write_report
 from .sampling import (
@@ -41,11 +41,7 @@ from .sampling import (
     sample_segment,
 )
 from .setup import lora_path
-from .source import (
-    SourceEncoder,
-    read_source,
-    source_frames,
-)
+from .source import SourceEncoder, source_frames, source_is_there
 
 SLACK_BYTES = 64_000_000  # of the disk that are left free
 
@@ -57,19 +53,23 @@ class Worker:
     Attributes:
         take: that is made.
         limit: new segments that are still to be made; None: all.
+        grow: whether a last section that has no end goes on.
         gain: draws by which the gain of a segment's memory is measured; 0: it is not.
         pace: how long things take.
         remembering: what the segments read of the past; None before the first one.
         told: whether it was said that there are no previews.
+        told_gone: whether it was said that the source is gone.
     """
 
     take: TakeBase
     limit: int | None
+    grow: bool = True
     gain: int = 0
     pace: Pace = field(factory=Pace)
     remembering: Remembering | None = None
     _past: Past | None = None
     told: bool = False
+    told_gone: bool = False
 
     @property
     def past(self) -> Past:
@@ -81,7 +81,7 @@ class Worker:
     def all_to_be_made(self) -> Iterator[Event]:
         """Make all segments that are still to be made, within the limit."""
         take = self.take
-        order = take.order
+        order = self._with_source(take.order)
         self._check_made(order)
         self._embed(order)
         yield from self._follow()
@@ -94,6 +94,8 @@ class Worker:
             if self.limit is not None and self.limit <= 0:
                 return
             if number > len(order.entries):
+                if order.ended or not self.grow:
+                    return
                 grid = take.grid(order, None)
                 more = gone_on(order, grid, take.defaults(None, None))
                 if more is None:
@@ -109,11 +111,34 @@ class Worker:
                 deliver(take, self.past)
                 write_report(take)
 
+    def _with_source(self, order: Order) -> Order:
+        """Return the order in which a source, of which a segment is gone, is to be encoded again.
+
+        It gives the same segments. Where its file is not there, the order stays as it is.
+        """
+        folder, source = self.take.folder, self.take.source()
+        given = order.entries[: order.source]
+        gone = any(entry.id is not None and not folder.has(entry.id) for entry in given)
+        if not gone or source is None or not source_is_there(source):
+            return order
+        for number in range(1, order.source + 1):
+            order = order.with_id(number, None)
+        folder.write_order(order)
+        return order
+
     def _check_made(self, order: Order) -> None:
-        """Read all latents once: an edited or damaged segment is found before anything is made."""
+        """Read what is primary once: what is edited or damaged is found before anything is made."""
+        folder = self.take.folder
         for number, entry in enumerate(order.entries, start=1):
             if entry.id is not None:
-                self.take.folder.latents(entry.id, number)
+                folder.segment_of(order, number)
+                self._check_segment(entry.id, number, source=entry.source)
+
+    def _check_segment(self, id: str, number: int, *, source: bool) -> None:
+        folder = self.take.folder
+        folder.latents(id, number)
+        if source and self.past.needs.rates:
+            folder.lr(id, number)
 
     def _embed(self, order: Order) -> None:
         """Embed the prompts of what is to be made; the encoder is loaded only for new ones."""
@@ -152,6 +177,9 @@ class Worker:
             )
         if made:
             self.pace.beside.append(took / len(made))
+        if past.stand_ins and not self.told_gone and (source := self.take.source()) is not None:
+            self.told_gone = True
+            yield Told(text=source.gone)
 
     def _add(self, order: Order, number: int, segment: Segment) -> None:
         """Name a segment in the order, and put it behind the past."""
@@ -285,7 +313,13 @@ class Worker:
                         f"--lora {path} has changed since the section was asked for (sha256): put "
                         "it back, or redo the section with --lora"
                     )
-        return self.take.model_of(texts)
+        try:
+            return self.take.model_of(texts)
+        except UserError as error:
+            named = {x for t in texts for x in (t, str(lora_path(t, self.take.experiment)))}
+            if not any(name in str(error) for name in named):
+                raise
+            raise UserError(f"{error}: --undo takes back what was asked for with it") from None
 
     def _limit(self) -> MemoryLimit | None:
         take = self.take
@@ -333,7 +367,7 @@ class Worker:
     def _source(self, order: Order) -> Iterator[Event]:
         """Encode the source and commit its segments, those that are not there yet."""
         take = self.take
-        source = read_source(take.folder)
+        source = take.source()
         if source is None:
             raise UserError(f"{take.root}: source/source.json is gone: put it back")
         lengths = [entry.latents for entry in order.entries if entry.source]
@@ -349,12 +383,14 @@ class Worker:
                 continue
             began = time.monotonic()
             recipe = self._recipe(order, number, facts)
-            if tail is not None and rates:
-                path = take.root / "source" / "lr_tail.safetensors"
+            whole = take.frames_of(0, sum(lengths)) == source.frames
+            if tail is not None and rates and whole:  # an edit may have ended it earlier
+                path = take.root / "source" / TAIL
                 with safe_disk(number - 1):
                     tail.write(path)
                 self.past.lowres.tail = tail
             if take.folder.has(recipe.id):
+                self._check_segment(recipe.id, number, source=True)
                 segment = take.folder.segment(recipe.id, number)
             else:
                 with safe_disk(number - 1):
@@ -379,6 +415,8 @@ class Worker:
                 tokens=0,
                 took=round(time.monotonic() - began, 3),
             )
+        if order.made > len(self.past.links):  # it was encoded again, and others lie behind it
+            self._past = None
         yield from self._follow()
 
 

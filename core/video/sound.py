@@ -95,9 +95,11 @@ class SoundTrack:
 
     Attributes:
         path: of the file, as `keep_sound` writes it.
+        end: seconds after which the rest of it is left out; None: all of it is copied.
     """
 
     path: Path
+    end: float | None = None
     _waiting: Any = None
     _packets: Iterator[Any] = field(factory=lambda: iter(()))
     _file: Any = None
@@ -119,9 +121,12 @@ class SoundTrack:
 
     def _read(self, stream: Any, out: Any) -> Iterator[Any]:
         for packet in self._file.demux(stream):
-            if packet.dts is not None:
-                packet.stream = out
-                yield packet
+            if packet.dts is None:
+                continue
+            if self.end is not None and packet.pts * packet.time_base >= self.end:
+                return
+            packet.stream = out
+            yield packet
 
     def write_until(self, container: Any, seconds: Fraction | None) -> None:
         """Write what lies before a time; None: all that is left."""

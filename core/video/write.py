@@ -81,7 +81,11 @@ def _encode(
 
 
 def join_videos(
-    path: Path, clips: Sequence[Path], comment: str = "", sound: Path | None = None
+    path: Path,
+    clips: Sequence[Path],
+    comment: str = "",
+    sound: Path | None = None,
+    sound_end: float | None = None,
 ) -> int:
     """Join mp4 files that `write_video` wrote alike, without encoding again; return the frames.
 
@@ -92,6 +96,7 @@ def join_videos(
         clips: at least one, in order.
         comment: for the file's metadata.
         sound: a file of `keep_sound`, which begins with the first picture; None: there is none.
+        sound_end: seconds after which the rest of it is left out.
 
     Raises:
         UserError: a clip or the sound cannot be read, a clip was encoded otherwise than the first,
@@ -101,7 +106,7 @@ def join_videos(
         options = {"movflags": "faststart"}
         with av.open(str(part), "w", format="mp4", options=options) as container:
             container.metadata["comment"] = comment
-            track = None if sound is None else SoundTrack(sound)
+            track = None if sound is None else SoundTrack(sound, sound_end)
             try:
                 return _copy_packets(container, clips, track)
             finally:
@@ -162,6 +167,16 @@ def count_frames(path: Path, comment: str | None = None) -> int | None:
             damaged = any(packet.is_corrupt or not packet.size for packet in packets)
             return None if damaged or len(packets) != stream.frames else len(packets)
     except (av.error.FFmpegError, OSError, IndexError):
+        return None
+
+
+def comment_of(path: Path) -> str | None:
+    """Return the comment in a video file's metadata; None where it has none or cannot be read."""
+    try:
+        with av.open(str(path)) as source:
+            found: str | None = source.metadata.get("comment")
+            return found
+    except (av.error.FFmpegError, OSError):
         return None
 
 
