@@ -34,8 +34,8 @@ S = TypeVar("S")
 
 
 def _check_speed(instance: object, attribute: object, value: float) -> None:
-    if not 0.1 <= value <= 10 or value == 1:
-        raise ValueError(f"a speed is 0.1 to 10, and not 1: not {value:g}")
+    if not 0.1 <= value <= 10 or f"{value:g}" == "1":  # as clips are called
+        raise ValueError(f"a speed is 0.1 to 10, and not 1: not {value}")
 
 
 _other_speed = RangeCheck(range="0.1 to 10, not 1", check=_check_speed)
@@ -200,8 +200,11 @@ class CacheSpec:
     )
 
     def __attrs_post_init__(self) -> None:
-        if len(set(self.speeds)) < len(self.speeds):
-            raise ValueError(f"speeds {list(self.speeds)} has one twice")
+        names = [f"{speed:g}" for speed in self.speeds]  # what the clips are called by
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"speeds {list(self.speeds)} has one twice (six digits count): keep one"
+            )
 
 
 def _check_decay(instance: object, attribute: object, value: float) -> None:

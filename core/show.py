@@ -245,13 +245,14 @@ def show(
         swap: what became of it where it was put on another backbone.
 
     `weights` is a line, where the backbone's began for another memory (`weights_notice`).
-    `rates` is the table of method.md §2 for every known backbone at 480×832 and for the
-    experiment's own, at the frame rate of each; `proportions` is what a memory token of each could
-    hold.
+    `rates` is the table of method.md §2 for every published backbone at 480×832 and for the
+    experiment's own, at the frame rate of each; `proportions` is what a memory token could hold, of
+    the experiment's own and of every backbone that is listed.
     """
     height, width = _cache_size(experiment)
     own = (to_json(experiment.backbone)["type"], experiment.backbone.geometry, height, width)
     known = [(key, shapes, 480, 832) for key, shapes in sorted(registry().geometries.items())]
+    listed = dict.fromkeys([own[:2], *sorted(listed_geometries().items())])
     notice = weights_notice(experiment)
     return (
         {
@@ -259,12 +260,29 @@ def show(
             "experiment": to_json(experiment),
             "context": context_lengths(experiment),
             "rates": [rate_table(*table) for table in (own, *known)],
-            "proportions": [proportions(key, shapes) for key, shapes, *_ in (own, *known)],
+            "proportions": [proportions(key, shapes) for key, shapes in listed],
             "fields": list(_fields(experiment, "", origins(experiment, sets))),
         }
         | ({} if swap is None else {"swap": _swap(swap)})
         | ({"weights": notice} if notice else {})
     )
+
+
+def listed_geometries() -> dict[str, Geometry]:
+    """Return the shapes of every known backbone by name: published ones, and what is listed.
+
+    Those of a listed one are its spec's at its defaults. One whose spec has none there is left
+    out: a field may be required, and other people's plugins may fail.
+    """
+    found = dict(registry().geometries)
+    for plugin in registry().of("backbone"):
+        try:
+            shapes = plugin.spec().geometry  # type: ignore[attr-defined]
+        except Exception:  # a plugin may raise anything, and nothing was asked of this one
+            continue
+        if isinstance(shapes, Geometry):
+            found[plugin.name] = shapes
+    return found
 
 
 def _swap(swap: Swap) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from pathlib import Path
 import torch
 from attrs import define, field, frozen
 
-from ..data.sources import Source, find_films, find_sources, notes_on
+from ..data.sources import (
+    Source,
+    find_films,
+    find_sources,
+    notes_on,
+    notes_on_photos,
+    photo_of,
+)
 from ..data.store import Record, clip_path, note_gone, rate_path, read_gone, read_index
 from ..data.texts import PromptEmbedder
 from ..data.variants import suffix, variants
@@ -122,7 +129,7 @@ def _find(
     found = [] if videos is None else find_sources(videos)
     notes = [] if videos is None else notes_on(videos, found)
     films = [] if photos is None else find_films(photos, experiment.cache.film)
-    notes += [note for film in films for note in film.notes]  # of its photograph's captions
+    notes += [] if photos is None else notes_on_photos(photos, found, films)
     return [*found, *films], list(dict.fromkeys(notes))
 
 
@@ -272,12 +279,16 @@ class CacheRun:
     def gone(self, sources: Sequence[Source], videos: bool, films: bool) -> list[str]:
         """Return what the store has clips of and that is not among the sources.
 
+        Films of a photograph that is there but cannot be used now are not gone, as a video in that
+        state is not.
+
         Args:
             sources: all videos and films of this run.
             videos: whether videos were looked for.
             films: whether films were.
         """
         present = {source.id for source in sources}
+        faulty = {source.id for source in sources if source.fault}
         root = self.job.root
         return sorted(
             {
@@ -285,6 +296,7 @@ class CacheRun:
                 for i, record in self.records.items()
                 if (films if record.photos else videos)
                 and record.original_id not in present
+                and not (record.photos and photo_of(record.original_id) in faulty)
                 and clip_path(root, i).exists()
             }
         )

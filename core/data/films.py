@@ -11,9 +11,11 @@ import hashlib
 import json
 import math
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -21,7 +23,7 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from ..errors import printable
+from ..errors import UserError, printable
 from ..experiment import FilmSpec, Motions
 from ..values.grid import Geometry
 from ..video.camera import Framing, Shot, film, upright_size
@@ -35,6 +37,9 @@ MOTIONS = tuple(attribute.name for attribute in attrs.fields(Motions))
 LETTERS = "etaoinsrhldcumfpgwybvkxjqz"
 SHARP = Image.Resampling.LANCZOS
 RATIO = 9000  # pixels: fine enough for any aspect
+WIDE = ("I", "F")  # Pillow's modes of grey whose numbers may be of any range
+DARK = 16  # of fractions up to 255: a picture that has none so bright is taken for no picture
+ABOUT_FILES = (UserWarning, RuntimeWarning)  # what Pillow warns of, but for how it is called
 
 
 @frozen(kw_only=True)
@@ -168,42 +173,88 @@ def film_chunks(
 def open_photo(path: Path) -> Image.Image:
     """Read a picture upright as RGB; of several in a file the first.
 
+    What Pillow warns of is not said here, but noted by `check_photo`.
+
     Raises:
         UserError: it cannot be read (one line, with reason).
     """
     try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
-                grey = np.asarray(upright, np.int64) >> 8
-                upright = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
-            return upright.convert("RGB")
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+            return _rgb(ImageOps.exif_transpose(file))
     except MemoryError:
         raise
     except Exception as error:  # whatever a single file does
         raise VideoError(path, _why(error)) from None
 
 
-def check_photo(path: Path) -> str:
-    """Return why a file cannot be read to its end as a picture; "" where it can."""
+def check_photo(path: Path, notes: list[str]) -> str:
+    """Return why a file cannot be read to its end as a picture; "" where it can.
+
+    Args:
+        path: of the file.
+        notes: what Pillow warns of is added, a line each.
+    """
+    name = printable(path.name)
     try:
-        with Image.open(path) as file:
-            file.draft(None, (1, 1))  # a JPEG as small as can be: faster, and read to its end, too
-            file.load()
-            return ""
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            with Image.open(path) as file:
+                file.draft(None, (1, 1))  # a JPEG as small as can be: faster, and read to its end
+                upright = ImageOps.exif_transpose(file)
+                _rgb(upright if upright.mode in WIDE else upright.crop((0, 0, 1, 1)))
     except MemoryError:  # said of each film that shows it
         return ""
     except Exception as error:  # whatever a single file does
-        return f"{printable(path.name)}: {_why(error)}"
+        return f"{name}: {_why(error)}"
+    said = [_said(one.message) for one in caught if issubclass(one.category, ABOUT_FILES)]
+    notes += [f"{name}: read, with a warning ({text})" for text in dict.fromkeys(said)]
+    return ""
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture as RGB; grey of more than 8 bits is scaled, which `convert` would clip.
+
+    Files of whole numbers with 32 bits, and of fractions, do not say which of them is white: that
+    is 255 or 65535, or 1 or 255, whatever holds all of them.
+
+    Raises:
+        UserError: none of these does.
+    """
+    if picture.mode.startswith("I;"):  # 16 bits
+        return _grey(np.asarray(picture, np.int64) >> 8)
+    if picture.mode in WIDE:
+        values = np.asarray(picture)
+        low, high = float(values.min()), float(values.max())
+        most = 65535 if picture.mode == "I" else 255
+        if not 0 <= low <= high <= most or (picture.mode == "F" and 1 < high < DARK):
+            raise UserError(
+                f"its greys are {low:g} to {high:g}, which does not tell how bright white is: save "
+                "it with 8 or 16 bits"
+            )
+        if picture.mode == "I":
+            return _grey(values >> 8 if high > 255 else values)
+        if high <= 1:
+            return _grey(np.round(255.0 * values))
+    return picture.convert("RGB")
+
+
+def _grey(values: NDArray[Any]) -> Image.Image:
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, UserError):
+        return f"cannot be read as a picture: {error}"
     if isinstance(error, UnidentifiedImageError):  # names the path again
         return "cannot be read as a picture"
-    said = printable(" ".join(str(error).split()))[:200]
-    return f"cannot be read as a picture ({type(error).__name__}: {said})"
+    return f"cannot be read as a picture ({_said(error)})"
+
+
+def _said(error: Exception | str) -> str:
+    """Return kind and text of an error or a warning on one line."""
+    text = printable(" ".join(str(error).split()))[:200]
+    return f"{type(error).__name__}: {text}"
 
 
 def make_films(photos: Sequence[Picture], spec: FilmSpec) -> list[Film]:

@@ -10,7 +10,7 @@ import hashlib
 import mimetypes
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,11 @@ SUFFIXES = frozenset(
     ".mp4 .mov .mkv .webm .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .gif .mxf "
     ".mts .m2t .vob .asf .f4v .3g2 .ogm .divx .m2v .mpe .qt .dv .y4m".split()
 )
-PHOTOS = frozenset(".jpg .jpeg .png .webp .tif .tiff .bmp .avif".split())
+PHOTOS = frozenset(".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .avif".split())
+# Pictures that are not read: of telephones and cameras, which few systems know, and others.
+OTHER_PHOTOS = frozenset(
+    ".heic .heif .jxl .jp2 .dng .nef .cr2 .cr3 .arw .orf .raf .rw2 .pef .tga .psd .exr .hdr".split()
+)
 # Lists that are looked for inside a folder, by the names that their makers give them. Where none is
 # there, a single one under any name is taken.
 LISTS_INSIDE = (
@@ -56,6 +60,7 @@ TIMED: dict[str, Callable[[Path, list[str]], tuple[Caption, ...]]] = {
 TEXTS = (".txt", ".caption", ".prompt", ".cap")
 NAMED = 5  # files named in a note that may be long
 SHORT, LONG = 8, 32  # digits of a hash in a clip's id
+FILM = "-film"  # in a film's id between that of its photograph and its number
 
 
 @frozen(kw_only=True)
@@ -104,16 +109,23 @@ def find_films(photos: Path, spec: FilmSpec) -> list[Source]:
         some = ", ".join(sorted(PHOTOS))
         raise UserError(f"--photos {photos}: no photograph in it (looked for {some})")
     found = _distinct(_source(path, photos) for path in paths)
-    faults = {one.id: one.fault or check_photo(one.path) for one in found}
-    sound = {one.name: one for one in found if not faults[one.id]}
+    found = list(map(_checked, found))
+    sound = {one.name: one for one in found if not one.fault}
     pictures = [
         Picture(name=name, caption=_whole_caption(one), path=one.path)
         for name, one in sound.items()
     ]
     films = make_films(pictures, spec)
     filmed = [_film_source(sound[film.pictures[0].name], film) for film in films]
-    faulty = [attrs.evolve(one, fault=faults[one.id]) for one in found if faults[one.id]]
+    faulty = [one for one in found if one.fault]
     return sorted([*filmed, *faulty], key=lambda source: source.name)
+
+
+def _checked(photo: Source) -> Source:
+    """Return a photograph with what is wrong with its file, and what was warned of."""
+    notes: list[str] = []
+    fault = photo.fault or check_photo(photo.path, notes)
+    return attrs.evolve(photo, fault=fault, notes=(*photo.notes, *notes))
 
 
 def _whole_caption(photo: Source) -> str:
@@ -123,11 +135,16 @@ def _whole_caption(photo: Source) -> str:
 def _film_source(photo: Source, film: Film) -> Source:
     return attrs.evolve(
         photo,
-        id=f"{photo.id}-film{film.number}",
+        id=f"{photo.id}{FILM}{film.number}",
         name=f"{photo.name} film {film.number}",
         captions=film.captions(),
         film=film,
     )
+
+
+def photo_of(film: str) -> str:
+    """Return the id of the photograph that a film of this id is of."""
+    return film.rpartition(FILM)[0]
 
 
 def find_sources(videos: Path) -> list[Source]:
@@ -277,6 +294,36 @@ def notes_on(videos: Path, sources: Sequence[Source]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
+def notes_on_photos(photos: Path, videos: Sequence[Source], films: Sequence[Source]) -> list[str]:
+    """Return what is in a folder of photographs and not used; a line each, none twice.
+
+    What each film notes, then pictures of kinds that are not read, and videos.
+
+    Args:
+        photos: the folder.
+        videos: of the same run, which may be in it.
+        films: of its photographs.
+    """
+    notes = [note for film in films for note in film.notes]
+    used = {os.path.realpath(source.path) for source in (*videos, *films)}
+    unused = sorted(path for path in _walk(photos) if os.path.realpath(path) not in used)
+    moving = [path for path in unused if _is_kind(path, "video", SUFFIXES)]
+    rest = sorted({*unused} - {*moving})
+    others = [path for path in rest if _is_kind(path, "image", OTHER_PHOTOS)]
+    if others:
+        kinds = ", ".join(sorted(PHOTOS))
+        notes.append(f"pictures, not filmed: {_names(others)}; photographs are {kinds}")
+    if moving:
+        notes.append(f"may be videos, not filmed: {_names(moving)}; --videos takes videos")
+    return list(dict.fromkeys(notes))
+
+
+def _is_kind(path: Path, kind: str, suffixes: Set[str]) -> bool:
+    """Return whether a file is of a kind by its name: here, or as the system has it."""
+    guessed = mimetypes.guess_type(path.name)[0] or ""
+    return path.suffix.lower() in suffixes or guessed.startswith(f"{kind}/")
+
+
 def _tables_in(root: Path) -> Iterator[str]:
     """Yield which files of a folder may hold captions in a kind that is not read."""
     names = sorted(p.name for p in root.iterdir() if p.suffix.lower() in TABLES and _is_file(p))
@@ -290,16 +337,10 @@ def _left_out(files: Iterable[Path], sources: Sequence[Source]) -> Iterator[str]
     unused = sorted(path for path in files if os.path.realpath(path) not in used)
     listed = [path for path in unused if path.suffix.lower() in SUFFIXES]
     if listed:
-        yield f"not in the list, not used: {_short_list(printable(p.name) for p in listed)}"
-    kinds = [
-        path
-        for path in unused
-        if path.suffix.lower() not in SUFFIXES
-        and (mimetypes.guess_type(path.name)[0] or "").startswith("video/")
-    ]
+        yield f"not in the list, not used: {_names(listed)}"
+    kinds = [path for path in sorted({*unused} - {*listed}) if _is_kind(path, "video", SUFFIXES)]
     if kinds:
-        names = _short_list(printable(path.name) for path in kinds)
-        yield f"may be videos, not used: {names}; name one to use it"
+        yield f"may be videos, not used: {_names(kinds)}; name one to use it"
 
 
 def _unread_beside(sources: Sequence[Source]) -> Iterator[str]:
@@ -323,6 +364,10 @@ def _unread_beside(sources: Sequence[Source]) -> Iterator[str]:
         found = _short_list(f"{printable(end)} ({count})" for end, count in sorted(ends.items()))
         read = ", ".join((*TEXTS, *TIMED))
         yield f"no caption was found in files beside videos: {found}; captions stand in {read}"
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return _short_list(printable(path.name) for path in paths)
 
 
 def _short_list(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ could hold if it knew every cell by itself and nothing of its neighbours; a netw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,19 @@ from ..tools.progress import Report
 from ..values.draws import step_generator
 from ..values.grid import Geometry, Rate, Size3, ceil_div
 from ..values.shapes import Frames, Latents
+from .result import CodeInfo
 
 NAME = "linear"  # of the guide among retrievers
 FILE = "linear.safetensors"  # beside a run
 KIND = "linear code"  # what the file says it is
+TENSORS = ("root", "mean", "components", "first_mean", "first_components")
 MOST = 4096  # numbers of a cell: principal components of more take minutes
 MOST_CELLS = 200_000  # that are counted: more of a store move nothing but the clock
 CHUNK = 64  # latents read at a time
 RATE = Rate(height=2, width=2, time=2)  # of cells where no compressor names a rate
 PROBED = Size3(time=4, height=16, width=16)  # of the latents that the codec's reach is measured on
 STEP = 0.25  # how far they are moved, in standard deviations
+MARK = 12  # hex digits of a file's fingerprint by which it is known again
 LINEAR = 1e-3  # of a response, that the same step elsewhere may differ by in a linear codec
 
 
@@ -70,9 +73,20 @@ class LinearCode:
     @property
     def digest(self) -> str:
         """16 hex digits of the code."""
-        tensors = (self.root, self.mean, self.components, self.first_mean, self.first_components)
+        tensors = (getattr(self, name) for name in TENSORS)
         whole = hashlib.sha256(b"".join(x.numpy(force=True).tobytes() for x in tensors))
         return whole.hexdigest()[:16]
+
+    def info(self, records: Sequence[Record]) -> CodeInfo:
+        """Return what it was fitted on, of which some clips that are measured may be part."""
+        marks = self.header.get("origins")
+        known = None if marks is None else set(marks)
+        return CodeInfo(
+            store=self.header["store"],
+            cells=self.header["cells"],
+            numbers=self.components.shape[1],
+            seen=None if known is None else sum(bool(known & _marks([r])) for r in records),
+        )
 
     def cells(self, size: Size3) -> int:
         """Return how many cells latents of a size have."""
@@ -98,8 +112,12 @@ class LinearCode:
 
     def to(self, device: torch.device) -> LinearCode:
         """Return the code on a device."""
-        names = ("root", "mean", "components", "first_mean", "first_components")
-        return attrs.evolve(self, **{name: getattr(self, name).to(device) for name in names})
+        return attrs.evolve(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+
+
+def _marks(records: Iterable[Record]) -> set[str]:
+    """Return short marks of all files that some clips show."""
+    return {origin[:MARK] for record in records for origin in record.origins}
 
 
 def _projected(cells: Tensor, mean: Tensor, components: Tensor, numbers: int) -> Tensor:
@@ -274,7 +292,7 @@ def fit_linear_code(
     header = {
         "kind": KIND, **identity(experiment, codec), "store": store.root.absolute().name,
         "clips": len(records), "cells": whole.count, "codec_is_linear": linear,
-        "explained": explained,
+        "explained": explained, "origins": sorted(_marks(records)),
     }  # fmt: skip
     return LinearCode(
         cell=cell, root=root.cpu(), mean=mean.cpu(), components=components.cpu(),
@@ -374,8 +392,7 @@ def write_linear_code(path: Path, code: LinearCode) -> None:
     Raises:
         UserError: the disk refuses.
     """
-    names = ("root", "mean", "components", "first_mean", "first_components")
-    write_tensors(path, {name: getattr(code, name) for name in names}, code.header)
+    write_tensors(path, {name: getattr(code, name) for name in TENSORS}, code.header)
 
 
 def read_linear_code(path: Path, experiment: Experiment, codec: Codec[CodecSpec]) -> LinearCode:
@@ -396,4 +413,34 @@ def read_linear_code(path: Path, experiment: Experiment, codec: Codec[CodecSpec]
                 "again (`longtake measure --fit STORE`)"
             )
     time, height, width = header["cell"]
-    return LinearCode(cell=Size3(time=time, height=height, width=width), header=header, **tensors)
+    cell = Size3(time=time, height=height, width=width)
+    if fault := _fault(header, tensors, cell, codec.channels):
+        raise UserError(
+            f"{path} is damaged: {fault}: fit it again (`longtake measure --fit STORE`)"
+        )
+    return LinearCode(cell=cell, header=header, **{name: tensors[name] for name in TENSORS})
+
+
+def _fault(
+    header: Mapping[str, Any], tensors: Mapping[str, Tensor], cell: Size3, channels: int
+) -> str:
+    """Return what is wrong with the contents of a file of a code; "" where nothing is."""
+    wanted = {"store": str, "clips": int, "cells": int}
+    if odd := [key for key, kind in wanted.items() if not isinstance(header.get(key), kind)]:
+        return f"its header has no {odd[0]}"
+    first = channels * cell.height * cell.width
+    whole = cell.time * first
+    if missing := [name for name in TENSORS if name not in tensors]:
+        return f"it has no {missing[0]}"
+    numbers = tensors["components"].shape[-1] if tensors["components"].ndim else 0
+    shapes = {
+        "root": (channels, channels), "mean": (whole,), "components": (whole, min(numbers, whole)),
+        "first_mean": (first,), "first_components": (first, min(numbers, first)),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape:
+            return f"{name} is {list(tensor.shape)}, not {list(shape)}"
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            return f"{name} has values that are no numbers"
+    return ""

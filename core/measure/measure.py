@@ -21,6 +21,8 @@ from ..train.past import PastEncoder
 from ..values.grid import Rate, Size3
 from .continuations import ClipContinuation, measure_continuations
 from .kept import KeptClip, KeptClips
+from .linear import NAME as LINEAR
+from .linear import LinearGuide
 from .prepare import MeasureSetup, evaluating, failure
 from .quality import (
     CEILING,
@@ -34,6 +36,7 @@ from .quality import (
 )
 from .result import (
     ClipRow,
+    CodeInfo,
     ContinuationRow,
     Distance,
     FrameScores,
@@ -161,7 +164,13 @@ def _result(
         spec=config.to_json(experiment),
         versions=versions(),
         unfinished=unfinished,
+        code=_code_info(setup, [clip.record for clip in clips]),
     )
+
+
+def _code_info(setup: MeasureSetup, records: Sequence[Record]) -> CodeInfo | None:
+    guide = setup.retrievers.get(LINEAR)
+    return guide.linear.info(records) if isinstance(guide, LinearGuide) else None
 
 
 @define

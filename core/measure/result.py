@@ -361,6 +361,23 @@ class LongRow:
 
 
 @frozen(kw_only=True)
+class CodeInfo:
+    """What the linear code of the guide `linear` was fitted on.
+
+    Attributes:
+        store: the name of the store's folder.
+        cells: of its latents; `numbers` those that are kept of each.
+        seen: how many of the clips that were measured show a file that its clips show, too; None:
+            it was fitted before this was written down.
+    """
+
+    store: str
+    cells: int
+    numbers: int
+    seen: int | None
+
+
+@frozen(kw_only=True)
 class MeasureResult:
     """All that was measured of one model on one store.
 
@@ -376,6 +393,7 @@ class MeasureResult:
         asked: seconds of history asked for; `queries` masked queries for each clip.
         mirrored: variants of clips (mirrored, backwards, faster), which are never measured.
         continuations: of a Stage II run, losses of the video that follows a past.
+        code: what the guide `linear` was fitted on; None where it was not measured.
         took: seconds that measuring took.
         unfinished: why there are not all clips, and how many there are; "": there are all.
     """
@@ -406,6 +424,7 @@ class MeasureResult:
     spec: Mapping[str, Any] = field(repr=False)
     versions: Mapping[str, str] = field(repr=False)
     unfinished: str = ""
+    code: CodeInfo | None = None
 
     def retrieval(self, name: str) -> RetrieverResult:
         """Return the result of the retriever of that name."""

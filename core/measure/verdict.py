@@ -30,6 +30,7 @@ from .result import (
 
 REACHED, MISSED, OPEN, NOTE = "reached", "missed", "unclear", "note"
 FEW = 8  # clips below which an interval is called a guess
+SEVERAL = 5  # cells a number below which a linear code is called fitted on too little
 
 
 @frozen(kw_only=True)
@@ -207,6 +208,7 @@ def _way(result: MeasureResult) -> Iterator[VerdictLine]:
     if way is None:
         text = f"The best linear code of as many numbers ({LINEAR}) is no better than the floor."
         yield _note(text)
+        yield from _code(result)
         return
     low, high = way.share.low, way.share.high
     ends = "" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
@@ -216,6 +218,26 @@ def _way(result: MeasureResult) -> Iterator[VerdictLine]:
         f"{format_figure(way.gap, metric)} {metric.title} from {way.start} to {LINEAR}, the best "
         "linear code of as many numbers."
     )
+    yield from _code(result)
+
+
+def _code(result: MeasureResult) -> Iterator[VerdictLine]:
+    """Say where the code was fitted on too little, or on what is measured."""
+    code = result.code
+    if code is None:
+        return
+    if code.cells < SEVERAL * code.numbers:
+        yield _note(
+            f"{LINEAR} was fitted on {code.cells:,} cells of {code.store}, for {code.numbers:,} "
+            f"numbers a cell: too few to be the best code of other clips. Fit it on {SEVERAL} "
+            "cells a number or more (--fit STORE)."
+        )
+    if code.seen:
+        yield _note(
+            f"{LINEAR} was fitted on {code.store}, which has {code.seen} of the "
+            f"{counted(len(result.clips), 'clip')} measured: it knows these, and is too good "
+            "for clips that it has not seen. Fit it on the training store (--fit STORE)."
+        )
 
 
 def _side(value: float, metric: MetricInfo) -> str:

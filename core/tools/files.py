@@ -509,7 +509,8 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file and yield it, to read tensors or slices of it.
 
     Raises:
-        UserError: it is missing, may not be read, or is no safetensors file.
+        UserError: it is missing, may not be read, or is no safetensors file; while it is read, a
+            tensor that is asked for is not in it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -526,7 +527,10 @@ def open_tensors(path: Path) -> Iterator[Any]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file that can be read: {error}") from None
     with file as opened:
-        yield opened
+        try:
+            yield opened
+        except SafetensorError as error:
+            raise UserError(f"{path} is not what is wanted here, or damaged: {error}") from None
 
 
 class TensorFile:

@@ -106,6 +106,9 @@ def look(photo: Image.Image, framing: Framing, size: tuple[int, int]) -> Pixels:
 def view_box(framing: Framing, photo: tuple[int, int], size: tuple[int, int]) -> tuple[Box, float]:
     """Return the upright box around what is seen of a picture, and its pixels to one of the view.
 
+    It begins inside the picture: where a view as large as the picture would lie before its edge by
+    rounding, it begins at the edge.
+
     Args:
         framing: where the camera looks.
         photo: width and height of the picture.
@@ -114,8 +117,15 @@ def view_box(framing: Framing, photo: tuple[int, int], size: tuple[int, int]) ->
     wide, high = upright_size(size, framing.turn)
     scale = min(photo[0] / wide, photo[1] / high) / framing.zoom
     wide, high = wide * scale, high * scale
-    left, top = (photo[0] - wide) * framing.across, (photo[1] - high) * framing.down
-    return (left, top, left + wide, top + high), scale
+    left, right = _side(photo[0], wide, framing.across)
+    top, bottom = _side(photo[1], high, framing.down)
+    return (left, top, right, bottom), scale
+
+
+def _side(photo: int, view: float, part: float) -> tuple[float, float]:
+    """Return where a view begins and ends on one side of a picture, `part` of the way over it."""
+    begin = (photo - view) * part
+    return (begin, begin + view) if begin >= 0 else (0.0, min(view, float(photo)))
 
 
 def upright_size(size: tuple[int, int], turn: float) -> tuple[float, float]:

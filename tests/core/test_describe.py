@@ -16,7 +16,17 @@ from longtake.core.config import from_json
 from longtake.core.errors import UserError
 from longtake.core.experiment import CacheSpec, Experiment
 from longtake.core.hooks import KINDS, Plugin
-from longtake.core.interfaces.spec import between, each, ge, gt, in_, instance_of, lt, range_of
+from longtake.core.interfaces.spec import (
+    BackboneSpec,
+    between,
+    each,
+    ge,
+    gt,
+    in_,
+    instance_of,
+    lt,
+    range_of,
+)
 from longtake.core.registry import registry
 from longtake.core.values.grid import Geometry, Rate, Size3
 from longtake.plugins.compressors.specs import Conv
@@ -60,12 +70,29 @@ def test_every_known_backbone_and_the_experiments_own_have_a_table() -> None:
 
 
 def test_what_a_memory_token_could_hold_stands_beside_what_it_stands_for() -> None:
-    rows = {row["geometry"]: row for row in describe.show("test", EXPERIMENT)["proportions"]}
-    assert list(rows) == ["tiny-wan", *sorted(registry().geometries)]
+    shown = describe.show("test", EXPERIMENT)["proportions"]
+    rows = {row["geometry"]: row for row in shown}
+    listed = sorted(plugin.name for plugin in registry().of("backbone"))
+    assert [row["geometry"] for row in shown] == [
+        "tiny-wan", *(name for name in listed if name != "tiny-wan")
+    ]  # fmt: skip
+    assert rows["framepack"] == rows["hunyuan"] | {"geometry": "framepack"}
+    assert (rows["tiny-hunyuan"]["width"], rows["tiny-hunyuan"]["lr"]) == (384, 64)
     hunyuan, dense = rows["hunyuan"], rows["wan22-5b"]
     assert (hunyuan["width"], hunyuan["lr"], hunyuan["cells"]["2x2x2"]) == (3072, 64, 512)
     assert (dense["width"], dense["lr"], dense["cells"]["2x2x2"]) == (3072, 192, 1536)
     assert hunyuan["cells"]["4x4x2"] == 2048
+
+
+def test_a_backbone_without_shapes_at_its_defaults_is_left_out_of_that_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = describe.show("test", EXPERIMENT)["proportions"]
+    bare = Plugin(name="bare", summary="no geometry", spec=BackboneSpec, target="a:b")
+    needy = Plugin(name="needy", summary="its rate is required", spec=Conv, target="a:b")
+    for plugin in (bare, needy):
+        monkeypatch.setitem(registry().plugins, ("backbone", plugin.name), plugin)
+    assert describe.show("test", EXPERIMENT)["proportions"] == before
 
 
 def test_context_lengths_are_those_of_the_compressors() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +17,14 @@ from PIL import Image
 from longtake.core.cache.cache import CacheResult, cache
 from longtake.core.data import sources
 from longtake.core.data.captions import Caption
-from longtake.core.data.films import TEXT, TEXTURE, Film, open_photo
-from longtake.core.data.sources import find_films
+from longtake.core.data.films import TEXT, TEXTURE, Film, check_photo, open_photo
+from longtake.core.data.sources import find_films, notes_on_photos
 from longtake.core.data.store import Store, read_gone
 from longtake.core.data.variants import Variant, variants
 from longtake.core.errors import UserError
 from longtake.core.experiment import CacheSpec, Experiment, FilmSpec, Motions
 from longtake.core.values.grid import Rate
-from longtake.core.video.camera import Framing, look, view_box
+from longtake.core.video.camera import Framing, look, upright_size, view_box
 
 from ..small import RATE, small, write_clips
 
@@ -159,6 +162,32 @@ def test_the_turned_view_is_level_sampled_and_inside(tmp_path: Path) -> None:
         assert np.abs(seen[..., 0] - 0.5 * down)[inner].max() < 2
 
 
+def test_the_view_is_inside_pictures_of_every_size() -> None:
+    drawn = random.Random(0)
+    for number in range(3000):
+        size = drawn.choice(((48, 32), (160, 96)))
+        photo = drawn.randint(1, 300), drawn.randint(1, 300)
+        turn = drawn.choice((0.0, drawn.uniform(-90, 90)))
+        wide, high = upright_size(size, turn)
+        most = max(1.0, min(photo[0] / wide, photo[1] / high))
+        framing = Framing(drawn.random(), drawn.random(), min(drawn.uniform(1, 3.5), most), turn)
+        box, scale = view_box(framing, photo, size)
+        assert 0 <= box[0] < box[2] <= photo[0] + 1e-9 and 0 <= box[1] < box[3] <= photo[1] + 1e-9
+        assert (box[2] - box[0]) / scale == pytest.approx(wide)
+        if number % 20 == 0:
+            assert look(Image.new("RGB", photo, "white"), framing, size).min() == 255
+
+
+def test_small_photographs_are_filmed(tmp_path: Path) -> None:
+    drawn = random.Random(1)
+    for seed in range(12):
+        size = drawn.randint(60, 180), drawn.randint(60, 180)
+        photograph(tmp_path / "photos" / f"{seed}.png", seed, size)
+    spec = FilmSpec(clips=2, seconds=2.0)
+    for film in films(tmp_path / "photos", spec).values():
+        assert len(list(film.frames((160, 96), 4.0))) == 8
+
+
 def test_films_are_ordinary_clips_of_a_store(photos: Path) -> None:
     result = run(photos)
     store = Store.open(photos.parent / "s")
@@ -211,7 +240,7 @@ def test_what_cannot_be_filmed_is_listed(photos: Path, monkeypatch: pytest.Monke
     assert all(f"{name}: cannot be read as a picture" in bad[name] for name in bad)
     assert result.count("cached") == 6, "no film of the others shows them"
     with monkeypatch.context() as late:
-        late.setattr(sources, "check_photo", lambda path: "")  # as if it broke meanwhile
+        late.setattr(sources, "check_photo", lambda path, notes: "")  # as if it broke meanwhile
         details = [one.detail for one in run(photos).outcomes if one.status == "bad"]
     assert any(one.startswith("cut.png film 1: cut.png: cannot be read") for one in details)
     (photos / "empty").mkdir()
@@ -229,6 +258,47 @@ def test_what_cannot_be_filmed_is_listed(photos: Path, monkeypatch: pytest.Monke
         run(photos, film=evolve(SHORT, seed=9), min_seconds=4.0)
 
 
+def test_films_of_a_photograph_that_cannot_be_read_now_stay(photos: Path) -> None:
+    root, lake = photos.parent / "s", photos / "lake.jpg"
+    run(photos)
+    whole = lake.read_bytes()
+    lake.write_bytes(whole[: len(whole) // 2])
+    for prune in (False, True):
+        result = run(photos, prune=prune)
+        assert result.gone == [] and read_gone(root) == [] and result.count("bad") == 1
+    names = {record.source for record in Store.open(root).records}
+    assert {"lake.jpg film 1", "lake.jpg film 2"} <= names
+    lake.unlink()
+    assert run(photos, prune=True).gone == ["lake.jpg film 1", "lake.jpg film 2"]
+
+
+def test_what_is_no_photograph_and_what_pillow_warns_of_is_noted(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.jpe", "c.jfif"):
+        (photos / name).write_bytes((photos / "lake.jpg").read_bytes())
+    for name in ("anim.gif", "raw.NEF", "x.heic", "more/old.mpg", "y.svg", "notes.md"):
+        (photos / name).write_text("anything")
+    (photos / "seen").mkdir()
+    (photos / "seen" / "a.mp4").write_text("a video that --videos reads")
+    found = find_films(photos, SHORT)
+    assert {"b.jpe film 1", "c.jfif film 1"} <= {one.name for one in found}
+    videos = sources.find_sources(photos / "seen")
+    notes = notes_on_photos(photos, videos, found)
+    kinds = ".avif, .bmp, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp"
+    assert notes == [
+        f"pictures, not filmed: raw.NEF, x.heic, y.svg; photographs are {kinds}",
+        "may be videos, not filmed: anim.gif, old.mpg; --videos takes videos",
+    ]
+    (photos / "seen" / "a.mp4").unlink()
+    photograph(photos / "large.png", 5, (300, 200))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)
+    with warnings.catch_warnings(action="error"):  # none of them reaches the user raw
+        result = run(photos)
+    assert result.notes[1:] == notes and result.count("bad") == 0
+    assert result.notes[0].startswith("large.png: read, with a warning (DecompressionBombWarning: ")
+
+
 def test_odd_pictures_are_upright_rgb(tmp_path: Path) -> None:
     grey = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
     Image.fromarray(grey).save(tmp_path / "deep.png")
@@ -242,12 +312,40 @@ def test_odd_pictures_are_upright_rgb(tmp_path: Path) -> None:
     assert open_photo(tmp_path / "turned.jpg").size == (48, 64)
 
 
+def test_greys_of_any_range_are_scaled_or_refused(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 64 * 48).reshape(48, 64)
+    path = tmp_path / "grey.tif"
+    for dtype, white in (
+        (np.int32, 255), (np.int32, 65535), (np.uint16, 65535), (np.float32, 1), (np.float32, 255),
+    ):  # fmt: skip
+        Image.fromarray((white * ramp).astype(dtype)).save(path)
+        assert check_photo(path, []) == ""
+        seen = np.asarray(open_photo(path)).astype(float)
+        assert seen.shape == (48, 64, 3) and np.abs(seen - 255 * ramp[..., None]).max() <= 1
+    for low, high, dtype in (
+        (0, 70_000, np.int32),
+        (-9, 200, np.int32),
+        (0, 1.5, np.float32),
+        (-0.1, 1, np.float32),
+        (0, 9000, np.float32),
+        (0, np.nan, np.float32),
+    ):
+        Image.fromarray((low + (high - low) * ramp).astype(dtype)).save(path)
+        why = check_photo(path, [])
+        assert "grey.tif: cannot be read as a picture: its greys are" in why and "16 bits" in why
+        with pytest.raises(UserError, match=f"^{re.escape(why)}$"):
+            open_photo(path)
+
+
 def test_variants_are_all_combinations_with_the_original_first() -> None:
     spec = CacheSpec(mirror=True, reverse=True, speeds=(2.0, 0.5))
     every = variants(spec)
     assert len(every) == 12 and every[0] == Variant() and len(set(every)) == 12
     assert variants(CacheSpec()) == [Variant()]
-    for speeds, reason in (((1.0,), "0.1 to 10"), ((2.0, 2.0), "twice"), ((20.0,), "0.1 to 10")):
+    for speeds, reason in (
+        ((1.0,), "0.1 to 10"), ((2.0, 2.0), "twice"), ((20.0,), "0.1 to 10"),
+        ((1.0000001,), "not 1: not 1.0000001"), ((2.0, 2.0000001), "twice .six digits count"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=reason):
             CacheSpec(speeds=speeds)
 

@@ -221,6 +221,15 @@ def test_permission_denied_is_said_as_such() -> None:
                 check(folder / "shut" / "a" / "b")
 
 
+def test_a_file_without_a_tensor_that_is_asked_for_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"x": torch.zeros(2)}, {})
+    for ask in ("get_tensor", "get_slice"):
+        with pytest.raises(UserError, match=r"x\.safetensors is not what is wanted .* latents"):
+            with open_tensors(path) as file:
+                getattr(file, ask)("latents")
+
+
 def test_an_output_is_checked_before_the_work(tmp_path: Path, dead: int) -> None:
     for name in ("file", "spec.json"):
         (tmp_path / name).write_text("mine")

@@ -18,6 +18,7 @@ from longtake.core.interfaces.retriever import LatentFrames
 from longtake.core.interfaces.spec import CodecSpec
 from longtake.core.measure.compare import compare_rates
 from longtake.core.measure.linear import (
+    TENSORS,
     LinearCode,
     LinearGuide,
     Moments,
@@ -34,10 +35,11 @@ from longtake.core.measure.linear import (
 from longtake.core.measure.measure import measure
 from longtake.core.measure.prepare import MeasureSetup
 from longtake.core.measure.quality import clip_scene
-from longtake.core.measure.result import ClipRow, MeasureResult
+from longtake.core.measure.result import ClipRow, CodeInfo, MeasureResult
 from longtake.core.measure.verdict import as_data, verdict, way_to_linear
 from longtake.core.model import build_model
 from longtake.core.registry import build
+from longtake.core.tools.files import write_tensors
 from longtake.core.values.grid import Rate, Size3
 from longtake.core.values.shapes import Latents
 from longtake.plugins.compressors.specs import Conv, Keyframes, Window
@@ -234,6 +236,33 @@ def test_it_stands_in_report_json_and_verdict(
     assert [row.name for row in compare_rates(result).rows].count("linear") == 1
 
 
+def test_a_code_of_few_cells_or_of_what_is_measured_is_called_so(
+    stored: Store, code: LinearCode, result: MeasureResult
+) -> None:
+    def notes(one: MeasureResult) -> list[str]:
+        return [str(line) for line in verdict(one) if "linear was fitted on" in str(line)]
+
+    assert result.code == CodeInfo(
+        store=stored.root.name, cells=code.header["cells"], numbers=24, seen=4
+    )
+    assert as_data(result)["code"]["seen"] == 4
+    cells, seen = notes(result)
+    assert "on 16 cells of" in cells
+    assert "which has 4 of the 4 clips measured" in seen and "Fit it on the training" in seen
+    few = attrs.evolve(result.code, cells=119, seen=0)
+    (line,) = notes(attrs.evolve(result, code=few))
+    assert "on 119 cells of" in line and "24 numbers a cell" in line and "5 cells a number" in line
+    worse = [
+        attrs.evolve(c, unmasked={**c.unmasked, "linear": {"psnr": 0.0}}) for c in result.clips
+    ]
+    assert len(notes(attrs.evolve(result, code=few, clips=tuple(worse)))) == 1
+    other = [attrs.evolve(record, fingerprint="0" * 64) for record in stored.records]
+    assert code.info(other).seen == 0 and code.info([*other, stored.records[0]]).seen == 1
+    old = {key: value for key, value in code.header.items() if key != "origins"}
+    assert attrs.evolve(code, header=old).info(stored.records).seen is None
+    assert notes(attrs.evolve(result, code=attrs.evolve(few, cells=120, seen=None))) == []
+
+
 def test_the_way_is_the_share_of_the_gap(result: MeasureResult) -> None:
     def moved(clip: ClipRow, number: int) -> ClipRow:
         figures = {"flow": 21.0 + number, "upsample": 20.0 + number, "linear": 24.0 + number}
@@ -266,6 +295,22 @@ def test_a_code_of_other_cells_or_codec_is_refused(
         read_linear_code(path, coarse, build(experiment.backbone.codec))
     with pytest.raises(UserError, match="cached with codec"):
         fit_linear_code(other, stored, build(Dct(channels=48)))
+    tensors = {name: getattr(code, name) for name in TENSORS}
+    d, k = code.components.shape
+    for change, said in (
+        ({"mean": None}, "it has no mean"),
+        ({"components": code.components[:5]}, rf"components is \[5, {k}\], not \[{d}, {k}\]"),
+        ({"components": code.components[:, :2]}, rf"first_components is \[256, {k}\], not"),
+        ({"first_mean": code.first_mean / 0}, "first_mean has values that are no numbers"),
+        ({"root": torch.ones(())}, r"root is \[\], not \[16, 16\]"),
+    ):
+        other_tensors = {n: x for n, x in (tensors | change).items() if x is not None}
+        write_tensors(path, other_tensors, code.header)
+        with pytest.raises(UserError, match=f"is damaged: {said}.*: fit it again"):
+            read_linear_code(path, experiment, build(experiment.backbone.codec))
+    write_tensors(path, tensors, {**code.header, "cells": None})
+    with pytest.raises(UserError, match="its header has no cells: fit it again"):
+        read_linear_code(path, experiment, build(experiment.backbone.codec))
     few = attrs.evolve(code, components=code.components[:, :2])
     setup = MeasureSetup.build(build_model(experiment), stored, linear=few)
     with pytest.raises(UserError, match="fit it again"):
