@@ -261,7 +261,8 @@ def open_take(root: Path, run: Path | str | Model | None, sets: list[str]) -> Op
     folder = TakeFolder.open(root)
     before = _experiment(root)
     experiment = config.apply_sets(before, sets)
-    notes = [f"{text} differs from what {root} began with" for text in sets]
+    changes = sets if experiment != before else []
+    notes = [f"{text} differs from what {root} began with" for text in changes]
     notes += refuse_changes(root, before, experiment)
     if isinstance(run, Model):
         notes += refuse_changes(root, before, run.experiment)
