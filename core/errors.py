@@ -45,6 +45,25 @@ def plugin_label(plugin: object) -> str:
     return f"{PLUGIN_NAMES.get(own, own.__qualname__)} ({file})"
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether text can be written in UTF-8: what a shell gives in other bytes cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_utf8(path: object, option: str) -> None:
+    """Refuse a path that no JSON or text file could name.
+
+    Args:
+        path: of a file or folder.
+        option: that names it, for messages.
+
+    Raises:
+        UserError: its bytes are no UTF-8.
+    """
+    if not is_utf8(text := str(path)):
+        raise UserError(f"{option} {printable(text)}: its name is not in UTF-8: rename it")
+
+
 def printable(name: str) -> str:
     """Return a file's name on one line and in UTF-8, whatever bytes the disk has in it.
 

@@ -19,7 +19,7 @@ from .experiment import Experiment
 from .interfaces.codec import Codec, frame_to_latent, frames_of, to_bytes
 from .interfaces.retriever import Scene
 from .interfaces.spec import CodecSpec, RetrieverSpec
-from .interfaces.text_encoder import embed_all
+from .interfaces.text_encoder import embed_all, unread_of
 from .model import (
     Model,
     all_needs,
@@ -45,12 +45,14 @@ class Retrieval:
         tokens: context length of the memory.
         uncompressed_tokens: tokens that the DiT would need for the video as it is.
         seconds: length of the video.
+        cut_captions: how many of its captions the text encoder does not read to their ends.
     """
 
     files: tuple[Path, ...]
     tokens: int
     uncompressed_tokens: int
     seconds: float
+    cut_captions: int
 
 
 def retrieve(
@@ -93,6 +95,7 @@ def retrieve(
         tokens=scene.memory.length,
         uncompressed_tokens=model.backbone.geometry.tokens(scene.size),
         seconds=seconds,
+        cut_captions=captions.cut,
     )
 
 
@@ -103,10 +106,12 @@ class Captions:
     Attributes:
         latents: the latents that hold the frames, in order, by their caption.
         texts: the embedding of each caption, and of "".
+        cut: how many of them the text encoder does not read to their ends.
     """
 
     latents: Mapping[str, list[int]]
     texts: Mapping[str, Text]
+    cut: int = 0
 
     @classmethod
     def of(
@@ -125,12 +130,14 @@ class Captions:
             prompt = caption_of(video, span.start / geometry.fps, span.stop / geometry.fps)
             latents.setdefault(prompt, []).append(latent)
         prompts = sorted({"", *latents})
-        text = embed_all(build(experiment.backbone.text_encoder).to(device), prompts)
+        encoder = build(experiment.backbone.text_encoder).to(device)
+        cut = len(unread_of(encoder, prompts))
+        text = embed_all(encoder, prompts)
         texts = {
             prompt: text.select([row]).to(device, torch.float32)
             for row, prompt in enumerate(prompts)
         }
-        return cls(latents=latents, texts=texts)
+        return cls(latents=latents, texts=texts, cut=cut)
 
 
 def encode_video_file(experiment: Experiment, codec: Codec[CodecSpec], video: Path) -> Encoded:

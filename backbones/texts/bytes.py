@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from einops import rearrange
@@ -42,6 +43,14 @@ class ByteEncoder(TextEncoder[Bytes]):
         embeddings = _vectors(codes, mask, self.spec.width)
         pooled = _pooled(codes, mask, self.spec.pooled) if self.spec.pooled else None
         return Text(embeddings=embeddings, mask=mask, pooled=pooled)
+
+    def unread(self, prompts: Sequence[str]) -> list[str]:
+        """Return what lies beyond `length` bytes, with a character that is cut in two."""
+        return [self._beyond(prompt) for prompt in prompts]
+
+    def _beyond(self, prompt: str) -> str:
+        sizes = accumulate(len(letter.encode("utf-8", "surrogatepass")) for letter in prompt)
+        return prompt[sum(size <= self.spec.length for size in sizes) :]
 
     @property
     def identity(self) -> str:

@@ -50,6 +50,18 @@ class LlamaClipEncoder(WeightsEncoder[LlamaClip]):
             "text_encoder_2": load_text_model(CLIPTextModel, clip, plain, self.device),
         }
 
+    @property
+    def _most_tokens(self) -> int:
+        return self.spec.length + self.spec.crop
+
+    def _read_as(self, prompt: str) -> tuple[str, int, int]:
+        """Return the template with the prompt in it.
+
+        CLIP's vector is of the first 77 tokens; LLaMA, which reads more, is what counts.
+        """
+        begin = self.spec.template.index("{}")
+        return self.spec.template.format(prompt), begin, begin + len(prompt)
+
     def _embed(self, prompts: list[str]) -> Text:
         embeddings, mask = self._llama(prompts)
         return Text(embeddings=embeddings, mask=mask, pooled=self._clip(prompts))

@@ -7,6 +7,7 @@ are never read.
 from __future__ import annotations
 
 import gc
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from ...core.tools.hub import first_line
 from ...core.values.text import Text
 from ..weights.find import (
     TRANSFORMERS_MODEL,
+    find_text_encoder,
     text_encoder_available_offline,
     text_encoder_identity,
 )
@@ -32,6 +34,7 @@ from .specs import WeightsSpec
 
 W = TypeVar("W", bound=WeightsSpec)
 BATCH = 16  # prompts in one pass
+SPECIAL = 4  # tokens that tokenizers put around a text, at most
 # What loading may raise where files are damaged or do not fit.
 FAULTS = (
     OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError
@@ -63,6 +66,51 @@ class WeightsEncoder(TextEncoder[W]):
         texts = [_readable(prompt) for prompt in prompts]
         passes = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
         return stack_texts([self._embed(each).to("cpu") for each in passes])
+
+    def unread(self, prompts: Sequence[str]) -> list[str] | None:
+        """Return the end of each prompt that lies beyond `length` tokens; it loads the tokenizer.
+
+        None where the tokenizer cannot say where its tokens lie, as those written in Python.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        texts = [self._read_as(_readable(prompt)) for prompt in prompts]
+        long = [self._may_be_cut(text) for text, _, _ in texts]
+        if not any(long):
+            return [""] * len(texts)
+        tokenizer = self._loaded.get("tokenizer")
+        if tokenizer is None:
+            folder = find_text_encoder(self.spec.weights, ("tokenizer",))
+            tokenizer = load_tokenizer(folder / "tokenizer")
+        if not tokenizer.is_fast:
+            return None
+        pairs = zip(long, texts, strict=True)
+        return [self._end(tokenizer, *text) if is_long else "" for is_long, text in pairs]
+
+    def _end(self, tokenizer: Any, text: str, begin: int, end: int) -> str:
+        """Return what tokens do not reach of the characters `begin` to `end` of a text."""
+        options: dict[str, Any] = {"return_offsets_mapping": True, "verbose": False}
+        every = tokenizer(text, **options)["offset_mapping"]
+        if len(every) <= self._most_tokens:
+            return ""
+        read = tokenizer(text, truncation=True, max_length=self._most_tokens, **options)
+        reached = max((to for _, to in read["offset_mapping"]), default=0)
+        return text[max(begin, reached) : end].strip()
+
+    def _may_be_cut(self, text: str) -> bool:
+        """Return whether a text could be too long: a token stands for a byte of it, or for more."""
+        size = len(unicodedata.normalize("NFKC", text).encode("utf-8"))
+        return size + SPECIAL > self._most_tokens
+
+    @property
+    @abstractmethod
+    def _most_tokens(self) -> int:
+        """Tokens that the tokenizer gives at most, special ones among them."""
+
+    def _read_as(self, prompt: str) -> tuple[str, int, int]:
+        """Return what the tokenizer reads for a prompt, and where in it that begins and ends."""
+        return prompt, 0, len(prompt)
 
     def release(self) -> None:
         """Free the weights; the next `encode` loads them again."""

@@ -37,6 +37,16 @@ class Umt5Encoder(WeightsEncoder[Umt5]):
         model.encoder.set_input_embeddings(model.shared)
         return {"text_encoder": model, "tokenizer": tokenizer}
 
+    @property
+    def _most_tokens(self) -> int:
+        return self.spec.length
+
+    def _read_as(self, prompt: str) -> tuple[str, int, int]:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        cleaned = str(prompt_clean(prompt))
+        return cleaned, 0, len(cleaned)
+
     def _embed(self, prompts: list[str]) -> Text:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 

@@ -30,7 +30,7 @@ from ..data.variants import suffix, variants
 from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.spec import TextEncoderSpec
-from ..interfaces.text_encoder import TextEncoder
+from ..interfaces.text_encoder import TextEncoder, unread_of
 from ..registry import build
 from ..tools.files import append_json_line, disk_errors
 from ..values.grid import Rate
@@ -110,7 +110,9 @@ def cache(
             run.remove_clips(gone)
         note_gone(out, sorted({*run.gone_before(*judged), *([] if prune else gone)}))
         captions = CaptionCount.of(own)
-        result = CacheResult(out, outcomes, shard, gone, run.elapsed, captions, notes, prune)
+        result = CacheResult(
+            out, outcomes, shard, gone, run.elapsed, captions, notes, prune, run.cut_captions
+        )
         where = " and ".join(str(path) for path in (videos, photos) if path is not None)
         _refuse_none(result, where, len(sources))
     return result
@@ -183,6 +185,8 @@ class CacheResult:
         captions: how many of its shard's videos have some.
         notes: what is among the videos and their captions and was not used, a line each.
         pruned: whether the clips of those that are gone were removed; else they stay.
+        cut_captions: how many of the videos that this run read have a caption that is longer than
+            the text encoder reads.
     """
 
     store: Path
@@ -193,6 +197,7 @@ class CacheResult:
     captions: CaptionCount = CaptionCount()
     notes: list[str] = field(factory=list)
     pruned: bool = False
+    cut_captions: int = 0
 
     def count(self, status: str) -> int:
         """Return how many videos have that status."""
@@ -220,6 +225,7 @@ class CacheRun:
         outcomes: by source.
         total: videos of this run.
         cached: seconds of video that this run cached.
+        cut_captions: videos with a caption that the text encoder does not read to its end.
         began: when tasks were begun, by `time.monotonic`; `elapsed` seconds ago at the last result.
     """
 
@@ -232,6 +238,7 @@ class CacheRun:
     outcomes: dict[str, Outcome] = field(factory=dict, repr=False)
     total: int = 0
     cached: float = 0.0
+    cut_captions: int = 0
     began: float = field(factory=time.monotonic)
     elapsed: float = 0.0
 
@@ -257,7 +264,11 @@ class CacheRun:
         tasks = [task for source in sources if (task := self._plan(source))]
         tasks = list(self._with_cuts(tasks, workers))
         self._report("prompts")
-        self.prompts.embed_missing(["", *(prompt for task in tasks for prompt in _prompts(task))])
+        prompts = [_prompts(task) for task in tasks]
+        every = [prompt for some in prompts for prompt in some]
+        unread = unread_of(self.prompts.encoder, every)
+        self.cut_captions = sum(any(prompt in unread for prompt in some) for some in prompts)
+        self.prompts.embed_missing(["", *every])
         return tasks
 
     def perform_all(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
+from ..tools.words import counted
 from . import options as o
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _data(result: CacheResult) -> dict[str, object]:
             "videos": result.captions.videos,
             "from": list(result.captions.origins),
         },
+        "cut_captions": result.cut_captions,
         "notes": result.notes,
         "video_seconds": result.seconds,
         "wall_seconds": result.elapsed,
@@ -125,6 +127,9 @@ def _lines(result: CacheResult) -> list[str]:
         gone.append(f"  ... and {len(result.gone) - LISTED} more")
     odd = [f"  {one.source}: {one.note}" for one in outcomes if one.note]
     notes = [f"  {note}" for note in result.notes]
+    if result.cut_captions:
+        long = f"{counted(result.cut_captions, 'video')} with a longer caption"
+        notes.append(f"  {long} than the text encoder reads: its end is cut")
     said = [*bad, *lost, *updated, *upscaled, *odd, *gone, *notes]
     return [*said, str(result.captions), _summary(result)]
 

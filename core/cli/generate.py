@@ -13,13 +13,12 @@ import attrs
 import typer
 from attrs import frozen
 
-from ..errors import LongtakeError, UserError
+from ..errors import LongtakeError, UserError, printable
 from ..tools.words import counted
 from . import options as o
 
 if TYPE_CHECKING:
     from ..take.events import Done, Event
-    from ..take.plan import Plan
     from ..take.storyboard import Section, Storyboard
     from ..take.take import Take
 
@@ -115,19 +114,24 @@ def generate(
         raise UserError("--image and --extend: a take begins with one of the two")
     if extend_from is not None and extend is None:
         raise UserError("--extend-from goes with --extend")
+    _check_values(prompt, negative, seed, steps, guidance, extend_from)
     asked = Asked(
-        run=run, out=out, story=story, prompt=prompt, seconds=seconds, image=image, extend=extend,
+        board=None if story is None else _board(story, seconds), run=run, out=out, story=story,
+        prompt=prompt, seconds=seconds, image=image, extend=extend,
         extend_from=extend_from, deliver=deliver, seed=seed, steps=steps, guidance=guidance,
         negative=negative, gain=gain,
         size=size, loras=tuple(lora or ()), sets=tuple(sets or ()), segments=segments, yes=yes,
         as_json=as_json, dry_run=dry_run,
     )  # fmt: skip
-    exists = (out / "spec.json").exists()
+    exists = _is_take(out)
     if named and not exists:
         raise UserError(f"{named[0]}: {out} is no take")
     if exists:
         _check_idle(asked, named)
     if dry_run and not exists:
+        from ..take.folder import TakeFolder
+
+        TakeFolder.check_new(out)
         with tempfile.TemporaryDirectory() as place:
             trial = _create(attrs.evolve(asked, out=Path(place) / "take"))
             _begin_new(asked, trial)
@@ -145,15 +149,16 @@ def generate(
     elif tidy:
         _tidy(asked, take)
     elif dry_run:
-        _dry_run(asked, take)
+        _dry_run_on(asked, take)
     else:
         _run(asked, take, new=not exists)
 
 
 @frozen(kw_only=True)
 class Asked:
-    """The options of the verb, as they were given."""
+    """The options of the verb, as they were given; the storyboard is read once, as a pipe is."""
 
+    board: Storyboard | None
     run: str | None
     out: Path
     story: Path | None
@@ -202,6 +207,28 @@ def _check(
         raise UserError(f"--seconds {seconds:g}: more than 0")
 
 
+def _check_values(
+    prompt: str | None, negative: str | None, seed: int | None, steps: int | None,
+    guidance: float | None, extend_from: float | None,
+) -> None:  # fmt: skip
+    """Refuse values that a storyboard could not hold, before anything is read or written."""
+    from ..take.storyboard import read_given
+
+    read_given("prompt", prompt, "--prompt")
+    read_given("negative", negative, "--negative")
+    read_given("seed", seed, "--seed")
+    read_given("steps", steps, "--steps")
+    read_given("guidance", guidance, "--guidance")
+    read_given("duration", extend_from, "--extend-from")
+
+
+def _is_take(out: Path) -> bool:
+    try:
+        return (out / "spec.json").exists()
+    except OSError as error:
+        raise UserError(f"--out {printable(str(out))}: {error.strerror}") from None
+
+
 def _check_idle(asked: Asked, named: list[str]) -> None:
     """Refuse options of sections where the take gets none: they would do nothing."""
     if "--redo" in named or asked.prompt is not None or asked.story is not None:
@@ -227,11 +254,12 @@ def _create(asked: Asked) -> Take:
 
     if asked.run is None:
         raise UserError(f"{asked.out} is no take yet: name the RUN that makes it")
-    board = _board(asked)
+    board = asked.board
     beginning = asked.extend or asked.image
-    size, seed = asked.size, asked.seed
+    size, seed, size_named = asked.size, asked.seed, "--size"
     if board is not None:
-        size = size or board.size
+        if size is None and board.size is not None:
+            size, size_named = board.size, board.place("size")
         seed = board.seed if seed is None else seed
         beginning = beginning or (board.beginning[0] if board.beginning else None)
     if board is None and asked.prompt is None and beginning is None:
@@ -243,6 +271,7 @@ def _create(asked: Asked) -> Take:
         asked.out,
         run=o.find_run(asked.run),
         size=size,
+        size_named=size_named,
         like=beginning,
         seed=seed,
         negative=asked.negative or "",
@@ -270,13 +299,17 @@ def _open(asked: Asked) -> Take:
     return take
 
 
-def _board(asked: Asked) -> Storyboard | None:
-    """Return the storyboard that is asked for, with the options that hold where it says nothing."""
+def _board(story: Path, seconds: float | None) -> Storyboard:
     from ..take.storyboard import read_storyboard
 
-    if asked.story is None:
+    return read_storyboard(story, seconds)
+
+
+def _filled(asked: Asked) -> Storyboard | None:
+    """Return the storyboard that is asked for, with the options that hold where it says nothing."""
+    board = asked.board
+    if board is None:
         return None
-    board = read_storyboard(asked.story, asked.seconds)
     return attrs.evolve(
         board,
         steps=asked.steps if board.steps is None else board.steps,
@@ -292,7 +325,7 @@ def _story(asked: Asked) -> Storyboard | Section | None:
     from ..take.storyboard import Section
 
     if asked.prompt is None:
-        return _board(asked)
+        return _filled(asked)
     return Section(
         prompt=asked.prompt, seconds=asked.seconds, negative=asked.negative, steps=asked.steps,
         guidance=asked.guidance,
@@ -313,7 +346,7 @@ def _begin(asked: Asked, take: Take) -> None:
 def _begin_new(asked: Asked, take: Take) -> None:
     """Begin a new take; also with what the storyboard names, whose line the run says."""
     _begin(asked, take)
-    board = _board(asked)
+    board = asked.board
     if board is not None and board.beginning is not None:
         file, is_picture = board.beginning
         video, image = (None, file) if is_picture else (file, None)
@@ -337,7 +370,7 @@ def _run(asked: Asked, take: Take, *, new: bool) -> None:
         raise
     if plan is not None and not replace:
         if plan.lost and sys.stdin.isatty() and not asked.as_json:
-            replace = _agreed(asked, f"this remakes {_segments(plan)}", len(plan.lost), always=True)
+            replace = _agreed(asked, f"this {plan.losses()}", len(plan.lost), always=True)
     _follow(
         asked,
         take,
@@ -350,12 +383,6 @@ def _run(asked: Asked, take: Take, *, new: bool) -> None:
             original=asked.story,
         ),
     )
-
-
-def _segments(plan: Plan) -> str:
-    from ..take.order import spans
-
-    return f"segments {spans(plan.lost)}"
 
 
 def _agreed(asked: Asked, what: str, count: int, *, always: bool = False) -> bool:
@@ -386,7 +413,11 @@ def _redo(asked: Asked, take: Take, number: int, keep_seed: bool, stop: bool) ->
     again = f"segments {spans(lost)} are made again" if lost else "nothing made is lost"
     what = f"segment {number} with seed {shown}: {again}{cost}"
     if asked.dry_run:
-        _print(asked, {"kind": "plan", "remakes": lost, "seed": shown}, what)
+        prompts = {"prompt": asked.prompt, "negative": asked.negative}
+        given = {key: text.strip() for key, text in prompts.items() if text is not None}
+        notes = take.unread(order.redone(number, **given), fetch=False)
+        data = {"kind": "plan", "remakes": lost, "seed": shown, "notes": notes}
+        _print(asked, data, "\n".join([what, *notes]))
         return
     if not _agreed(asked, what, len(lost)):
         return
@@ -425,7 +456,9 @@ def _undo(asked: Asked, take: Take) -> None:
 
 def _branch(asked: Asked, take: Take, out: Path, at: int | None) -> None:
     count = take.order.made if at is None else at
-    if not asked.dry_run:
+    if asked.dry_run:
+        take.check_branch(out, at=at)
+    else:
         take.branch(out, at=at)
     first = counted(count, "segment")
     text = f"{out}: a take of the first {first}; go on: longtake generate --out {out} …"
@@ -449,17 +482,54 @@ def _tidy(asked: Asked, take: Take) -> None:
     take.tidy()
 
 
+def _dry_run_on(asked: Asked, take: Take) -> None:
+    """Say what would be made of a take that is there; its beginning is checked, too."""
+    from ..take.order import Order
+
+    beginning = None if asked.board is None else asked.board.beginning
+    file = asked.extend or asked.image
+    if file is not None:
+        beginning = (file, asked.extend is None)
+    if not take.order.entries and beginning is not None:  # it would begin with that: try on a copy
+        with tempfile.TemporaryDirectory() as place:
+            out = Path(place) / "take"
+            take.folder.branch(out, Order())
+            trial = _open(attrs.evolve(asked, out=out))
+            _begin_new(asked, trial)
+            _dry_run(asked, trial)
+        return
+    if beginning is not None:
+        path, picture = beginning
+        source = take.check_beginning(
+            path, picture=picture, until=asked.extend_from, deliver=asked.deliver
+        )
+        if not asked.as_json:
+            print(source.line(take.folder.fps), file=sys.stderr)
+    elif asked.deliver is not None:
+        take.check_deliver(asked.deliver)
+    _dry_run(asked, take)
+
+
 def _dry_run(asked: Asked, take: Take) -> None:
     """Say what would be made, with lengths, tokens and time; nothing is written."""
     from ..take.forecast import forecast
 
     story = _story(asked)
     plan = None if story is None else take.plan(story, seed=asked.seed)
-    found = forecast(take, take.order if plan is None else plan.order)
-    rows = () if plan is None else plan.rows
-    lost = () if plan is None else plan.lost
-    data = {"kind": "plan", "rows": list(rows), "remakes": list(lost), **found.to_json()}
-    _print(asked, data, "\n".join([*rows, *found.lines(lost)]))
+    order = take.order if plan is None else plan.order
+    found = forecast(take, order)
+    rows, notes = ((), ()) if plan is None else (plan.rows, plan.notes)
+    remarks = () if asked.board is None else asked.board.remarks
+    notes = (*take.notes, *remarks, *notes, *take.unread(order, fetch=False))
+    losses = "" if plan is None else plan.losses()
+    data = {
+        "kind": "plan", "rows": list(rows), "notes": list(notes),
+        "remakes": [] if plan is None else list(plan.remade),
+        "drops": [] if plan is None else list(plan.dropped), **found.to_json(),
+    }  # fmt: skip
+    if not asked.as_json:
+        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
+    _print(asked, data, "\n".join([*rows, *([losses] if losses else []), *found.lines()]))
 
 
 def _seconds_of(take: Take, numbers: list[int]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..tools.words import counted
 from . import options as o
 
 
@@ -32,9 +33,13 @@ def retrieve(
         "context_tokens": result.tokens,
         "uncompressed_tokens": result.uncompressed_tokens,
         "seconds": result.seconds,
+        "cut_captions": result.cut_captions,
     }
     counts = f"{result.uncompressed_tokens:,} tokens compressed to {result.tokens:,}"
     lines = [f"{result.seconds:.1f} s of video: {counts}", *map(str, result.files)]
+    if result.cut_captions:
+        long = f"{counted(result.cut_captions, 'caption')} longer than the text encoder reads"
+        lines.insert(1, f"{long}: the end is cut")
     o.print_result(summary, lines, as_json=as_json)
 
 

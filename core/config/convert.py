@@ -19,7 +19,7 @@ from attrs import Attribute, frozen
 from cattrs import Converter
 from cattrs.errors import BaseValidationError, ClassValidationError, IterableValidationError
 
-from ..errors import UserError
+from ..errors import UserError, is_utf8, printable
 from ..interfaces.spec import PluginSpec
 from ..registry import LIST, registry
 from ..tools.words import names_like
@@ -359,10 +359,12 @@ def read_str(value: Any, _: object = None) -> str:
     """Return text.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or holds half a character: such text cannot be written in UTF-8.
     """
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {in_json(value)}")
+    if not is_utf8(value):
+        raise ValueError(f"must be text in UTF-8, not {in_json(printable(value))}")
     return value
 
 

@@ -18,6 +18,7 @@ from ..errors import LongtakeError, UserError
 from ..tools.words import closest, names_like
 
 E = TypeVar("E", bound=BaseException)
+DEPTH = 3  # of lists within lists that messages show
 _COMPARISON = re.compile(r"'\w+' must be (<=|>=|<|>) (\S+): (.*)", re.DOTALL)
 _LENGTH = re.compile(r"Length of '\w+' must be (<=|>=|<|>) (\S+): (.*)", re.DOTALL)
 _TYPES = {
@@ -141,13 +142,20 @@ def type_in_words(types: Any) -> str:
     return _TYPES.get(types) or f"a {getattr(types, '__name__', types)}"
 
 
-def in_json(value: Any) -> str:
-    """Return a value as messages show it: short, and as JSON writes it."""
+def in_json(value: Any, depth: int = DEPTH) -> str:
+    """Return a value as messages show it: short, and as JSON writes it.
+
+    Args:
+        value: of JSON.
+        depth: lists within lists that are shown; deeper ones are `a list`.
+    """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list | tuple):
-        return "a list" if len(value) > 4 else "[" + ", ".join(in_json(x) for x in value) + "]"
+        if len(value) > 4 or not depth:
+            return "a list"
+        return "[" + ", ".join(in_json(x, depth - 1) for x in value) + "]"
     text = repr(value) if isinstance(value, str | int | float) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

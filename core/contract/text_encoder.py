@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..interfaces.spec import TextEncoderSpec
-from ..interfaces.text_encoder import TextEncoder
+from ..interfaces.text_encoder import TextEncoder, unread_of
 from ..values.text import Text
 from .samples import names_plugin, require, require_close, require_shape, require_type
 
@@ -35,6 +35,28 @@ def check_text_encoder(encoder: TextEncoder[TextEncoderSpec], *, tolerance: floa
         _check_alone(encoder.encode([prompt]), text.select([row]), tolerance)
     gap = (text.embeddings[1] - text.embeddings[2]).abs().max()
     require(float(gap) > 0, "two different prompts have equal embeddings")
+    _check_unread(encoder)
+
+
+def _check_unread(encoder: TextEncoder[TextEncoderSpec]) -> None:
+    """Check that an encoder that says what it cuts says so where it does, and only there."""
+    ends = encoder.unread(PROMPTS)
+    if ends is None:
+        return
+    known = unread_of(encoder, PROMPTS)
+    require("" not in known, "unread: of the empty prompt nothing can be cut")
+    longer = [PROMPTS[-1] + word for word in ("one", "two")]
+    text, told = encoder.encode(longer), unread_of(encoder, longer)
+    same = torch.equal(text.embeddings[0], text.embeddings[1])
+    require(
+        not same or len(told) == len(longer),
+        'unread: "" for a prompt whose end changes no embedding',
+    )
+    require(
+        all(end[-3:] == prompt[-3:] for prompt, end in told.items()),
+        "unread: it must give the end of the prompt",
+    )
+    encoder.release()
 
 
 def _check_shapes(text: Text) -> None:

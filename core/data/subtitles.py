@@ -271,11 +271,27 @@ def read_text_file(path: Path) -> str:
     Raises:
         UserError: it cannot be read, is not text, or is in another encoding; with file and line.
     """
-    name = printable(path.name)
+    return decode_text(read_whole_file(path), printable(path.name))
+
+
+def read_whole_file(path: Path) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path.name)}: cannot be read ({error.strerror})") from None
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Return the text that a file holds, as `read_text_file`; `name` is for messages.
+
+    Raises:
+        UserError: it is not text, or in another encoding.
+    """
     coding = next((BOMS[mark] for mark in BOMS if data.startswith(mark)), "utf-8")
     if coding != "utf-16" and b"\0" in data:
         raise UserError(f"{name}: is binary data, not text")

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import ContractError, plugin_label
 from ..values.text import Text
 from .checks import check_shape, check_type
 from .spec import TextEncoderSpec
@@ -20,7 +21,7 @@ class TextEncoder(ABC, Generic[S]):
     """Turns prompts into the embeddings that a backbone was trained on; built as `cls(spec)`.
 
     A plugin answers `encode` and `identity`; where it holds weights, also `release` and
-    `available_offline`.
+    `available_offline`; where it reads only so much of a prompt, also `unread`.
 
     Building one loads nothing: weights come with the first `encode`, and stay until `release`.
     The encoders of real backbones are as large as these, so whoever encodes takes all prompts
@@ -49,6 +50,21 @@ class TextEncoder(ABC, Generic[S]):
         Raises:
             UserError: the weights are missing, damaged or of another model.
         """
+
+    def unread(self, prompts: Sequence[str]) -> Sequence[str] | None:
+        """Return of each prompt the end that `encode` cuts; "" where it reads all.
+
+        So that people are told. A prompt may be shown as the encoder reads it, such as without
+        line ends. No weights are loaded; what splits text into tokens is, and is fetched as for
+        `encode`.
+
+        Returns:
+            A text a prompt; None, as here: this encoder cannot say.
+
+        Raises:
+            UserError: what is needed is missing or damaged.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -82,6 +98,22 @@ def embed(encoder: TextEncoder[TextEncoderSpec], prompts: Sequence[str]) -> Text
         shape = (count, text.pooled.shape[-1] if text.pooled.dim() else 0)
         check_shape(encoder, "pooled", text.pooled, shape, "B G")
     return text
+
+
+def unread_of(encoder: TextEncoder[TextEncoderSpec], prompts: Sequence[str]) -> dict[str, str]:
+    """Return the end that is cut of each prompt that is; empty where the encoder cannot say.
+
+    Raises:
+        ContractError: the encoder gives no text, or not one a prompt.
+    """
+    wanted = list(dict.fromkeys(prompts))
+    ends = encoder.unread(wanted)
+    if ends is None:
+        return {}
+    if isinstance(ends, str) or [type(end) for end in ends] != [str] * len(wanted):
+        told = f"one text for each of {len(wanted)} prompts, or None"
+        raise ContractError(f"{plugin_label(encoder)}: unread must give {told}")
+    return {prompt: end for prompt, end in zip(wanted, ends, strict=True) if end}
 
 
 def embed_all(encoder: TextEncoder[TextEncoderSpec], prompts: Sequence[str]) -> Text:

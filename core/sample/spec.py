@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 from attrs import Attribute, field, frozen
 
 from ..errors import UserError
-from ..interfaces.spec import doc, ge, in_, unit
+from ..interfaces.spec import between, doc, ge, in_, unit
 from ..values.grid import Geometry, MemoryLimit
+
+STEPS = 10_000  # of a sampler, at most
 
 
 class DiffusersScheduler(NamedTuple):
@@ -56,7 +58,11 @@ class Sampler:
             "draw noise at every step"
         ),
     )
-    steps: int = field(default=50, validator=ge(1), metadata=doc("denoising steps, ≥ 1"))
+    steps: int = field(
+        default=50,
+        validator=between(1, STEPS),
+        metadata=doc(f"denoising steps, 1 to {STEPS:,}"),
+    )
     guidance: float = field(
         default=5.0,
         validator=ge(0.0),

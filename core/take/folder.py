@@ -3,7 +3,7 @@
     TAKE/spec.json            written once: the run, hashes, sizes
     TAKE/order.json           the segments that are to be (`order.Order`); the one file that changes
     TAKE/history/0003.json    the order before an edit, never changed: what `undo` goes back to
-    TAKE/story.orig.*         the storyboard, as it was given
+    TAKE/story.orig.*         the storyboard, as it was given; title.txt is its title
     TAKE/segments/0001-9f3a2c71/   never changed: latents.safetensors, segment.json, preview.png
                               (of a source, lr.safetensors too)
     TAKE/source/              of the user's own video or picture
@@ -24,6 +24,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from ..errors import LongtakeError, UserError
+from ..errors import LongtakeError, UserError, check_utf8
 from ..tools.files import (
     append_json_line,
     create_file,
@@ -200,16 +201,34 @@ class TakeFolder:
         Raises:
             UserError: the folder holds other files or lies in a take, or the disk refuses.
         """
-        check_outside(root, "--out")
+        cls.check_new(root)
         with disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
-            others = [p.name for p in root.iterdir() if not p.match(".*.part")]
-        if set(others) - {"order.json", "log.jsonl"}:
-            raise UserError(f"--out {root} is a folder with other files in it, and no take")
         written = {"format": FORMAT, **spec}
         write_json(root / "order.json", Order().to_json())
         write_json(root / "spec.json", written)  # by which it is a take
         return cls(root, written)
+
+    @staticmethod
+    def check_new(root: Path) -> None:
+        """Refuse a place where no take can begin; nothing is written.
+
+        Raises:
+            UserError: the folder holds other files or lies in a take, it or one above it is a file
+                or may not be written to, or its name is no UTF-8.
+        """
+        check_utf8(root, "--out")
+        check_outside(root, "--out")
+        with disk_errors(root):
+            there = next(place for place in (root, *root.parents) if place.exists())
+            if not there.is_dir():
+                raise UserError(f"--out {root}: {there} is a file; name a folder")
+            if not os.access(there, os.W_OK):
+                raise UserError(f"--out {root}: {there} may not be written to")
+            others = [] if there != root else [p.name for p in root.iterdir()]
+        left = {name for name in others if not fnmatch(name, ".*.part")}
+        if left - {"order.json", "log.jsonl"}:
+            raise UserError(f"--out {root} is a folder with other files in it, and no take")
 
     @property
     def size(self) -> Size3:
@@ -498,15 +517,24 @@ class TakeFolder:
             if folder.is_dir():
                 remove_parts(folder)
 
+    def check_branch(self, out: Path) -> None:
+        """Refuse a place where no branch can be; nothing is written.
+
+        Raises:
+            UserError: something is there, it lies in a take, or its name is no UTF-8.
+        """
+        check_utf8(out, "--branch")
+        check_outside(out, "--branch")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--branch {out}: something is there already; name a new folder")
+
     def branch(self, out: Path, order: Order) -> None:
         """Make a new take of some segments of this one: hard links, else copies.
 
         Raises:
             UserError: something is at `out`, it lies in a take, or the disk refuses.
         """
-        check_outside(out, "--branch")
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"--branch {out}: something is there already; name a new folder")
+        self.check_branch(out)
         ids = [entry.id for entry in order.entries if entry.id is not None]
         if out.parent.is_dir():
             remove_parts(out.parent)

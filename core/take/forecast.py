@@ -53,19 +53,18 @@ class Forecast:
         ]  # fmt: skip
         return {"to_make": rows, "seconds": self.seconds}
 
-    def lines(self, lost: Sequence[int]) -> list[str]:
-        """Return it to read; `lost` are the segments that are made again."""
-        lines = [f"remakes segments {spans(lost)}"] if lost else []
+    def lines(self) -> list[str]:
+        """Return it to read."""
         if not self.costs:
-            return [*lines, "nothing to make"]
+            return ["nothing to make"]
         most = max(self.costs, key=lambda cost: cost.memory)
         numbers = spans([cost.segment for cost in self.costs])
-        lines.append(
-            f"segments {numbers} to make: {self.costs[0].targets:,} target tokens, up to "
-            f"{most.memory:,} memory tokens (segment {most.segment})"
-        )
         time = f"about {self.seconds:.0f} s" if self.seconds else "known once one is made"
-        return [*lines, f"time: {time}"]
+        return [
+            f"segments {numbers} to make: {self.costs[0].targets:,} target tokens, up to "
+            f"{most.memory:,} memory tokens (segment {most.segment})",
+            f"time: {time}",
+        ]
 
 
 def forecast(take: TakeBase, order: Order) -> Forecast:

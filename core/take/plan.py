@@ -7,7 +7,7 @@ anew. Sections that come one by one are appended.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 
 import attrs
@@ -16,7 +16,7 @@ from attrs import frozen
 from ..errors import UserError
 from ..experiment import Experiment
 from ..values.grid import Geometry
-from .order import Entry, Order, digest
+from .order import Entry, Order, digest, spans
 from .snapping import (
     Border,
     SnappedSection,
@@ -24,9 +24,10 @@ from .snapping import (
     limit_segments,
     snap_section,
     snap_sections,
+    split,
     start_of,
 )
-from .storyboard import Section, exact
+from .storyboard import SEEDS, Section, exact
 
 
 @frozen(kw_only=True)
@@ -54,11 +55,30 @@ class Plan:
         order: the new one.
         lost: numbers of segments that are made, and are to be made again or go.
         rows: of the table of lengths, a line a section that was planned.
+        notes: what was asked for and does not count, since segments are there, a line each.
+        title: of the storyboard; None: it is no storyboard, so that the take keeps its own.
     """
 
     order: Order
     lost: tuple[int, ...]
     rows: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    title: str | None = None
+
+    @property
+    def remade(self) -> tuple[int, ...]:
+        """The numbers of `lost` that the new order has, too: they are made again."""
+        return tuple(number for number in self.lost if number <= len(self.order.entries))
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """The numbers of `lost` that lie behind the new order's end: they leave the take."""
+        return tuple(number for number in self.lost if number > len(self.order.entries))
+
+    def losses(self) -> str:
+        """Say what becomes of `lost`, such as `remakes segments 2-3, drops segment 4`."""
+        both = (("remakes", self.remade), ("drops", self.dropped))
+        return ", ".join(f"{verb} {_segments(numbers)}" for verb, numbers in both if numbers)
 
 
 def grid_of(
@@ -180,6 +200,65 @@ def appended(order: Order, section: Section, grid: TakeGrid, defaults: Defaults)
     return Plan(order=changed, lost=(), rows=(str(one),))
 
 
+def ignored_seed(
+    old: Order, new: Order, seeded: Collection[int | None], seed: int
+) -> tuple[str, ...]:
+    """Return the note that a base of seeds is asked for which segments that stay do not have.
+
+    A segment has the base plus its number; one that was made again has any other, so the base is
+    taken for another one only where no segment that stays has a seed of it.
+
+    Args:
+        old: order, before.
+        new: and now.
+        seeded: sections that have a seed of their own, which goes before the base.
+        seed: base that is asked for.
+    """
+    pairs = enumerate(zip(old.entries, new.entries, strict=False), start=1)
+    stay = [
+        (number, entry)
+        for number, (before, entry) in pairs
+        if not entry.source
+        and entry.section not in seeded
+        and attrs.evolve(before, id=None) == attrs.evolve(entry, id=None)
+    ]
+    if not stay or any(entry.seed == (seed + number) % SEEDS for number, entry in stay):
+        return ()
+    return (
+        f"seed {seed} does not count for {_segments([number for number, _ in stay])}, planned "
+        "with other seeds before: --redo K --seed S gives one another, or begin a new take",
+    )
+
+
+def ignored_length(
+    old: Order, new: Order, grid: TakeGrid, segment_seconds: float
+) -> tuple[str, ...]:
+    """Return the note that sections which stay have segments of another length than is asked for.
+
+    Args:
+        old: order, before.
+        new: and now.
+        grid: with the segments that are asked for.
+        segment_seconds: that were asked for.
+    """
+    found = list[int]()
+    for section in dict.fromkeys(e.section for e in new.entries if not e.source):
+        numbers = [n for n, e in enumerate(new.entries, start=1) if e.section == section]
+        own = [new.entries[number - 1] for number in numbers]
+        stays = own == [e for e in old.entries if e.section == section and not e.source]
+        if not stays or own[-1].end is None:
+            continue
+        before = new.first(numbers[0])
+        lengths = split(sum(e.latents for e in own), grid, before)
+        found += [] if lengths == tuple(e.latents for e in own) else numbers
+    if not found:
+        return ()
+    return (
+        f"segment_seconds {segment_seconds:.9g} does not count for {_segments(found)}, planned "
+        "with other lengths before: begin a new take",
+    )
+
+
 def gone_on(order: Order, grid: TakeGrid, defaults: Defaults) -> Order | None:
     """Return the order with one more segment of a last section that goes on until it is stopped.
 
@@ -264,6 +343,10 @@ def alike(old: Entry, new: Entry, defaults: Defaults) -> bool:
     if defaults.loras and old.loras != new.loras:
         return False
     return (old.wish, old.place, old.latents) == (new.wish, new.place, new.latents)
+
+
+def _segments(numbers: Sequence[int]) -> str:
+    return f"segment{'s' if len(numbers) > 1 else ''} {spans(numbers)}"
 
 
 def _end(border: Border, section: Section) -> Fraction | None:

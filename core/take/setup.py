@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from attrs import define, frozen
 
 from .. import config
+from ..config.faults import in_json
 from ..errors import UserError
 from ..experiment import Experiment
 from ..interfaces.codec import Codec
@@ -33,8 +35,10 @@ from ..video.placement import buckets, place
 from .folder import WHAT, TakeFolder, hash_of
 from .order import check_format
 from .plan import take_period
+from .storyboard import read_given
 
 WIDE = (1920, 1080)  # of no particular video
+TILING = ("tile", "overlap")  # of a codec: for the memory of a machine
 EXPERTS = ("high", "low")  # of a backbone that has two, by the noise that they are for
 
 
@@ -168,31 +172,33 @@ def _hash_folder(folder: Path) -> str | None:
     return hashed.hexdigest()[:16] if files else None
 
 
-def take_size(experiment: Experiment, size: str | None, like: tuple[int, int]) -> tuple[int, int]:
+def take_size(
+    experiment: Experiment, size: str | None, like: tuple[int, int], named: str = "--size"
+) -> tuple[int, int]:
     """Return height and width of a take in pixels.
 
     Args:
         experiment: of the run.
         size: `WIDTHxHEIGHT` that was asked for; None: the experiment's.
         like: width and height of what has the aspect that is wanted, where no size is named.
+        named: where the size is asked for, for messages.
 
     Raises:
         UserError: it is not among the run's sizes.
     """
-    text = size or experiment.generate.size
+    text = experiment.generate.size if size is None else size
+    named = "generate.size" if size is None else named
     area, multiple = experiment.cache.area, experiment.backbone.geometry.multiple
     most = experiment.cache.max_aspect
     if text is None:
         placement = place(*like, area, multiple, most)
         return placement.height, placement.width
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise UserError(f"--size {text}: WIDTHxHEIGHT in pixels is wanted, such as 832x480")
+    width, _, height = read_given("size", text, named).partition("x")
     known = buckets(area, multiple, most)
     if (int(height), int(width)) not in known:
         near = sorted(known, key=lambda s: abs(s[0] - int(height)) + abs(s[1] - int(width)))
         shown = ", ".join(f"{w}x{h}" for h, w in near[:4])
-        raise UserError(f"--size {text}: this run has other sizes (cache.area {area}): {shown}")
+        raise UserError(f"{named} {text}: this run has other sizes (cache.area {area}): {shown}")
     return int(height), int(width)
 
 
@@ -253,10 +259,13 @@ def open_take(root: Path, run: Path | str | Model | None, sets: list[str]) -> Op
     if not (root / "spec.json").exists():
         raise UserError(f"{root} is no {WHAT}")
     folder = TakeFolder.open(root)
-    experiment = _experiment(root)
-    experiment = config.apply_sets(experiment, sets)
-    notes = [f"{text} differs from what {root} began with" for text in sets]
+    before = _experiment(root)
+    experiment = config.apply_sets(before, sets)
+    changes = sets if experiment != before else []
+    notes = [f"{text} differs from what {root} began with" for text in changes]
+    notes += refuse_changes(root, before, experiment)
     if isinstance(run, Model):
+        notes += refuse_changes(root, before, run.experiment)
         found = Run(experiment=experiment, model=run)
     else:
         found = _find_run(folder, experiment, None if run is None else Path(run))
@@ -267,6 +276,82 @@ def open_take(root: Path, run: Path | str | Model | None, sets: list[str]) -> Op
             "CPU latents then differ in their last digits (OMP_NUM_THREADS sets them)"
         )
     return Opened(folder, found, notes)
+
+
+def refuse_changes(root: Path, before: Experiment, now: Experiment) -> list[str]:
+    """Refuse memory or a backbone of other numbers than a take began with: its latents follow.
+
+    How a codec cuts frames into tiles may change, and where weights lie, if they are the same.
+
+    Returns:
+        What could not be compared, in words.
+
+    Raises:
+        UserError: it names the first field that differs.
+    """
+    old, new = config.identity(before), config.identity(now)
+    notes = []
+    for key in ("compressors", "backbone"):
+        for field, was, given in _differing(old[key], new[key], key):
+            name = field.rpartition(".")[2]
+            if field.startswith("backbone.codec.") and name in TILING:
+                continue
+            same = _same_weights(was, given) if name == "weights" else False
+            if same is False:
+                raise UserError(
+                    f"{field}: {root} began with {_shown(was)}, not {_shown(given)}, and its "
+                    "latents depend on it: leave it as it was, or begin a new take"
+                )
+            if same is None:
+                notes.append(
+                    f"{field}: {was} is not here, so nobody can tell whether {given} is the same"
+                )
+    return notes
+
+
+def _differing(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the fields in which two specs differ, with both values; of another kind, the whole."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for key in old:
+            yield from _differing(old[key], new[key], f"{path}.{key}")
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differing(one, other, f"{path}.{index}")
+    elif old != new:
+        yield path, _kind_or(old), _kind_or(new)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as messages show it; places of files whole."""
+    return value if isinstance(value, str) else in_json(value)
+
+
+def _kind_or(value: Any) -> Any:
+    """Return the name of a plugin's spec, else the value."""
+    return value.get("type", value) if isinstance(value, dict) else value
+
+
+def _same_weights(old: Any, new: Any) -> bool | None:
+    """Return whether two places of weights hold the same; None: the first is not here."""
+    if not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    first, second = (_content(text) for text in (old, new))
+    return None if first is None else first == second
+
+
+def _content(text: str) -> str | None:
+    """Return the hash of the files that `weights` name; None where one of them is not here."""
+    found = []
+    for name in text.split(","):
+        path = expand_path(name)
+        if not path.exists():
+            path = registry().weights.get(name, path)
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        if not files:
+            return None
+        names = [str(p.relative_to(path)) for p in files]  # of a file `.`: any name will do
+        found += [f"{one} {hash_file(p)}" for one, p in zip(names, files, strict=True)]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def _experiment(root: Path) -> Experiment:

@@ -22,8 +22,16 @@ from attrs import Attribute, define, evolve, field, frozen
 
 from ..config.convert import read_bool, read_float, read_int, read_str
 from ..config.faults import in_json, not_among
-from ..data.subtitles import TIMING, Cue, parse_cues, parse_json, read_text_file
-from ..errors import UserError, printable
+from ..data.subtitles import (
+    TIMING,
+    Cue,
+    decode_text,
+    parse_cues,
+    parse_json,
+    read_whole_file,
+)
+from ..errors import UserError, is_utf8, printable
+from ..sample.spec import STEPS
 from ..tools.words import closest
 
 FORMAT = 1
@@ -62,7 +70,7 @@ def _format(value: Any) -> int:
 def _seed(value: Any) -> int:
     number = read_int(value)
     if not 0 <= number < SEEDS:
-        raise ValueError(f"must be 0 or more and less than 2^63, not {number}")
+        raise ValueError(f"must be 0 or more and less than 2^63, not {in_json(number)}")
     return number
 
 
@@ -76,13 +84,15 @@ def _guidance(value: Any) -> float:
 def _steps(value: Any) -> int:
     number = read_int(value)
     if number < 1:
-        raise ValueError(f"must be 1 or more, not {number}")
+        raise ValueError(f"must be 1 or more, not {in_json(number)}")
+    if number > STEPS:
+        raise ValueError(f"must be at most {STEPS}, not {in_json(number)}")
     return number
 
 
 def _size(value: Any) -> str:
     text = _text(value)
-    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+    if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text):
         raise ValueError(f"must be WIDTHxHEIGHT in pixels, such as 832x480, not {in_json(value)}")
     return text
 
@@ -111,6 +121,8 @@ def _memory(value: Any) -> str:
 
 def _file(value: Any) -> Path:
     text = str(value) if isinstance(value, Path) else read_str(value)
+    if not is_utf8(text):
+        raise ValueError(f"must be a path in UTF-8, not {in_json(printable(text))}")
     if not text.strip() or "\0" in text:
         raise ValueError(f"must be the path of a file, not {in_json(value)}")
     return Path(text)
@@ -258,6 +270,8 @@ class Storyboard:
         source: video that the take goes on from; not together with `image`.
         image: picture that the take begins with.
         name: of the file, for messages.
+        places: of the file, by field: file, line and name, for messages.
+        original: what the file held, of which a take keeps a copy; b"" where there was none.
         remarks: lines for the user on what was read otherwise than it stands there.
 
     Raises:
@@ -276,11 +290,17 @@ class Storyboard:
     image: Path | None = _path_field()
     sections: tuple[Section, ...] = field(converter=_in_order, validator=_check_order)
     name: str = field(default="", eq=False)
+    places: Mapping[str, str] = field(factory=dict, eq=False, repr=False)
+    original: bytes = field(default=b"", eq=False, repr=False)
     remarks: tuple[str, ...] = field(default=(), eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.source is not None and self.image is not None:
             raise UserError("source and image: a take begins with one of the two")
+
+    def place(self, key: str) -> str:
+        """Return where a field is given, for messages; of no file, the storyboard's."""
+        return self.places.get(key) or f"{self.name or 'the storyboard'}: {key}"
 
     @property
     def seconds(self) -> float | None:
@@ -322,6 +342,25 @@ class Storyboard:
         return known | {"sections": [section.to_json() for section in self.sections]}
 
 
+def read_given(key: str, value: Any, name: str = "") -> Any:
+    """Return a value that was given for a field of a section, by the rules of files; None stays.
+
+    Args:
+        key: of the field.
+        value: that was given.
+        name: what messages call it, such as `--seed`; "": as the field.
+
+    Raises:
+        UserError: it is no such value.
+    """
+    if value is None:
+        return None
+    try:
+        return (READ_SECTION.get(key) or READ[key])(value)
+    except ValueError as error:
+        raise UserError(f"{name or key} {error}") from None
+
+
 def in_seconds(seconds: float) -> str:
     """Return seconds as messages show them."""
     return f"{seconds:.9g} s"
@@ -335,8 +374,8 @@ def exact(seconds: float) -> Fraction:
 def read_storyboard(path: Path, seconds: float | None = None) -> Storyboard:
     """Read a storyboard.
 
-    Paths in it are beside the file. A gap between subtitles belongs to the cue before it, and is
-    named among the remarks.
+    Paths in it are beside the file; of a pipe, in the working directory. A gap between subtitles
+    belongs to the cue before it, and is named among the remarks.
 
     Args:
         path: of native JSON, an .srt or .vtt file or plain text.
@@ -346,7 +385,12 @@ def read_storyboard(path: Path, seconds: float | None = None) -> Storyboard:
         UserError: all that is wrong with it (the first 20 faults), one line each; or `seconds` are
             missing for plain text, or given for a file with times of its own.
     """
-    name, text = printable(path.name), read_text_file(path)
+    name = printable(path.name)
+    data = read_whole_file(path)  # once: of a pipe there is nothing more
+    return evolve(_read(decode_text(data, name), name, path, seconds), original=data)
+
+
+def _read(text: str, name: str, path: Path, seconds: float | None) -> Storyboard:
     if not text.strip():
         raise UserError(f"{name} {NO_SECTION}")
     kind = told_by(text, path.suffix)
@@ -355,7 +399,8 @@ def read_storyboard(path: Path, seconds: float | None = None) -> Storyboard:
     if seconds is not None:
         raise UserError(f"{name} says itself how long its sections are: leave the seconds out")
     if kind == "json":
-        return _JsonReader(name, path.parent, *_parse(text, name)).storyboard()
+        folder = Path() if path.is_relative_to("/dev") else path.parent
+        return _JsonReader(name, folder, *_parse(text, name)).storyboard()
     return _read_cues(text, name, web=kind == "vtt")
 
 
@@ -564,7 +609,8 @@ class _JsonReader:
             self.wrong(("image",), "and source: a take begins with one of the two")
         sections = self.sections(known.get("source") or known.get("image"))
         self.faults.refuse()
-        return Storyboard(name=self.name, sections=sections, **known)
+        places = {key: f"{self.name}, line {self.lines[(key,)]}: {key}" for key in known}
+        return Storyboard(name=self.name, sections=sections, places=places, **known)
 
     def wrong(self, path: Place, what: str) -> None:
         """Note a fault of a value, or of the nearest one around it that the file has."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,10 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from ..errors import UserError
+from ..data.subtitles import read_whole_file
+from ..errors import UserError, check_utf8
 from ..model import Model
+from ..registry import build
 from ..tools.device import pick_device
 from ..tools.files import (
     check_out_file,
@@ -35,19 +36,21 @@ from ..tools.files import (
     hash_file,
     open_tensors,
     remove_folder,
+    whole_file,
 )
 from ..tools.hub import expand_path
 from ..tools.words import counted
 from ..values.memory import Memory
 from ..video.decode import Pixels, probe
 from .base import TakeBase
-from .delivery import NEW_VIDEO, VIDEO, deliver, remove_products
+from .delivery import NEW_VIDEO, VIDEO, deliver, read_title, remove_products, write_title
 from .events import Done, Event, PixelsMade, Told
 from .findings import TakeReport, summary_lines
 from .folder import Segment, TakeFolder, is_take
-from .order import Entry, Order, draw_seed, is_id, is_whole, spans
+from .order import Entry, Order, draw_seed, is_id, is_whole
 from .past import Past, whole_memory
-from .plan import Plan, appended, grid_of, replanned
+from .plan import Plan, appended, grid_of, ignored_length, ignored_seed, replanned
+from .prompts import unread_lines
 from .report import report_segment, write_report
 from .setup import WIDE, Run, check_identity, lora_path, new_spec, open_take, take_size
 from .source import (
@@ -61,7 +64,7 @@ from .source import (
     split_source,
     write_source,
 )
-from .storyboard import Section, Storyboard, read_storyboard
+from .storyboard import Section, Storyboard, read_given, read_storyboard
 from .work import Worker, now
 
 log = logging.getLogger(__name__)
@@ -141,6 +144,7 @@ class Take(TakeBase):
         *,
         model: Model | None = None,
         size: str | None = None,
+        size_named: str = "--size",
         like: Path | str | None = None,
         seed: int | None = None,
         negative: str = "",
@@ -154,6 +158,7 @@ class Take(TakeBase):
             run: folder of the run that makes it; or `model`.
             model: a model in memory.
             size: `WIDTHxHEIGHT`, one of the run's sizes; None: the run's own.
+            size_named: where that is asked for, for messages.
             like: a video or picture whose aspect is taken where no size is named.
             seed: base of its seeds; None: one is drawn.
             negative: the negative prompt of sections that have none.
@@ -161,20 +166,25 @@ class Take(TakeBase):
             device: where it is made; None: the best one here.
 
         Raises:
-            UserError, SpecError: there is a take already, no such run, or no such size.
+            UserError, SpecError: there is a take already, or something else; no such run, size or
+                seed.
         """
         root, given = Path(out), model if model is not None else run
         if given is None:
             raise UserError("a take needs the run that makes it: run=, or model=")
         if (root / "spec.json").exists():
             raise UserError(f"{root} is a take already: open it, or name another folder")
+        seed, negative = read_given("seed", seed), read_given("negative", negative) or ""
+        TakeFolder.check_new(root)
+        if not isinstance(given, Model):
+            check_utf8(Path(given).absolute(), "RUN")
         made_by = Run.of(given, list(sets))
         shape = WIDE
         if like is not None:
             info = probe(Path(like))
             shape = (info.width, info.height)
         asked = size is not None or made_by.experiment.generate.size is not None
-        pixels = take_size(made_by.experiment, size, shape)
+        pixels = take_size(made_by.experiment, size, shape, size_named)
         base = draw_seed() if seed is None else seed
         spec = new_spec(made_by, pixels, seed=base, negative=negative, asked_size=asked)
         grid_of(made_by.experiment, period=spec["period"], source=0, segment_seconds=None)
@@ -279,13 +289,22 @@ class Take(TakeBase):
         Raises:
             UserError: it is neither, the codec holds back frames, or the take has no source.
         """
-        self._check_deliver(deliver)
         with self._held():
-            source = self.source()
-            if source is None:
-                raise UserError(f"--deliver: {self.root} begins with no video, all of it is new")
+            source = self.check_deliver(deliver)
             if source.recode != (deliver == RECODE):
                 write_source(self.folder, attrs.evolve(source, recode=deliver == RECODE))
+
+    def check_deliver(self, deliver: str) -> Source:
+        """Return the source of which frames would be delivered so; nothing is written.
+
+        Raises:
+            UserError: as `deliver_source`.
+        """
+        self._check_deliver(deliver)
+        source = self.source()
+        if source is None:
+            raise UserError(f"--deliver: {self.root} begins with no video, all of it is new")
+        return source
 
     def _check_deliver(self, deliver: str) -> None:
         if deliver not in DELIVER:
@@ -299,19 +318,53 @@ class Take(TakeBase):
     def _begin(
         self, path: Path, *, picture: bool, until: float | None, deliver: str | None = None
     ) -> str:
-        if deliver is not None:
-            self._check_deliver(deliver)
-        order = self.order
-        source = find_source(path, self.folder, stride=self.stride, until=until, picture=picture)
-        line, before = source.line(self.folder.fps), read_source(self.folder)
-        if order.source and before is not None and _facts(before) == _facts(source):
+        source = self.check_beginning(path, picture=picture, until=until, deliver=deliver)
+        line, before, order = source.line(self.folder.fps), read_source(self.folder), self.order
+        if order.source and before is not None:
             if deliver is not None and before.recode != (deliver == RECODE):
                 write_source(self.folder, attrs.evolve(before, recode=deliver == RECODE))
             kept = self.frames_of(0, order.first(order.source + 1))
             if kept < source.frames:
                 line += f"; the take keeps the first {counted(kept, 'frame')}, as it was edited"
             return line
-        if order.entries:
+        if before is not None and _facts(before) != _facts(source):
+            forget_files(self.folder)
+        write_source(self.folder, attrs.evolve(source, recode=deliver == RECODE))
+        line += keep_its_sound(self.folder, source)
+        latents = 1 + (source.frames - 1) // self.stride
+        period = int(self.folder.spec["period"])
+        lengths = split_source(latents, period, self.folder.fps, self.stride)
+        self.folder.edit(Order(entries=tuple(Entry(latents=n, source=True) for n in lengths)))
+        return line
+
+    def check_beginning(
+        self,
+        path: Path,
+        *,
+        picture: bool,
+        until: float | None = None,
+        deliver: str | None = None,
+    ) -> Source:
+        """Return what of a file the take would begin with; nothing is written.
+
+        Args:
+            path: of the video, or of the picture.
+            picture: whether only its first frame is taken.
+            until: as for `begin`.
+            deliver: as for `begin`.
+
+        Raises:
+            UserError: as `begin`.
+        """
+        if deliver is not None:
+            self._check_deliver(deliver)
+        check_utf8(path.absolute(), "--image" if picture else "--extend")
+        until = read_given("duration", until, "--extend-from")
+        order = self.order
+        source = find_source(path, self.folder, stride=self.stride, until=until, picture=picture)
+        before = read_source(self.folder)
+        same = order.source and before is not None and _facts(before) == _facts(source)
+        if order.entries and not same:
             raise UserError(
                 f"{self.root} has segments already: another beginning needs another take"
             )
@@ -321,14 +374,7 @@ class Take(TakeBase):
                     f"{self.root} began with {before.path.name}, which --undo brings back: another "
                     "beginning needs another take"
                 )
-            forget_files(self.folder)
-        write_source(self.folder, attrs.evolve(source, recode=deliver == RECODE))
-        line += keep_its_sound(self.folder, source)
-        latents = 1 + (source.frames - 1) // self.stride
-        period = int(self.folder.spec["period"])
-        lengths = split_source(latents, period, self.folder.fps, self.stride)
-        self.folder.edit(Order(entries=tuple(Entry(latents=n, source=True) for n in lengths)))
-        return line
+        return source
 
     def plan(
         self, story: Story | Section, *, seconds: float | None = None, seed: int | None = None
@@ -343,7 +389,7 @@ class Take(TakeBase):
         Raises:
             UserError: what is wrong with the storyboard, or its size is not the take's.
         """
-        order = self.order
+        order, seed = self.order, read_given("seed", seed)
         if isinstance(story, Section):
             return self._plan_more(order, story, seed)
         board = self._board(story, seconds)
@@ -351,11 +397,45 @@ class Take(TakeBase):
         if board.size not in (None, f"{width}x{height}"):
             name = board.name or "the storyboard"
             raise UserError(f"{name} asks for {board.size}, {self.root} is {width}x{height}")
-        grid = self.grid(order, board.segment_seconds)
-        return replanned(order, board.complete(), grid, self.defaults(board.seed, seed))
+        try:
+            grid = self.grid(order, board.segment_seconds)
+        except UserError as error:
+            if board.segment_seconds is None:
+                raise
+            where = board.place("segment_seconds").removesuffix("segment_seconds")
+            raise UserError(f"{where}{error}") from None
+        plan = replanned(order, board.complete(), grid, self.defaults(board.seed, seed))
+        notes: tuple[str, ...] = ()
+        if (base := board.seed if seed is None else seed) is not None:
+            own = {i for i, section in enumerate(board.sections) if section.seed is not None}
+            notes += ignored_seed(order, plan.order, own, base)
+        if board.segment_seconds is not None:
+            notes += ignored_length(order, plan.order, grid, board.segment_seconds)
+        return attrs.evolve(plan, notes=notes, title=board.title or "")
+
+    def unread(self, order: Order | None = None, *, fetch: bool = True) -> list[str]:
+        """Return what the text encoder does not read of prompts that are to be made, line by line.
+
+        Args:
+            order: whose; None: the take's own.
+            fetch: whether what says so may be downloaded; else there are no lines without it.
+
+        Raises:
+            UserError: the encoder's tokenizer is missing or damaged.
+        """
+        encoder = build(self.experiment.backbone.text_encoder)
+        if not fetch and not encoder.available_offline:
+            return []
+        return unread_lines(self.order if order is None else order, encoder)
 
     def _plan_more(self, order: Order, section: Section, seed: int | None) -> Plan:
-        return appended(order, section, self.grid(order, None), self.defaults(None, seed))
+        grid, defaults = self.grid(order, None), self.defaults(None, seed)
+        plan = appended(order, section, grid, defaults)
+        if plan.rows or seed is None or section.seed is not None:
+            return plan
+        last = order.entries[-1].section
+        others = {e.section for e in order.entries if e.section not in (None, last)}
+        return attrs.evolve(plan, notes=ignored_seed(order, order, others, seed))
 
     def take_plan(self, plan: Plan, *, original: Path | None = None) -> Order:
         """Write a planned order, if it is another than the one that is there.
@@ -367,15 +447,17 @@ class Take(TakeBase):
         with self._held():
             return self._take_plan(plan, original)
 
-    def _take_plan(self, plan: Plan, original: Path | None) -> Order:
+    def _take_plan(self, plan: Plan, original: Path | None, text: bytes = b"") -> Order:
+        """Write a planned order; `text` is what the original held when it was read."""
         order = self.order
+        if plan.title is not None:
+            write_title(self.folder, plan.title)
         if plan.order.entries == order.entries and not order.ended:
             return order
         if original is not None:
-            copy = self.root / f"story.orig{original.suffix}"
-            with disk_errors(copy):
-                if not (copy.exists() and copy.samefile(original)):
-                    shutil.copyfile(original, copy)
+            data = text or read_whole_file(original)
+            with whole_file(self.root / f"story.orig{original.suffix}") as part:
+                part.write_bytes(data)
         return self.folder.edit(attrs.evolve(plan.order, ended=False))
 
     def redo(
@@ -403,12 +485,15 @@ class Take(TakeBase):
             guidance: another weight of the prompt for it; None: its own.
 
         Raises:
-            UserError: there is no such segment, or it is of the user's own video.
+            UserError: there is no such segment, it is of the user's own video, or a value is none.
         """
         with self._held():
             order = self.order
             order.check_redo(number)
             entry = order.entries[number - 1]
+            prompt, negative = read_given("prompt", prompt), read_given("negative", negative)
+            seed, steps = read_given("seed", seed), read_given("steps", steps)
+            guidance = read_given("guidance", guidance)
             named = {
                 "prompt": prompt, "negative": negative, "steps": steps, "guidance": guidance,
                 "loras": self.lora_files or None,
@@ -455,17 +540,28 @@ class Take(TakeBase):
             UserError: there are not so many made, the take cannot end there, or the folder is not
                 new or lies in a take.
         """
+        order, place = self.order, Path(out)
+        count = self.check_branch(place, at=at)
+        if count < len(order.entries):
+            order = order.ended_behind(count)
+        self.folder.branch(place, Order(entries=order.entries, ended=order.ended))
+        write_title(TakeFolder.open(place), read_title(self.folder))
+        return Take(TakeFolder.open(place), self.source_run, self.device)
+
+    def check_branch(self, out: Path, *, at: int | None = None) -> int:
+        """Return how many segments `branch` would take over; nothing is written.
+
+        Raises:
+            UserError: as `branch`.
+        """
         order = self.order
         count = order.made if at is None else at
         order.check_number(count, "--at")
         if count > order.made:
             raise UserError(f"--at {count}: only {counted(order.made, 'segment')} made")
         self.check_border(order, count, "--at")
-        if count < len(order.entries):
-            order = order.ended_behind(count)
-        place = Path(out)
-        self.folder.branch(place, Order(entries=order.entries, ended=order.ended))
-        return Take(TakeFolder.open(place), self.source_run, self.device)
+        self.folder.check_branch(out)
+        return count
 
     def discard(self) -> None:
         """Remove the folder of a take of which nothing is made yet.
@@ -548,7 +644,7 @@ class Take(TakeBase):
                 the take is in use; a segment is damaged.
             LongtakeError: the disk is full, memory is short, latents are not numbers.
         """
-        began = time.monotonic()
+        began, seed = time.monotonic(), read_given("seed", seed)
         _check_asked(story, segments, gain)
         with self._held() as dead:
             for line in (*self.notes, *(f"taken over from {one}, which ended" for one in dead)):
@@ -563,12 +659,14 @@ class Take(TakeBase):
                     if index:  # one more, also where it asks for the same as the one before
                         order = attrs.evolve(order, open=False)
                     self._take_plan(self._plan_more(order, section, seed), None)
+                    yield from map(self._tell, self.unread())
                     yield from self._logged(worker.all_to_be_made())
                     if worker.limit == 0:
                         break
             else:
                 if story is not None:
                     yield from self._take_story(story, seconds, seed, replace, original)
+                yield from map(self._tell, self.unread())
                 yield from self._logged(worker.all_to_be_made())
             yield from self._logged(self._delivered(worker.past, began))
 
@@ -592,11 +690,12 @@ class Take(TakeBase):
         if plan.lost and not replace:
             name = board.name if isinstance(board, Storyboard) and board.name else "the storyboard"
             raise UserError(
-                f"sections of {name} differ from what {self.root} has made: --yes remakes "
-                f"segments {spans(plan.lost)}, or another --out"
+                f"sections of {name} differ from what {self.root} has made: --yes "
+                f"{plan.losses()}, or another --out"
             )
-        self._take_plan(plan, path)
-        for row in plan.rows:
+        text = board.original if isinstance(board, Storyboard) else b""
+        self._take_plan(plan, path, text)
+        for row in (*plan.rows, *plan.notes):
             yield self._tell(row)
 
     def _logged(self, events: Iterator[Event]) -> Iterator[Event]:
@@ -682,6 +781,7 @@ class Take(TakeBase):
         """
         found = []
         for text in texts:
+            check_utf8(text, "--lora")
             path = lora_path(text, self.experiment)
             try:
                 with open_tensors(path) as file:

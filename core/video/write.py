@@ -86,6 +86,7 @@ def join_videos(
     comment: str = "",
     sound: Path | None = None,
     sound_end: float | None = None,
+    title: str = "",
 ) -> int:
     """Join mp4 files that `write_video` wrote alike, without encoding again; return the frames.
 
@@ -97,6 +98,7 @@ def join_videos(
         comment: for the file's metadata.
         sound: a file of `keep_sound`, which begins with the first picture; None: there is none.
         sound_end: seconds after which the rest of it is left out.
+        title: for the file's metadata; "": it has none.
 
     Raises:
         UserError: a clip or the sound cannot be read, a clip was encoded otherwise than the first,
@@ -106,6 +108,8 @@ def join_videos(
         options = {"movflags": "faststart"}
         with av.open(str(part), "w", format="mp4", options=options) as container:
             container.metadata["comment"] = comment
+            if title:
+                container.metadata["title"] = title
             track = None if sound is None else SoundTrack(sound, sound_end)
             try:
                 return _copy_packets(container, clips, track)
@@ -153,14 +157,17 @@ def _copy_packets(container: Any, clips: Sequence[Path], sound: SoundTrack | Non
     return frames
 
 
-def count_frames(path: Path, comment: str | None = None) -> int | None:
-    """Return how many frames a video file holds, without decoding; None: not of that comment.
+def count_frames(path: Path, comment: str | None = None, title: str = "") -> int | None:
+    """Return how many frames a video file holds, without decoding.
+
+    None: it is not of that comment and title, where a comment is named.
 
     None also where it cannot be read, or was cut short.
     """
     try:
         with av.open(str(path)) as source:
-            if comment is not None and source.metadata.get("comment") != comment:
+            told = (source.metadata.get("comment"), source.metadata.get("title", ""))
+            if comment is not None and told != (comment, title):
                 return None
             stream = source.streams.video[0]
             packets = [p for p in source.demux(stream) if p.dts is not None]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from longtake.backbones.texts.bytes import BEGIN, ByteEncoder, byte_vectors
 from longtake.backbones.texts.specs import Bytes
 from longtake.core.contract.text_encoder import check_text_encoder
+from longtake.core.errors import ContractError
+from longtake.core.interfaces.text_encoder import TextEncoder, unread_of
 from longtake.core.values.text import Text
 
 
@@ -95,3 +99,33 @@ def test_contract_catches_a_prompt_without_tokens() -> None:
 
     with pytest.raises(AssertionError, match="no real token"):
         check_text_encoder(Empty(Bytes()))
+
+
+def test_what_is_not_read_is_said() -> None:
+    encoder = ByteEncoder(Bytes(length=4))
+    prompts = ["", "abcd", "abcdef", "abc猫d", "a\ud800b", "a\ud800"]
+    assert encoder.unread(prompts) == ["", "", "ef", "猫d", "b", ""]
+    assert unread_of(encoder, ["abcdef", "ab", "abcdef"]) == {"abcdef": "ef"}
+
+
+def test_an_encoder_need_not_say_it_but_may_not_lie() -> None:
+    class Silent(ByteEncoder):
+        def unread(self, prompts: Sequence[str]) -> None:  # type: ignore[override]
+            return TextEncoder.unread(self, prompts)  # type: ignore[func-returns-value]
+
+    check_text_encoder(Silent(Bytes()))
+    assert unread_of(Silent(Bytes(length=1)), ["abc"]) == {}
+
+    class Lying(ByteEncoder):
+        def unread(self, prompts: Sequence[str]) -> list[str]:
+            return [""] * len(prompts)
+
+    with pytest.raises(AssertionError, match="a prompt whose end changes no embedding"):
+        check_text_encoder(Lying(Bytes()))
+
+    class Short(ByteEncoder):
+        def unread(self, prompts: Sequence[str]) -> list[str]:
+            return []
+
+    with pytest.raises(ContractError, match="unread must give one text for each of 1 prompts"):
+        unread_of(Short(Bytes()), ["a"])

@@ -142,3 +142,22 @@ def test_release_frees_both(folder: Path) -> None:
     encoder.release()
     assert not encoder._loaded
     assert torch.equal(encoder.encode(["cat"]).embeddings, first.embeddings)
+
+
+@torch.no_grad()
+def test_what_is_not_read_is_said_without_weights(folder: Path, copied: Path) -> None:
+    prompts = ["cat", "", "ab" * 9, "abcd " * 8, "Ä" * 30]
+    shutil.rmtree(copied / "text_encoder")
+    ends = LlamaClipEncoder(spec(copied)).unread(prompts)
+    assert ends is not None
+    encoder = LlamaClipEncoder(spec(folder))
+    assert encoder.unread(prompts) == ends
+    whole = encoder.encode(prompts).embeddings
+    for prompt, end, embedding in zip(prompts, ends, whole, strict=True):
+        shorter = encoder.encode([prompt.strip()[:-1]]).embeddings[0]
+        assert not prompt or torch.equal(shorter, embedding) == bool(end), (prompt, end)
+        if end:  # the rest alone is read as the whole prompt is
+            read = encoder.encode([prompt.strip().removesuffix(end)]).embeddings[0]
+            assert prompt.strip().endswith(end) and torch.equal(read, embedding), (prompt, end)
+    assert ends[0] == "" and any(ends)
+    assert LlamaClipEncoder(spec("nobody/nothing", length=512)).unread(["a cat"]) == [""]

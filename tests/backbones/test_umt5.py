@@ -179,3 +179,22 @@ def test_quantization_that_is_not_installed(folder: Path, monkeypatch: pytest.Mo
     assert "text_encoder.quantize nf4 needs bitsandbytes" in refused(spec(folder, quantize="nf4"))
     monkeypatch.setattr("longtake.backbones.weights.load.find_spec", lambda name: name)
     assert "needs a GPU" in refused(spec(folder, quantize="nf4"))
+
+
+@torch.no_grad()
+def test_what_is_not_read_is_said_without_weights(folder: Path, copied: Path) -> None:
+    prompts = ["cat", "a  b &amp; " + "x" * 20, "cat " * 19, "cat " * 21, "abcd " * 9]
+    shutil.rmtree(copied / "text_encoder")
+    ends = Umt5Encoder(spec(copied)).unread(prompts)
+    assert ends is not None
+    encoder = Umt5Encoder(spec(folder))
+    assert encoder.unread(prompts) == ends
+    whole = encoder.encode(prompts).embeddings
+    for prompt, end, embedding in zip(prompts, ends, whole, strict=True):
+        shorter = encoder.encode([prompt.strip()[:-1]]).embeddings[0]
+        assert not prompt or torch.equal(shorter, embedding) == bool(end), (prompt, end)
+        if end:  # the rest alone is read as the whole prompt is
+            read = encoder.encode([prompt.strip().removesuffix(end)]).embeddings[0]
+            assert prompt.strip().endswith(end) and torch.equal(read, embedding), (prompt, end)
+    assert ends[0] == "" and any(ends)
+    assert Umt5Encoder(spec("nobody/nothing", length=512)).unread(["a cat"]) == [""]

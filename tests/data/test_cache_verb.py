@@ -213,3 +213,15 @@ def test_a_cache_that_fails_keeps_what_was_there(
     with pytest.raises(UserError, match="other files in it"):
         cache(str(place / "small.json"), place / "t", videos=place / "v", sets=[])
     assert [path.name for path in (place / "t").iterdir()] == ["mine.txt"]
+
+
+def test_captions_that_the_text_encoder_cuts_are_counted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "v" / "clip-1.txt").write_text("a cat")
+    (place / "v" / "clip-2.txt").write_text("a very long one")
+    lines = told(place, capsys)
+    assert "  1 video with a longer caption than the text encoder reads: its end is cut" in lines
+    (place / "v" / "clip-1.txt").write_text("a longer one still")
+    assert json.loads("\n".join(told(place, capsys, as_json=True)))["cut_captions"] == 1
+    assert not any("longer caption" in line for line in told(place, capsys))

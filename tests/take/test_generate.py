@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from attrs import evolve
 from safetensors.torch import load_file, save_file
 
-from longtake.backbones.wan.specs import Wan22Moe14B
+from longtake.backbones.codecs.specs import WanVae
+from longtake.backbones.wan.specs import Wan21Small, Wan22Moe14B
 from longtake.core.errors import UserError
-from longtake.core.take.setup import lora_path
+from longtake.core.take.setup import lora_path, refuse_changes
 from longtake.core.take.take import Take
 
 from ..program import run as longtake
@@ -80,6 +84,157 @@ def test_a_dry_run_writes_nothing(run: Path, take: Path, tmp_path: Path) -> None
     assert [row["segment"] for row in data["to_make"]] == [3, 4, 5] and data["seconds"] > 0
     code, told, _ = longtake("generate", "--out", take, "--redo", 1, "--dry-run")
     assert code == 0 and "segments 1-2 are made again" in told
+
+
+def test_a_dry_run_says_and_refuses_what_a_run_does(run: Path, take: Path, tmp_path: Path) -> None:
+    story, out = tmp_path / "a.srt", tmp_path / "none"
+    cue = "{}\n00:00:0{},000 --> 00:00:0{},000\n{}\n\n"
+    rows = [(1, 1, 2, "A dog runs"), (2, 2, 3, ""), (3, 4, 6, "Cats")]
+    story.write_text("".join(cue.format(*row) for row in rows))
+    words = ("generate", run, "--out", out, "--seed", 1, "--story", story, "--dry-run")
+    code, _, err = longtake(*words)
+    notes = err.splitlines()
+    assert code == 0 and "a.srt, line 6: cue 2 has no text, passed over" in notes, err
+    assert "a.srt, line 2: cue 1 goes on to 4 s, the next one's start" in notes
+    cut = "section 1: the text encoder does not read the last 2 characters of the prompt: 'ns'"
+    assert cut in notes and not out.exists()
+    assert json.loads(longtake(*words, "--json")[1])["notes"] == notes
+    code, _, err = longtake(*words[:-1], "--segments", 0)
+    assert code == 0 and set(notes) <= set(err.splitlines())
+    # of a take that is there, the beginning is checked, too; and the place of one that is not
+    new = ("--prompt", "x", *SECONDS, "--dry-run")
+    clip(tmp_path / "mine.mp4")
+    for place, words, match in (
+        (take, ("--extend", tmp_path / "nope.mp4", *new), "nope.mp4: no such file"),
+        (take, ("--extend", tmp_path / "mine.mp4", *new), "has segments already"),
+        (take, ("--deliver", "recode", *new), "begins with no video, all of it is new"),
+        (take, ("--branch", run, "--dry-run"), "something is there already"),
+        (take, ("--branch", out, "--at", 9, "--dry-run"), "--at 9: this take has segments 1 to 2"),
+        (story, (run, *new), "a.srt is a file; name a folder"),
+        (story / "take", (run, *new), "a.srt is a file; name a folder"),
+        (tmp_path, (run, *new), "is a folder with other files in it, and no take"),
+    ):
+        code, _, err = longtake("generate", "--out", place, *words)
+        assert code == 2 and match in err, err
+    order = (out / "order.json").read_bytes()
+    assert longtake("generate", "--out", out, "--undo")[0] == 0  # a take of no segments
+    words = ("--extend", tmp_path / "mine.mp4", *new)
+    code, told, err = longtake("generate", "--out", out, *words)
+    assert code == 0 and "33 frames at 8 fps" in err and "segments 2 to make" in told
+    assert (out / "order.json").read_bytes() != order and not opened(out).order.entries
+
+
+def test_what_no_segment_can_have_leaves_the_order_as_it_was(own: Path) -> None:
+    before = (own / "order.json").read_bytes()
+    for words, match in (
+        (("--seed", 10**20), "--seed must be 0 or more and less than 2^63"),
+        (("--guidance", "inf"), "--guidance must be a finite number, not inf"),
+        (("--prompt", " "), "--prompt is blank: say what the section shows"),
+        (("--prompt", "a\udcff"), "--prompt must be text in UTF-8"),
+        (("--negative", "a\udcff"), "--negative must be text in UTF-8"),
+        (("--steps", 10_001), "--steps must be at most 10000, not 10001"),
+    ):
+        code, told, err = longtake("generate", "--out", own, "--redo", 1, *words)
+        assert code == 2 and match in err and not told, err
+    walk = opened(own)
+    for values, match in (
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"seed": -5}, "seed must be 0 or more"),
+        ({"guidance": float("nan")}, "guidance must be a finite number"),
+        ({"prompt": 5}, "prompt must be text, not 5"),
+    ):
+        with pytest.raises(UserError, match=match):
+            walk.redo(1, **values)
+    with pytest.raises(UserError, match="seed must be 0 or more"):
+        next(walk.run(seed=-5))
+    with pytest.raises(UserError, match="seed must be a whole number, not 'x'"):
+        Take.create(own / "other", run=own, seed="x")  # type: ignore[arg-type]
+    assert (own / "order.json").read_bytes() == before
+
+
+def test_sets_that_change_what_latents_depend_on_are_refused(take: Path, tmp_path: Path) -> None:
+    before = (take / "order.json").read_bytes()
+    for change, match in (
+        ("compressors.0.layers=2", "compressors.0.layers: {} began with 1, not 2, and its latents"),
+        ("backbone.memory_time=0.5", "backbone.memory_time: {} began with 0.0, not 0.5"),
+        ("backbone.text_encoder.length=80", "backbone.text_encoder.length: {} began with 8"),
+        ("backbone.weights=tiny-wan-2x2x2", "backbone.weights: {} began with None"),
+    ):
+        words = ("--prompt", "x", *SECONDS, "--set", change)
+        code, _, err = longtake("generate", "--out", take, *words)
+        assert code == 2 and match.format(take).replace("None", "null") in err, err
+    assert (take / "order.json").read_bytes() == before
+    for steps, differs in ((3, True), (2, False)):  # it began with 2: the same command goes on
+        words = ("--set", f"generate.sampler.steps={steps}", "--dry-run")
+        code, _, err = longtake("generate", "--out", take, *words)
+        assert code == 0 and ("differs from what" in err) == differs, err
+    # tiles are for a machine; and weights may lie elsewhere, if they are the same
+    walk = experiment()
+    vae = WanVae(weights=str(tmp_path / "vae"))
+    published = Wan21Small(codec=vae, weights=str(tmp_path / "one"))
+    base = evolve(walk, backbone=published)
+
+    def changed(**fields: object) -> list[str]:
+        return refuse_changes(take, base, evolve(walk, backbone=evolve(published, **fields)))
+
+    assert changed(codec=evolve(vae, tile=256)) == []
+    for name, text in (("one", "a"), ("same", "a"), ("other", "b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(text)
+    assert changed(weights=str(tmp_path / "same")) == []
+    with pytest.raises(UserError, match=r"backbone\.weights: .* began with .*one"):
+        changed(weights=str(tmp_path / "other"))
+    shutil.rmtree(tmp_path / "one")
+    assert "nobody can tell whether" in changed(weights=str(tmp_path / "same"))[0]
+
+
+@pytest.mark.slow
+def test_a_story_is_read_once_and_its_copy_may_be_given(run: Path, tmp_path: Path) -> None:
+    out, pipe = tmp_path / "walk", tmp_path / "pipe"
+    board = {"format": 1, "title": "Täg", "seed": 2, "sections": [{"duration": 2, "prompt": "x"}]}
+    board["sections"] += [{"duration": 1.5, "prompt": "a long one"}]  # type: ignore[operator]
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(json.dumps(board),), daemon=True)
+    writer.start()
+    made(out, run, "--story", pipe)
+    assert json.loads((out / "story.orig").read_text()) == board
+    assert av.open(str(out / "take.mp4")).metadata["title"] == "Täg"
+    story = out / "story.orig.json"
+    story.write_text(json.dumps(board | {"title": "Night"}))
+    written, order = out / "take.mp4", (out / "order.json").read_bytes()
+    assert longtake("generate", "--out", out, "--story", story)[0] == 0
+    assert (out / "order.json").read_bytes() == order
+    assert av.open(str(written)).metadata["title"] == "Night"
+    changed = written.stat().st_mtime_ns
+    code, _, err = longtake("generate", "--out", out, "--story", story, "--seed", 99)
+    assert code == 0 and "seed 99 does not count for segments 1-2, planned with" in err
+    story.write_text(json.dumps(board | {"title": "Night", "segment_seconds": 1.3}))
+    code, _, err = longtake("generate", "--out", out, "--story", story, "--seed", 3)
+    assert code == 0 and "segment_seconds 1.3 does not count for segments 1-2" in err
+    assert "seed 3 does not" not in err and written.stat().st_mtime_ns == changed
+    one = board | {"title": "Night", "sections": board["sections"][:1]}  # type: ignore[index]
+    story.write_text(json.dumps(one))
+    code, _, err = longtake("generate", "--out", out, "--story", story)
+    assert code == 2 and "--yes drops segment 2, or another --out" in err
+    one["sections"] = [{"duration": 2, "prompt": "y"}]
+    story.write_text(json.dumps(one))
+    code, told, _ = longtake("generate", "--out", out, "--story", story, "--dry-run", "--json")
+    assert code == 0 and [json.loads(told)[x] for x in ("remakes", "drops")] == [[1], [2]]
+    code, told, _ = longtake("generate", "--out", out, "--story", story, "--dry-run")
+    assert "remakes segment 1, drops segment 2" in told
+    one["sections"] += [{"duration": 1, "prompt": "z"}]
+    story.write_text(json.dumps(one))
+    assert longtake("generate", "--out", out, "--story", story, "--yes")[0] == 0
+    assert json.loads(story.read_text()) == one
+    for key, value, match in (
+        ("size", "9999x9999", "line 3: size 9999x9999: this run has other sizes"),
+        ("segment_seconds", 99, "line 3: segment_seconds 99: this run makes at most"),
+    ):
+        text = json.dumps({"format": 1, key: value, "sections": one["sections"]}, indent=1)
+        (tmp_path / "big.json").write_text(text)
+        words = ("--out", tmp_path / "new", "--story", tmp_path / "big.json", "--seed", 1)
+        code, _, err = longtake("generate", run, *words)
+        assert code == 2 and f"big.json, {match}" in err and not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
@@ -246,6 +401,14 @@ BAD = [
     (("--lora", "none.safetensors", "--prompt", "x", "--seconds", 3), "--lora none.safetensors"),
     ((), "nothing to make"),
     (("--story", "none.json"), "none.json"),
+    (("--prompt", "x", "--seconds", 3, "--seed", 10**26), "--seed must be 0 or more and less than"),
+    (("--prompt", "x", "--seconds", 3, "--guidance", "inf"), "--guidance must be a finite number"),
+    (("--prompt", "x", "--seconds", 3, "--steps", 10**30), "--steps must be at most 10000"),
+    (("--prompt", "a\udcff", "--seconds", 3), "--prompt must be text in UTF-8, not 'a\ufffd'"),
+    (("--prompt", "x", "--seconds", 3, "--size", "²x³"), "--size must be WIDTHxHEIGHT"),
+    (("--extend", "none.mp4", "--extend-from", "inf"), "--extend-from must be a finite number"),
+    (("--extend", "none.mp4", "--extend-from", "1e300"), "at most 86400 s, not 1e+300 s"),
+    (("--image", "a\udcff.png"), "a\ufffd.png"),
 ]
 
 

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.core.errors import UserError
+from longtake.core.sample.spec import Sampler
 from longtake.core.take.storyboard import (
     Section,
     Storyboard,
+    read_given,
     read_storyboard,
     scan_lines,
     told_by,
@@ -449,3 +451,28 @@ def test_any_text_is_a_storyboard_or_is_refused(tmp_path_factory, lines, suffix)
         read_storyboard(path, 2.0 if suffix == ".txt" else None)
     except UserError as error:
         assert str(error).startswith("any.")
+
+
+def test_lists_in_lists_and_half_characters_are_faults_like_any_other(tmp_path: Path) -> None:
+    deep = "[" * 900 + "]" * 900
+    for text, fault in (
+        (f'"format": 1, "sections": [{deep}]', "sections[0] must be an object, not [[[a list]]]"),
+        (f'"format": {deep}, "sections": [1]', "format must be a whole number, not [[[a list]]]"),
+    ):
+        with pytest.raises(UserError) as error:
+            read_storyboard(written(tmp_path / "story.json", f"{{{text}}}"))
+        assert str(error.value).splitlines()[0] == f"story.json, line 1: {fault}"
+    with pytest.raises(UserError, match="prompt must be text in UTF-8, not 'a\ufffd'"):
+        Section(prompt="a\udcff")
+    with pytest.raises(UserError, match="image must be a path in UTF-8, not 'a\ufffd.png'"):
+        Section(prompt="a", image=Path("a\udcff.png"))
+    with pytest.raises(UserError, match="steps must be at most 10000, not 1000000"):
+        Section(prompt="a", steps=1_000_000)
+    with pytest.raises(ValueError, match="between 1 and 10000"):
+        Sampler(steps=10**30)
+
+
+def test_a_value_that_is_given_is_held_to_the_rules_of_files() -> None:
+    assert read_given("prompt", " a ") == "a" and read_given("seed", None) is None
+    with pytest.raises(UserError, match="--size must be WIDTHxHEIGHT in pixels, .*, not '²x³'"):
+        read_given("size", "²x³", "--size")

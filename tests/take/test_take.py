@@ -155,7 +155,7 @@ def test_a_storyboard_given_again_goes_on(whole: Take, tmp_path: Path) -> None:
     changed = [TWO[0], Section(prompt="a fox", seconds=1.5), longer[2]]
     with pytest.raises(UserError, match=r"--yes remakes segments 2-3, or another --out"):
         list(other.run(changed))
-    with pytest.raises(UserError, match="--yes remakes segments 2-3"):
+    with pytest.raises(UserError, match="--yes drops segments 2-3"):
         list(other.run([TWO[0]]))
     assert done(other.run(changed, replace=True))["segments"] == 3
     assert [e.prompt for e in other.order.entries] == ["a dog", "a fox", "a bird"]
