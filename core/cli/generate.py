@@ -277,8 +277,6 @@ def _create(asked: Asked) -> Take:
         negative=asked.negative or "",
         sets=sets,
     )
-    if seed is None and not asked.as_json:
-        print(f"seed {take.folder.spec['seed']}", file=sys.stderr)
     try:
         take.use_loras(asked.loras)
     except UserError:
@@ -350,7 +348,9 @@ def _begin_new(asked: Asked, take: Take) -> None:
     if board is not None and board.beginning is not None:
         file, is_picture = board.beginning
         video, image = (None, file) if is_picture else (file, None)
-        take.begin(video, image=image, deliver=asked.deliver)
+        line = take.begin(video, image=image, deliver=asked.deliver)
+        if asked.dry_run and not asked.as_json:
+            print(line, file=sys.stderr)
     elif asked.deliver is not None and asked.extend is None and asked.image is None:
         raise UserError("--deliver goes with --extend, or with a take that begins with a video")
 
@@ -359,7 +359,7 @@ def _run(asked: Asked, take: Take, *, new: bool) -> None:
     """Make what is asked for, and what is still to be made."""
     replace = asked.yes
     try:
-        (_begin_new if new else _begin)(asked, take)
+        (_begin if take.order.entries else _begin_new)(asked, take)
         if asked.deliver is not None:
             take.deliver_source(asked.deliver)
         story = _story(asked)
@@ -368,6 +368,9 @@ def _run(asked: Asked, take: Take, *, new: bool) -> None:
         if new:
             take.discard()
         raise
+    drawn = asked.seed is None and (asked.board is None or asked.board.seed is None)
+    if new and drawn and not asked.as_json:
+        print(f"seed {take.folder.spec['seed']}", file=sys.stderr)
     if plan is not None and not replace:
         if plan.lost and sys.stdin.isatty() and not asked.as_json:
             replace = _agreed(asked, f"this {plan.losses()}", len(plan.lost), always=True)
@@ -438,7 +441,7 @@ def _drop(asked: Asked, take: Take, number: int) -> None:
     what = f"segments {spans(gone)} leave the take" if gone else "nothing lies behind it"
     if asked.dry_run:
         _print(asked, {"kind": "plan", "drops": gone}, what)
-    elif _agreed(asked, f"{what} (--undo brings them back)", len(gone)):
+    elif _agreed(asked, f"{what} (--undo brings them back)" if gone else what, len(gone)):
         take.drop_after(number)
         _follow(asked, take, take.run(segments=asked.segments, gain=asked.gain, grow=False))
 
@@ -490,21 +493,25 @@ def _dry_run_on(asked: Asked, take: Take) -> None:
     file = asked.extend or asked.image
     if file is not None:
         beginning = (file, asked.extend is None)
-    if not take.order.entries and beginning is not None:  # it would begin with that: try on a copy
-        with tempfile.TemporaryDirectory() as place:
-            out = Path(place) / "take"
-            take.folder.branch(out, Order())
-            trial = _open(attrs.evolve(asked, out=out))
-            _begin_new(asked, trial)
-            _dry_run(asked, trial)
-        return
+    line = ""
     if beginning is not None:
         path, picture = beginning
         source = take.check_beginning(
             path, picture=picture, until=asked.extend_from, deliver=asked.deliver
         )
+        line = take.beginning_line(source)
+    if not take.order.entries and beginning is not None:  # it would begin with that: try on a copy
+        with tempfile.TemporaryDirectory() as place:
+            out = Path(place) / "take"
+            take.folder.branch(out, Order())
+            trial = _open(attrs.evolve(asked, out=out))
+            trial.notes = take.notes
+            _begin_new(asked, trial)
+            _dry_run(asked, trial)
+        return
+    if beginning is not None:
         if not asked.as_json:
-            print(source.line(take.folder.fps), file=sys.stderr)
+            print(line, file=sys.stderr)
     elif asked.deliver is not None:
         take.check_deliver(asked.deliver)
     _dry_run(asked, take)
@@ -519,6 +526,10 @@ def _dry_run(asked: Asked, take: Take) -> None:
     order = take.order if plan is None else plan.order
     found = forecast(take, order)
     rows, notes = ((), ()) if plan is None else (plan.rows, plan.notes)
+    last = order.entries[-1] if order.entries else None
+    if last is not None and last.section is not None and last.end is None:
+        if plan is not None or not order.ended:
+            rows = (*rows, "the last section goes on until it is stopped (--segments)")
     remarks = () if asked.board is None else asked.board.remarks
     notes = (*take.notes, *remarks, *notes, *take.unread(order, fetch=False))
     losses = "" if plan is None else plan.losses()

@@ -65,8 +65,19 @@ class TakeBase:
         """Return the user's own video that the take begins with; None where it does not (any more).
 
         Its files stay when an edit drops it, so that `undo` brings it back.
+
+        Raises:
+            UserError: what says of it is gone or damaged.
         """
-        return read_source(self.folder) if self.order.source else None
+        if not self.order.source:
+            return None
+        source = read_source(self.folder)
+        if source is None:
+            raise UserError(
+                f"{self.root} begins with a video, and source/source.json, which names it, is "
+                "gone: put it back"
+            )
+        return source
 
     def sound(self) -> Path | None:
         """Return the file of the source's sound; None where there is none."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.subtitles import decode_text, read_whole_file
 from ..errors import LongtakeError, UserError
-from ..tools.files import disk_errors, whole_file
+from ..tools.files import disk_errors
 from ..video.write import count_frames, join_videos, write_video
 from .base import TakeBase
-from .folder import TakeFolder, safe_disk
+from .folder import safe_disk
 from .past import CRF, STANDS_IN, Link, Past, stands_in
 
 VIDEO, NEW_VIDEO = "take.mp4", "new.mp4"
-TITLE = "title.txt"  # of the storyboard that was given last
 
 
 def deliver(take: TakeBase, past: Past, path: Path | None = None) -> tuple[Path, ...]:
@@ -42,7 +40,7 @@ def deliver(take: TakeBase, past: Past, path: Path | None = None) -> tuple[Path,
         sound = None
         if (file := take.sound()) is not None:
             sound = file, take.frames_of(0, source) / take.folder.fps
-        title = read_title(take.folder)
+        title = take.order.title
         files = [_joined(path or take.root / VIDEO, clips, comment, frames, title, sound)]
         new = [past.clip(i) for i, link in enumerate(past.links) if not link.source]
         if source and new:
@@ -62,33 +60,6 @@ def remove_products(take: TakeBase, *names: str) -> None:
     for name in names:
         with disk_errors(take.root / name):
             (take.root / name).unlink(missing_ok=True)
-
-
-def read_title(folder: TakeFolder) -> str:
-    """Return the title of a take's videos; "" where it has none.
-
-    Raises:
-        UserError: its file cannot be read.
-    """
-    path = folder.root / TITLE
-    return decode_text(read_whole_file(path), TITLE).strip() if path.exists() else ""
-
-
-def write_title(folder: TakeFolder, title: str) -> None:
-    """Keep the title of a take's videos; "": there is none.
-
-    Raises:
-        UserError: the disk refuses.
-    """
-    path = folder.root / TITLE
-    if title == read_title(folder):
-        return
-    if not title:
-        with disk_errors(path):
-            path.unlink()
-        return
-    with whole_file(path) as part:
-        part.write_text(title + "\n", encoding="utf-8")
 
 
 def video_comment(take: TakeBase, links: Sequence[Link]) -> str:

@@ -3,7 +3,7 @@
     TAKE/spec.json            written once: the run, hashes, sizes
     TAKE/order.json           the segments that are to be (`order.Order`); the one file that changes
     TAKE/history/0003.json    the order before an edit, never changed: what `undo` goes back to
-    TAKE/story.orig.*         the storyboard, as it was given; title.txt is its title
+    TAKE/story.orig.*         the storyboard, as it was given
     TAKE/segments/0001-9f3a2c71/   never changed: latents.safetensors, segment.json, preview.png
                               (of a source, lr.safetensors too)
     TAKE/source/              of the user's own video or picture

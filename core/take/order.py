@@ -75,12 +75,14 @@ class Order:
         open: whether the last edit is not wholly carried out: what it asked for is not delivered.
         ended: whether the take ends here although its last section has no end: it was cut there,
             and goes on when it is asked for again.
+        title: of its videos, for people; "": they have none.
     """
 
     entries: tuple[Entry, ...] = ()
     before: int | None = None
     open: bool = False
     ended: bool = False
+    title: str = ""
 
     @property
     def source(self) -> int:
@@ -110,7 +112,7 @@ class Order:
         ]
         return {
             "format": FORMAT, "entries": entries, "before": self.before, "open": self.open,
-            "ended": self.ended,
+            "ended": self.ended, "title": self.title,
         }  # fmt: skip
 
     @classmethod
@@ -121,7 +123,7 @@ class Order:
             UserError: it is of a newer format, or no order.
         """
         check_format(data, where, "order")
-        data = {"ended": False} | dict(data)  # which older takes lack
+        data = dict[str, Any](ended=False, title="") | dict(data)  # which older takes lack
         check_types(data, _ORDER, where, "order of a take")
         for index, entry in enumerate(data["entries"]):
             place = f"{where}: entries[{index}]"
@@ -134,9 +136,8 @@ class Order:
             Entry(**{**entry, "loras": tuple(tuple(lora) for lora in entry["loras"])})
             for entry in data["entries"]
         ]
-        order = cls(
-            entries=tuple(entries), before=data["before"], open=data["open"], ended=data["ended"]
-        )
+        others = {key: data[key] for key in _ORDER if key != "entries"}
+        order = cls(entries=tuple(entries), **others)
         if any(entry.source for entry in order.entries[order.source :]):
             raise UserError(f"{where}: entries of a source stand at the beginning alone")
         return order
@@ -225,7 +226,7 @@ _LORAS: Rule = (
 )
 _ORDER: Mapping[str, Rule] = {
     "entries": (lambda value: isinstance(value, list), "a list"),
-    "before": or_null(COUNT), "open": FLAG, "ended": FLAG,
+    "before": or_null(COUNT), "open": FLAG, "ended": FLAG, "title": TEXT,
 }  # fmt: skip
 _ENTRY: Mapping[str, Rule] = {
     "prompt": TEXT, "negative": TEXT, "seed": (is_whole, "a whole number"), "latents": COUNT,

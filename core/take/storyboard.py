@@ -39,6 +39,7 @@ MOST_FAULTS = 20  # of a file that are said
 LONGEST = 24 * 3600.0  # seconds of a storyboard
 SAME = 1e-6  # seconds; times that sums of decimals move apart by less are one
 SEEDS = 2**63
+GUIDANCE = 1000  # more comes out as not a number
 MEMORIES = ("all", "since_cut", "none")
 NO_SECTION = "holds no section: give at least one with a prompt and a duration"
 SHOWN = 40  # characters of an unknown key
@@ -49,6 +50,13 @@ Place = tuple[str | int, ...]  # of a JSON value, such as ("sections", 3, "end")
 
 def _text(value: Any) -> str:
     return read_str(value).strip()
+
+
+def _title(value: Any) -> str:
+    text = _text(value)
+    if any(ord(letter) < 32 and letter not in "\t\n\r" for letter in text):
+        raise ValueError(f"must be text without control characters, not {in_json(text)}")
+    return text
 
 
 def _prompt(value: Any) -> str:
@@ -78,6 +86,8 @@ def _guidance(value: Any) -> float:
     number = read_float(value)
     if number < 0:
         raise ValueError(f"must be 0 or more, not {number:g}")
+    if number > GUIDANCE:
+        raise ValueError(f"must be at most {GUIDANCE}, not {number:g}")
     return number
 
 
@@ -130,7 +140,7 @@ def _file(value: Any) -> Path:
 
 # What each field holds: the functions return its value, and raise ValueError where it is none.
 READ: Mapping[str, Callable[[Any], Any]] = {
-    "format": _format, "title": _text, "prompt": _text, "negative": _text, "seed": _seed,
+    "format": _format, "title": _title, "prompt": _text, "negative": _text, "seed": _seed,
     "guidance": _guidance, "steps": _steps, "size": _size, "segment_seconds": _length,
     "source": _file, "image": _file,
 }  # fmt: skip

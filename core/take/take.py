@@ -43,7 +43,7 @@ from ..tools.words import counted
 from ..values.memory import Memory
 from ..video.decode import Pixels, probe
 from .base import TakeBase
-from .delivery import NEW_VIDEO, VIDEO, deliver, read_title, remove_products, write_title
+from .delivery import NEW_VIDEO, VIDEO, deliver, remove_products
 from .events import Done, Event, PixelsMade, Told
 from .findings import TakeReport, summary_lines
 from .folder import Segment, TakeFolder, is_take
@@ -188,9 +188,10 @@ class Take(TakeBase):
         base = draw_seed() if seed is None else seed
         spec = new_spec(made_by, pixels, seed=base, negative=negative, asked_size=asked)
         grid_of(made_by.experiment, period=spec["period"], source=0, segment_seconds=None)
+        made_on = _device(device)
         with claimed_folder(root):
             folder = TakeFolder.create(root, spec)
-        return cls(folder, made_by, _device(device))
+        return cls(folder, made_by, made_on)
 
     @classmethod
     def open(
@@ -319,22 +320,32 @@ class Take(TakeBase):
         self, path: Path, *, picture: bool, until: float | None, deliver: str | None = None
     ) -> str:
         source = self.check_beginning(path, picture=picture, until=until, deliver=deliver)
-        line, before, order = source.line(self.folder.fps), read_source(self.folder), self.order
+        line, before, order = self.beginning_line(source), read_source(self.folder), self.order
+        same = before is not None and _facts(before) == _facts(source)
+        recode = deliver == RECODE
+        if deliver is None and before is not None and same:
+            recode = before.recode
         if order.source and before is not None:
-            if deliver is not None and before.recode != (deliver == RECODE):
-                write_source(self.folder, attrs.evolve(before, recode=deliver == RECODE))
-            kept = self.frames_of(0, order.first(order.source + 1))
-            if kept < source.frames:
-                line += f"; the take keeps the first {counted(kept, 'frame')}, as it was edited"
+            if before.recode != recode:
+                write_source(self.folder, attrs.evolve(before, recode=recode))
             return line
-        if before is not None and _facts(before) != _facts(source):
+        if before is not None and not same:
             forget_files(self.folder)
-        write_source(self.folder, attrs.evolve(source, recode=deliver == RECODE))
+        write_source(self.folder, attrs.evolve(source, recode=recode))
         line += keep_its_sound(self.folder, source)
         latents = 1 + (source.frames - 1) // self.stride
         period = int(self.folder.spec["period"])
         lengths = split_source(latents, period, self.folder.fps, self.stride)
-        self.folder.edit(Order(entries=tuple(Entry(latents=n, source=True) for n in lengths)))
+        entries = tuple(Entry(latents=n, source=True) for n in lengths)
+        self.folder.edit(attrs.evolve(order, entries=entries, ended=False))
+        return line
+
+    def beginning_line(self, source: Source) -> str:
+        """Return what to say of a source that the take begins with, or would."""
+        line, order = source.line(self.folder.fps), self.order
+        kept = self.frames_of(0, order.first(order.source + 1)) if order.source else source.frames
+        if kept < source.frames:
+            line += f"; the take keeps the first {counted(kept, 'frame')}, as it was edited"
         return line
 
     def check_beginning(
@@ -390,6 +401,7 @@ class Take(TakeBase):
             UserError: what is wrong with the storyboard, or its size is not the take's.
         """
         order, seed = self.order, read_given("seed", seed)
+        _check_asked(story)
         if isinstance(story, Section):
             return self._plan_more(order, story, seed)
         board = self._board(story, seconds)
@@ -450,15 +462,14 @@ class Take(TakeBase):
     def _take_plan(self, plan: Plan, original: Path | None, text: bytes = b"") -> Order:
         """Write a planned order; `text` is what the original held when it was read."""
         order = self.order
-        if plan.title is not None:
-            write_title(self.folder, plan.title)
-        if plan.order.entries == order.entries and not order.ended:
+        title = order.title if plan.title is None else plan.title
+        if (plan.order.entries, title) == (order.entries, order.title) and not order.ended:
             return order
         if original is not None:
             data = text or read_whole_file(original)
             with whole_file(self.root / f"story.orig{original.suffix}") as part:
                 part.write_bytes(data)
-        return self.folder.edit(attrs.evolve(plan.order, ended=False))
+        return self.folder.edit(attrs.evolve(plan.order, ended=False, title=title))
 
     def redo(
         self,
@@ -544,8 +555,8 @@ class Take(TakeBase):
         count = self.check_branch(place, at=at)
         if count < len(order.entries):
             order = order.ended_behind(count)
-        self.folder.branch(place, Order(entries=order.entries, ended=order.ended))
-        write_title(TakeFolder.open(place), read_title(self.folder))
+        own = Order(entries=order.entries, ended=order.ended, title=order.title)
+        self.folder.branch(place, own)
         return Take(TakeFolder.open(place), self.source_run, self.device)
 
     def check_branch(self, out: Path, *, at: int | None = None) -> int:
@@ -658,8 +669,9 @@ class Take(TakeBase):
                     order = self.order
                     if index:  # one more, also where it asks for the same as the one before
                         order = attrs.evolve(order, open=False)
-                    self._take_plan(self._plan_more(order, section, seed), None)
-                    yield from map(self._tell, self.unread())
+                    plan = self._plan_more(order, section, seed)
+                    self._take_plan(plan, None)
+                    yield from map(self._tell, (*plan.rows, *plan.notes, *self.unread()))
                     yield from self._logged(worker.all_to_be_made())
                     if worker.limit == 0:
                         break
@@ -768,7 +780,11 @@ class Take(TakeBase):
             return story
         if isinstance(story, str | Path):
             return read_storyboard(Path(story), seconds)
-        return Storyboard(sections=tuple(story))
+        sections = tuple(story)
+        for section in sections:
+            if not isinstance(section, Section):
+                raise UserError(f"run: sections are wanted, not {section!r}")
+        return Storyboard(sections=sections)
 
     def use_loras(self, texts: Sequence[str]) -> None:
         """Use LoRA files in the sections that are asked for from now on.
@@ -833,7 +849,10 @@ class Take(TakeBase):
 
 
 def _device(device: torch.device | str | None) -> torch.device:
-    return pick_device() if device is None else torch.device(device)
+    try:
+        return pick_device() if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UserError(f"device {device!r}: name one of torch's, such as cpu or cuda") from None
 
 
 def _is_scale(text: str) -> bool:
@@ -843,8 +862,8 @@ def _is_scale(text: str) -> bool:
         return False
 
 
-def _check_asked(story: Any, segments: Any, gain: Any) -> None:
-    """Refuse arguments of `run` before anything is written."""
+def _check_asked(story: Any, segments: Any = None, gain: Any = None) -> None:
+    """Refuse arguments of `run` and `plan` before anything is written."""
     if story is not None and not isinstance(story, Storyboard | Section | Path | str | Iterable):
         raise UserError(
             f"run: a storyboard, its path, a section or an iterable of sections is wanted, not "

@@ -216,7 +216,7 @@ class Worker:
         if adopted:
             take.folder.latents(recipe.id, number)
             segment = take.folder.segment(recipe.id, number)
-            tokens = int(segment.made.get("tokens", 0))
+            tokens = int(segment.made.get("tokens") or 0)
         else:
             self._check_room(order, number)
             shot = max((link.first for link in self.past.links if link.cut), default=0)

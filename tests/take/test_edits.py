@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from longtake.core.errors import UserError
+from longtake.core.take.events import Told
 from longtake.core.take.source import read_source
 from longtake.core.take.storyboard import Section
 from longtake.core.take.take import Take
@@ -334,3 +335,65 @@ def test_json_of_another_kind_is_one_line(after_video: Take, tmp_path: Path) -> 
         assert code == 2 and f"{name}.json is missing" in err, err
         files[name].write_text(good, encoding="utf-8")
     assert longtake("generate", "--out", take.root)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_beginning_again_is_delivered_as_it_was_and_said_before(
+    after_video: Take, tmp_path: Path
+) -> None:
+    take = copy(after_video, tmp_path / "take")
+    source = read_source(take.folder)
+    assert source is not None
+    take.deliver_source("recode")
+    dry = ("generate", "--out", take.root, "--extend", source.path, "--dry-run")
+    take.drop_after(1)
+    code, _, err = longtake(*dry)
+    assert code == 0 and "; the take keeps the first 81 frames, as it was edited" in err
+    take.drop_after(0)
+    other = clip(tmp_path / "other.mp4")
+    code, _, err = longtake("generate", "--out", take.root, "--extend", other, "--dry-run")
+    assert code == 2 and "which --undo brings back: another beginning" in err
+    code, _, err = longtake(*dry)
+    assert code == 0 and str(tmp_path / "take") not in err.replace(str(take.root), "")
+    take.begin(source.path)
+    again = read_source(take.folder)
+    assert again is not None and again.recode, "None: as it was"
+    order = take.order
+    (take.root / "source" / "source.json").unlink()
+    with pytest.raises(UserError, match=r"source\.json, which names it, is gone: put it back"):
+        list(take.run())
+    assert take.order == order
+
+
+def test_what_cannot_be_made_is_refused_before_it_is_written(run: Path, tmp_path: Path) -> None:
+    story = tmp_path / "story.json"
+    board = {"format": 1, "title": "a\0b", "sections": [{"duration": 1, "prompt": "a"}]}
+    story.write_text(json.dumps(board))
+    out = tmp_path / "out"
+    words = ("generate", run, "--out", out, "--story", story)
+    code, _, err = longtake(*words)
+    assert code == 2 and "title must be text without control characters" in err
+    story.write_text(json.dumps(board | {"title": "ab"}))
+    code, _, err = longtake(*words, "--lora", story)
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+    code, _, err = longtake(*words[:4], "--prompt", "a", "--seconds", 1, "--guidance", 1e300)
+    assert code == 2 and "must be at most 1000" in err
+    with pytest.raises(UserError, match="device 'foo': name one of torch's"):
+        begun(out, run, device="foo")
+    assert not out.exists()
+    take = begun(out, run)
+    for story_of_another_kind in (["a"], b"ab", {"a": 1}):
+        with pytest.raises(UserError, match="sections are wanted, not"):
+            list(take.run(story_of_another_kind))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="a storyboard, its path, a section"):
+        take.plan(5)  # type: ignore[arg-type]
+    assert not take.order.entries
+
+
+@pytest.mark.slow
+def test_a_section_of_an_iterator_says_what_a_section_says(run: Path, tmp_path: Path) -> None:
+    take = begun(tmp_path / "take", run)
+    long = Section(prompt="a", seconds=8.0)
+    said = [e.text for e in take.run(iter([long]), segments=1, seed=5) if isinstance(e, Told)]
+    plan = begun(tmp_path / "other", run).plan(long, seed=5)
+    assert [row for row in plan.rows if row in said] == list(plan.rows) != []

@@ -201,10 +201,17 @@ def test_a_story_is_read_once_and_its_copy_may_be_given(run: Path, tmp_path: Pat
     assert av.open(str(out / "take.mp4")).metadata["title"] == "Täg"
     story = out / "story.orig.json"
     story.write_text(json.dumps(board | {"title": "Night"}))
-    written, order = out / "take.mp4", (out / "order.json").read_bytes()
+    written, first = out / "take.mp4", (out / "take.mp4").read_bytes()
+    entries = json.loads((out / "order.json").read_text())["entries"]
     assert longtake("generate", "--out", out, "--story", story)[0] == 0
-    assert (out / "order.json").read_bytes() == order
+    assert json.loads((out / "order.json").read_text())["entries"] == entries
     assert av.open(str(written)).metadata["title"] == "Night"
+    assert longtake("generate", "--out", out, "--branch", tmp_path / "branch")[0] == 0
+    assert longtake("generate", "--out", tmp_path / "branch")[0] == 0
+    assert av.open(str(tmp_path / "branch" / "take.mp4")).metadata["title"] == "Night"
+    assert longtake("generate", "--out", out, "--undo")[0] == 0
+    assert written.read_bytes() == first, "a title is an edit, too"
+    assert longtake("generate", "--out", out, "--story", story)[0] == 0
     changed = written.stat().st_mtime_ns
     code, _, err = longtake("generate", "--out", out, "--story", story, "--seed", 99)
     assert code == 0 and "seed 99 does not count for segments 1-2, planned with" in err
