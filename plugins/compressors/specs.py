@@ -14,6 +14,12 @@ DTYPES = ("float32", "float16", "bfloat16")
 FRAMEPACK = (1, 2, 4)  # rates that FramePack has projections for
 
 
+EDGES = doc(
+    "where tokens of incomplete cells at right and bottom stand: ceil in the middle of what they "
+    "cover; whole evenly spaced, where whole cells would be"
+)
+
+
 @frozen(kw_only=True)
 class Conv(CompressorSpec):
     """The paper's encoder: an LR branch through the DiT's own projection plus an HR conv branch.
@@ -140,14 +146,7 @@ class Transformer(CompressorSpec):
         validator=instance_of(Rate),
         metadata=doc("latent cells a memory cell stands for, HxWxT, steps of 1, 2, 4 or 8"),
     )
-    rounding: str = field(
-        default="ceil",
-        validator=in_(("ceil", "whole")),
-        metadata=doc(
-            "where tokens of incomplete cells at right and bottom stand: ceil in the middle of "
-            "what they cover; whole evenly spaced, where whole cells would be"
-        ),
-    )
+    rounding: str = field(default="ceil", validator=in_(("ceil", "whole")), metadata=EDGES)
     layers: int = field(default=4, validator=ge(1), metadata=doc("transformer layers, ≥ 1"))
     heads: int = field(
         default=8,
@@ -241,14 +240,7 @@ class Patchifier(CompressorSpec):
         validator=instance_of(Rate),
         metadata=doc("latent cells a memory cell stands for, HxWxT; unused under a schedule"),
     )
-    rounding: str = field(
-        default="ceil",
-        validator=in_(("ceil", "whole")),
-        metadata=doc(
-            "where tokens of incomplete cells at right and bottom stand: ceil in the middle of "
-            "what they cover; whole evenly spaced, where whole cells would be"
-        ),
-    )
+    rounding: str = field(default="ceil", validator=in_(("ceil", "whole")), metadata=EDGES)
     schedule: tuple[tuple[int, int], ...] = field(
         default=(),
         validator=_ages,
