@@ -444,7 +444,7 @@ def fit_folder(args: argparse.Namespace) -> int:
         before, began = _minutes(args.out), time.monotonic()
         with progress_bar("training") as report:
             whole = train(codec, clips, fit, args.out, report)
-        minutes = round(before + (time.monotonic() - began) / 60, 2)
+        minutes = round(before + (time.monotonic() - began) / 60, 4)
         write_json(args.out / MINUTES, {"minutes": minutes})
         if not whole:
             print(f"stopped; the same command goes on in {args.out}", file=sys.stderr)
