@@ -199,8 +199,8 @@ def test_figures_are_means_of_the_rows(result):
 
 def test_shuffled_memory_is_of_another_clip_of_the_size(result):
     a, b, c, d = result.clips
-    assert c.specific == pytest.approx(0.0, abs=5e-6)  # its next one is a, of the same frames
-    assert abs(a.specific) > 1e-5 and abs(b.specific) > 1e-5
+    assert c.specific == pytest.approx(0.0, abs=5e-5)  # its next one is a, of the same frames
+    assert abs(a.specific) > 5e-4 and abs(b.specific) > 5e-4
     assert d.specific is None and d.gain is not None
     assert result.gain.alone == 1 and result.gain.specific.n == 3
     assert a.foreign == pytest.approx(a.specific - a.gain)
