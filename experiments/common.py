@@ -202,10 +202,8 @@ def training_progress(run: Path, step: int, experiment: Experiment) -> dict[str,
 
 def say_left_out(result: CacheResult) -> list[str]:
     """Return what `cache` left out, a line each, and say it on stderr."""
-    unused = [f"not used: {one.detail}" for one in result.outcomes if one.status == "bad"]
-    lost = [f"not done: {one.detail}" for one in result.outcomes if one.status == "lost"]
     odd = [f"{one.source}: {one.note}" for one in result.outcomes if one.note]
-    lines = [*unused, *lost, *odd, *result.notes]
+    lines = [*result.left_out, *odd, *result.notes]
     for line in lines:
         print(line, file=sys.stderr)
     return lines

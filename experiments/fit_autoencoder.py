@@ -441,10 +441,10 @@ def fit_folder(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     with claimed_folder(args.out):
         write_json(args.out / "fit.json", settings)
-        before, began = _minutes(args.out), time.monotonic()
+        trained, began = _minutes(args.out), time.monotonic()
         with progress_bar("training") as report:
             whole = train(codec, clips, fit, args.out, report)
-        minutes = round(before + (time.monotonic() - began) / 60, 4)
+        minutes = round(trained + (time.monotonic() - began) / 60, 4)
         write_json(args.out / MINUTES, {"minutes": minutes})
         if not whole:
             print(f"stopped; the same command goes on in {args.out}", file=sys.stderr)

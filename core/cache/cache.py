@@ -199,6 +199,17 @@ class CacheResult:
     pruned: bool = False
     cut_captions: int = 0
 
+    @property
+    def left_out(self) -> list[str]:
+        """What cannot be used, and what was not done since its process died, a line each."""
+        words = {"bad": "not used", "lost": "not done"}
+        return [
+            f"{says}: {one.detail}"
+            for status, says in words.items()
+            for one in self.outcomes
+            if one.status == status
+        ]
+
     def count(self, status: str) -> int:
         """Return how many videos have that status."""
         return sum(outcome.status == status for outcome in self.outcomes)

@@ -116,8 +116,7 @@ def _data(result: CacheResult) -> dict[str, object]:
 
 def _lines(result: CacheResult) -> list[str]:
     outcomes = result.outcomes
-    bad = [f"  not used: {one.detail}" for one in outcomes if one.status == "bad"]
-    lost = [f"  not done: {one.detail}" for one in outcomes if one.status == "lost"]
+    left_out = [f"  {line}" for line in result.left_out]
     updated = [f"  {one.source}: {one.detail} updated" for one in outcomes
                if one.status == "updated"]  # fmt: skip
     upscaled = [f"  {one.source}: {one.detail}" for one in outcomes if "(upscaled)" in one.detail]
@@ -130,7 +129,7 @@ def _lines(result: CacheResult) -> list[str]:
     if result.cut_captions:
         long = f"{counted(result.cut_captions, 'video')} with a longer caption"
         notes.append(f"  {long} than the text encoder reads: its end is cut")
-    said = [*bad, *lost, *updated, *upscaled, *odd, *gone, *notes]
+    said = [*left_out, *updated, *upscaled, *odd, *gone, *notes]
     return [*said, str(result.captions), _summary(result)]
 
 

@@ -310,15 +310,13 @@ def refuse_changes(root: Path, before: Experiment, now: Experiment) -> list[str]
 
 
 def _differing(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the fields in which two specs differ, with both values; of another kind, the whole."""
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
-        for key in old:
-            yield from _differing(old[key], new[key], f"{path}.{key}")
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    """Yield the fields in which specs differ, or equally long lists of them, with both values."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from _differing(one, other, f"{path}.{index}")
-    elif old != new:
-        yield path, _kind_or(old), _kind_or(new)
+    else:
+        for field, was, given in config.differences(old, new, path):
+            yield field, _kind_or(was), _kind_or(given)
 
 
 def _shown(value: Any) -> str:

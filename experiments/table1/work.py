@@ -123,7 +123,7 @@ class TableFolder:
         if result["format"] != FORMAT or not isinstance(stored, dict):
             raise UserError(f"{path} is of an older table: name another --out")
         changed = [
-            f"{key} was {shortened(old)}, is {shortened(new)}"
+            f"{key} was {_shortened(old)}, is {_shortened(new)}"
             for key, old, new in differences(stored, to_json(self.experiment(row, seed)))
             if key != WEIGHTS or not self._same_below(old, new)
         ]
@@ -141,7 +141,7 @@ class TableFolder:
         return Path(old).parts[-len(below) :] == below
 
 
-def shortened(value: Any) -> str:
+def _shortened(value: Any) -> str:
     """Return a value as a message shows it."""
     text = str(value)
     return text if len(text) <= SHOWN_VALUE else f"{text[:SHOWN_VALUE]}…"
